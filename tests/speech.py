@@ -1,0 +1,151 @@
+"""Clips and data sets made up for the tests: nothing here is anybody's voice."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+from numpy.typing import NDArray
+
+RELEASE_HEADER = ("client_id", "path", "sentence_id", "sentence", "up_votes", "down_votes", "age", "locale")
+
+
+def voice(duration_s: float, rate_hz: int, pitch_hz: float = 150.0) -> NDArray[np.float32]:
+    """(T,): ten harmonics under a syllable-like envelope, loudest sample 0.5."""
+    time_s = np.arange(round(duration_s * rate_hz)) / rate_hz
+    tone = sum(np.sin(2 * np.pi * pitch_hz * k * time_s) / k for k in range(1, 11))
+    shaped = tone * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * time_s))
+    return (0.5 * shaped / np.abs(shaped).max()).astype(np.float32)
+
+
+def encode(samples: NDArray[np.float32], rate_hz: int, kind: str = "WAV", subtype: str | None = None) -> bytes:
+    """A file's content; ``samples`` is (T,) or (T, channels)."""
+    content = io.BytesIO()
+    sf.write(content, samples, rate_hz, format=kind, subtype=subtype)
+    return content.getvalue()
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One row of a made-up Common Voice release."""
+
+    path: str
+    sentence: str
+    content: bytes | None
+    up_votes: int = 2
+    down_votes: int = 0
+    client_id: str = "speaker-a"
+
+
+def good_utterances(count: int, duration_s: float = 0.6) -> list[Utterance]:
+    """Clips that pass, each with a pitch of its own."""
+    return [
+        Utterance(f"good_{n}.mp3", f"Silav {n}.", encode(voice(duration_s, 32000, 100 + 20 * n), 32000, "MP3"))
+        for n in range(count)
+    ]
+
+
+def mixed_utterances() -> list[Utterance]:
+    """Three clips that pass, among one for each way to fail that a release can have."""
+    first, second = good_utterances(2)
+    stereo = np.stack([voice(0.6, 48000, 110), voice(0.6, 48000, 220)], axis=1)
+    return [
+        replace(first, path="unliked.mp3", up_votes=1),
+        first,
+        replace(first, path="disliked.mp3", down_votes=1),
+        replace(first, path="corrupt.mp3", content=b"no MP3 at all " * 50),
+        replace(first, path="empty.mp3", sentence=" \u2028 "),
+        Utterance("stereo.mp3", "Du deng, yek.", encode(stereo, 48000, "MP3")),
+        Utterance("short.mp3", "A", encode(voice(0.05, 32000), 32000, "MP3")),
+        replace(first, path="wordy.mp3", sentence="pirr gotin " * 10),
+        replace(first, path="absent.mp3", content=None),
+        second,
+    ]
+
+
+MIXED_REJECTIONS = {
+    "unliked.mp3": "too-few-upvotes",
+    "disliked.mp3": "too-many-downvotes",
+    "corrupt.mp3": "unreadable-audio",
+    "empty.mp3": "empty-text",
+    "short.mp3": "too-short",
+    "wordy.mp3": "text-too-long",
+    "absent.mp3": "missing-file",
+}
+
+
+def write_release(folder: Path, utterances: Sequence[Utterance]) -> Path:
+    """An extracted Common Voice release: validated.tsv and clips/."""
+    (folder / "clips").mkdir(parents=True)
+    lines = ["\t".join(RELEASE_HEADER)]
+    for n, utterance in enumerate(utterances):
+        row = (utterance.client_id, utterance.path, f"s{n}", utterance.sentence)
+        lines.append("\t".join([*row, str(utterance.up_votes), str(utterance.down_votes), "", "kmr"]))
+        if utterance.content is not None:
+            (folder / "clips" / utterance.path).write_bytes(utterance.content)
+    (folder / "validated.tsv").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+def write_parquet(file: Path, utterances: Sequence[Utterance]) -> Path:
+    """The same as Parquet, the way ``datasets`` saves a column with an ``Audio`` feature."""
+    import datasets
+
+    columns = {
+        "client_id": [u.client_id for u in utterances],
+        "path": [u.path for u in utterances],
+        "audio": [u.content and {"bytes": u.content, "path": u.path} for u in utterances],
+        "sentence": [u.sentence for u in utterances],
+        "up_votes": [u.up_votes for u in utterances],
+        "down_votes": [u.down_votes for u in utterances],
+    }
+    struct = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = {
+        "client_id": datasets.Value("string"),
+        "path": datasets.Value("string"),
+        "audio": struct,
+        "sentence": datasets.Value("string"),
+        "up_votes": datasets.Value("int64"),
+        "down_votes": datasets.Value("int64"),
+    }
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows.cast_column("audio", datasets.Audio()).to_parquet(str(file))
+    return file
+
+
+def write_lj_speech(folder: Path, lines: Sequence[str], clips: dict[str, bytes]) -> Path:
+    """metadata.csv of ``lines``, and ``clips`` by path within the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metadata.csv").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="")
+    for path, content in clips.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    return folder
+
+
+# Stand-ins for preparation.convert_clip; worker processes find them here by name.
+
+
+def killed_worker(*_: object) -> int:
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def full_disk(audio: object, tokens: int, target_rate_hz: int, wav: Path) -> int:
+    import errno
+
+    raise OSError(errno.ENOSPC, "No space left on device", str(wav))
+
+
+def without_torch(audio: object, tokens: int, target_rate_hz: int, wav: Path) -> int:
+    """Writes which heavy packages the worker has imported instead of a clip."""
+    import sys
+
+    wav.write_text(" ".join(sorted({"torch", "datasets", "transformers"} & set(sys.modules))))
+    return 1

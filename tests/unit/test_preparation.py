@@ -1,0 +1,333 @@
+"""Preparation: what is written, what is left out and why, and that neither depends on the number of processes."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import soxr
+
+from tests import speech
+from tests.speech import MIXED_REJECTIONS, encode, good_utterances, mixed_utterances, voice
+from vits_trainer import preparation
+from vits_trainer.config import PrepareConfig
+from vits_trainer.errors import DataError, VitsTrainerError
+from vits_trainer.preparation import one_line, prepare
+from vits_trainer.recordings import read_pcm16_wav
+
+SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+def prepare_into(output_dir: Path, dataset: Path, **settings: int) -> preparation.PreparationSummary:
+    return prepare(PrepareConfig(dataset=str(dataset), output_dir=str(output_dir), **{"processes": 1, **settings}))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rejected(output_dir: Path) -> dict[str, str]:
+    with (output_dir / "rejected.csv").open(encoding="utf-8", newline="") as file:
+        return {row["clip"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def lj_speech(folder: Path, texts: list[str]) -> Path:
+    """Clips c0, c1 ... of 0.5 s at 16 kHz, each with a pitch of its own."""
+    clips = {f"wavs/c{n}.wav": encode(voice(0.5, 16000, 100 + 20 * n), 16000) for n in range(len(texts))}
+    return speech.write_lj_speech(folder, [f"c{n}|{text}" for n, text in enumerate(texts)], clips)
+
+
+# The result
+
+
+@pytest.mark.parametrize("kind", ["release", "parquet"])
+def test_a_release_and_the_same_as_parquet_with_every_way_to_fail(tmp_path: Path, kind: str) -> None:
+    utterances = mixed_utterances()
+    if kind == "release":
+        dataset = speech.write_release(tmp_path / "cv", utterances)
+    else:
+        dataset = speech.write_parquet(tmp_path / "cv.parquet", utterances)
+    summary = prepare_into(tmp_path / "out", dataset, processes=2)
+
+    assert rejected(tmp_path / "out") == MIXED_REJECTIONS
+    assert {str(reason): count for reason, count in summary.rejected.items()} == dict.fromkeys(
+        MIXED_REJECTIONS.values(), 1
+    )
+    assert (summary.accepted, summary.speakers, summary.texts_changed) == (3, 1, 0)
+    lines = ["audio_000000.wav|Silav 0.", "audio_000001.wav|Du deng, yek.", "audio_000002.wav|Silav 1."]
+    assert (tmp_path / "out" / "metadata.csv").read_bytes() == "".join(f"{line}\n" for line in lines).encode()
+    assert sorted(path.name for path in (tmp_path / "out" / "wavs").iterdir()) == [line[:16] for line in lines]
+    assert summary.seconds == pytest.approx(1.8, abs=1e-3)
+    for line in lines:
+        info = sf.info(tmp_path / "out" / "wavs" / line[:16])
+        assert (info.samplerate, info.channels, info.subtype, info.format) == (16000, 1, "PCM_16", "WAV")
+
+
+@pytest.mark.parametrize(("kind", "rate_hz", "channels"), [("FLAC", 48000, 2), ("MP3", 32000, 1), ("WAV", 22050, 1)])
+def test_a_prepared_clip_is_the_resampled_source_within_rounding(
+    tmp_path: Path, kind: str, rate_hz: int, channels: int
+) -> None:
+    content = encode(np.stack([voice(0.7, rate_hz, 90 * (c + 1)) for c in range(channels)], axis=1), rate_hz, kind)
+    (tmp_path / "original").write_bytes(content)
+    decoded, _ = sf.read(tmp_path / "original", dtype="float64", always_2d=True)
+    expected = soxr.resample(decoded.mean(axis=1), rate_hz, 16000)
+
+    dataset = speech.write_lj_speech(tmp_path / "set", ["a|Deng."], {f"wavs/a.{kind.lower()}": content})
+    prepare_into(tmp_path / "out", dataset)
+    pcm, prepared_rate_hz = read_pcm16_wav(tmp_path / "out" / "wavs" / "audio_000000.wav")
+    assert prepared_rate_hz == 16000
+    assert len(pcm) == len(expected)
+    assert np.abs(pcm - expected * 32768).max() < 0.51  # half a step of rounding, and float32
+
+
+def test_the_number_of_processes_changes_no_byte_and_neither_does_a_limit_on_clips(tmp_path: Path) -> None:
+    dataset = speech.write_release(tmp_path / "cv", [*mixed_utterances(), *good_utterances(5)])
+    one = prepare_into(tmp_path / "one", dataset, processes=1)
+    two = prepare_into(tmp_path / "two", dataset, processes=2)
+    assert one.accepted == 8
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert replace(one, output_dir=Path()) == replace(two, output_dir=Path())
+
+    prepare_into(tmp_path / "one of 4", dataset, processes=1, max_samples=4)
+    prepare_into(tmp_path / "two of 4", dataset, processes=2, max_samples=4)
+    assert contents(tmp_path / "one of 4") == contents(tmp_path / "two of 4")
+    whole, part = contents(tmp_path / "one"), contents(tmp_path / "one of 4")
+    wavs = [f"wavs/audio_{n:06d}.wav" for n in range(4)]
+    assert sorted(part) == ["dataset.json", "metadata.csv", "rejected.csv", *wavs]
+    assert [part[name] for name in wavs] == [whole[name] for name in wavs]
+    assert whole["metadata.csv"].startswith(part["metadata.csv"])
+
+
+def test_dataset_json_says_what_was_made_from_what(tmp_path: Path) -> None:
+    dataset = speech.write_release(tmp_path / "cv", mixed_utterances())
+    prepare_into(tmp_path / "out", dataset, target_sr=22050, min_upvotes=1)
+    written = json.loads((tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"))
+    assert written["accepted"] == 4
+    assert written["rejected"] == dict.fromkeys(set(MIXED_REJECTIONS.values()) - {"too-few-upvotes"}, 1)
+    assert (written["seconds"], written["mean_seconds"], written["hours"]) == (2.4, 0.6, 0.0007)
+    assert (written["speakers"], written["texts_changed"], written["sampling_rate"]) == (1, 0, 22050)
+    assert written["source"] == {"kind": "common-voice", "dataset": str(dataset), "clips": 10}
+    assert written["settings"] == {"target_sr": 22050, "max_samples": 0, "min_upvotes": 1, "max_downvotes": 0}
+    assert written["versions"]["soxr"] == soxr.__version__
+    assert set(written["versions"]) == {"vits_trainer", "soundfile", "libsndfile", "soxr"}
+
+
+def test_several_speakers_stand_in_a_third_column(tmp_path: Path) -> None:
+    voices = ["b", "a|a\n", "", "b"]
+    utterances = [replace(u, client_id=name) for u, name in zip(good_utterances(4), voices, strict=True)]
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", utterances)
+    assert prepare_into(tmp_path / "out", dataset).speakers == 3
+    lines = (tmp_path / "out" / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split("|")[2:] for line in lines] == [["b"], ["a a"], ["unknown"], ["b"]]
+
+
+def test_a_speaker_whose_clips_were_all_rejected_does_not_count(tmp_path: Path) -> None:
+    first, second = good_utterances(2)
+    dataset = speech.write_release(tmp_path / "cv", [first, replace(second, client_id="other", up_votes=0)])
+    assert prepare_into(tmp_path / "out", dataset).speakers == 1
+    assert (tmp_path / "out" / "metadata.csv").read_text() == "audio_000000.wav|Silav 0.\n"
+
+
+# Texts
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Roj baş, hevalê min!", "Roj baş, hevalê min!"),
+        ("a|b", "a b"),
+        ("a\r\nb\nc\rd", "a b c d"),
+        ("a\u2028b\u2029c\x85d\x0be\x0cf", "a b c d e f"),
+        ("a\tb\0c", "a b c"),
+        ("  a \u00a0 b ", "a b"),
+        (" |\n\0", ""),
+    ],
+)
+def test_one_line(text: str, expected: str) -> None:
+    assert one_line(text) == expected
+
+
+def test_texts_that_would_break_the_metadata_are_mended_and_counted(tmp_path: Path) -> None:
+    texts = ["one|two", "one\r\ntwo", "one\u2028two", "plain"]
+    utterances = [replace(u, sentence=text) for u, text in zip(good_utterances(4), texts, strict=True)]
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", utterances)
+    summary = prepare_into(tmp_path / "out", dataset)
+    assert summary.texts_changed == 3
+    lines = (tmp_path / "out" / "metadata.csv").read_bytes().decode().split("\n")
+    assert [line.partition("|")[2] for line in lines] == ["one two", "one two", "one two", "plain", ""]
+
+
+def test_a_text_is_too_long_from_the_first_token_without_a_frame(tmp_path: Path) -> None:
+    """0.5 s at 16 kHz are 31 frames: 15 characters make 31 tokens, and 16 make 33."""
+    dataset = lj_speech(tmp_path / "set", ["x" * 15, "x" * 16, "x" * 15 + "  "])
+    assert prepare_into(tmp_path / "out", dataset).accepted == 2
+    assert rejected(tmp_path / "out") == {"c1": "text-too-long"}
+    assert "33 tokens, 31 frames" in (tmp_path / "out" / "rejected.csv").read_text()
+
+
+def test_rejected_clips_are_no_formulas_for_a_spreadsheet(tmp_path: Path) -> None:
+    names = ["=1+1", "+1", "-1", "@x", "\n=2", 'a,"b"', "plain"]
+    utterances = [replace(good_utterances(1)[0], path=name, up_votes=0) for name in names]
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", [*utterances, good_utterances(1)[0]])
+    prepare_into(tmp_path / "out", dataset)
+    assert list(rejected(tmp_path / "out")) == ["'=1+1", "'+1", "'-1", "'@x", "'=2", 'a,"b"', "plain"]
+
+
+# What stands in the way
+
+
+def test_nothing_left_is_an_error_with_counts_after_rejected_csv(tmp_path: Path) -> None:
+    bad = [u for u in mixed_utterances() if u.path in ("unliked.mp3", "corrupt.mp3")]
+    dataset = speech.write_release(tmp_path / "cv", [*bad, bad[0]])
+    with pytest.raises(DataError, match="2 too-few-upvotes, 1 unreadable-audio") as caught:
+        prepare_into(tmp_path / "out", dataset)
+    assert str(tmp_path / "out" / "rejected.csv") in str(caught.value)
+    assert rejected(tmp_path / "out") == {"unliked.mp3": "too-few-upvotes", "corrupt.mp3": "unreadable-audio"}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejected.csv"]
+
+
+@pytest.mark.parametrize("there", ["dataset.json", "metadata.csv"])
+def test_a_prepared_set_is_never_written_over(tmp_path: Path, there: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / there).write_text("precious")
+    with pytest.raises(DataError, match="Delete it, or choose another --output_dir"):
+        prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a"]))
+    assert contents(tmp_path / "out") == {there: b"precious"}
+
+
+def test_what_an_interrupted_preparation_left_is_done_again(tmp_path: Path) -> None:
+    dataset = lj_speech(tmp_path / "set", ["a", "b"])
+    wavs = tmp_path / "out" / "wavs"
+    wavs.mkdir(parents=True)
+    for name in ("audio_000000.wav", "audio_000007.wav", "12.part"):
+        (wavs / name).write_bytes(b"half")
+    prepare_into(tmp_path / "out", dataset)
+    prepare_into(tmp_path / "fresh", dataset)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_recordings_that_are_not_ours_are_never_deleted(tmp_path: Path) -> None:
+    wavs = tmp_path / "out" / "wavs"
+    wavs.mkdir(parents=True)
+    (wavs / "audio_000000.wav").write_bytes(b"precious")
+    (wavs / "interview.wav").write_bytes(b"precious")
+    with pytest.raises(DataError, match=r"interview\.wav was not written by prepare_data"):
+        prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a"]))
+    assert len(contents(tmp_path / "out")) == 2
+
+
+def test_the_data_set_itself_is_no_output_folder(tmp_path: Path) -> None:
+    dataset = lj_speech(tmp_path / "set", ["a"])
+    before = contents(dataset)
+    with pytest.raises(DataError, match="is the data set itself"):
+        prepare_into(tmp_path / "set" / "wavs" / "..", dataset)
+    assert contents(dataset) == before
+
+
+def test_a_prepared_folder_is_no_source(tmp_path: Path) -> None:
+    """Its third column is the speaker, and would be taken for the normalised text."""
+    prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a"]))
+    with pytest.raises(DataError, match="prepare_data wrote this folder"):
+        prepare_into(tmp_path / "again", tmp_path / "out")
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match=r"cannot be written.*--output_dir") as caught:
+        prepare_into(tmp_path / "file" / "out", lj_speech(tmp_path / "set", ["a"]))
+    assert str(tmp_path / "file") in str(caught.value)
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "convert_clip", speech.full_disk)
+    with pytest.raises(DataError, match=r"out/wavs/0\.part: cannot be written \(No space left on device\)"):
+        prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a", "b"]))
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+# Processes
+
+
+def test_a_killed_worker_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "convert_clip", speech.killed_worker)
+    with pytest.raises(VitsTrainerError, match="worker process of prepare_data was killed") as caught:
+        prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a", "b", "c"]), processes=2)
+    assert caught.value.exit_code == 1
+
+
+def test_workers_import_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "convert_clip", speech.without_torch)
+    prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a"]))
+    assert (tmp_path / "out" / "wavs" / "audio_000000.wav").read_text() == ""
+
+
+def test_only_a_few_clips_are_under_way_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parquet brings the audio itself: were the source read ahead, it would all lie in memory."""
+    source = preparation.open_source(PrepareConfig(dataset=str(lj_speech(tmp_path / "set", ["a"] * 30))))
+    taken = [0]
+
+    def counted():
+        for clip in source.clips:
+            taken[0] += 1
+            yield clip
+
+    monkeypatch.setattr(preparation, "open_source", lambda _: replace(source, clips=counted()))
+    prepare_into(tmp_path / "out", tmp_path, max_samples=2)
+    assert 2 <= taken[0] <= 8
+
+
+def _children(process_id: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+def test_no_worker_outlives_a_killed_preparation(tmp_path: Path) -> None:
+    dataset = lj_speech(tmp_path / "set", ["a"])
+    (dataset / "metadata.csv").write_text("c0|a\n" * 20_000)
+    command = [sys.executable, "-m", "vits_trainer", "prepare_data", "--dataset", str(dataset), "--processes", "2"]
+    running = subprocess.Popen([*command, "--output_dir", str(tmp_path / "out")])
+    wavs = tmp_path / "out" / "wavs"
+    deadline_s = time.monotonic() + 60
+    while not (wavs / "audio_000000.wav").exists():
+        assert running.poll() is None
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    workers = _children(running.pid)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert len(workers) >= 2
+    while any(Path(f"/proc/{worker}").exists() and not _is_zombie(worker) for worker in workers):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    prepare_into(tmp_path / "out", lj_speech(tmp_path / "few", ["a"]))
+    assert len(list(wavs.iterdir())) == 1
+
+
+def _is_zombie(process_id: int) -> bool:
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+# Real speech
+
+
+@pytest.mark.skipif(not SHARED_DATA.exists(), reason="the shared recordings are not here")
+@pytest.mark.parametrize(("name", "clips"), [("kerstin", 24), ("ljspeech", 16)])
+def test_real_speech_passes_whole(tmp_path: Path, name: str, clips: int) -> None:
+    summary = prepare_into(tmp_path / "out", SHARED_DATA / name, max_samples=clips, processes=2)
+    assert (summary.accepted, summary.rejected) == (clips, {})
+    assert 2 < summary.mean_seconds < 10
+    first = (SHARED_DATA / name / "metadata.csv").read_text(encoding="utf-8").split("\n")[0].split("|")
+    info = sf.info(next((SHARED_DATA / name).glob(f"*/{first[0]}.*")))
+    pcm, _ = read_pcm16_wav(tmp_path / "out" / "wavs" / "audio_000000.wav")
+    assert len(pcm) / 16000 == pytest.approx(info.duration, abs=1e-3)
+    assert np.abs(pcm).max() > 1000

@@ -1,0 +1,289 @@
+"""Each kind of source is recognised, read in order and lazily, and refused with file and line where it is malformed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.speech import encode, good_utterances, voice, write_lj_speech, write_parquet, write_release
+from vits_trainer.config import PrepareConfig
+from vits_trainer.errors import DataError
+from vits_trainer.recordings import Reason
+from vits_trainer.sources import SourceClip, open_source
+
+WAV = encode(voice(0.3, 16000), 16000)
+HEADER = "client_id\tpath\tsentence\tup_votes\tdown_votes\n"
+
+
+def clips_of(dataset: Path | str, **settings: int) -> list[SourceClip]:
+    return list(open_source(PrepareConfig(dataset=str(dataset), **settings)).clips)
+
+
+def reasons(clips: list[SourceClip]) -> list[Reason | None]:
+    return [clip.rejection and clip.rejection.reason for clip in clips]
+
+
+def refusal(dataset: Path | str) -> str:
+    with pytest.raises(DataError) as caught:
+        clips_of(dataset)
+    return str(caught.value)
+
+
+# LJ Speech
+
+
+@pytest.mark.parametrize("place", ["wavs/", "audio/", ""])
+@pytest.mark.parametrize("ending", [".wav", ".flac", ".mp3", ".ogg"])
+def test_lj_speech_audio_is_found_whatever_its_folder_and_ending(tmp_path: Path, place: str, ending: str) -> None:
+    clips = {f"{place}a.1{ending}": b"x", f"{place}b{ending}": b"y"}
+    folder = write_lj_speech(tmp_path / "set", ["b|Zwei.", f"a.1{ending}|Eins."], clips)
+    source = open_source(PrepareConfig(dataset=str(folder)))
+    assert (source.kind, source.clip_count) == ("lj-speech", 2)
+    assert list(source.clips) == [
+        SourceClip("b", "Zwei.", folder / f"{place}b{ending}", None, None),
+        SourceClip(f"a.1{ending}", "Eins.", folder / f"{place}a.1{ending}", None, None),
+    ]
+
+
+def test_lj_speech_takes_the_normalised_text_where_there_is_one(tmp_path: Path) -> None:
+    lines = ["a|No 1|Number one", "a|Only this|", "a|Or this|  "]
+    clips = clips_of(write_lj_speech(tmp_path, lines, {"wavs/a.wav": WAV}))
+    assert [clip.text for clip in clips] == ["Number one", "Only this", "Or this"]
+
+
+def test_lj_speech_texts_are_read_as_they_stand(tmp_path: Path) -> None:
+    """Quotes do not join lines; a byte order mark and DOS line ends go; other separators stay in the text."""
+    lines = ['\ufeffa|"Open', "b|quote, she said.\r", "", "c|one\u2028two\x0bthree\rfour"]
+    clips = clips_of(write_lj_speech(tmp_path, lines, {"wavs/a.wav": WAV}))
+    assert [clip.clip_id for clip in clips] == ["a", "b", "c"]
+    assert [clip.text for clip in clips] == ['"Open', "quote, she said.", "one\u2028two\x0bthree\rfour"]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "says"),
+    [
+        pytest.param(b"a|b\nc|d|e\n", 2, "expected 2 columns", id="ragged"),
+        pytest.param(b"a|b|c\n\nc|d\n", 3, "expected 3 columns", id="ragged after a blank line"),
+        pytest.param(b"file_name,transcription\na.wav,x\n", 1, "id|text", id="commas"),
+        pytest.param(b"a|b|c|d\n", 1, "4 column(s)", id="four columns"),
+        pytest.param(b"a|b\n|d\n", 2, "clip's id", id="no id"),
+        pytest.param(b"a|b\nc|stra\xdfe\n", 2, "Save the file as UTF-8", id="Latin-1"),
+        pytest.param("a|b\n".encode("utf-16"), 1, "Save the file as UTF-8", id="UTF-16"),
+    ],
+)
+def test_malformed_lj_speech_metadata_name_file_line_and_remedy(
+    tmp_path: Path, content: bytes, line: int, says: str
+) -> None:
+    (tmp_path / "metadata.csv").write_bytes(content)
+    message = refusal(tmp_path)
+    assert f"{tmp_path / 'metadata.csv'} line {line}:" in message
+    assert says in message
+
+
+def test_metadata_without_a_row_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("\n \n")
+    assert "no clip in it" in refusal(tmp_path)
+
+
+# Paths
+
+
+def test_paths_out_of_the_folder_are_rejected_however_they_lead_out(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.wav"
+    secret.write_bytes(WAV)
+    names = ("../../secret.wav", str(secret), "link", "linked/secret", "inside", "../wavs/a")
+    lines = [f"{name}|text" for name in names]
+    folder = write_lj_speech(tmp_path / "set", lines, {"wavs/a.wav": WAV})
+    (folder / "wavs" / "link.wav").symlink_to(secret)
+    (folder / "wavs" / "linked").symlink_to(tmp_path)
+    (folder / "wavs" / "inside.wav").symlink_to(folder / "wavs" / "a.wav")
+    clips = clips_of(folder)
+    assert reasons(clips) == [Reason.PATH_OUTSIDE] * 4 + [None, None]
+    assert {clip.audio for clip in clips[:4]} == {b""}
+    assert {clip.audio for clip in clips[4:]} == {folder / "wavs" / "a.wav"}
+    assert str(secret) in clips[1].rejection.detail
+
+
+def test_a_data_set_behind_a_symbolic_link_is_read(tmp_path: Path) -> None:
+    folder = write_lj_speech(tmp_path / "set", ["a|text"], {"wavs/a.wav": WAV})
+    (tmp_path / "link").symlink_to(folder)
+    assert reasons(clips_of(tmp_path / "link")) == [None]
+
+
+def test_names_that_no_file_can_have_are_missing_files(tmp_path: Path) -> None:
+    lines = [f"{name}|text" for name in ("a" * 300, "nul\0byte", "circle", "http://example.org/a.wav", "gone")]
+    folder = write_lj_speech(tmp_path, lines, {"wavs/a.wav": WAV})
+    (folder / "wavs" / "circle").symlink_to(folder / "wavs" / "circle")
+    assert reasons(clips_of(folder)) == [Reason.MISSING_FILE] * 5
+
+
+# Common Voice
+
+
+def test_common_voice_rows_in_order_with_votes_judged_before_the_file_is_looked_for(tmp_path: Path) -> None:
+    good = good_utterances(1)[0]
+    rows = [(1, 0, b""), (2, 0, b""), (2, 1, b""), (1, 0, None), (9, 0, None)]
+    release = write_release(
+        tmp_path / "cv",
+        [
+            replace(good, path=f"{n}.mp3", up_votes=up, down_votes=down, content=content, client_id=f"c{n}")
+            for n, (up, down, content) in enumerate(rows)
+        ],
+    )
+    source = open_source(PrepareConfig(dataset=str(release)))
+    assert (source.kind, source.clip_count) == ("common-voice", 5)
+    clips = list(source.clips)
+    assert [clip.clip_id for clip in clips] == [f"{n}.mp3" for n in range(5)]
+    assert [clip.speaker for clip in clips] == [f"c{n}" for n in range(5)]
+    assert clips[1].audio == release / "clips" / "1.mp3"
+    few, many, missing = Reason.TOO_FEW_UPVOTES, Reason.TOO_MANY_DOWNVOTES, Reason.MISSING_FILE
+    assert reasons(clips) == [few, None, many, few, missing]
+    assert reasons(clips_of(release, min_upvotes=0, max_downvotes=1)) == [None, None, None, missing, missing]
+    assert reasons(clips_of(release, min_upvotes=3)) == [few, few, few, few, missing]
+
+
+def test_common_voice_sentences_are_not_unquoted(tmp_path: Path) -> None:
+    good = good_utterances(1)[0]
+    sentences = ['"Were', '""quoted"" here', "and\\here\u2028too"]
+    release = write_release(tmp_path / "cv", [replace(good, sentence=sentence) for sentence in sentences])
+    assert [clip.text for clip in clips_of(release)] == sentences
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "says"),
+    [
+        pytest.param("client_id\tpath\tsentence\nc\ta\tb\n", 1, "no column up_votes, down_votes", id="no votes"),
+        pytest.param("", 1, "no column client_id, path", id="empty"),
+        pytest.param(f"{HEADER}c\ta\tb\t2\n", 2, "4 columns where", id="ragged"),
+        pytest.param(f"{HEADER}c\ta\tb\tx\t0\n", 2, "'x'", id="votes"),
+        pytest.param(f"{HEADER}c\t\tb\t2\t0\n", 2, "needs a path", id="path"),
+    ],
+)
+def test_a_malformed_release_names_file_line_and_remedy(tmp_path: Path, content: str, line: int, says: str) -> None:
+    (tmp_path / "validated.tsv").write_text(content)
+    message = refusal(tmp_path)
+    assert f"{tmp_path / 'validated.tsv'} line {line}:" in message
+    assert says in message
+
+
+def test_a_release_without_a_clip_is_refused(tmp_path: Path) -> None:
+    assert "no clip in it" in refusal(write_release(tmp_path / "cv", []))
+
+
+# Parquet
+
+
+def test_parquet_with_an_audio_feature_as_file_folder_and_pattern_in_the_order_of_the_names(tmp_path: Path) -> None:
+    good = good_utterances(3)
+    write_parquet(tmp_path / "set[1]" / "b.parquet", good[:1])
+    write_parquet(tmp_path / "set[1]" / "a.parquet", good[1:])
+    whole = open_source(PrepareConfig(dataset=str(tmp_path / "set[1]")))
+    assert (whole.kind, whole.clip_count) == ("parquet", 3)
+    clips = list(whole.clips)
+    assert [clip.clip_id for clip in clips] == ["good_1.mp3", "good_2.mp3", "good_0.mp3"]
+    assert [clip.audio for clip in clips] == [good[1].content, good[2].content, good[0].content]
+    assert [clip.speaker for clip in clips] == ["speaker-a"] * 3
+    assert clips_of(tmp_path / "set[[]1]" / "*.parquet") == clips
+    assert clips_of(tmp_path / "set[1]" / "b.parquet") == clips[2:]
+
+
+def write_table(file: Path, **columns: list[object]) -> Path:
+    pq.write_table(pa.table(columns), file)
+    return file
+
+
+def test_parquet_audio_as_bytes_paths_structs_and_nothing(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.wav").write_bytes(WAV)
+    as_bytes = write_table(tmp_path / "1.parquet", audio=[WAV, None, b""], text=["a", "b", "c"])
+    as_paths = write_table(tmp_path / "2.parquet", path=["clips/a.wav", "../x.wav", None], sentence=["a", "b", None])
+    structs = [
+        {"bytes": None, "path": "clips/a.wav"},
+        {"bytes": None, "path": None},
+        {"bytes": WAV, "path": "/x/y.wav"},
+    ]
+    as_structs = write_table(tmp_path / "3.parquet", audio=structs, text=["a", "b", "c"], speaker=[7, None, 8])
+    missing, outside = Reason.MISSING_FILE, Reason.PATH_OUTSIDE
+
+    clips = clips_of(as_bytes)
+    assert ([clip.audio for clip in clips], reasons(clips)) == ([WAV, b"", b""], [None, missing, None])
+    assert clips[1].clip_id == f"{as_bytes} row 2"
+
+    clips = clips_of(as_paths)
+    assert (clips[0].audio, clips[0].clip_id) == (tmp_path / "clips" / "a.wav", "clips/a.wav")
+    assert reasons(clips) == [None, outside, missing]
+    assert clips[2].text == ""
+
+    clips = clips_of(as_structs)
+    assert ([clip.audio for clip in clips], reasons(clips)) == (
+        [tmp_path / "clips" / "a.wav", b"", WAV],
+        [None, missing, None],
+    )
+    assert [clip.speaker for clip in clips] == ["7", None, "8"]
+
+
+def test_parquet_votes_where_there_are_any(tmp_path: Path) -> None:
+    votes = {"up_votes": [2.0, 1.0, None, float("nan"), 2.0], "down_votes": [0, 0, 0, 0, 1]}
+    file = write_table(tmp_path / "a.parquet", audio=[WAV] * 5, text=["a"] * 5, **votes)
+    few = Reason.TOO_FEW_UPVOTES
+    assert reasons(clips_of(file)) == [None, few, few, few, Reason.TOO_MANY_DOWNVOTES]
+    words = write_table(tmp_path / "b.parquet", audio=[WAV], text=["a"], up_votes=["many"])
+    assert f"{words} row 1: 'many'" in refusal(words)
+
+
+def test_parquet_without_the_columns_says_which_it_wants_and_which_there_are(tmp_path: Path) -> None:
+    for columns in ({"sound": [WAV], "text": ["a"]}, {"audio": [WAV], "words": ["a"]}):
+        file = write_table(tmp_path / "a.parquet", **columns)
+        message = refusal(file)
+        assert str(file) in message
+        assert "audio or path" in message
+        assert "sentence or text" in message
+        assert ", ".join(columns) in message
+
+
+def test_parquet_audio_of_another_kind_is_refused(tmp_path: Path) -> None:
+    file = write_table(tmp_path / "a.parquet", audio=[[0.1, 0.2]], text=["a"])
+    assert f"{file} row 1: its audio is a list" in refusal(file)
+
+
+def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "a.parquet", good_utterances(3))
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    assert f"{file}: no readable Parquet file" in refusal(file)
+    file.write_bytes(content[:100] + bytes(len(content) // 2) + content[100 + len(content) // 2 :])
+    assert f"{file} after row 0: cannot be read" in refusal(file)
+
+
+def test_parquet_is_read_lazily(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", good_utterances(1))
+    second = write_parquet(tmp_path / "b.parquet", good_utterances(1))
+    clips = open_source(PrepareConfig(dataset=str(tmp_path))).clips
+    second.unlink()
+    assert next(clips).audio == good_utterances(1)[0].content
+    with pytest.raises(DataError, match=r"b\.parquet after row 0: cannot be read"):
+        next(clips)
+
+
+# Anything else
+
+
+def test_what_is_no_source_is_told_what_can_be_given(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for dataset, says in (
+        ("owner/name", "Hub is not read directly"),
+        (str(tmp_path / "nothing"), "no such file or folder"),
+        (str(tmp_path / "*.parquet"), "no file matches"),
+        (str(tmp_path / "notes.txt"), "no .parquet file"),
+        (str(tmp_path / "empty"), "holds neither metadata.csv nor validated.tsv nor *.parquet"),
+    ):
+        message = refusal(dataset)
+        assert dataset in message
+        assert says in message
+        assert "LJ Speech" in message
+        assert "Common Voice" in message
+        assert "Parquet" in message
+        assert "\n" not in message

@@ -1,0 +1,70 @@
+"""``vits-trainer <command>``, the same as ``python -m vits_trainer <command>``."""
+
+import importlib
+import os
+import sys
+
+from vits_trainer import __version__
+from vits_trainer.cli import parse, unknown_word
+from vits_trainer.config import CheckConfig, PrepareConfig, TrainConfig
+from vits_trainer.errors import ConfigError, VitsTrainerError
+
+COMMANDS: dict[str, tuple[type, str]] = {
+    "prepare_data": (PrepareConfig, "recordings and texts into a folder that train_vits reads"),
+    "train_vits": (TrainConfig, "train or fine-tune a voice"),
+    "check": (CheckConfig, "prove on this machine that training works"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 2 the user's mistake (one line, no traceback), 1 failed."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            print(_usage())
+            return 0 if words else 2
+        if words[0] == "--version":
+            print(f"vits-trainer {__version__}")
+            return 0
+        command, *rest = words
+        if command not in COMMANDS:
+            raise ConfigError(unknown_word("command", command, list(COMMANDS)))
+        config_class, _ = COMMANDS[command]
+        try:
+            config = parse(command, config_class, rest)
+        except SystemExit as end:  # --help
+            return int(end.code or 0)
+        # torch and transformers take seconds to import: only after the flags are known to be right.
+        module = importlib.import_module(f"vits_trainer.commands.{command}")
+        code: int = module.run(config)
+    except VitsTrainerError as error:
+        if os.environ.get("RANK", "0") == "0" or error.exit_code == 1:
+            print(f"vits-trainer: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return code
+
+
+def entry_point() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: vits-trainer COMMAND [FLAGS]      (or python -m vits_trainer COMMAND [FLAGS])",
+            "",
+            "Trains and fine-tunes VITS and MMS-TTS voices.",
+            "",
+            *lines,
+            "",
+            "vits-trainer COMMAND --help shows the flags of a command.",
+            "On several GPUs: accelerate launch --config_file accelerate_configs/multi_gpu.yaml -m vits_trainer train_vits",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    entry_point()

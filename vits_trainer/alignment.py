@@ -1,0 +1,95 @@
+"""Monotonic alignment search (Kim et al., Glow-TTS, 2020, section 3.2; VITS, 2021, section 2.2.1).
+
+Of all ways to give each frame one token, in order and leaving out none, the search finds the most likely.
+"""
+
+import math
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def log_likelihoods(latents: Tensor, means: Tensor, log_stds: Tensor) -> Tensor:
+    """Log-likelihood of each latent frame under each token's prior, ``log N(z_p[t]; m_p[s], exp(log_std_p[s]))``.
+
+    Args:
+        latents: (B, C, T) the posterior's sample after the flow.
+        means: (B, C, S) prior mean of each of S tokens.
+        log_stds: (B, C, S) logarithm of the prior's standard deviation.
+
+    Returns:
+        (B, T, S) float32.
+    """
+    with torch.autocast(latents.device.type, enabled=False):
+        latents, means, log_stds = latents.float(), means.float(), log_stds.float()
+        precision = torch.exp(-2 * log_stds)
+        constant = (-0.5 * math.log(2 * math.pi) - log_stds - 0.5 * means.square() * precision).sum(1)
+        squares = torch.matmul(-0.5 * latents.square().transpose(1, 2), precision)
+        products = torch.matmul(latents.transpose(1, 2), means * precision)
+        return squares + products + constant[:, None, :]
+
+
+def search(scores: Tensor, frame_lengths: Tensor, token_lengths: Tensor) -> Tensor:
+    """The monotonic alignment with the greatest sum of scores.
+
+    Args:
+        scores: (B, T, S) value of giving frame t to token s.
+        frame_lengths: (B,) frames of each clip; at least its tokens (guarded where the data is read).
+        token_lengths: (B,) tokens of each clip.
+
+    Returns:
+        (B, T) int64, the token of each frame, on the device of ``scores``; 0 behind a clip's last frame.
+    """
+    token_of_frame = np.zeros(scores.shape[:2], dtype=np.int64)
+    _search_batch(
+        scores.detach().float().cpu().contiguous().numpy(),
+        frame_lengths.cpu().numpy(),
+        token_lengths.cpu().numpy(),
+        token_of_frame,
+    )
+    return torch.from_numpy(token_of_frame).to(scores.device)
+
+
+def durations(token_of_frame: Tensor, frame_mask: Tensor, tokens: int) -> Tensor:
+    """Frames given to each token: (B, T) tokens of frames and (B, 1, T) mask to (B, 1, S) float32."""
+    counts = torch.zeros(token_of_frame.shape[0], tokens, device=token_of_frame.device)
+    return counts.scatter_add_(1, token_of_frame, frame_mask[:, 0].float())[:, None]
+
+
+def expand(values: Tensor, token_of_frame: Tensor, frame_mask: Tensor) -> Tensor:
+    """Repeats each token's values over its frames: (B, C, S) to (B, C, T), zero behind each clip's end."""
+    index = token_of_frame[:, None].expand(-1, values.shape[1], -1)
+    return values.gather(2, index) * frame_mask.to(values.dtype)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _search_batch(
+    scores: NDArray[np.float32],
+    frame_lengths: NDArray[np.int64],
+    token_lengths: NDArray[np.int64],
+    token_of_frame: NDArray[np.int64],
+) -> None:
+    """Forward pass row by row (one frame after the other), then back along the better predecessors."""
+    _, max_frames, max_tokens = scores.shape
+    best = np.empty(max_tokens, dtype=np.float32)
+    advanced = np.empty((max_frames, max_tokens), dtype=np.bool_)
+    for b in range(scores.shape[0]):
+        frames, tokens = frame_lengths[b], token_lengths[b]
+        best[:] = -np.inf
+        best[0] = scores[b, 0, 0]
+        for t in range(1, frames):
+            # Right to left, as each cell needs its left neighbour of the frame before. Tokens from which the rest
+            # could no longer be reached in the frames that remain are left out.
+            first = max(0, tokens - frames + t)
+            for s in range(min(t, tokens - 1), first - 1, -1):
+                step = s > 0 and best[s - 1] > best[s]
+                advanced[t, s] = step
+                best[s] = (best[s - 1] if step else best[s]) + scores[b, t, s]
+        s = tokens - 1
+        for t in range(frames - 1, -1, -1):
+            token_of_frame[b, t] = s
+            if t > 0 and advanced[t, s]:
+                s -= 1

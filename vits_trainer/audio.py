@@ -1,0 +1,137 @@
+"""Spectrograms, mel spectrograms and segments, as VITS computes them (``mel_processing.py`` of the original).
+
+Shapes: B clips, N samples, T frames, F spectrogram bins, M mel bands. Frame ``t`` of a clip belongs to the samples
+``[t * hop, (t + 1) * hop)``; a clip of ``n`` samples has ``n // hop`` frames.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torchaudio
+from torch import Tensor
+
+LOG_MEL_FLOOR = 1e-5
+MAGNITUDE_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class AudioSpec:
+    """How a voice's audio becomes frames. VITS and MMS-TTS: n_fft = window = 1024, hop 256, 80 Slaney mel bands."""
+
+    sampling_rate: int
+    n_fft: int = 1024
+    window: int = 1024
+    hop: int = 256
+    mel_bands: int = 80
+    mel_min_hz: float = 0.0
+    mel_max_hz: float | None = None
+    """None: half the sampling rate."""
+
+    @property
+    def reflected_samples(self) -> int:
+        """Samples reflected at each end of a clip, so that it has exactly ``samples // hop`` frames."""
+        return (self.n_fft - self.hop) // 2
+
+    @property
+    def minimum_frames(self) -> int:
+        """Fewest frames that a clip needs for its ends to be reflected (2 at VITS's sizes)."""
+        return self.reflected_samples // self.hop + 1
+
+    def frames(self, samples: int) -> int:
+        """Whole frames in a clip of so many samples."""
+        return samples // self.hop
+
+
+def spectrogram(waveform: Tensor, frame_lengths: Tensor, spec: AudioSpec) -> Tensor:
+    """Magnitudes ``sqrt(re^2 + im^2 + 1e-6)`` of the Hann-windowed STFT of each clip by itself.
+
+    Each clip is reflected at its own two ends, so its values do not depend on its neighbours in the batch.
+
+    Args:
+        waveform: (B, N) in [-1, 1]; what lies behind a clip's end is not read.
+        frame_lengths: (B,) whole frames of each clip; each at least ``spec.minimum_frames``.
+        spec: the voice's framing.
+
+    Returns:
+        (B, F, T) float32, T = N // hop; zero behind each clip's end.
+    """
+    reflected = _reflect_ends(waveform.float(), frame_lengths * spec.hop, spec.reflected_samples)
+    window = torch.hann_window(spec.window, device=waveform.device)
+    with torch.autocast(waveform.device.type, enabled=False):
+        stft = torch.stft(
+            reflected, spec.n_fft, spec.hop, spec.window, window, center=False, return_complex=True
+        )
+        magnitude = torch.sqrt(stft.real.square() + stft.imag.square() + MAGNITUDE_EPS)
+    mask = frame_mask(frame_lengths, magnitude.shape[-1])
+    return magnitude * mask
+
+
+def log_mel(magnitude: Tensor, spec: AudioSpec) -> Tensor:
+    """Natural logarithm of the mel spectrogram, floored at 1e-5.
+
+    Args:
+        magnitude: (B, F, T) from :func:`spectrogram`.
+        spec: the voice's framing.
+
+    Returns:
+        (B, M, T) float32.
+    """
+    filters = mel_filterbank(spec).to(magnitude.device)
+    with torch.autocast(magnitude.device.type, enabled=False):
+        mel = torch.matmul(filters, magnitude.float())
+    return torch.log(torch.clamp(mel, min=LOG_MEL_FLOOR))
+
+
+@lru_cache(maxsize=8)
+def mel_filterbank(spec: AudioSpec) -> Tensor:
+    """Slaney's mel filters, area-normalised: (M, F) float32 on the CPU."""
+    filters: Tensor = torchaudio.functional.melscale_fbanks(
+        n_freqs=spec.n_fft // 2 + 1,
+        f_min=spec.mel_min_hz,
+        f_max=spec.mel_max_hz or spec.sampling_rate / 2,
+        n_mels=spec.mel_bands,
+        sample_rate=spec.sampling_rate,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return filters.T.contiguous()
+
+
+def frame_mask(lengths: Tensor, size: int) -> Tensor:
+    """(B, 1, size) of ones up to each length, then zeros, in float32."""
+    positions = torch.arange(size, device=lengths.device)
+    return (positions < lengths[:, None]).float()[:, None]
+
+
+def random_segment_starts(frame_lengths: Tensor, segment_frames: int) -> Tensor:
+    """A start for each clip, uniform over the places where a segment fits; 0 for clips shorter than it. (B,) int64."""
+    places = (frame_lengths - segment_frames + 1).clamp(min=1)
+    return (torch.rand(places.shape, device=places.device) * places).long().clamp(max=places - 1)
+
+
+def cut_segments(values: Tensor, starts: Tensor, size: int) -> Tensor:
+    """Cuts ``values[b, :, starts[b] : starts[b] + size]``; what lies behind the end is zero.
+
+    Args:
+        values: (B, C, T).
+        starts: (B,) first position of each segment.
+        size: positions in a segment.
+
+    Returns:
+        (B, C, size), differentiable; no value is read back to the host.
+    """
+    positions = starts[:, None] + torch.arange(size, device=values.device)
+    inside = positions < values.shape[-1]
+    index = torch.where(inside, positions, 0)[:, None].expand(-1, values.shape[1], -1)
+    return values.gather(2, index) * inside[:, None].to(values.dtype)
+
+
+def _reflect_ends(waveform: Tensor, sample_lengths: Tensor, reflected: int) -> Tensor:
+    """(B, N) to (B, N + 2 * reflected): each clip mirrored at its own first and last sample, zero behind that."""
+    last = sample_lengths[:, None] - 1
+    position = torch.arange(-reflected, waveform.shape[1] + reflected, device=waveform.device)
+    mirrored = last - (last - position.abs()).abs()
+    inside = position <= last + reflected
+    index = torch.where(inside, mirrored, 0).clamp(0, max(waveform.shape[1] - 1, 0))
+    return waveform.gather(1, index) * inside

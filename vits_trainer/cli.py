@@ -1,0 +1,103 @@
+"""From ``argv`` to a configuration: defaults < ``--config`` < flags, and one clear line for whatever is wrong."""
+
+import argparse
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jsonargparse
+
+from vits_trainer.config import recipe_path
+from vits_trainer.errors import ConfigError
+
+Config = TypeVar("Config")
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def parse(command: str, config_class: type[Config], argv: Sequence[str]) -> Config:
+    """Reads the flags of ``command`` into a ``config_class``. ``--help`` prints and exits.
+
+    Raises:
+        ConfigError: an unknown flag or key (the nearest one is named), or a value of the wrong type or range.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    parser = jsonargparse.ArgumentParser(
+        prog=f"vits-trainer {command}", description=config_class.__doc__, exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="A recipe's name or a YAML file with any of these flags.")
+    parser.add_class_arguments(config_class)
+    if "precision" in fields:
+        parser.add_argument("--fp16", action="store_true", help="The same as --precision fp16.")
+    try:
+        namespace = parser.parse_args(_config_first(_spell_out_booleans(list(argv), fields)))
+        values = parser.instantiate(namespace).as_dict()
+    except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(_explain(command, str(error), parser)) from error
+    values.pop("config", None)
+    if values.pop("fp16", False):
+        if values["precision"] not in ("auto", "fp16"):
+            raise ConfigError(f"--fp16 and --precision {values['precision']} contradict one another: give one of them.")
+        values["precision"] = "fp16"
+    return config_class(**values)
+
+
+def unknown_word(kind: str, word: str, known: Sequence[str]) -> str:
+    """``unknown flag --batch_sise: did you mean --batch_size?``, or the list of what is known."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"unknown {kind} {word}: " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}.")
+
+
+def _config_first(argv: list[str]) -> list[str]:
+    """Moves ``--config VALUE`` to the front, as a flag wins over the file wherever it stands; resolves recipe names."""
+    first, rest = [], []
+    words = iter(argv)
+    for word in words:
+        if word == "--config" or word.startswith("--config="):
+            value = word.partition("=")[2] if "=" in word else next(words, None)
+            if value is None:
+                raise ConfigError("--config: give a recipe's name or a YAML file.")
+            first += ["--config", str(recipe_path(value))]
+        else:
+            rest.append(word)
+    return first + rest
+
+
+def _spell_out_booleans(argv: list[str], fields: dict[str, Any]) -> list[str]:
+    """``--flag`` of a true-or-false field means ``--flag true``."""
+    booleans = {f"--{name}" for name, field in fields.items() if field.type is bool}
+    spelled = []
+    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+        spelled.append(word)
+        if word in booleans and following.startswith("--"):
+            spelled.append("true")
+    return spelled
+
+
+def _explain(command: str, message: str, parser: jsonargparse.ArgumentParser) -> str:
+    flags = sorted(
+        option for action in parser._actions for option in action.option_strings if option.startswith("--")
+    )
+    unknown = re.search(r"unrecognized arguments: (\S+)", message)
+    if unknown:
+        word = unknown.group(1).partition("=")[0]
+        if not word.startswith("-"):
+            return f"{command}: {word!r} belongs to no flag. See vits-trainer {command} --help."
+        return f"{command}: {unknown_word('flag', word, flags)}"
+    unknown = re.search(r"Option '([\w.]+)' is not accepted", message) or re.search(r"Key '([\w.]+)'", message)
+    if unknown:
+        keys = [flag.removeprefix("--") for flag in flags]
+        return f"{command}: {unknown_word('key', unknown.group(1), keys)}"
+    key = re.search(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL)
+    if key:
+        reason = " ".join(re.sub(r"<class '(\w+)'>", r"\1", key.group(2)).split())
+        return f"{command}: --{key.group(1)}: {reason}"
+    return f"{command}: {' '.join(message.split())}"
+
+
+def progress_goes_to_a_terminal() -> bool:
+    """Whether progress bars have someone to look at them."""
+    return sys.stderr.isatty()

@@ -1,0 +1,326 @@
+"""From a prepared folder to batches. The order of clips is a pure function of (seed, epoch, number of clips)."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import VitsTokenizer
+
+from vits_trainer.audio import AudioSpec
+from vits_trainer.errors import DataError, NoTrainableClipError
+from vits_trainer.recordings import RecordingError, read_pcm16_wav
+from vits_trainer.text import encode
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip as it goes into a batch."""
+
+    clip_id: str
+    tokens: NDArray[np.int64]
+    """(S,)."""
+    pcm: NDArray[np.int16]
+    """(N,) whole frames only."""
+    speaker_id: int | None
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A clip that could not be used, and why. A record, not an error, as an error would end the iterator."""
+
+    clip_id: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The clips that one process takes at one moment of the run."""
+
+    indices: tuple[int, ...]
+    epoch: int
+    """From 0."""
+    number: int
+    """Place in its epoch, from 0."""
+    in_update: int
+    """Micro-batches in its update; fewer than asked for at an epoch's end."""
+    closes_update: bool
+    """Whether the weights change after it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips of one micro-batch, padded to its longest. B clips, S tokens, N samples (whole frames)."""
+
+    tokens: Tensor
+    """(B, S) int64."""
+    token_lengths: Tensor
+    """(B,) int64."""
+    waveform: Tensor
+    """(B, N) float32 in [-1, 1], zero behind each clip's end."""
+    frame_lengths: Tensor
+    """(B,) int64."""
+    speaker_ids: Tensor | None
+    """(B,) int64, for voices of several speakers."""
+    clip_ids: tuple[str, ...]
+    audio_s: float
+    """Seconds of speech in the batch."""
+    place: MicroBatch
+    rejections: tuple[Rejection, ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on ``device``."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """What ``prepare_data`` wrote, opened."""
+
+    root: Path
+    rows: datasets.Dataset
+    """Columns filename, text, speaker."""
+    sampling_rate: int
+    """In Hz."""
+
+    @property
+    def speakers(self) -> list[str]:
+        """Names of the speakers, sorted: a name's place is its id."""
+        return sorted(set(self.rows["speaker"]))
+
+    def fingerprint(self) -> str:
+        """Changes when a file name, a text or a speaker changes."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update("|".join(row.values()).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedSet:
+    """Opens a prepared folder.
+
+    Args:
+        data_dir: holds metadata.csv and wavs/.
+        max_samples: only the first so many clips (0 = all).
+
+    Raises:
+        DataError: no such folder, a malformed line (its number is named), or no clip.
+    """
+    path = data_dir / "metadata.csv"
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} does not exist. Make it with: vits-trainer prepare_data --dataset SOURCE --output_dir {data_dir}"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Run prepare_data again.") from error
+    columns: dict[str, list[str]] = {"filename": [], "text": [], "speaker": []}
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        fields = line.split("|")
+        if len(fields) not in (2, 3) or not fields[0]:
+            raise DataError(f"{path} line {number}: expected filename|text or filename|text|speaker, found {line!r}.")
+        for column, value in zip(columns.values(), [*fields, ""], strict=False):
+            column.append(value)
+        if max_samples and len(columns["filename"]) == max_samples:
+            break
+    if not columns["filename"]:
+        raise DataError(f"{path} holds no clip. Run prepare_data again and look at its table of rejections.")
+    return PreparedSet(data_dir, datasets.Dataset.from_dict(columns), _sampling_rate(data_dir, columns["filename"][0]))
+
+
+def _sampling_rate(data_dir: Path, first_filename: str) -> int:
+    summary = data_dir / "dataset.json"
+    try:
+        if summary.is_file():
+            return int(json.loads(summary.read_text(encoding="utf-8"))["sampling_rate"])
+        return read_pcm16_wav(data_dir / "wavs" / first_filename)[1]
+    except (ValueError, KeyError, RecordingError) as error:
+        raise DataError(f"{data_dir}: its sampling rate cannot be read ({error}). Run prepare_data again.") from error
+
+
+def split(prepared: PreparedSet, fraction: float, most: int, seed: int) -> tuple[list[int], list[int]]:
+    """Rows for training and for validation; a clip's side depends on its name and the seed, not on its neighbours.
+
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    clips = len(prepared.rows)
+    held_out = min(most, max(1, round(fraction * clips))) if fraction > 0 else 0
+    if held_out >= clips:
+        raise DataError(
+            f"{prepared.root} has {clips} clip(s), too few to hold out {held_out} for validation. "
+            "Prepare more clips, or give --validation_fraction 0."
+        )
+    names = prepared.rows["filename"]
+    drawn = sorted(range(clips), key=lambda row: hashlib.sha256(f"{seed}:{names[row]}".encode()).digest())
+    return sorted(drawn[held_out:]), sorted(drawn[:held_out])
+
+
+class ClipReader(Dataset[Clip | Rejection]):
+    """Decodes and tokenizes clips where a DataLoader's worker asks for them; never raises for what a clip holds."""
+
+    def __init__(
+        self, prepared: PreparedSet, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
+    ) -> None:
+        self.prepared = prepared
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.speaker_ids = speaker_ids
+
+    def __getitem__(self, index: int) -> Clip | Rejection:
+        """The clip of row ``index`` as a good or a bad record."""
+        row = self.prepared.rows[index]
+        clip_id = row["filename"]
+        try:
+            pcm, rate = read_pcm16_wav(self.prepared.root / "wavs" / clip_id)
+        except RecordingError as error:
+            return Rejection(clip_id, "unreadable audio", str(error))
+        if rate != self.spec.sampling_rate:
+            return Rejection(clip_id, "wrong sampling rate", f"{rate} Hz, not {self.spec.sampling_rate}")
+        tokens = encode(self.tokenizer, row["text"])
+        frames = self.spec.frames(len(pcm))
+        if len(tokens) == 0:
+            return Rejection(clip_id, "no known characters", row["text"][:200])
+        if frames < self.spec.minimum_frames:
+            return Rejection(clip_id, "too short", f"{len(pcm)} samples")
+        if len(tokens) > frames:
+            return Rejection(clip_id, "text too long for its clip", f"{len(tokens)} tokens, {frames} frames")
+        speaker_id = None if self.speaker_ids is None else self.speaker_ids[row["speaker"]]
+        return Clip(clip_id, tokens, pcm[: frames * self.spec.hop], speaker_id)
+
+    def __getitems__(self, place: MicroBatch) -> list[Batch]:
+        """What a DataLoader calls with the sampler's whole item. One batch, in a list as it asks for one."""
+        return [collate([self[index] for index in place.indices], place, self.spec)]
+
+
+def collate(records: Sequence[Clip | Rejection], place: MicroBatch, spec: AudioSpec) -> Batch:
+    """Pads the good clips to the longest of them, and keeps the bad ones' records.
+
+    Raises:
+        NoTrainableClipError: not one is good.
+    """
+    clips = [record for record in records if isinstance(record, Clip)]
+    rejections = tuple(record for record in records if isinstance(record, Rejection))
+    if not clips:
+        reasons = "; ".join(f"{r.clip_id}: {r.reason} ({r.detail})" for r in rejections[:5])
+        raise NoTrainableClipError(
+            f"No clip of a batch can be used: {reasons}. Run prepare_data again, and compare the voice's vocabulary "
+            "with the texts."
+        )
+    tokens = np.zeros((len(clips), max(len(clip.tokens) for clip in clips)), dtype=np.int64)
+    pcm = np.zeros((len(clips), max(len(clip.pcm) for clip in clips)), dtype=np.int16)
+    for row, clip in enumerate(clips):
+        tokens[row, : len(clip.tokens)] = clip.tokens
+        pcm[row, : len(clip.pcm)] = clip.pcm
+    speakers = [clip.speaker_id for clip in clips if clip.speaker_id is not None]
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        token_lengths=torch.tensor([len(clip.tokens) for clip in clips]),
+        waveform=torch.from_numpy(pcm).float() / 32768,
+        frame_lengths=torch.tensor([spec.frames(len(clip.pcm)) for clip in clips]),
+        speaker_ids=torch.tensor(speakers) if speakers else None,
+        clip_ids=tuple(clip.clip_id for clip in clips),
+        audio_s=sum(len(clip.pcm) for clip in clips) / spec.sampling_rate,
+        place=place,
+        rejections=rejections,
+    )
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which clips each process takes when: a pure function of the seed, the epoch and the sizes.
+
+    Every clip is taken exactly once an epoch. The clips of an epoch are dealt to micro-batches of nearly equal size,
+    none larger than ``batch_size`` times ``world_size`` unless that would leave a process without a clip.
+    """
+
+    rows: tuple[int, ...]
+    """The training clips' rows."""
+    seed: int
+    batch_size: int
+    """Clips in a process's micro-batch."""
+    world_size: int
+    accumulation: int
+    """Micro-batches in an update."""
+
+    def __post_init__(self) -> None:
+        if len(self.rows) < self.world_size:
+            raise DataError(
+                f"{len(self.rows)} training clip(s) are too few for {self.world_size} processes: "
+                "start fewer, or prepare more clips."
+            )
+
+    @property
+    def micro_batches_per_epoch(self) -> int:
+        """The same on every process."""
+        clips = len(self.rows)
+        return min(-(-clips // (self.batch_size * self.world_size)), clips // self.world_size)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Updates in an epoch; the last may have fewer micro-batches."""
+        return -(-self.micro_batches_per_epoch // self.accumulation)
+
+    def epoch(self, epoch: int, rank: int) -> list[MicroBatch]:
+        """What process ``rank`` takes in epoch ``epoch``."""
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(np.asarray(self.rows))
+        count = self.micro_batches_per_epoch
+        return [
+            MicroBatch(
+                indices=tuple(int(row) for row in taken[rank :: self.world_size]),
+                epoch=epoch,
+                number=number,
+                in_update=min(self.accumulation, count - number // self.accumulation * self.accumulation),
+                closes_update=(number + 1) % self.accumulation == 0 or number + 1 == count,
+            )
+            for number, taken in enumerate(np.array_split(shuffled, count))
+        ]
+
+    def after(self, updates: int, until: int, rank: int) -> Iterator[MicroBatch]:
+        """What process ``rank`` takes once ``updates`` are done, up to update ``until``."""
+        while updates < until:
+            epoch, done = divmod(updates, self.updates_per_epoch)
+            for micro_batch in self.epoch(epoch, rank)[done * self.accumulation :]:
+                yield micro_batch
+                updates += micro_batch.closes_update
+                if updates == until:
+                    return
+
+
+def held_out_places(rows: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[MicroBatch]:
+    """The validation clips that process ``rank`` reads, in a fixed order; the processes' shares may differ by one."""
+    mine = list(rows)[rank::world_size]
+    return [
+        MicroBatch(tuple(mine[start : start + batch_size]), 0, number, 1, True)
+        for number, start in enumerate(range(0, len(mine), batch_size))
+    ]
+
+
+def load(reader: ClipReader, places: Iterator[MicroBatch] | list[MicroBatch], workers: int) -> Iterator[Batch]:
+    """Reads batches in the order of ``places``, ahead of their use where there are workers."""
+    return iter(
+        DataLoader(
+            reader,
+            batch_sampler=places,  # type: ignore[arg-type]
+            collate_fn=_only,
+            num_workers=workers,
+            # Of its own, so that making the loader does not advance the global generator: resuming needs that.
+            generator=torch.Generator(),
+        )
+    )
+
+
+def _only(batches: list[Batch]) -> Batch:
+    return batches[0]

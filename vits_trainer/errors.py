@@ -1,0 +1,39 @@
+"""Every error this package raises on purpose. Each message says what is wrong, where, and what to do about it."""
+
+
+class VitsTrainerError(Exception):
+    """Base of all errors of this package; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(VitsTrainerError):
+    """A flag, a configuration file or the launcher asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class DataError(VitsTrainerError):
+    """The data set, or what the user says of it, cannot be used."""
+
+    exit_code = 2
+
+
+class ModelError(VitsTrainerError):
+    """The model to start from is missing, damaged or of another kind."""
+
+    exit_code = 2
+
+
+class CheckpointError(VitsTrainerError):
+    """A checkpoint is missing, damaged, in the way, or of another run."""
+
+    exit_code = 2
+
+
+class NoTrainableClipError(VitsTrainerError):
+    """Every clip of a batch was rejected: the data no longer is what ``prepare_data`` checked."""
+
+
+class CheckFailedError(VitsTrainerError):
+    """``vits-trainer check`` found something wrong."""

@@ -1,0 +1,250 @@
+"""Compares this package's objective with golden values of the original VITS implementation.
+
+A case is ``NAME.json`` (``config``, ``losses``, gradient norms by original parameter name, ``discriminator_shapes``,
+``discriminator_fill``) with ``NAME.safetensors`` (``generator.<original name>`` weights and ``input.*`` tensors): one
+optimisation step in eval mode, with all noise zero and the segments' starts given.
+
+Gradients of leaky ReLUs jump at zero, and the last bit of a Fourier transform differs between processors: a difference
+of 1e-6 in the posterior's sample moves some norms of the reference's sizes by 1.5e-3 (float64 moves them by as much).
+So where a case carries ``output.z``, our sample is held against it (:data:`LATENT_BOUND`) and then takes its value, bit
+for bit, with our own gradient; all norms then agree to 3e-4 or better.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import VitsConfig, VitsModel
+
+from vits_trainer.audio import AudioSpec
+from vits_trainer.config import DiscriminatorShape, LossWeights
+from vits_trainer.conversion import (
+    discriminator_name,
+    from_original_discriminator,
+    from_original_generator,
+    generator_name,
+)
+from vits_trainer.data import Batch, MicroBatch
+from vits_trainer.discriminator import Discriminator
+from vits_trainer.errors import DataError
+from vits_trainer.generator import Generator
+from vits_trainer.models import in_training_form
+from vits_trainer.objective import Objective, frozen
+
+LOSS_BOUND = 1e-4
+"""Greatest relative error of a loss."""
+GRADIENT_BOUND = 1e-3
+"""Greatest relative error of a gradient norm, unless both are below :data:`GRADIENT_ZERO`."""
+GRADIENT_ZERO = 1e-7
+LATENT_BOUND = 1e-5
+"""Greatest absolute error of the posterior's sample, whose values are of size 1."""
+
+LOSS_NAMES = {
+    "loss_mel": "generator/mel",
+    "loss_kl": "generator/kl",
+    "loss_duration": "generator/duration",
+    "loss_feature_matching": "generator/feature_matching",
+    "loss_generator_adversarial": "generator/adversarial",
+    "loss_generator_total": "generator/total",
+    "loss_discriminator": "discriminator/total",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One compared number."""
+
+    name: str
+    golden: float
+    ours: float
+    bound: float
+    zero: float = 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """``|ours - golden| / |golden|``; 0 where both are below ``zero``."""
+        if abs(self.golden) < self.zero and abs(self.ours) < self.zero:
+            return 0.0
+        return abs(self.ours - self.golden) / max(abs(self.golden), 1e-30)
+
+    @property
+    def agrees(self) -> bool:
+        """Within the bound; a NaN never is."""
+        return self.relative_error <= self.bound
+
+
+@dataclass(frozen=True)
+class Case:
+    """A golden case, read."""
+
+    name: str
+    figures: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def read_cases(directory: Path) -> list[Case]:
+    """All cases of a folder.
+
+    Raises:
+        DataError: there is none, or one cannot be read.
+    """
+    cases = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            cases.append(Case(path.stem, json.loads(path.read_text("utf-8")), load_file(path.with_suffix(".safetensors"))))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise DataError(f"{path}: this golden case cannot be read ({error}).") from error
+    if not cases:
+        raise DataError(f"{directory} holds no golden case (CASE.json beside CASE.safetensors).")
+    return cases
+
+
+def compare(case: Case) -> list[Figure]:
+    """Runs one optimisation step of ``case`` and sets each loss and gradient norm beside its golden value.
+
+    Raises:
+        DataError: the case lacks something.
+        ModelError: its weights do not fit the networks that its configuration describes.
+    """
+    try:
+        generator, discriminator, objective, batch = _build(case)
+        golden_losses = case.figures["losses"]
+        golden_norms = (case.figures["generator_gradient_norms"], case.figures["discriminator_gradient_norms"])
+        starts = case.tensors["input.ids_slice"]
+    except KeyError as error:
+        raise DataError(f"golden case {case.name} lacks {error}.") from error
+    comparison = objective.synthesize(generator, batch, starts)
+    latent_error = getattr(generator, "latent_error", 0.0)
+    judged = objective.discriminator_losses(discriminator, comparison)
+    judged["total"].backward()  # type: ignore[no-untyped-call]
+    with frozen(discriminator):
+        generated = objective.generator_losses(discriminator, comparison)
+    generated["total"].backward()  # type: ignore[no-untyped-call]
+    ours = {f"generator/{name}": loss.item() for name, loss in generated.items()}
+    ours |= {f"discriminator/{name}": loss.item() for name, loss in judged.items()}
+    return [
+        Figure("posterior sample", 1.0, 1.0 + latent_error, LATENT_BOUND),
+        *(Figure(name, value, ours[LOSS_NAMES[name]], LOSS_BOUND) for name, value in golden_losses.items()),
+        *_norms(generator.model, golden_norms[0], generator_name, "generator"),
+        *_norms(discriminator, golden_norms[1], discriminator_name, "discriminator"),
+    ]
+
+
+class _RoundedAsGolden(Generator):
+    """A generator whose posterior sample takes the golden one's last bits, and whose gradient stays its own."""
+
+    def __init__(self, model: VitsModel, segment_frames: int, golden_latents: Tensor | None) -> None:
+        super().__init__(model, "posterior", segment_frames)
+        self.golden_latents = golden_latents
+        self.latent_error = 0.0
+        """Greatest absolute difference of our posterior sample from the golden one."""
+
+    def _sample(self, spectrogram: Tensor, frames: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor]:
+        sample, log_std = super()._sample(spectrogram, frames, speaker)
+        if self.golden_latents is None:
+            return sample, log_std
+        self.latent_error = (sample - self.golden_latents).abs().max().item()
+        if not self.latent_error <= LATENT_BOUND:
+            return sample, log_std
+        return _with_value(sample, self.golden_latents), log_std
+
+
+def _with_value(differentiable: Tensor, value: Tensor) -> Tensor:
+    """``value`` with the gradient of ``differentiable``: a - a is zero, and adding it changes no bit."""
+    return value + (differentiable - differentiable.detach())
+
+
+def fill(name: str, shape: tuple[int, ...], scale: float, weight_g_base: float, shift: int) -> Tensor:
+    """The formula that stands in for weights too large to ship: a sine over the elements, its phase from the name."""
+    phase = sum(map(ord, name)) % 97 + shift
+    k = np.arange(int(np.prod(shape)), dtype=np.float64)
+    values = (scale * np.sin(0.61803 * k * (1 + phase / 97) + phase)).astype(np.float32)
+    if name.endswith("weight_g"):
+        values = np.abs(values) + np.float32(weight_g_base)
+    return torch.from_numpy(values.reshape(shape))
+
+
+def vits_config(golden: Mapping[str, Any]) -> VitsConfig:
+    """The original's configuration of a case, in transformers' words."""
+    return VitsConfig(
+        vocab_size=golden["n_vocab"],
+        hidden_size=golden["hidden_channels"],
+        flow_size=golden["inter_channels"],
+        ffn_dim=golden["filter_channels"],
+        ffn_kernel_size=golden["kernel_size"],
+        num_attention_heads=golden["n_heads"],
+        num_hidden_layers=golden["n_layers"],
+        layerdrop=0.0,
+        spectrogram_bins=golden["spec_channels"],
+        use_stochastic_duration_prediction=golden["use_sdp"],
+        num_speakers=max(1, golden["n_speakers"]),
+        speaker_embedding_size=golden["gin_channels"],
+        upsample_initial_channel=golden["upsample_initial_channel"],
+        upsample_rates=golden["upsample_rates"],
+        upsample_kernel_sizes=golden["upsample_kernel_sizes"],
+        resblock_kernel_sizes=golden["resblock_kernel_sizes"],
+        resblock_dilation_sizes=golden["resblock_dilation_sizes"],
+        sampling_rate=golden["sampling_rate"],
+    )
+
+
+def _build(case: Case) -> tuple[Generator, Discriminator, Objective, Batch]:
+    config, tensors = case.figures["config"], case.tensors
+    spec = AudioSpec(
+        sampling_rate=config["sampling_rate"],
+        n_fft=config["filter_length"],
+        window=config["win_length"],
+        hop=config["hop_length"],
+        mel_bands=config["n_mel_channels"],
+        mel_min_hz=config["mel_fmin"],
+        mel_max_hz=config["mel_fmax"],
+    )
+    model = in_training_form(VitsModel(vits_config(config)))
+    weights = {name.removeprefix("generator."): t for name, t in tensors.items() if name.startswith("generator.")}
+    model.load_state_dict(from_original_generator(weights, model.state_dict()))
+    generator = _RoundedAsGolden(model, config["segment_frames"], tensors.get("output.z")).eval()
+    generator.noise = torch.zeros_like
+
+    shapes, formula = case.figures["discriminator_shapes"], case.figures["discriminator_fill"]
+    discriminator = Discriminator(_discriminator_shape(shapes)).eval()
+    filled = {name: fill(name, tuple(shape), **formula) for name, shape in shapes.items()}
+    discriminator.load_state_dict(from_original_discriminator(filled, discriminator.state_dict()))
+
+    batch = Batch(
+        tokens=tensors["input.x"],
+        token_lengths=tensors["input.xl"],
+        waveform=tensors["input.wav"],
+        frame_lengths=tensors["input.yl"],
+        speaker_ids=tensors.get("input.sid"),
+        clip_ids=tuple(f"{case.name}-{i}" for i in range(len(tensors["input.xl"]))),
+        audio_s=0.0,
+        place=MicroBatch((), 0, 0, 1, True),
+        rejections=(),
+    )
+    return generator, discriminator, Objective("vits", LossWeights(), spec, config["segment_frames"]), batch
+
+
+def _discriminator_shape(shapes: Mapping[str, Any]) -> DiscriminatorShape:
+    standard = DiscriminatorShape()
+    discriminators = len({name.split(".")[1] for name in shapes})
+    first_width = shapes["discriminators.0.convs.0.weight_v"][0]
+    return DiscriminatorShape(standard.periods[: discriminators - 1], 16 // first_width)
+
+
+def _norms(
+    network: nn.Module, golden: Mapping[str, float], translate: Callable[[str], str], label: str
+) -> list[Figure]:
+    parameters = dict(network.named_parameters())
+    figures = []
+    for name, value in golden.items():
+        gradient = parameters[translate(name)].grad
+        norm = 0.0 if gradient is None else gradient.norm().item()
+        figures.append(Figure(f"{label} gradient {name}", value, norm, GRADIENT_BOUND, GRADIENT_ZERO))
+    return figures

@@ -1,0 +1,63 @@
+"""The terms of the VITS objective (Kim et al. 2021, section 2), as formulas without weights.
+
+All of them compute in float32, whatever the networks ran in. Shapes: B clips, C channels, T frames.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def mel_l1(generated: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``|generated - target|`` over the bands of the valid frames (VITS eq. 4, without its weight 45).
+
+    Args:
+        generated: (B, M, T) log-mel.
+        target: (B, M, T) log-mel.
+        mask: (B, 1, T), zero where a clip is shorter than its segment.
+    """
+    difference = (generated.float() - target.float()).abs() * mask
+    return difference.sum() / (mask.sum() * generated.shape[1])
+
+
+def kl_divergence(
+    latents: Tensor, posterior_log_std: Tensor, prior_mean: Tensor, prior_log_std: Tensor, mask: Tensor
+) -> Tensor:
+    """Divergence of the posterior from the prior, sampled at ``z_p`` (VITS eq. 3; ``losses.kl_loss`` of the original).
+
+    Args:
+        latents: (B, C, T) the posterior's sample after the flow, ``z_p``.
+        posterior_log_std: (B, C, T).
+        prior_mean: (B, C, T) expanded over the frames.
+        prior_log_std: (B, C, T) expanded over the frames.
+        mask: (B, 1, T).
+
+    Returns:
+        The sum over channels, as a mean over valid frames.
+    """
+    z, log_q, m_p, log_p = (x.float() for x in (latents, posterior_log_std, prior_mean, prior_log_std))
+    divergence = log_p - log_q - 0.5 + 0.5 * (z - m_p).square() * torch.exp(-2 * log_p)
+    return (divergence * mask).sum() / mask.sum()
+
+
+def discriminator_lsgan(real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Least-squares loss of the discriminators on real and on generated segments: (real, fake), each a sum over them."""
+    real_loss = torch.stack([(1 - score.float()).square().mean() for score in real]).sum()
+    fake_loss = torch.stack([score.float().square().mean() for score in fake]).sum()
+    return real_loss, fake_loss
+
+
+def generator_lsgan(fake: Sequence[Tensor]) -> Tensor:
+    """Least-squares loss of the generator, a sum over the discriminators."""
+    return torch.stack([(1 - score.float()).square().mean() for score in fake]).sum()
+
+
+def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Twice the L1 between the activations of each layer of each discriminator (HiFi-GAN eq. 4; the factor is VITS's)."""
+    layers = [
+        (r.detach().float() - f.float()).abs().mean()
+        for real_layers, fake_layers in zip(real, fake, strict=True)
+        for r, f in zip(real_layers, fake_layers, strict=True)
+    ]
+    return 2 * torch.stack(layers).sum()

@@ -1,0 +1,211 @@
+"""Voices: loading them for training, starting them from scratch, and giving them back to ``transformers``."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers import AutoConfig, VitsConfig, VitsModel, VitsTokenizer
+from transformers.models.vits.modeling_vits import VitsAttention, VitsStochasticDurationPredictor
+
+from vits_trainer.audio import AudioSpec
+from vits_trainer.config import Architecture, DiscriminatorShape, to_dict
+from vits_trainer.discriminator import Discriminator
+from vits_trainer.errors import ModelError
+
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+
+
+def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
+    """A voice from a local folder or the Hub, in training form: float32, the decoder's weight norm unfolded.
+
+    It is in eval mode, as ``from_pretrained`` leaves it; the trainer sets the mode.
+
+    Raises:
+        ModelError: it cannot be found or read, is no VITS model, or its weights do not fit its configuration.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_dir)
+        if not isinstance(config, VitsConfig):
+            raise ModelError(f"{name_or_dir} is a {config.model_type} model, not a VITS voice. Give a VITS or MMS-TTS one.")
+        config.layerdrop = layerdrop
+        model, report = VitsModel.from_pretrained(
+            name_or_dir, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{name_or_dir}: no voice could be loaded from there ({' '.join(str(error).split())[:300]}). "
+            "Give a local folder with config.json and model.safetensors, or a Hub name while the Hub can be reached."
+        ) from error
+    unfit = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(unfit.values()):
+        raise ModelError(f"{name_or_dir}: its weights do not fit its configuration: {unfit}.")
+    return in_training_form(model)
+
+
+def in_training_form(model: VitsModel) -> VitsModel:
+    """Puts the decoder's weight norm back, which voices in Hugging Face form carry folded. Changes ``model``."""
+    model.decoder.apply_weight_norm()
+    return model
+
+
+def new_model(
+    architecture: Architecture, tokenizer: VitsTokenizer, speakers: list[str], layerdrop: float = 0.0
+) -> VitsModel:
+    """A voice from scratch in training form, with VITS's own initialisation (transformers' is Kaiming's).
+
+    Args:
+        architecture: sizes.
+        tokenizer: its vocabulary becomes the embedding's.
+        speakers: sorted names; a name's place is its id, and they are kept in the model's configuration.
+        layerdrop: chance to skip a text encoder layer.
+    """
+    config = VitsConfig(
+        vocab_size=len(tokenizer),
+        layerdrop=layerdrop,
+        flow_size=architecture.hidden_size,
+        num_speakers=max(1, len(speakers)),
+        speaker_embedding_size=256 if len(speakers) > 1 else 0,
+        **to_dict(architecture),
+    )
+    if len(speakers) > 1:
+        config.speakers = speakers
+    model = in_training_form(VitsModel(config))
+    initialise_as_vits(model)
+    return model
+
+
+def initialise_as_vits(model: VitsModel) -> None:
+    """PyTorch's own initialisation with VITS's exceptions. Changes ``model``, in training form.
+
+    N(0, 0.01) in the decoder's upsampling and residual convolutions, zeros in the last layer of each coupling and of
+    each spline flow, N(0, C^-0.5) embeddings, Xavier's attention projections.
+    """
+    width = model.config.hidden_size
+    for module in model.modules():
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, nn.Linear)):
+            _reset(module)
+        elif isinstance(module, VitsAttention):
+            for projection in (module.q_proj, module.k_proj, module.v_proj):
+                nn.init.xavier_uniform_(projection.weight)
+            for relative in (module.emb_rel_k, module.emb_rel_v):
+                nn.init.normal_(relative, std=(width // model.config.num_attention_heads) ** -0.5)
+    nn.init.normal_(model.text_encoder.embed_tokens.weight, std=width**-0.5)
+    for module in [*model.decoder.upsampler, *model.decoder.resblocks.modules()]:
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            module.weight = nn.init.normal_(torch.empty_like(module.weight), std=0.01)
+    last_layers = [coupling.conv_post for coupling in model.flow.flows]
+    if isinstance(model.duration_predictor, VitsStochasticDurationPredictor):
+        splines = [*model.duration_predictor.flows[1:], *model.duration_predictor.post_flows[1:]]
+        last_layers += [spline.conv_proj for spline in splines]
+    for layer in last_layers:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    if model.config.num_speakers > 1:
+        nn.init.normal_(model.embed_speaker.weight)
+
+
+def _reset(layer: nn.Conv1d | nn.ConvTranspose1d | nn.Linear) -> None:
+    """PyTorch's default, through weight norm where the layer has it: there ``weight`` is computed from g and v."""
+    if parametrize.is_parametrized(layer, "weight"):
+        weight = torch.empty_like(layer.weight)
+        nn.init.kaiming_uniform_(weight, a=5**0.5)
+        layer.weight = weight
+        if layer.bias is not None:
+            fan_in, _ = nn.init._calculate_fan_in_and_fan_out(weight)
+            nn.init.uniform_(layer.bias, -(fan_in**-0.5), fan_in**-0.5)
+    else:
+        layer.reset_parameters()
+
+
+def audio_spec(config: VitsConfig) -> AudioSpec:
+    """The framing that a voice's configuration implies."""
+    hop = 1
+    for rate in config.upsample_rates:
+        hop *= rate
+    n_fft = 2 * (config.spectrogram_bins - 1)
+    return AudioSpec(sampling_rate=config.sampling_rate, n_fft=n_fft, window=n_fft, hop=hop)
+
+
+def folded(model: VitsModel) -> VitsModel:
+    """A copy with the decoder's weight norm folded into its weights, as transformers' checkpoints have it."""
+    exported = copy_of(model)
+    for module in exported.decoder.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
+    return exported
+
+
+def copy_of(model: VitsModel) -> VitsModel:
+    """A deep copy on the CPU, without gradients."""
+    duplicate: VitsModel = copy.deepcopy(model).cpu()
+    return duplicate.requires_grad_(False)
+
+
+def export(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discriminator | None, directory: Path) -> None:
+    """Writes a voice that ``VitsModel.from_pretrained`` and ``pipeline("text-to-speech")`` load as it is.
+
+    Into a temporary folder beside ``directory`` first, read back and compared, and only then into its place.
+
+    Args:
+        model: in training form.
+        tokenizer: the voice's.
+        discriminator: kept beside the voice so that it can be tuned again.
+        directory: replaced if it exists.
+
+    Raises:
+        ModelError: what was written is not what was trained.
+    """
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    exported = folded(model)
+    # legacy names of weight norm (weight_g) would come back from a voice that was loaded with them
+    exported.save_pretrained(temporary, save_original_format=False)
+    tokenizer.save_pretrained(temporary)
+    if discriminator is not None:
+        save_discriminator(discriminator, temporary / DISCRIMINATOR_FILE)
+    _compare(exported, temporary)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    temporary.rename(directory)
+
+
+def _compare(model: VitsModel, directory: Path) -> None:
+    loaded, report = VitsModel.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    wrong = [*map(str, report["missing_keys"]), *map(str, report["unexpected_keys"]), *map(str, report["mismatched_keys"])]
+    expected = model.state_dict()
+    wrong += [name for name, tensor in loaded.state_dict().items() if not torch.equal(tensor, expected[name])]
+    if wrong:
+        raise ModelError(f"{directory}: the exported voice differs from the trained one in {', '.join(wrong[:10])}.")
+
+
+def save_discriminator(discriminator: Discriminator, path: Path) -> None:
+    """Writes the discriminators' weights, with their sizes in the file's metadata."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in discriminator.state_dict().items()}
+    save_file(tensors, path, metadata={"shape": json.dumps(to_dict(discriminator.shape))})
+
+
+def load_discriminator(path: Path) -> Discriminator:
+    """Reads what :func:`save_discriminator` wrote.
+
+    Raises:
+        ModelError: the file is damaged or holds something else.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            shape = json.loads((file.metadata() or {})["shape"])
+        discriminator = Discriminator(DiscriminatorShape(tuple(shape["periods"]), shape["channels_divisor"]))
+        discriminator.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{path}: no discriminators could be loaded ({error}). Delete it to start fresh ones.") from error
+    return discriminator
+
+
+def state_on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    """The module's parameters and buffers as contiguous CPU tensors."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}

@@ -1,0 +1,123 @@
+"""The VITS objective (Kim et al. 2021, section 2): synthesis once, then two sets of named losses.
+
+Knows no optimiser, no accelerator and no logging.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vits_trainer import losses
+from vits_trainer.audio import AudioSpec, cut_segments, frame_mask, log_mel, spectrogram
+from vits_trainer.config import LossWeights, ObjectiveKind
+from vits_trainer.data import Batch
+from vits_trainer.discriminator import Judgement
+from vits_trainer.generator import Synthesis
+
+
+class Comparison(NamedTuple):
+    """Generated segments beside the recorded ones."""
+
+    synthesis: Synthesis
+    generated: Tensor
+    """(B, 1, segment_samples) silent behind the end of clips that are shorter than a segment."""
+    recorded: Tensor
+    """(B, 1, segment_samples)."""
+    generated_mel: Tensor
+    """(B, M, segment_frames) of the generated segment by itself."""
+    recorded_mel: Tensor
+    """(B, M, segment_frames) cut from the mel of the whole clip."""
+    mel_mask: Tensor
+    """(B, 1, segment_frames) zero behind the end of short clips."""
+
+
+class Objective:
+    """``vits``: adversarial + feature matching + 45 mel + duration + KL. ``mel``: 45 mel + duration, no discriminators."""
+
+    def __init__(self, kind: ObjectiveKind, weights: LossWeights, spec: AudioSpec, segment_frames: int) -> None:
+        self.adversarial = kind == "vits"
+        self.weights: dict[str, float] = asdict(weights)
+        self.spec = spec
+        self.segment_frames = segment_frames
+
+    def synthesize(self, generator: nn.Module, batch: Batch, segment_starts: Tensor | None = None) -> Comparison:
+        """The only forward of the generator in an update.
+
+        Args:
+            generator: a :class:`~vits_trainer.generator.Generator`, wrapped for several processes or not.
+            batch: clips and texts on the generator's device.
+            segment_starts: (B,) frames; drawn at random when left out.
+        """
+        with torch.no_grad():
+            magnitude = spectrogram(batch.waveform, batch.frame_lengths, self.spec)
+            whole_mel = log_mel(magnitude, self.spec)
+        synthesis: Synthesis = generator(
+            batch.tokens, batch.token_lengths, magnitude, batch.frame_lengths, batch.speaker_ids, segment_starts
+        )
+        starts = synthesis.segment_starts
+        hop = self.spec.hop
+        valid_frames = (batch.frame_lengths - starts).clamp(max=self.segment_frames)
+        audible = frame_mask(valid_frames * hop, self.segment_frames * hop)
+        generated = synthesis.waveform.float() * audible
+        return Comparison(
+            synthesis=synthesis,
+            generated=generated,
+            recorded=cut_segments(batch.waveform[:, None], starts * hop, self.segment_frames * hop) * audible,
+            generated_mel=log_mel(spectrogram(generated[:, 0], valid_frames, self.spec), self.spec),
+            recorded_mel=cut_segments(whole_mel, starts, self.segment_frames),
+            mel_mask=frame_mask(valid_frames, self.segment_frames),
+        )
+
+    def discriminator_losses(self, discriminator: nn.Module, comparison: Comparison) -> dict[str, Tensor]:
+        """``real``, ``fake`` and their sum ``total``. The generator gets no gradient."""
+        both = torch.cat([comparison.recorded, comparison.generated.detach()])
+        judgement: Judgement = discriminator(both)
+        real, fake = judgement.split(len(comparison.recorded))
+        real_loss, fake_loss = losses.discriminator_lsgan(real.scores, fake.scores)
+        return {"real": real_loss, "fake": fake_loss, "total": real_loss + fake_loss}
+
+    def generator_losses(self, discriminator: nn.Module | None, comparison: Comparison) -> dict[str, Tensor]:
+        """Each loss unweighted under its name, and their weighted sum ``total``.
+
+        Args:
+            discriminator: the judge, with its parameters frozen (:func:`frozen`); None for the mel objective.
+            comparison: from :meth:`synthesize`.
+        """
+        s = comparison.synthesis
+        terms = {
+            "mel": losses.mel_l1(comparison.generated_mel, comparison.recorded_mel, comparison.mel_mask),
+            "duration": s.duration_loss.sum() / s.text_mask.sum(),
+        }
+        if self.adversarial:
+            if discriminator is None:
+                raise ValueError("the vits objective needs a discriminator")
+            with torch.no_grad():
+                real: Judgement = discriminator(comparison.recorded)
+            fake: Judgement = discriminator(comparison.generated)
+            terms["kl"] = losses.kl_divergence(
+                s.latents, s.posterior_log_std, s.prior_mean, s.prior_log_std, s.frame_mask
+            )
+            terms["adversarial"] = losses.generator_lsgan(fake.scores)
+            terms["feature_matching"] = losses.feature_matching(real.activations, fake.activations)
+        return terms | {"total": self.total(terms)}
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of named losses."""
+        return torch.stack([self.weights[name] * loss for name, loss in terms.items()]).sum()
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """The network's parameters take no gradient inside: it is only looked through."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)

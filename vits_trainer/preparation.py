@@ -1,0 +1,347 @@
+"""From a source of clips to a prepared folder, in several processes; every clip left out is written down."""
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Generator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import soundfile as sf
+import soxr
+from tqdm import tqdm
+
+from vits_trainer import __version__
+from vits_trainer.config import PrepareConfig
+from vits_trainer.errors import DataError, VitsTrainerError
+from vits_trainer.recordings import (
+    Reason,
+    RecordingError,
+    Rejection,
+    read_recording,
+    to_pcm16,
+    to_rate,
+    write_pcm16_wav,
+)
+from vits_trainer.sources import Source, SourceClip, open_source
+
+HOP_SAMPLES = 256
+"""Samples in a spectrogram frame of VITS and MMS-TTS voices."""
+
+_CLIPS_IN_FLIGHT_PER_PROCESS = 4
+_UNKNOWN_SPEAKER = "unknown"
+_SEPARATORS = re.compile(r"[|\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_OUR_FILE = re.compile(r"audio_\d{6,}\.wav|\d+\.part")
+
+
+@dataclass(frozen=True)
+class PreparationSummary:
+    """What a preparation came to."""
+
+    output_dir: Path
+    accepted: int
+    rejected: Mapping[Reason, int]
+    """Clips left out by reason, in the order of the checks; only reasons that occurred."""
+    texts_changed: int
+    """Accepted clips whose text :func:`one_line` changed."""
+    seconds: float
+    """Length of the accepted clips together."""
+    speakers: int
+
+    @property
+    def hours(self) -> float:
+        """Length of the accepted clips together, in hours."""
+        return self.seconds / 3600
+
+    @property
+    def mean_seconds(self) -> float:
+        """Mean length of an accepted clip."""
+        return self.seconds / self.accepted
+
+
+@dataclass
+class _Ledger:
+    """What has become of each clip so far, in the order of the source."""
+
+    accepted: list[tuple[str, str]] = field(default_factory=list)
+    """Text and speaker."""
+    rejected: list[tuple[str, Rejection]] = field(default_factory=list)
+    samples: int = 0
+    texts_changed: int = 0
+
+    def summary(self, output_dir: Path, rate_hz: int) -> PreparationSummary:
+        counts = Counter(rejection.reason for _, rejection in self.rejected)
+        return PreparationSummary(
+            output_dir=output_dir,
+            accepted=len(self.accepted),
+            rejected={reason: counts[reason] for reason in Reason if counts[reason]},
+            texts_changed=self.texts_changed,
+            seconds=self.samples / rate_hz,
+            speakers=len({speaker for _, speaker in self.accepted}),
+        )
+
+
+def prepare(config: PrepareConfig) -> PreparationSummary:
+    """Writes ``config.output_dir``, the same bytes whatever the number of processes::
+
+        wavs/audio_000000.wav   16-bit PCM, mono, numbered over the accepted clips in the order of the source
+        rejected.csv            clip,reason,detail of every clip left out
+        metadata.csv            audio_000000.wav|text, and |speaker where there are several
+        dataset.json            counts, lengths, settings, versions; written last
+
+    Raises:
+        DataError: the source or the output folder cannot be used, or not one clip is left (rejected.csv is
+            written all the same).
+        VitsTrainerError: a worker process was killed.
+    """
+    source = open_source(config)
+    output_dir = Path(config.output_dir).expanduser()
+    ledger = _Ledger()
+    try:
+        _claim(output_dir, source)
+        _convert_all(source, config, output_dir / "wavs", ledger)
+        _write_whole(output_dir / "rejected.csv", _rejected_csv(ledger))
+        summary = ledger.summary(output_dir, config.target_sr)
+        if not summary.accepted:
+            _clear(output_dir / "wavs")
+            raise DataError(_nothing_left(summary))
+        _write_whole(output_dir / "metadata.csv", _metadata_csv(ledger))
+        _write_whole(output_dir / "dataset.json", _dataset_json(summary, source, config))
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or output_dir}: cannot be written ({error.strerror or error}). "
+            "Make room there, or choose another --output_dir."
+        ) from error
+    return summary
+
+
+def one_line(text: str) -> str:
+    """``text`` as it can stand in metadata.csv: no ``|``, no control characters, no white space but single spaces."""
+    return " ".join(_SEPARATORS.sub(" ", text).split())
+
+
+# The output folder
+
+
+def _claim(output_dir: Path, source: Source) -> None:
+    """Makes the folder ready to be written to; removes what an interrupted preparation left, and nothing else."""
+    if output_dir.resolve() == source.root.resolve():
+        raise DataError(f"--output_dir {output_dir} is the data set itself. Choose another --output_dir.")
+    for name in ("dataset.json", "metadata.csv"):
+        if (output_dir / name).exists():
+            raise DataError(
+                f"{output_dir} already holds a prepared set ({name}). Delete it, or choose another --output_dir."
+            )
+    wavs = output_dir / "wavs"
+    _clear(wavs)
+    wavs.mkdir(parents=True)
+
+
+def _clear(wavs: Path) -> None:
+    if not wavs.exists():
+        return
+    foreign = next((entry for entry in wavs.iterdir() if not _OUR_FILE.fullmatch(entry.name)), None)
+    if foreign:
+        raise DataError(f"{foreign} was not written by prepare_data. Move it away, or choose another --output_dir.")
+    shutil.rmtree(wavs)
+
+
+def _write_whole(path: Path, content: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(content, encoding="utf-8", newline="")
+    part.replace(path)
+
+
+# From clip to clip
+
+
+def _convert_all(source: Source, config: PrepareConfig, wavs: Path, ledger: _Ledger) -> None:
+    total = min(config.max_samples or source.clip_count, source.clip_count)
+    with (
+        tqdm(desc="prepare_data", total=total, unit="clip", disable=None) as bar,
+        closing(_outcomes(source, config, wavs)) as outcomes,
+    ):
+        for clip, part, outcome in outcomes:
+            if isinstance(outcome, Rejection):
+                ledger.rejected.append((clip.clip_id, outcome))
+            else:
+                part.replace(wavs / _wav_name(len(ledger.accepted)))
+                text = one_line(clip.text)
+                ledger.accepted.append((text, one_line(clip.speaker or "") or _UNKNOWN_SPEAKER))
+                ledger.samples += outcome
+                ledger.texts_changed += text != clip.text
+            done = len(ledger.accepted) if config.max_samples else len(ledger.accepted) + len(ledger.rejected)
+            bar.update(done - bar.n)
+            if len(ledger.accepted) == config.max_samples > 0:
+                break
+    for part in wavs.glob("*.part"):  # of clips that were begun before the last one wanted was done
+        part.unlink()
+
+
+def _outcomes(
+    source: Source, config: PrepareConfig, wavs: Path
+) -> Generator[tuple[SourceClip, Path, int | Rejection], None, None]:
+    """Every clip with its temporary file and what :func:`convert_clip` said, in the order of the source.
+
+    Only a few clips are under way at any time: the audio may lie in memory.
+    """
+    processes = config.processes or _cores()
+    # Started anew rather than forked: reading Parquet has threads, and those do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    waiting: deque[tuple[SourceClip, Path, Future[int | Rejection] | Rejection]] = deque()
+    with ProcessPoolExecutor(processes, context, initializer=_begin_worker) as pool:
+        try:
+            for index, clip in enumerate(source.clips):
+                part = wavs / f"{index}.part"
+                known = clip.rejection or _judge_text(clip)
+                waiting.append(
+                    (clip, part, known or pool.submit(convert_clip, clip.audio, _tokens(clip), config.target_sr, part))
+                )
+                if len(waiting) == processes * _CLIPS_IN_FLIGHT_PER_PROCESS:
+                    yield _finished(*waiting.popleft())
+            while waiting:
+                yield _finished(*waiting.popleft())
+        except BrokenProcessPool as error:
+            raise VitsTrainerError(
+                f"a worker process of prepare_data was killed, perhaps as memory ran out. {wavs} is incomplete: "
+                "run prepare_data again, with fewer --processes."
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(
+    clip: SourceClip, part: Path, outcome: Future[int | Rejection] | Rejection
+) -> tuple[SourceClip, Path, int | Rejection]:
+    return clip, part, outcome if isinstance(outcome, Rejection) else outcome.result()
+
+
+def _judge_text(clip: SourceClip) -> Rejection | None:
+    return None if one_line(clip.text) else Rejection(Reason.EMPTY_TEXT, repr(clip.text[:40]))
+
+
+def _tokens(clip: SourceClip) -> int:
+    """Tokens of the clip's text as MMS-TTS counts: its characters, with a blank before, between and behind them."""
+    return 2 * len(one_line(clip.text)) + 1
+
+
+def _cores() -> int:
+    # Containers and schedulers allow fewer cores than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# In a worker process
+
+
+def convert_clip(audio: Path | bytes, tokens: int, target_rate_hz: int, wav: Path) -> int | Rejection:
+    """Writes one clip as 16-bit PCM, mono, at ``target_rate_hz``.
+
+    Returns:
+        How many samples were written, or why none were.
+
+    Raises:
+        OSError: ``wav`` cannot be written.
+    """
+    try:
+        samples, rate_hz = read_recording(audio)
+    except RecordingError as error:
+        return error.rejection
+    pcm = to_pcm16(to_rate(samples, rate_hz, target_rate_hz))
+    frames = len(pcm) // HOP_SAMPLES
+    if tokens > frames:
+        return Rejection(Reason.TEXT_TOO_LONG, f"{tokens} tokens, {frames} frames")
+    write_pcm16_wav(wav, pcm, target_rate_hz)
+    return len(pcm)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    # libmpg123 writes there of every damaged MP3, through the progress bar; rejected.csv says it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _leave_with_parent() -> None:
+    """A pool's workers otherwise wait for ever when their parent is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+# What is written
+
+
+def _wav_name(number: int) -> str:
+    return f"audio_{number:06d}.wav"
+
+
+def _metadata_csv(ledger: _Ledger) -> str:
+    several = len({speaker for _, speaker in ledger.accepted}) > 1
+    return "".join(
+        "|".join([_wav_name(number), text, *([speaker] if several else [])]) + "\n"
+        for number, (text, speaker) in enumerate(ledger.accepted)
+    )
+
+
+def _rejected_csv(ledger: _Ledger) -> str:
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(("clip", "reason", "detail"))
+    for clip_id, (reason, detail) in ledger.rejected:
+        writer.writerow((_cell(clip_id), reason, _cell(detail)))
+    return content.getvalue()
+
+
+def _cell(value: str) -> str:
+    """One line that no spreadsheet takes for a formula."""
+    line = one_line(value)
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
+
+
+def _dataset_json(summary: PreparationSummary, source: Source, config: PrepareConfig) -> str:
+    return (
+        json.dumps(
+            {
+                "accepted": summary.accepted,
+                "rejected": summary.rejected,
+                "texts_changed": summary.texts_changed,
+                "seconds": round(summary.seconds, 3),
+                "hours": round(summary.hours, 4),
+                "mean_seconds": round(summary.mean_seconds, 3),
+                "speakers": summary.speakers,
+                "sampling_rate": config.target_sr,
+                "source": {"kind": source.kind, "dataset": config.dataset, "clips": source.clip_count},
+                "settings": {
+                    name: getattr(config, name) for name in ("target_sr", "max_samples", "min_upvotes", "max_downvotes")
+                },
+                "versions": {
+                    "vits_trainer": __version__,
+                    "soundfile": sf.__version__,
+                    "libsndfile": sf.__libsndfile_version__,
+                    "soxr": soxr.__version__,
+                },
+            },
+            ensure_ascii=False,
+            indent=2,
+        )
+        + "\n"
+    )
+
+
+def _nothing_left(summary: PreparationSummary) -> str:
+    counts = ", ".join(f"{count} {reason}" for reason, count in summary.rejected.items())
+    return (
+        f"not one clip is left to train on: {counts}. {summary.output_dir / 'rejected.csv'} says why for each; "
+        "correct the data set, or loosen --min_upvotes and --max_downvotes."
+    )

@@ -1,0 +1,219 @@
+"""Reading and writing speech, and every reason for which a clip is left out. No torch: worker processes import this."""
+
+import io
+import struct
+import wave
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple, NoReturn, cast
+
+import numpy as np
+import soundfile as sf
+import soxr
+from numpy.typing import NDArray
+
+from vits_trainer.errors import DataError
+
+MIN_DURATION_S = 0.1
+"""Shorter clips have fewer than the three frames of 256 samples that training needs at 8 kHz."""
+MAX_DURATION_S = 60.0
+"""Longer recordings are not clips; they are not even decoded, as an hour of them would fill the memory."""
+MAX_FILE_BYTES = 256 * 2**20
+MAX_CHANNELS = 8
+MIN_RATE_HZ, MAX_RATE_HZ = 4000, 192_000
+
+_LENGTH_UNKNOWN_BYTES = 0x7FFF0000
+"""Programs that write WAV into a pipe announce this much or more, as they cannot know the length."""
+_MP3_FRAME_SAMPLES = 1152
+_PCM16_BYTES = 2
+
+
+class Reason(StrEnum):
+    """Why a clip is left out, as it stands in rejected.csv, in the order in which the checks are made."""
+
+    TOO_FEW_UPVOTES = "too-few-upvotes"
+    """Common Voice: fewer up-votes than --min_upvotes."""
+    TOO_MANY_DOWNVOTES = "too-many-downvotes"
+    """Common Voice: more down-votes than --max_downvotes."""
+    PATH_OUTSIDE = "path-outside"
+    """The metadata name a file outside the data set's folder."""
+    MISSING_FILE = "missing-file"
+    """No such file, or no audio in the row."""
+    EMPTY_TEXT = "empty-text"
+    """Nothing to say."""
+    TRUNCATED_AUDIO = "truncated-audio"
+    """The file announces more samples than it holds."""
+    UNREADABLE_AUDIO = "unreadable-audio"
+    """Damaged, or in no format that libsndfile reads."""
+    UNSUPPORTED_AUDIO = "unsupported-audio"
+    """More than 8 channels, or a rate outside 4 to 192 kHz."""
+    EMPTY_AUDIO = "empty-audio"
+    """Not one sample."""
+    TOO_SHORT = "too-short"
+    """Less than 0.1 s."""
+    TOO_LONG = "too-long"
+    """More than 60 s."""
+    NON_FINITE_AUDIO = "non-finite-audio"
+    """Samples that are no numbers, or infinite."""
+    TEXT_TOO_LONG = "text-too-long"
+    """More tokens than the clip has frames: no alignment exists."""
+
+
+class Rejection(NamedTuple):
+    """Why one clip is left out: the fixed word that is counted, and what it was in this case."""
+
+    reason: Reason
+    detail: str
+
+
+class RecordingError(DataError):
+    """A recording that cannot be used. Unlike libsndfile's own errors it travels between processes."""
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(rejection)
+        self.rejection = rejection
+
+    def __str__(self) -> str:
+        return f"{self.rejection.reason}: {self.rejection.detail}"
+
+
+def read_recording(source: Path | bytes) -> tuple[NDArray[np.float32], int]:
+    """Decodes a recording in any format of libsndfile (WAV, FLAC, MP3, Ogg ...) and mixes it to mono.
+
+    Args:
+        source: a file, or the content of one.
+
+    Returns:
+        Samples, (T,), full scale at 1, and their rate in Hz.
+
+    Raises:
+        RecordingError: one of the audio reasons of :class:`Reason`; length, channels and rate are judged
+            before anything is decoded.
+    """
+    content = _content(source)
+    _require_complete_wav(content)
+    try:
+        with sf.SoundFile(io.BytesIO(content)) as recording:
+            _require_usable_shape(recording.frames, recording.samplerate, recording.channels)
+            samples = recording.read(dtype="float32", always_2d=True)  # (T, channels)
+            # The length of an MP3 without a table of contents is an estimate.
+            tolerance = 2 * _MP3_FRAME_SAMPLES if "MPEG" in recording.subtype else 0
+            if len(samples) < recording.frames - tolerance:
+                _reject(Reason.TRUNCATED_AUDIO, f"{len(samples)} of {recording.frames} samples can be decoded")
+            rate_hz = int(recording.samplerate)
+    except sf.SoundFileError as error:
+        _reject(Reason.UNREADABLE_AUDIO, _plain_message(error))
+    if not np.isfinite(samples).all():
+        _reject(Reason.NON_FINITE_AUDIO, f"{np.count_nonzero(~np.isfinite(samples))} samples")
+    return samples.mean(axis=1, dtype=np.float32), rate_hz
+
+
+def to_rate(samples: NDArray[np.float32], rate_hz: int, target_rate_hz: int) -> NDArray[np.float32]:
+    """Resamples ``samples``, (T,), band-limited (soxr's high quality)."""
+    if rate_hz == target_rate_hz:
+        return samples
+    return cast("NDArray[np.float32]", soxr.resample(samples, rate_hz, target_rate_hz, quality="HQ"))
+
+
+def to_pcm16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Full scale 1 to 16-bit integers; what lies beyond full scale is clipped. 16-bit sources come back unchanged."""
+    return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
+
+
+def write_pcm16_wav(path: Path, pcm: NDArray[np.int16], rate_hz: int) -> None:
+    """Writes ``pcm``, (T,), as a mono WAV file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = io.BytesIO()
+    with wave.open(content, "wb") as recording:
+        recording.setnchannels(1)
+        recording.setsampwidth(_PCM16_BYTES)
+        recording.setframerate(rate_hz)
+        recording.writeframes(pcm.astype("<i2").tobytes())
+    path.write_bytes(content.getvalue())
+
+
+def read_pcm16_wav(path: Path) -> tuple[NDArray[np.int16], int]:
+    """Reads a file as :func:`write_pcm16_wav` writes it.
+
+    Returns:
+        Samples, (T,), and their rate in Hz.
+
+    Raises:
+        RecordingError: missing, damaged or truncated, or not 16-bit PCM mono.
+    """
+    try:
+        with path.open("rb") as file, wave.open(file, "rb") as recording:
+            channels, sample_bytes, rate_hz, announced = recording.getparams()[:4]
+            content = recording.readframes(announced)
+    except FileNotFoundError:
+        _reject(Reason.MISSING_FILE, f"{path}: no such file")
+    except OSError as error:
+        _reject(Reason.UNREADABLE_AUDIO, f"{path}: {error.strerror}")
+    except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: sizes that contradict one another
+        _reject(Reason.UNREADABLE_AUDIO, f"{path}: no PCM WAV file ({str(error) or 'it ends too early'})")
+    if channels != 1 or sample_bytes != _PCM16_BYTES:
+        _reject(
+            Reason.UNSUPPORTED_AUDIO,
+            f"{path}: {channels} channel(s) of {8 * sample_bytes} bits, where 16-bit mono is expected",
+        )
+    if len(content) < announced * _PCM16_BYTES:
+        _reject(Reason.TRUNCATED_AUDIO, f"{path}: {len(content) // _PCM16_BYTES} of {announced} samples are there")
+    return np.frombuffer(content, dtype="<i2").astype(np.int16), rate_hz
+
+
+def _content(source: Path | bytes) -> bytes:
+    # Handing libsndfile bytes rather than a path keeps it from believing the file's name.
+    try:
+        size_bytes = len(source) if isinstance(source, bytes) else source.stat().st_size
+        if size_bytes > MAX_FILE_BYTES:
+            _reject(Reason.TOO_LONG, f"{size_bytes / 2**20:.0f} MiB, at most {MAX_FILE_BYTES / 2**20:.0f} MiB")
+        content = source if isinstance(source, bytes) else source.read_bytes()
+    except FileNotFoundError:
+        _reject(Reason.MISSING_FILE, f"{source!s}: no such file")
+    except OSError as error:
+        _reject(Reason.UNREADABLE_AUDIO, f"{source!s}: {error.strerror}")
+    if not content:
+        _reject(Reason.EMPTY_AUDIO, "a file of 0 bytes")
+    return content
+
+
+def _require_complete_wav(content: bytes) -> None:
+    """Libsndfile reads a WAV file that ends too early without a word: its header says how much there should be."""
+    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+        return
+    position = 12
+    while position + 8 <= len(content):
+        name, size_bytes = struct.unpack_from("<4sI", content, position)
+        position += 8
+        if name == b"data":
+            present_bytes = len(content) - position
+            if present_bytes < size_bytes < _LENGTH_UNKNOWN_BYTES:
+                _reject(Reason.TRUNCATED_AUDIO, f"{present_bytes} of {size_bytes} bytes of audio are there")
+            return
+        position += size_bytes + size_bytes % 2
+
+
+def _require_usable_shape(frames: int, rate_hz: int, channels: int) -> None:
+    if channels > MAX_CHANNELS or not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        _reject(Reason.UNSUPPORTED_AUDIO, f"{channels} channel(s) at {rate_hz} Hz")
+    if frames == 0:
+        _reject(Reason.EMPTY_AUDIO, "no samples")
+    if frames == 2**63 - 1:
+        _reject(Reason.UNREADABLE_AUDIO, "its header does not say how long it is")
+    duration_s = frames / rate_hz
+    if duration_s < MIN_DURATION_S:
+        _reject(Reason.TOO_SHORT, f"{duration_s:.3f} s, at least {MIN_DURATION_S} s")
+    if duration_s > MAX_DURATION_S:
+        _reject(Reason.TOO_LONG, f"{duration_s:.1f} s, at most {MAX_DURATION_S:.0f} s")
+
+
+def _plain_message(error: Exception) -> str:
+    """libsndfile's words without the address of the object it read from."""
+    return str(error).rpartition(">: ")[2].removeprefix("Error : ")
+
+
+def _reject(reason: Reason, detail: str) -> NoReturn:
+    raise RecordingError(Rejection(reason, detail))

@@ -1,0 +1,144 @@
+"""The machine: processes, device, precision. The only place that builds an ``Accelerator``.
+
+Accelerate brings launching, process groups, devices and DistributedDataParallel. Accumulation, precision, gradient
+scaling and schedules stay ours, as it would count the steps of two networks wrongly, share one gradient scaler between
+them and step schedules once a process.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Literal
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from vits_trainer.config import Precision
+from vits_trainer.errors import ConfigError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Runtime:
+    """This process among the others, its device and its precision. Building it runs on every rank."""
+
+    def __init__(self, precision: Precision, accumulation: int) -> None:
+        on_gpu = torch.cuda.is_available()
+        self.precision = resolve_precision(precision, on_gpu)
+        _refuse_other_accumulation(accumulation)
+        self.accelerator = Accelerator(
+            cpu=not on_gpu,
+            mixed_precision="no",
+            kwargs_handlers=[
+                # No buffer in either network, and none of their parameters goes unused.
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            ],
+        )
+        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.world_size != expected:
+            raise ConfigError(
+                f"The launcher started {expected} processes, but they are not connected: each believes to be one of "
+                f"{self.world_size}. Start with accelerate launch --config_file accelerate_configs/multi_gpu.yaml, or "
+                "cpu_2proc.yaml without a GPU."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Moves a network to the device and joins it with its copies on the other ranks. Runs on every rank."""
+        wrapped: nn.Module = self.accelerator.prepare_model(network)
+        return wrapped
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The forward pass in the run's precision; losses, STFT and alignment keep float32 inside of it."""
+        dtype = _DTYPES.get(self.precision)
+        with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            yield
+
+    def gradient_scaler(self) -> torch.amp.GradScaler:
+        """A scaler of one network's own, so that one network's overflow leaves the other's scale alone (fp16 only)."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    @contextmanager
+    def accumulating(self, *networks: nn.Module, synchronise: bool) -> Iterator[None]:
+        """Ranks exchange gradients inside only if ``synchronise``: at the last micro-batch of an update."""
+        with ExitStack() as stack:
+            if not synchronise:
+                for network in networks:
+                    stack.enter_context(self.accelerator.no_sync(network))
+            yield
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Adds up ``values`` over the ranks. Runs on every rank."""
+        total: Tensor = self.accelerator.reduce(values.to(self.device), reduction="sum")
+        return total
+
+    def from_main(self, text: str) -> str:
+        """The main rank's text on every rank. Runs on every rank."""
+        if self.world_size == 1:
+            return text
+        box = [text]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait(self) -> None:
+        """Returns once every rank has come here. Runs on every rank."""
+        self.accelerator.wait_for_everyone()
+
+    def describe(self) -> str:
+        """One line for people: processes, device, precision."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        return f"{self.world_size} process(es) on {name}, {self.precision}"
+
+
+def resolve_precision(asked: Precision, on_gpu: bool) -> Literal["fp32", "bf16", "fp16"]:
+    """What to compute in.
+
+    Raises:
+        ConfigError: the launcher asks for another precision than the flag, or the device has not the one asked for.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", "bf16", "fp16"):
+        raise ConfigError(f"The launcher asks for {launched} precision. Set mixed_precision: 'no' and use --precision.")
+    # "no" is also what accelerate launch says when nobody chose anything.
+    if launched != "no" and asked not in ("auto", launched):
+        raise ConfigError(
+            f"--precision {asked}, but the launcher says {launched} (mixed_precision in its file, or "
+            "--mixed_precision): leave the launcher's at 'no', as the flag decides."
+        )
+    if asked == "auto" and launched == "no":
+        return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    precision = launched if asked == "auto" else asked
+    if precision == "fp16" and not on_gpu:
+        raise ConfigError("fp16 needs a GPU, and there is none here. Use --precision fp32 or bf16, or leave it at auto.")
+    return precision  # type: ignore[return-value]
+
+
+def _refuse_other_accumulation(asked: int) -> None:
+    launched = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    if launched not in (None, "1", str(asked)):
+        raise ConfigError(
+            f"The launcher asks for {launched} gradient accumulation steps, --gradient_accumulation_steps is {asked}: "
+            "leave it out of the launcher's file, as the flag decides."
+        )

@@ -1,0 +1,50 @@
+"""From text to token ids, through transformers' own ``VitsTokenizer``."""
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import VitsTokenizer
+
+from vits_trainer.errors import ModelError
+
+BLANK = "<pad>"
+UNKNOWN = "<unk>"
+
+
+def load_tokenizer(name_or_dir: str) -> VitsTokenizer:
+    """The tokenizer of a voice, from a local folder or the Hub.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    try:
+        return VitsTokenizer.from_pretrained(name_or_dir)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{name_or_dir}: no tokenizer could be loaded ({_first_line(error)}). Give a voice that has vocab.json."
+        ) from error
+
+
+def build_tokenizer(texts: Iterable[str]) -> VitsTokenizer:
+    """A character tokenizer for these texts, as MMS-TTS has them: lower case, a blank (id 0) around each character."""
+    characters = sorted(set().union(*(text.lower() for text in texts)))
+    vocabulary = {token: index for index, token in enumerate([BLANK, *characters, UNKNOWN])}
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "vocab.json"
+        path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        return VitsTokenizer(str(path), pad_token=BLANK, unk_token=UNKNOWN, phonemize=False)
+
+
+def encode(tokenizer: VitsTokenizer, text: str) -> NDArray[np.int64]:
+    """Token ids of ``text``, (S,). Characters that the vocabulary lacks are left out; none left gives an empty array."""
+    if not tokenizer.prepare_for_tokenization(text)[0]:
+        return np.empty(0, dtype=np.int64)  # with blanks, even nothing would become one token
+    return np.asarray(tokenizer(text).input_ids, dtype=np.int64)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
