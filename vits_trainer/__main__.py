@@ -1,8 +1,9 @@
 """``vits-trainer <command>``, the same as ``python -m vits_trainer <command>``."""
 
 import importlib
-import os
+import signal
 import sys
+from typing import Any
 
 from vits_trainer import __version__
 from vits_trainer.cli import parse, unknown_word
@@ -19,6 +20,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 2 the user's mistake (one line, no traceback), 1 failed."""
     words = sys.argv[1:] if argv is None else argv
+    config: Any
     try:
         if not words or words[0] in ("-h", "--help"):
             print(_usage())
@@ -38,9 +40,11 @@ def main(argv: list[str] | None = None) -> int:
         module = importlib.import_module(f"vits_trainer.commands.{command}")
         code: int = module.run(config)
     except VitsTrainerError as error:
-        if os.environ.get("RANK", "0") == "0" or error.exit_code == 1:
-            print(f"vits-trainer: {error}", file=sys.stderr, flush=True)
+        print(f"vits-trainer: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("vits-trainer: interrupted", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
     return code
 
 
@@ -61,7 +65,8 @@ def _usage() -> str:
             *lines,
             "",
             "vits-trainer COMMAND --help shows the flags of a command.",
-            "On several GPUs: accelerate launch --config_file accelerate_configs/multi_gpu.yaml -m vits_trainer train_vits",
+            "On several GPUs:",
+            "  accelerate launch --config_file accelerate_configs/multi_gpu.yaml -m vits_trainer train_vits [FLAGS]",
         ]
     )
 

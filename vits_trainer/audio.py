@@ -59,9 +59,7 @@ def spectrogram(waveform: Tensor, frame_lengths: Tensor, spec: AudioSpec) -> Ten
     reflected = _reflect_ends(waveform.float(), frame_lengths * spec.hop, spec.reflected_samples)
     window = torch.hann_window(spec.window, device=waveform.device)
     with torch.autocast(waveform.device.type, enabled=False):
-        stft = torch.stft(
-            reflected, spec.n_fft, spec.hop, spec.window, window, center=False, return_complex=True
-        )
+        stft = torch.stft(reflected, spec.n_fft, spec.hop, spec.window, window, center=False, return_complex=True)
         magnitude = torch.sqrt(stft.real.square() + stft.imag.square() + MAGNITUDE_EPS)
     mask = frame_mask(frame_lengths, magnitude.shape[-1])
     return magnitude * mask

@@ -78,9 +78,7 @@ def _spell_out_booleans(argv: list[str], fields: dict[str, Any]) -> list[str]:
 
 
 def _explain(command: str, message: str, parser: jsonargparse.ArgumentParser) -> str:
-    flags = sorted(
-        option for action in parser._actions for option in action.option_strings if option.startswith("--")
-    )
+    flags = sorted(option for action in parser._actions for option in action.option_strings if option.startswith("--"))
     unknown = re.search(r"unrecognized arguments: (\S+)", message)
     if unknown:
         word = unknown.group(1).partition("=")[0]

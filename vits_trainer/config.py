@@ -44,7 +44,7 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A generator to train from scratch, in the words of ``transformers.VitsConfig``. The defaults are MMS-TTS's size."""
+    """A generator to train from scratch, in the words of ``transformers.VitsConfig``; the defaults are MMS-TTS's."""
 
     sampling_rate: int = 16000
     """Samples per second of the voice."""
@@ -110,9 +110,7 @@ class PrepareConfig:
     """Worker processes (0 = one for each core)."""
 
     def __post_init__(self) -> None:
-        require(
-            8000 <= self.target_sr <= 192_000, f"--target_sr {self.target_sr}: give a rate from 8000 to 192000 Hz."
-        )
+        require(8000 <= self.target_sr <= 192_000, f"--target_sr {self.target_sr}: give a rate from 8000 to 192000 Hz.")
         for name in ("max_samples", "min_upvotes", "max_downvotes", "processes"):
             require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: give 0 or more.")
 

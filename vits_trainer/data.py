@@ -78,8 +78,14 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+        return replace(
+            self,
+            tokens=self.tokens.to(device, non_blocking=True),
+            token_lengths=self.token_lengths.to(device, non_blocking=True),
+            waveform=self.waveform.to(device, non_blocking=True),
+            frame_lengths=self.frame_lengths.to(device, non_blocking=True),
+            speaker_ids=None if self.speaker_ids is None else self.speaker_ids.to(device, non_blocking=True),
+        )
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ def duration_loss(
         assert isinstance(predictor, VitsDurationPredictor)  # noqa: S101 - transformers has no third kind
         log_durations = torch.log(durations + 1e-6) * text_mask
         predicted = predictor(hidden, text_mask, speaker)
-        return (predicted - log_durations).square().sum((1, 2))
+        error: Tensor = predicted - log_durations
+        return error.square().sum((1, 2))
 
 
 def _stochastic_nll(

@@ -35,5 +35,9 @@ class NoTrainableClipError(VitsTrainerError):
     """Every clip of a batch was rejected: the data no longer is what ``prepare_data`` checked."""
 
 
+class DivergedRanksError(VitsTrainerError):
+    """The ranks of a run hold different weights."""
+
+
 class CheckFailedError(VitsTrainerError):
     """``vits-trainer check`` found something wrong."""

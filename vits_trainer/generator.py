@@ -43,7 +43,7 @@ class Generator(nn.Module):
     """A ``VitsModel`` that can be trained: text and spectrogram in, decoded segments and what the losses need out.
 
     ``decode_from`` says whose sample is decoded: the posterior's (VITS), or the prior's through the reversed flow,
-    which is what inference does (the mel objective; the posterior encoder then only serves the alignment and is frozen).
+    which is what inference does (the mel objective: the posterior encoder then only serves the alignment, frozen).
     """
 
     def __init__(self, model: VitsModel, decode_from: Literal["posterior", "prior"], segment_frames: int) -> None:
@@ -116,9 +116,7 @@ class Generator(nn.Module):
             frame_mask=frames,
         )
 
-    def _posterior(
-        self, spectrogram: Tensor, frames: Tensor, speaker: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _posterior(self, spectrogram: Tensor, frames: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The posterior's sample, its log standard deviation, and the sample after the flow: (B, C, T) float32 each."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.decode_from == "posterior"):
             sample, log_std = self._sample(spectrogram, frames, speaker)

@@ -98,7 +98,9 @@ def read_cases(directory: Path) -> list[Case]:
     cases = []
     for path in sorted(directory.glob("*.json")):
         try:
-            cases.append(Case(path.stem, json.loads(path.read_text("utf-8")), load_file(path.with_suffix(".safetensors"))))
+            cases.append(
+                Case(path.stem, json.loads(path.read_text("utf-8")), load_file(path.with_suffix(".safetensors")))
+            )
         except (OSError, ValueError, SafetensorError) as error:
             raise DataError(f"{path}: this golden case cannot be read ({error}).") from error
     if not cases:

@@ -42,7 +42,7 @@ def kl_divergence(
 
 
 def discriminator_lsgan(real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Least-squares loss of the discriminators on real and on generated segments: (real, fake), each a sum over them."""
+    """Least-squares loss of the discriminators on real and on generated segments, each a sum over them."""
     real_loss = torch.stack([(1 - score.float()).square().mean() for score in real]).sum()
     fake_loss = torch.stack([score.float().square().mean() for score in fake]).sum()
     return real_loss, fake_loss
@@ -54,7 +54,7 @@ def generator_lsgan(fake: Sequence[Tensor]) -> Tensor:
 
 
 def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Twice the L1 between the activations of each layer of each discriminator (HiFi-GAN eq. 4; the factor is VITS's)."""
+    """Twice the L1 between the activations of each discriminator's layers (HiFi-GAN eq. 4; the factor is VITS's)."""
     layers = [
         (r.detach().float() - f.float()).abs().mean()
         for real_layers, fake_layers in zip(real, fake, strict=True)

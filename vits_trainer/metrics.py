@@ -1,6 +1,6 @@
 """Running means of named values, kept on the device and read back once at each logging point."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,13 +20,16 @@ class RunningMeans:
             self._sums[name] = self._sums[name] + addend if name in self._sums else addend
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
-    def state(self) -> tuple[list[str], Tensor]:
-        """Names in sorted order, and (2, names) sums and weights in float64, to be added up over ranks."""
-        names = sorted(self._sums)
-        if not names:
-            return [], torch.zeros(2, 0, dtype=torch.float64)
-        sums = torch.stack([self._sums[name] for name in names])
-        return names, torch.stack([sums, sums.new_tensor([self._weights[name] for name in names])])
+    def names(self) -> list[str]:
+        """What was added since the last reset, sorted."""
+        return sorted(self._sums)
+
+    def state(self, names: Sequence[str], device: torch.device) -> Tensor:
+        """(2, names) sums and weights, to be added up over ranks; zeros for what was not added here."""
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        sums = torch.stack([self._sums.get(name, zero) for name in names])
+        weights = torch.tensor([self._weights.get(name, 0.0) for name in names], dtype=torch.float64, device=device)
+        return torch.stack([sums, weights])
 
     def reset(self) -> None:
         """Forgets everything."""
@@ -34,7 +37,7 @@ class RunningMeans:
         self._weights.clear()
 
 
-def means(names: list[str], state: Tensor) -> dict[str, float]:
+def means(names: Sequence[str], state: Tensor) -> dict[str, float]:
     """Reads (2, names) sums and weights back into one mean a name. A CPU-GPU sync point."""
-    sums, weights = state.tolist() if names else ([], [])
+    sums, weights = state.tolist()
     return {name: total / weight for name, total, weight in zip(names, sums, weights, strict=True) if weight > 0}

@@ -32,7 +32,9 @@ def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
     try:
         config = AutoConfig.from_pretrained(name_or_dir)
         if not isinstance(config, VitsConfig):
-            raise ModelError(f"{name_or_dir} is a {config.model_type} model, not a VITS voice. Give a VITS or MMS-TTS one.")
+            raise ModelError(
+                f"{name_or_dir} is a {config.model_type} model, not a VITS voice. Give a VITS or MMS-TTS one."
+            )
         config.layerdrop = layerdrop
         model, report = VitsModel.from_pretrained(
             name_or_dir, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
@@ -177,7 +179,11 @@ def export(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discrimina
 
 def _compare(model: VitsModel, directory: Path) -> None:
     loaded, report = VitsModel.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
-    wrong = [*map(str, report["missing_keys"]), *map(str, report["unexpected_keys"]), *map(str, report["mismatched_keys"])]
+    wrong = [
+        *map(str, report["missing_keys"]),
+        *map(str, report["unexpected_keys"]),
+        *map(str, report["mismatched_keys"]),
+    ]
     expected = model.state_dict()
     wrong += [name for name, tensor in loaded.state_dict().items() if not torch.equal(tensor, expected[name])]
     if wrong:
@@ -202,7 +208,9 @@ def load_discriminator(path: Path) -> Discriminator:
         discriminator = Discriminator(DiscriminatorShape(tuple(shape["periods"]), shape["channels_divisor"]))
         discriminator.load_state_dict(load_file(path))
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{path}: no discriminators could be loaded ({error}). Delete it to start fresh ones.") from error
+        raise ModelError(
+            f"{path}: no discriminators could be loaded ({error}). Delete it to start fresh ones."
+        ) from error
     return discriminator
 
 

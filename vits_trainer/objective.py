@@ -15,7 +15,6 @@ from vits_trainer import losses
 from vits_trainer.audio import AudioSpec, cut_segments, frame_mask, log_mel, spectrogram
 from vits_trainer.config import LossWeights, ObjectiveKind
 from vits_trainer.data import Batch
-from vits_trainer.discriminator import Judgement
 from vits_trainer.generator import Synthesis
 
 
@@ -36,7 +35,7 @@ class Comparison(NamedTuple):
 
 
 class Objective:
-    """``vits``: adversarial + feature matching + 45 mel + duration + KL. ``mel``: 45 mel + duration, no discriminators."""
+    """``vits``: adversarial + feature matching + 45 mel + duration + KL. ``mel``: 45 mel + duration alone."""
 
     def __init__(self, kind: ObjectiveKind, weights: LossWeights, spec: AudioSpec, segment_frames: int) -> None:
         self.adversarial = kind == "vits"
@@ -75,8 +74,7 @@ class Objective:
     def discriminator_losses(self, discriminator: nn.Module, comparison: Comparison) -> dict[str, Tensor]:
         """``real``, ``fake`` and their sum ``total``. The generator gets no gradient."""
         both = torch.cat([comparison.recorded, comparison.generated.detach()])
-        judgement: Judgement = discriminator(both)
-        real, fake = judgement.split(len(comparison.recorded))
+        real, fake = discriminator(both).split(len(comparison.recorded))
         real_loss, fake_loss = losses.discriminator_lsgan(real.scores, fake.scores)
         return {"real": real_loss, "fake": fake_loss, "total": real_loss + fake_loss}
 
@@ -96,14 +94,20 @@ class Objective:
             if discriminator is None:
                 raise ValueError("the vits objective needs a discriminator")
             with torch.no_grad():
-                real: Judgement = discriminator(comparison.recorded)
-            fake: Judgement = discriminator(comparison.generated)
+                real = discriminator(comparison.recorded)
+            fake = discriminator(comparison.generated)
             terms["kl"] = losses.kl_divergence(
                 s.latents, s.posterior_log_std, s.prior_mean, s.prior_log_std, s.frame_mask
             )
             terms["adversarial"] = losses.generator_lsgan(fake.scores)
             terms["feature_matching"] = losses.feature_matching(real.activations, fake.activations)
         return terms | {"total": self.total(terms)}
+
+    @property
+    def generator_loss_names(self) -> tuple[str, ...]:
+        """What :meth:`generator_losses` gives."""
+        adversarial = ("kl", "adversarial", "feature_matching") if self.adversarial else ()
+        return ("mel", "duration", *adversarial, "total")
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of named losses."""

@@ -1,9 +1,10 @@
 """Optimisers, and the learning rate as a pure function of the update."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vits_trainer.config import TrainConfig
 
@@ -24,7 +25,30 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
     return config.learning_rate * config.learning_rate_decay**epoch
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+@dataclass
+class Learner:
+    """One of the two networks, as it is trained: its parameters, its optimiser, its gradient scaler."""
+
+    name: str
+    network: nn.Module
+    """As wrapped for several processes."""
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    max_grad_norm: float
+    """0: the gradient's norm is only measured."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of ``loss`` to what has been accumulated."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def update(self, rate: float) -> Tensor:
+        """Moves the weights along the accumulated gradient, forgets it, and returns its norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.unscale_(self.optimizer)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm

@@ -6,9 +6,10 @@ them and step schedules once a process.
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -24,16 +25,16 @@ class Runtime:
     """This process among the others, its device and its precision. Building it runs on every rank."""
 
     def __init__(self, precision: Precision, accumulation: int) -> None:
+        # The relative embeddings' gradients have one dimension of size 1, whose stride costs nothing.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         on_gpu = torch.cuda.is_available()
         self.precision = resolve_precision(precision, on_gpu)
         _refuse_other_accumulation(accumulation)
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="no",
-            kwargs_handlers=[
-                # No buffer in either network, and none of their parameters goes unused.
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-            ],
+            # Neither network has buffers to broadcast, and no parameter of theirs goes unused.
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self.world_size != expected:
@@ -102,9 +103,21 @@ class Runtime:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, item: Any) -> list[Any]:
+        """Each rank's ``item``, a small picklable value, on every rank. Runs on every rank."""
+        if self.world_size == 1:
+            return [item]
+        items: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(items, item)
+        return items
+
     def wait(self) -> None:
         """Returns once every rank has come here. Runs on every rank."""
         self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Leaves the process group, once all is done. Runs on every rank."""
+        self.accelerator.end_training()
 
     def describe(self) -> str:
         """One line for people: processes, device, precision."""
@@ -131,7 +144,9 @@ def resolve_precision(asked: Precision, on_gpu: bool) -> Literal["fp32", "bf16",
         return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
     precision = launched if asked == "auto" else asked
     if precision == "fp16" and not on_gpu:
-        raise ConfigError("fp16 needs a GPU, and there is none here. Use --precision fp32 or bf16, or leave it at auto.")
+        raise ConfigError(
+            "fp16 needs a GPU, and there is none here. Use --precision fp32 or bf16, or leave it at auto."
+        )
     return precision  # type: ignore[return-value]
 
 

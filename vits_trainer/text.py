@@ -40,7 +40,7 @@ def build_tokenizer(texts: Iterable[str]) -> VitsTokenizer:
 
 
 def encode(tokenizer: VitsTokenizer, text: str) -> NDArray[np.int64]:
-    """Token ids of ``text``, (S,). Characters that the vocabulary lacks are left out; none left gives an empty array."""
+    """Token ids of ``text``, (S,). Characters that the vocabulary lacks are left out; it may be empty."""
     if not tokenizer.prepare_for_tokenization(text)[0]:
         return np.empty(0, dtype=np.int64)  # with blanks, even nothing would become one token
     return np.asarray(tokenizer(text).input_ids, dtype=np.int64)

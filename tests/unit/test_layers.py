@@ -1,0 +1,106 @@
+"""The shape of the package: who may import whom, how long a file and a function may be, what a command line loads."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vits_trainer
+
+PACKAGE = Path(vits_trainer.__file__).parent
+
+# From the ground up. A file imports only from rows above its own.
+ROWS = (
+    "errors",
+    "config audio alignment losses durations metrics text recordings",
+    "cli sources data generator discriminator conversion optim runtime",
+    "models preparation objective",
+    "tracking checkpoint",
+    "golden evaluation",
+    "trainer",
+    "commands/prepare_data commands/train_vits commands/check",
+    "__main__",
+)
+LAYER = {module: layer for layer, row in enumerate(ROWS) for module in row.split()}
+EMPTY = {"__init__", "commands/__init__"}
+"""Package files: a version and a docstring, imported by all, importing nothing."""
+
+FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported_modules(source: str, module: str) -> set[str]:
+    """Modules of this package that a file imports, at its top or in a function, as the table names them."""
+    dotted = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            dotted += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            dotted += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return {name.removeprefix("vits_trainer.").replace(".", "/") for name in dotted if name.startswith("vits_trainer.")}
+
+
+def upward_imports(source: str, module: str) -> list[str]:
+    return sorted(name for name in imported_modules(source, module) if name in LAYER and LAYER[name] >= LAYER[module])
+
+
+def test_every_module_has_its_layer():
+    assert sorted(FILES.keys() - LAYER.keys() - EMPTY) == []
+
+
+@pytest.mark.parametrize("module", sorted(FILES.keys() & LAYER.keys()))
+def test_module_imports_only_from_lower_layers(module):
+    assert upward_imports(FILES[module].read_text("utf-8"), module) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from vits_trainer.trainer import Trainer",
+        "from vits_trainer import trainer",
+        "import vits_trainer.trainer",
+        "from vits_trainer.objective import frozen",
+        "def late():\n    from vits_trainer.trainer import Trainer",
+    ],
+)
+def test_upward_import_is_seen_in_every_spelling(line):
+    assert len(upward_imports(line, "objective")) == 1
+
+
+@pytest.mark.parametrize("module", sorted(EMPTY))
+def test_package_files_import_nothing(module):
+    tree = ast.parse(FILES[module].read_text("utf-8"))
+    assert not [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_file_and_its_functions_stay_short(module):
+    source = FILES[module].read_text("utf-8")
+    assert len(source.splitlines()) <= 500
+    functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    assert [f.name for f in functions if f.end_lineno - f.lineno + 1 > 70] == []
+
+
+@pytest.mark.parametrize("module", ["config", "errors", "cli", "__main__"])
+def test_command_line_modules_name_no_heavy_package(module):
+    heavy = {"torch", "torchaudio", "transformers", "datasets", "accelerate", "numba"}
+    names = set()
+    for node in ast.walk(ast.parse(FILES[module].read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+    assert not names & heavy
+
+
+@pytest.mark.parametrize("words", [["train_vits", "--help"], ["train_vits", "--batch_sise", "4"], ["chekc"]])
+def test_help_and_wrong_flags_are_answered_without_torch(words):
+    code = (
+        "import sys, vits_trainer.__main__ as m; m.main(sys.argv[1:]); "
+        "sys.exit(' '.join({'torch', 'transformers', 'datasets', 'accelerate'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=PACKAGE.parent)
+    loaded = ended.stderr.splitlines()[-1:] if ended.returncode else []
+    assert loaded in ([], [""]), ended.stderr
