@@ -143,7 +143,7 @@ class TrainConfig:
     epochs: int = 10
     """Passes over the training clips."""
     max_updates: int = 0
-    """Stop after this many updates, whatever the epochs say (0 = by epochs)."""
+    """Train for this many updates, whatever the epochs say (0 = by epochs)."""
     max_samples: int = 0
     """Use only this many clips of the folder (0 = all)."""
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -97,6 +98,8 @@ class PreparedSet:
     """Columns filename, text, speaker."""
     sampling_rate: int
     """In Hz."""
+    summary: dict[str, Any]
+    """dataset.json: counts, seconds, rate, source."""
 
     @property
     def speakers(self) -> list[str]:
@@ -143,17 +146,32 @@ def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedSet:
             break
     if not columns["filename"]:
         raise DataError(f"{path} holds no clip. Run prepare_data again and look at its table of rejections.")
-    return PreparedSet(data_dir, datasets.Dataset.from_dict(columns), _sampling_rate(data_dir, columns["filename"][0]))
-
-
-def _sampling_rate(data_dir: Path, first_filename: str) -> int:
-    summary = data_dir / "dataset.json"
+    summary = _summary(data_dir)
     try:
-        if summary.is_file():
-            return int(json.loads(summary.read_text(encoding="utf-8"))["sampling_rate"])
-        return read_pcm16_wav(data_dir / "wavs" / first_filename)[1]
-    except (ValueError, KeyError, RecordingError) as error:
-        raise DataError(f"{data_dir}: its sampling rate cannot be read ({error}). Run prepare_data again.") from error
+        rate = summary.get("sampling_rate") or read_pcm16_wav(data_dir / "wavs" / columns["filename"][0])[1]
+    except RecordingError as error:
+        raise DataError(f"{data_dir}: its first clip cannot be read: {error}. Run prepare_data again.") from error
+    return PreparedSet(data_dir, datasets.Dataset.from_dict(columns), int(rate), summary)
+
+
+def _summary(data_dir: Path) -> dict[str, Any]:
+    path = data_dir / "dataset.json"
+    if not path.is_file():
+        return {}
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}). Run prepare_data again.") from error
+    return summary
+
+
+def require_rate(prepared: PreparedSet, spec: AudioSpec) -> None:
+    """Raises :class:`DataError` unless the clips have the voice's sampling rate."""
+    if prepared.sampling_rate != spec.sampling_rate:
+        raise DataError(
+            f"{prepared.root} is at {prepared.sampling_rate} Hz, the voice at {spec.sampling_rate} Hz: prepare "
+            f"the data again with --target_sr {spec.sampling_rate}."
+        )
 
 
 def split(prepared: PreparedSet, fraction: float, most: int, seed: int) -> tuple[list[int], list[int]]:

@@ -56,6 +56,11 @@ def in_training_form(model: VitsModel) -> VitsModel:
     return model
 
 
+def model_to_restore(directory: Path) -> VitsModel:
+    """A voice in training form with the configuration in ``directory``, whose weights a checkpoint will bring."""
+    return in_training_form(VitsModel(VitsConfig.from_pretrained(directory)))
+
+
 def new_model(
     architecture: Architecture, tokenizer: VitsTokenizer, speakers: list[str], layerdrop: float = 0.0
 ) -> VitsModel:
@@ -212,6 +217,30 @@ def load_discriminator(path: Path) -> Discriminator:
             f"{path}: no discriminators could be loaded ({error}). Delete it to start fresh ones."
         ) from error
     return discriminator
+
+
+def discriminator_for(voice: str | None, fresh: DiscriminatorShape) -> Discriminator:
+    """The discriminators that lie beside a local voice, or fresh ones."""
+    beside = Path(voice or "") / DISCRIMINATOR_FILE
+    return load_discriminator(beside) if voice and beside.is_file() else Discriminator(fresh)
+
+
+def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | None:
+    """Ids of the data's speakers (sorted names) in a voice: as kept with it, else their places. None for one speaker.
+
+    Raises:
+        ModelError: the voice does not know a speaker.
+    """
+    if config.num_speakers <= 1:
+        return None
+    names: list[str] = getattr(config, "speakers", None) or speakers
+    unknown = sorted(set(speakers) - set(names))
+    if unknown or len(names) > config.num_speakers:
+        raise ModelError(
+            f"The voice has {config.num_speakers} speakers and does not know {', '.join(unknown[:5]) or 'all'} of the "
+            "data's. Leave those clips out, or start from a voice that does."
+        )
+    return {name: index for index, name in enumerate(names)}
 
 
 def state_on_cpu(module: nn.Module) -> dict[str, Tensor]:

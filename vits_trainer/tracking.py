@@ -14,10 +14,12 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO, cast
 
+import transformers
 import wandb
 
 from vits_trainer.config import TrainConfig, save_config, to_dict
@@ -125,6 +127,19 @@ class Tracker:
             place = Path(run.dir).parent
             logger.info("Weights & Biases: no API key, so the run stays offline. Sync it with: wandb sync %s", place)
         return run
+
+
+def log_to_console(is_main: bool) -> None:
+    """What the package says goes to stderr: everything on the main rank, warnings elsewhere."""
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO if is_main else logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide what a run computes."""
+    names = ("vits-trainer", "torch", "torchaudio", "accelerate", "transformers", "datasets", "wandb")
+    return {name: version(name) for name in names}
 
 
 def _has_api_key() -> bool:

@@ -2,27 +2,23 @@
 
 import hashlib
 import logging
-import resource
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import VitsTokenizer
 
 from vits_trainer.checkpoint import Checkpoints, TrainState
 from vits_trainer.config import TrainConfig
-from vits_trainer.data import Batch, ClipReader, Order, Rejection, load
+from vits_trainer.data import Batch, ClipReader, Order, load
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import DivergedRanksError
 from vits_trainer.evaluation import Validation
 from vits_trainer.generator import Generator
-from vits_trainer.metrics import RunningMeans, means
+from vits_trainer.meter import Meter
 from vits_trainer.objective import Objective, frozen
 from vits_trainer.optim import Learner, build_optimizer, learning_rate
 from vits_trainer.runtime import Runtime
@@ -48,17 +44,24 @@ class Plan:
     @classmethod
     def of(cls, config: TrainConfig, order: Order, validation_clips: int) -> "Plan":
         """Derives it."""
-        by_epochs = config.epochs * order.updates_per_epoch
         return cls(
             training_clips=len(order.rows),
             validation_clips=validation_clips,
             world_size=order.world_size,
             clips_per_update=order.batch_size * order.world_size * order.accumulation,
             updates_per_epoch=order.updates_per_epoch,
-            total_updates=min(config.max_updates, by_epochs) if config.max_updates else by_epochs,
+            total_updates=config.max_updates or config.epochs * order.updates_per_epoch,
             log_every=config.log_every_updates,
             validate_every=config.validate_every_updates,
             save_every=config.save_every_updates,
+        )
+
+    def __str__(self) -> str:
+        """For people."""
+        return (
+            f"{self.training_clips} clips to train on, {self.validation_clips} to validate with; up to "
+            f"{self.clips_per_update} clips an update, {self.updates_per_epoch} updates an epoch, "
+            f"{self.total_updates} updates in all"
         )
 
     def logs_at(self, update: int) -> bool:
@@ -183,7 +186,9 @@ class Trainer:
         return Learner(name, wrapped, optimizer, self.runtime.gradient_scaler(), self.config.max_grad_norm)
 
     def _log(self, progress: "tqdm[NoReturn]") -> None:
-        scalars, rejections = self.meter.read(self.state)
+        scalars, rejections = self.meter.read()
+        self._count_clips()
+        scalars |= {"data/trained": self.state.clips_trained, "data/rejected": self.state.clips_rejected}
         scalars["optim/learning_rate"] = learning_rate(self.config, self.state.epoch)
         self.tracker.rejected(self.state.update, self.state.epoch, rejections)
         self.tracker.scalars(self.state.update, self.state.epoch, scalars)
@@ -209,10 +214,15 @@ class Trainer:
                 logger.info("update %d  validation: %s", self.state.update, words)
 
     def _save(self) -> None:
-        self.meter.count(self.state)
+        self._count_clips()
         place = self.checkpoints.save(self.state, self.generator, self.discriminator, self.learners, self.tokenizer)
         if self.runtime.is_main:
             logger.info("update %d  saved %s", self.state.update, place)
+
+    def _count_clips(self) -> None:
+        trained, rejected = self.meter.count()
+        self.state.clips_trained += trained
+        self.state.clips_rejected += rejected
 
     def _compare_ranks(self) -> None:
         """Raises if the ranks' weights differ at the end: they took different steps. Runs on every rank."""
@@ -234,91 +244,3 @@ class Trainer:
             disable=None if self.runtime.is_main else True,  # None: only where there is a terminal
             dynamic_ncols=True,
         )
-
-
-class Meter:
-    """Losses, counts and times between logging points. Nothing leaves the device before :meth:`read`."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self.means = RunningMeans()
-        self.seconds_per_update = 0.0
-        self._uncounted = [0, 0]
-        """Clips trained and rejected here that :meth:`count` has not seen."""
-        self._restart()
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Passes batches through, measuring how long they kept the loop waiting."""
-        self._restart()
-        while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            self._waited_s += time.perf_counter() - asked
-            if batch is None:
-                return
-            yield batch
-
-    def add(self, values: dict[str, Tensor], batch: Batch) -> None:
-        """Takes in one micro-batch."""
-        clips, rejected = len(batch.clip_ids), len(batch.rejections)
-        self.means.add(values, weight=clips)
-        self._rejections += batch.rejections
-        self._clips += clips
-        self._audio_s += batch.audio_s
-        self._updates += batch.place.closes_update
-        self._uncounted = [self._uncounted[0] + clips, self._uncounted[1] + rejected]
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What happens inside (validating, saving) is left out of the throughput."""
-        began = time.perf_counter()
-        yield
-        self._paused_s += time.perf_counter() - began
-
-    def count(self, state: TrainState) -> None:
-        """Adds the clips of all ranks since the last call to ``state``. Runs on every rank."""
-        local = torch.tensor(self._uncounted, dtype=torch.float64, device=self.runtime.device)
-        trained, rejected = self.runtime.sum(local).tolist()
-        state.clips_trained += int(trained)
-        state.clips_rejected += int(rejected)
-        self._uncounted = [0, 0]
-
-    def read(self, state: TrainState) -> tuple[dict[str, float], list[Rejection]]:
-        """Scalars over all ranks since the last call, and the clips rejected; counts clips in ``state``.
-
-        Runs on every rank. A CPU-GPU sync point.
-        """
-        device = self.runtime.device
-        names = self.means.names()
-        scalars = means(names, self.runtime.sum(self.means.state(names, device)))
-        elapsed_s = time.perf_counter() - self._started - self._paused_s
-        local = [self._clips, len(self._rejections), self._audio_s, self._waited_s / elapsed_s]
-        totals = self.runtime.sum(torch.tensor(local, dtype=torch.float64, device=device)).tolist()
-        clips, rejected, audio_s, waited = totals
-        rejections = [clip for found in self.runtime.gather(self._rejections) for clip in found] if rejected else []
-        self.count(state)
-        self.seconds_per_update = elapsed_s / max(self._updates, 1)
-        scalars |= {
-            "data/trained": state.clips_trained,
-            "data/rejected": state.clips_rejected,
-            "throughput/utterances_per_s": clips / elapsed_s,
-            "throughput/audio_s_per_s": audio_s / elapsed_s,
-            "time/data_wait_fraction": waited / self.runtime.world_size,
-            "memory/max_allocated_gib": _peak_memory_gib(device),
-        }
-        self._restart()
-        return scalars, rejections
-
-    def _restart(self) -> None:
-        self.means.reset()
-        self._rejections: list[Rejection] = []
-        self._clips, self._updates = 0, 0
-        self._audio_s, self._waited_s, self._paused_s = 0.0, 0.0, 0.0
-        self._started = time.perf_counter()
-
-
-def _peak_memory_gib(device: torch.device) -> float:
-    """The most memory that tensors took on the GPU, or this process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
