@@ -16,7 +16,7 @@ ROWS = (
     "errors",
     "config audio alignment losses durations metrics text recordings",
     "cli sources data generator discriminator conversion optim runtime",
-    "models preparation objective",
+    "models preparation objective meter",
     "tracking checkpoint",
     "golden evaluation",
     "trainer",

@@ -15,7 +15,8 @@ def test_mel_l1_is_the_mean_over_the_bands_of_valid_frames():
     target = torch.tensor([[[0.0, 4.0, 0.0], [3.0, -2.0, 0.0]]])
     everything = losses.mel_l1(generated, target, torch.tensor([[[1.0, 1.0, 1.0]]]))
     assert everything.item() == pytest.approx((1 + 2 + 9 + 3 + 2 + 9) / 6)
-    assert losses.mel_l1(generated, target, torch.tensor([[[1.0, 1.0, 0.0]]])).item() == pytest.approx((1 + 2 + 3 + 2) / 4)
+    without_the_last = losses.mel_l1(generated, target, torch.tensor([[[1.0, 1.0, 0.0]]]))
+    assert without_the_last.item() == pytest.approx((1 + 2 + 3 + 2) / 4)
 
 
 def test_mel_l1_weighs_frames_and_not_clips_alike():

@@ -46,7 +46,9 @@ def test_auto_is_fp32_on_a_gpu_without_bf16(monkeypatch):
     assert resolve_precision("auto", on_gpu=True) == "fp32"
 
 
-@pytest.mark.parametrize(("asked", "launched"), [("fp32", "bf16"), ("bf16", "fp16"), ("fp16", "bf16"), ("fp32", "fp16")])
+@pytest.mark.parametrize(
+    ("asked", "launched"), [("fp32", "bf16"), ("bf16", "fp16"), ("fp16", "bf16"), ("fp32", "fp16")]
+)
 def test_launcher_that_contradicts_the_flag_is_refused(monkeypatch, asked, launched):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
     with pytest.raises(ConfigError, match=rf"--precision {asked}, but the launcher says {launched}"):

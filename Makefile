@@ -1,0 +1,33 @@
+# Everything a newcomer and CI call. The first target that needs it makes .venv and installs.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help test check fix clean
+
+help: ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+test: $(INSTALLED) ## run all tests (those that need a GPU or ../shared skip, saying so)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## lint, format and types, as CI does
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check vits_trainer
+	$(BIN)/mypy
+
+fix: $(INSTALLED) ## let ruff repair and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format vits_trainer
+
+clean: ## remove the environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+
+$(INSTALLED): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed, and not on the PATH (or: make PYTHON=/its/path)"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	@touch $@

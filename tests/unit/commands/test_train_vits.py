@@ -1,0 +1,250 @@
+"""``train_vits`` from a prepared folder to a voice that transformers loads, in this process."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.voices import metrics, prepared_folder, train_flags, wandb_history, wandb_records
+from vits_trainer.__main__ import main
+from vits_trainer.objective import Objective
+
+SCALARS = {
+    *(f"generator/{name}" for name in ("total", "mel", "kl", "duration", "adversarial", "feature_matching")),
+    *(f"discriminator/{name}" for name in ("total", "real", "fake")),
+    *("grad_norm/generator", "grad_norm/discriminator", "optim/learning_rate", "data/trained", "data/rejected"),
+    *("throughput/utterances_per_s", "throughput/audio_s_per_s", "time/data_wait_fraction"),
+    "memory/max_allocated_gib",
+}
+
+SPEAK = """
+import sys, torch
+from transformers import VitsModel, pipeline
+from safetensors.torch import load_file
+model, report = VitsModel.from_pretrained(sys.argv[1], output_loading_info=True)
+assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+saved = load_file(sys.argv[1] + "/model.safetensors")
+assert len(saved) == len(model.state_dict()) and not any("decoder" in k and "parametrizations" in k for k in saved)
+speech = pipeline("text-to-speech", model=sys.argv[1])("number speaks")
+assert speech["sampling_rate"] == 16000 and speech["audio"].size > 1000
+print(float(abs(speech["audio"]).max()))
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared_folder(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    shutil.copytree(prepared, tmp_path / "training")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(prepared, folder / "training")
+    assert main(["train_vits", *train_flags(folder, validate_every_updates=2, save_every_updates=2)]) == 0
+    return folder
+
+
+def weights(folder: Path, update: int) -> str:
+    digest = hashlib.sha256()
+    for name in ("generator", "discriminator", "optimizer_generator", "optimizer_discriminator"):
+        for key, tensor in sorted(load_file(folder / f"checkpoints/checkpoint-{update}/{name}.safetensors").items()):
+            digest.update(key.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_metrics_have_every_name_of_the_contract_at_each_update(trained: Path) -> None:
+    lines = metrics(trained)
+    assert [line["update"] for line in lines if "generator/mel" in line] == [1, 2, 3, 4]
+    assert all(SCALARS <= line.keys() for line in lines if "generator/mel" in line)
+    validations = [line for line in lines if "validation/mel" in line]
+    assert [line["update"] for line in validations] == [2, 4]
+    assert validations[0]["validation/mel"] != validations[1]["validation/mel"]
+
+
+def test_total_is_the_weighted_sum_of_what_is_logged(trained: Path) -> None:
+    line = metrics(trained)[0]
+    weighted = 45 * line["generator/mel"] + sum(
+        line[f"generator/{name}"] for name in ("kl", "duration", "adversarial", "feature_matching")
+    )
+    assert line["generator/total"] == pytest.approx(weighted, rel=1e-5)
+    assert line["discriminator/total"] == pytest.approx(line["discriminator/real"] + line["discriminator/fake"])
+
+
+def test_clips_are_counted(trained: Path) -> None:
+    # 10 clips, 1 held out: micro-batches of 3 at a batch size of 4, so four updates train 12.
+    last = [line for line in metrics(trained) if "data/trained" in line][-1]
+    assert (last["data/trained"], last["data/rejected"]) == (12, 0)
+
+
+def test_offline_wandb_run_holds_the_same_scalars(trained: Path) -> None:
+    (file,) = (trained / "training/runs/run/wandb").glob("offline-run-*/run-*.wandb")
+    history = wandb_history(file)
+    written = metrics(trained)
+    assert len(history) == len(written)
+    for logged, line in zip(history, written, strict=True):
+        assert {key: logged[key] for key in line} == line
+    records = list(wandb_records(file))
+    (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert config["learning_rate"] == 1e-3
+    assert config["plan"]["total_updates"] == 4
+    assert config["data"]["accepted"] == 10
+    assert run.project == "vits_trainer"
+    assert list(run.tags) == ["test"]
+    summary = {
+        item.key: json.loads(item.value_json)
+        for record in records
+        if record.WhichOneof("record_type") == "summary"
+        for item in record.summary.update
+    }
+    assert summary["outcome"] == "done"
+    assert summary["constant_frame_mel"] > 0
+    assert [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"] == [0]
+
+
+def test_exported_voice_speaks_in_a_fresh_process(trained: Path) -> None:
+    voice = trained / "final_model"
+    spoken = subprocess.run([sys.executable, "-c", SPEAK, voice], capture_output=True, text=True)
+    assert spoken.returncode == 0, spoken.stderr
+    assert float(spoken.stdout.split()[-1]) > 0
+    assert (voice / "discriminator.safetensors").is_file()
+
+
+def test_exported_weights_are_the_last_checkpoints(trained: Path) -> None:
+    exported = load_file(trained / "final_model/model.safetensors")
+    kept = load_file(trained / "checkpoints/checkpoint-4/generator.safetensors")
+    g = kept["decoder.upsampler.0.parametrizations.weight.original0"]
+    v = kept["decoder.upsampler.0.parametrizations.weight.original1"]
+    folded = g * v / v.flatten(1).norm(dim=1)[:, None, None]
+    torch.testing.assert_close(exported["decoder.upsampler.0.weight"], folded)
+    assert torch.equal(exported["text_encoder.project.weight"], kept["text_encoder.project.weight"])
+
+
+def test_run_folder_tells_the_run(trained: Path) -> None:
+    run = trained / "training/runs/run"
+    assert yaml.safe_load((run / "config.yaml").read_text())["max_updates"] == 4
+    assert "to be beaten" in (run / "train.log").read_text()
+    assert (run / "rejected.jsonl").read_text() == ""
+
+
+def test_tuning_goes_on_from_the_exported_voice_and_its_discriminators(trained: Path, tmp_path: Path) -> None:
+    flags = train_flags(tmp_path, data_dir=trained / "training", run_name="again", max_updates=1)
+    voice = trained / "final_model"
+    tuned = yaml.safe_load((tmp_path / "miniature.yaml").read_text())
+    tuned.pop("architecture")
+    (tmp_path / "miniature.yaml").write_text(yaml.safe_dump(tuned))
+    assert main(["train_vits", *flags, "--model_name", str(voice), "--learning_rate", "1e-30"]) == 0
+    for name in ("model.safetensors", "discriminator.safetensors"):
+        before, after = load_file(voice / name), load_file(tmp_path / "final_model" / name)
+        assert before.keys() == after.keys()
+        for key in before:
+            torch.testing.assert_close(after[key], before[key], atol=1e-6, rtol=1e-5)
+
+
+def test_resumed_run_ends_with_the_uninterrupted_runs_weights(trained: Path, folder: Path) -> None:
+    assert main(["train_vits", *train_flags(folder, max_updates=2)]) == 0
+    flags = train_flags(folder, resume_from_checkpoint="latest")
+    assert main(["train_vits", *flags]) == 0
+    assert weights(folder, 4) == weights(trained, 4)
+    trained_lines = [line for line in metrics(folder) if "generator/mel" in line]
+    assert [line["update"] for line in trained_lines] == [1, 2, 3, 4]
+    assert trained_lines[-1]["data/trained"] == 12
+
+
+def test_starting_over_checkpoints_offers_both_ways(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train_vits", *train_flags(trained)]) == 2
+    message = capsys.readouterr().err
+    assert "--resume_from_checkpoint latest" in message
+    assert "--checkpoint_dir" in message
+
+
+def test_resuming_with_another_batch_size_is_refused_with_both_values(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = train_flags(trained, resume_from_checkpoint="latest", batch_size=2)
+    assert main(["train_vits", *flags]) == 2
+    assert "batch_size was 4, is 2" in capsys.readouterr().err
+
+
+def test_nothing_to_resume_from_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="latest")]) == 2
+    assert "holds no checkpoint" in capsys.readouterr().err
+
+
+def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:
+    flags = train_flags(folder, save_every_updates=1, keep_checkpoints=2)
+    assert main(["train_vits", *flags]) == 0
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"checkpoint-3", "checkpoint-4"}
+
+
+def test_mel_objective_trains_without_discriminators(folder: Path) -> None:
+    assert main(["train_vits", *train_flags(folder, objective="mel")]) == 0
+    line = metrics(folder)[0]
+    assert {key for key in line if key.startswith(("generator/", "discriminator/"))} == {
+        "generator/mel",
+        "generator/duration",
+        "generator/total",
+    }
+    assert not (folder / "final_model/discriminator.safetensors").exists()
+    assert (folder / "final_model/model.safetensors").is_file()
+
+
+def test_accumulated_micro_batches_make_one_update(folder: Path) -> None:
+    flags = train_flags(folder, batch_size=2, gradient_accumulation_steps=3, max_updates=2)
+    assert main(["train_vits", *flags]) == 0
+    # 9 clips in 5 micro-batches of 2 at most: one update of three, one of the two that are left.
+    assert [line["data/trained"] for line in metrics(folder) if "data/trained" in line] == [6, 9]
+
+
+def test_other_sampling_rate_is_refused_with_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared_folder(tmp_path, clips=3, rate_hz=22050)
+    assert main(["train_vits", *train_flags(tmp_path)]) == 2
+    assert "--target_sr 16000" in capsys.readouterr().err
+
+
+def test_missing_folder_is_refused_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train_vits", *train_flags(tmp_path)]) == 2
+    assert "prepare_data" in capsys.readouterr().err
+
+
+def test_clip_damaged_since_preparation_is_recorded_and_counted(folder: Path) -> None:
+    (folder / "training/wavs/audio_000004.wav").write_bytes(b"RIFF, but not for long")
+    assert main(["train_vits", *train_flags(folder, validation_fraction=0, max_updates=3)]) == 0
+    last = metrics(folder)[-1]
+    # One epoch: 10 clips in three micro-batches, one of them bad.
+    assert (last["data/trained"], last["data/rejected"]) == (9, 1)
+    (record,) = map(json.loads, (folder / "training/runs/run/rejected.jsonl").read_text().splitlines())
+    assert record["clip"] == "audio_000004.wav"
+    assert record["message"]
+
+
+def test_failing_step_ends_the_run_and_marks_it_failed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(Objective, "generator_losses", broken)
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        main(["train_vits", *train_flags(folder)])
+    run = folder / "training/runs/run"
+    assert "broken on purpose" in (run / "train.log").read_text()
+    (file,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
+    codes = [r.exit.exit_code for r in wandb_records(file) if r.WhichOneof("record_type") == "exit"]
+    assert codes == [1]
+    assert not (folder / "final_model").exists()

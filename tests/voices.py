@@ -1,0 +1,101 @@
+"""A prepared folder and a run configuration small enough to train in a test."""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.speech import encode, voice, write_lj_speech
+from vits_trainer.__main__ import main
+
+MINIATURE: dict[str, Any] = {
+    "model_name": None,
+    "architecture": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "ffn_dim": 32,
+        "posterior_encoder_num_wavenet_layers": 2,
+        "prior_encoder_num_flows": 2,
+        "prior_encoder_num_wavenet_layers": 1,
+        "duration_predictor_num_flows": 2,
+        "upsample_initial_channel": 16,
+        "resblock_kernel_sizes": [3],
+        "resblock_dilation_sizes": [[1, 3]],
+    },
+    "discriminator": {"periods": [2, 3], "channels_divisor": 8},
+    "batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 1e-3,
+    "max_updates": 4,
+    "log_every_updates": 1,
+    "data_workers": 0,
+    "wandb_tags": ["test"],
+}
+
+
+def prepared_folder(folder: Path, clips: int = 10, rate_hz: int = 16000) -> Path:
+    """``clips`` made-up clips, prepared."""
+    names = [f"clip{n}" for n in range(clips)]
+    audio = {f"wavs/{name}.wav": encode(voice(0.8 + 0.05 * n, rate_hz), rate_hz) for n, name in enumerate(names)}
+    lines = [f"{name}|number {n} speaks" for n, name in enumerate(names)]
+    source = write_lj_speech(folder / "source", lines, audio)
+    argv = ["--dataset", str(source), "--output_dir", str(folder / "training"), "--target_sr", str(rate_hz)]
+    assert main(["prepare_data", *argv, "--processes", "1"]) == 0
+    return folder / "training"
+
+
+def train_flags(folder: Path, **changes: Any) -> list[str]:
+    """Flags of ``train_vits`` for the miniature voice, all of its output below ``folder``."""
+    recipe = folder / "miniature.yaml"
+    recipe.write_text(yaml.safe_dump(MINIATURE), encoding="utf-8")
+    settings = {
+        "config": recipe,
+        "data_dir": folder / "training",
+        "checkpoint_dir": folder / "checkpoints",
+        "output_dir": folder / "final_model",
+        "run_name": "run",
+        **changes,
+    }
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """The run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "training/runs/run/metrics.jsonl").read_text().splitlines()]
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """The records of an offline run's own file: LevelDB's log format, each chunk with its CRC."""
+    from wandb.proto import wandb_internal_pb2 as messages
+
+    block = 32768
+    data = path.read_bytes()
+    magic, version, _ = struct.unpack("<4sHB", data[:7])
+    assert (magic, version) == (b":W&B", 0xBEE1)
+    at, content = 7, b""
+    while at < len(data):
+        if block - at % block < 7:
+            at += block - at % block
+            continue
+        crc, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        chunk = data[at + 7 : at + 7 + size]
+        assert crc == zlib.crc32(chunk, zlib.crc32(bytes([kind]))) & 0xFFFFFFFF
+        at += 7 + size
+        content = chunk if kind in (1, 2) else content + chunk
+        if kind in (1, 4):  # whole, or the last chunk
+            record = messages.Record()
+            record.ParseFromString(content)
+            yield record
+
+
+def wandb_history(path: Path) -> list[dict[str, Any]]:
+    """What was logged, a dictionary a call."""
+    return [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in wandb_records(path)
+        if record.WhichOneof("record_type") == "history"
+    ]
