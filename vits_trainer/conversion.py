@@ -1,7 +1,7 @@
 """Parameter names of the original VITS implementation, in the words of this package's networks."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -46,17 +46,27 @@ _REST = [
 ]
 
 
-def generator_name(original: str) -> str:
-    """The name in a ``VitsModel`` in training form of the original generator's parameter ``original``."""
+def generator_name(original: str, stochastic_durations: bool = True) -> str:
+    """The name in a ``VitsModel`` in training form of the original generator's parameter ``original``.
+
+    Args:
+        original: such as ``enc_p.encoder.attn_layers.0.conv_q.weight``.
+        stochastic_durations: which duration predictor it is of: both have a ``dp.proj``.
+    """
     name = original
     if name.startswith("flow."):  # the original's list of flows holds a flip after each
         name = re.sub(r"(?<=^flow\.flows\.)\d+", lambda index: str(int(index.group()) // 2), name)
-    if name.startswith("dp."):  # likewise, behind one element-wise affine flow
+    if name.startswith("dp."):
+        # likewise, behind one element-wise affine flow
         name = re.sub(r"(?<=flows\.)\d+", lambda index: str((int(index.group()) + 1) // 2), name)
-        if ".flows." not in name and "post_flows." not in name and re.match(r"^dp\.(conv_|norm_)", name):
-            return _rename(name, [(r"^dp\.", "duration_predictor."), *_NORM])
-        return _rename(name, [*_DURATION_PREDICTOR, *_NORM])
+        rules = _DURATION_PREDICTOR if stochastic_durations else [(r"^dp\.", "duration_predictor.")]
+        return _rename(name, [*rules, *_NORM])
     return _rename(name, [*_REST, *_NORM, *_WEIGHT_NORM])
+
+
+def has_stochastic_durations(names: Iterable[str]) -> bool:
+    """Whether parameters under the original's names are of a generator with the stochastic duration predictor."""
+    return any(name.startswith("dp.flows.") for name in names)
 
 
 def discriminator_name(original: str) -> str:
@@ -74,7 +84,8 @@ def from_original_generator(weights: Mapping[str, Tensor], shapes: Mapping[str, 
     Raises:
         ModelError: a parameter without a place, of another size, or a place without a parameter; each is named.
     """
-    converted = {generator_name(name): weight for name, weight in weights.items()}
+    stochastic = has_stochastic_durations(weights)
+    converted = {generator_name(name, stochastic): weight for name, weight in weights.items()}
     return _fitted(converted, shapes, "generator")
 
 

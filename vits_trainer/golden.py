@@ -13,6 +13,7 @@ for bit, with our own gradient; all norms then agree to 3e-4 or better.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,12 @@ def compare(case: Case) -> list[Figure]:
     return [
         Figure("posterior sample", 1.0, 1.0 + latent_error, LATENT_BOUND),
         *(Figure(name, value, ours[LOSS_NAMES[name]], LOSS_BOUND) for name, value in golden_losses.items()),
-        *_norms(generator.model, golden_norms[0], generator_name, "generator"),
+        *_norms(
+            generator.model,
+            golden_norms[0],
+            partial(generator_name, stochastic_durations=case.figures["config"]["use_sdp"]),
+            "generator",
+        ),
         *_norms(discriminator, golden_norms[1], discriminator_name, "discriminator"),
     ]
 
