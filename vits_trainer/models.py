@@ -177,9 +177,17 @@ def export(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discrimina
     if discriminator is not None:
         save_discriminator(discriminator, temporary / DISCRIMINATOR_FILE)
     _compare(exported, temporary)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.rename(directory)
+    replace_directory(temporary, directory)
+
+
+def replace_directory(new: Path, place: Path) -> None:
+    """Puts folder ``new`` at ``place``; one of the two is whole at any moment, whenever the process may die."""
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _compare(model: VitsModel, directory: Path) -> None:

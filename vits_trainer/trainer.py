@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import VitsTokenizer
 
 from vits_trainer.checkpoint import Checkpoints, TrainState
@@ -135,7 +136,7 @@ class Trainer:
         """Trains up to the plan's last update. Runs on every rank."""
         self.generator.train()
         places = self.order.after(self.state.update, self.plan.total_updates, self.runtime.rank)
-        with self._progress() as progress:
+        with logging_redirect_tqdm(), self._progress() as progress:
             for batch in self.meter.timed(load(self.reader, places, self.config.data_workers)):
                 if not self.step(batch.to(self.runtime.device)):
                     continue

@@ -33,6 +33,15 @@ TINY = Architecture(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small are slower on several threads, much slower where other tests run beside them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def clip(frames: int, tokens: int, seed: int, speaker: int | None = None) -> Clip:
     pcm = (voice(frames * 256 / 16000, 16000, 110 + 40 * seed) * 32767).astype("int16")
     ids = torch.randint(0, 6, (tokens,), generator=torch.Generator().manual_seed(seed)).numpy()
@@ -116,9 +125,10 @@ def test_frozen_gives_back_what_it_took_even_after_an_error():
     judge = build_judge()
     first, *others = judge.parameters()
     first.requires_grad_(False)
-    with pytest.raises(ZeroDivisionError), frozen(judge):
+    with frozen(judge):
         assert not any(parameter.requires_grad for parameter in judge.parameters())
-        raise ZeroDivisionError
+    with pytest.raises(RuntimeError), frozen(judge):
+        judge(torch.zeros(1, 3, 8))  # one channel is expected
     assert not first.requires_grad
     assert all(parameter.requires_grad for parameter in others)
 
@@ -183,7 +193,8 @@ def test_a_clips_synthesis_does_not_depend_on_its_neighbours(kind):
             frames = len(one.pcm) // 256
             for name in ("generated", "recorded", "generated_mel", "recorded_mel", "mel_mask"):
                 ours, expected = getattr(together, name)[row], getattr(alone, name)[0]
-                torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
+                heard, bound = (alone.mel_mask[0], 5e-4) if "mel" in name else (1.0, 1e-5)
+                torch.testing.assert_close(ours * heard, expected * heard, atol=bound, rtol=1e-5)
             for name in ("latents", "posterior_log_std", "prior_mean", "prior_log_std"):
                 ours, expected = getattr(together.synthesis, name)[row], getattr(alone.synthesis, name)[0]
                 torch.testing.assert_close(ours[:, :frames], expected, atol=1e-5, rtol=1e-5)

@@ -46,7 +46,8 @@ def learner(value: float, max_grad_norm: float = 0.0) -> tuple[Learner, nn.Param
     network = nn.Linear(1, 1, bias=False)
     nn.init.constant_(network.weight, value)
     optimizer = build_optimizer(network.parameters(), TrainConfig(weight_decay=0.0))
-    return Learner("network", network, optimizer, torch.amp.GradScaler("cpu", enabled=False), max_grad_norm), network.weight
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return Learner("network", network, optimizer, scaler, max_grad_norm), network.weight
 
 
 def test_update_takes_the_given_rate_and_forgets_the_gradient():
