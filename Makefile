@@ -5,10 +5,13 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help test check fix clean
+.PHONY: help demo test check fix clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+demo: $(INSTALLED) ## see it work in minutes: speak a corpus, prepare, train, speak, draw
+	$(BIN)/python -m vits_trainer demo
 
 test: $(INSTALLED) ## run all tests (those that need a GPU or ../shared skip, saying so)
 	$(BIN)/python -m pytest

@@ -1,9 +1,14 @@
 """Clips and data sets made up for the tests: nothing here is anybody's voice."""
 
+import http.server
 import io
-from collections.abc import Sequence
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import soundfile as sf
@@ -124,6 +129,82 @@ def write_lj_speech(folder: Path, lines: Sequence[str], clips: dict[str, bytes])
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
     return folder
+
+
+# A Hub on this machine, for HF_ENDPOINT
+
+HUB_COMMIT = "c0" * 20
+
+
+class _HubAnswers(http.server.BaseHTTPRequestHandler):
+    """What the Hub's HTTP interface answers about data set owner/name, kept in ``repository``, and three others."""
+
+    repository: Path
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self, status: int, content: object = b"", **headers: str) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        revisions = [f"/api/datasets/owner/name{end}" for end in ("", "/revision/v1", f"/revision/{HUB_COMMIT}")]
+        info = {"id": "owner/name", "sha": HUB_COMMIT, "private": False, "tags": [], "siblings": []}
+        if path == "/api/datasets/owner/gated/auth-check":
+            self._answer(403, X_Error_Code="GatedRepo")
+        elif path in ("/api/datasets/owner/gated", "/api/datasets/owner/name/auth-check", *revisions):
+            self._answer(200, info)
+        elif path.startswith("/api/datasets/owner/name/revision/"):
+            self._answer(404, X_Error_Code="RevisionNotFound")
+        elif path.startswith(tree := f"/api/datasets/owner/name/tree/{HUB_COMMIT}"):
+            self._tree(path.removeprefix(tree).strip("/"))
+        elif path.startswith(files := f"/datasets/owner/name/resolve/{HUB_COMMIT}/"):
+            self._file(self.repository / path.removeprefix(files))
+        else:
+            self._answer(404, X_Error_Code="RepoNotFound")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _tree(self, folder: str) -> None:
+        entries = []
+        for found in sorted((self.repository / folder).glob("**/*" if "recursive=true" in self.path else "*")):
+            entry = {"type": "directory", "path": found.relative_to(self.repository).as_posix(), "oid": found.name}
+            entries.append({**entry, "type": "file", "size": found.stat().st_size} if found.is_file() else entry)
+        if (self.repository / folder).is_dir():
+            self._answer(200, entries)
+        else:
+            self._answer(404, X_Error_Code="EntryNotFound")
+
+    def _file(self, file: Path) -> None:
+        if not file.is_file():
+            self._answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=HUB_COMMIT)
+            return
+        content, asked = file.read_bytes(), self.headers.get("Range")
+        headers = {"ETag": f'"{file.name}"', "X_Repo_Commit": HUB_COMMIT, "Accept_Ranges": "bytes"}
+        if asked:
+            first, last = asked.removeprefix("bytes=").split("-")
+            content = content[int(first) : int(last) + 1 if last else None]
+        self._answer(206 if asked else 200, content, **headers)
+
+
+@contextmanager
+def loopback_hub(repository: Path) -> Iterator[str]:
+    """Serves ``repository`` as data set owner/name; its address is the value."""
+    answers = type("Answers", (_HubAnswers,), {"repository": repository})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 # Stand-ins for preparation.convert_clip; worker processes find them here by name.

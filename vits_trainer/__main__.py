@@ -3,16 +3,19 @@
 import importlib
 import signal
 import sys
+from types import ModuleType
 from typing import Any
 
 from vits_trainer import __version__
 from vits_trainer.cli import parse, unknown_word
-from vits_trainer.config import CheckConfig, PrepareConfig, TrainConfig
-from vits_trainer.errors import ConfigError, VitsTrainerError
+from vits_trainer.config import CheckConfig, DemoConfig, PrepareConfig, SynthesizeConfig, TrainConfig
+from vits_trainer.errors import ConfigError, InstallationError, VitsTrainerError
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "prepare_data": (PrepareConfig, "recordings and texts into a folder that train_vits reads"),
     "train_vits": (TrainConfig, "train or fine-tune a voice"),
+    "synthesize": (SynthesizeConfig, "let a voice say a text into an audio file"),
+    "demo": (DemoConfig, "see it work in minutes, on a built-in corpus"),
     "check": (CheckConfig, "prove on this machine that training works"),
 }
 
@@ -37,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         except SystemExit as end:  # --help
             return int(end.code or 0)
         # torch and transformers take seconds to import: only after the flags are known to be right.
-        module = importlib.import_module(f"vits_trainer.commands.{command}")
+        module = _imported(f"vits_trainer.commands.{command}")
         code: int = module.run(config)
     except VitsTrainerError as error:
         print(f"vits-trainer: {error}", file=sys.stderr, flush=True)
@@ -46,6 +49,17 @@ def main(argv: list[str] | None = None) -> int:
         print("vits-trainer: interrupted", file=sys.stderr, flush=True)
         return 128 + signal.SIGINT
     return code
+
+
+def _imported(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise InstallationError(
+            f"the installation is broken ({type(error).__name__}: {' '.join(str(error).split())[:300]}). torch and "
+            "torchaudio must go together: pip install 'torch>=2.11,<2.15' 'torchaudio>=2.11,<2.12', both from the same "
+            "registry (a CPU-only torch does not load torchaudio)."
+        ) from error
 
 
 def entry_point() -> None:

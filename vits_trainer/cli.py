@@ -4,8 +4,8 @@ import argparse
 import dataclasses
 import difflib
 import re
-import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import jsonargparse
@@ -26,17 +26,19 @@ def parse(command: str, config_class: type[Config], argv: Sequence[str]) -> Conf
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     parser = jsonargparse.ArgumentParser(
-        prog=f"vits-trainer {command}", description=config_class.__doc__, exit_on_error=False
+        prog=f"vits-trainer {command}", description=config_class.__doc__, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="A recipe's name or a YAML file with any of these flags.")
     parser.add_class_arguments(config_class)
     if "precision" in fields:
         parser.add_argument("--fp16", action="store_true", help="The same as --precision fp16.")
+    words = _config_first(_spell_out_booleans(list(argv), fields))
+    files = [value for flag, value in pairwise(words) if flag == "--config"]
     try:
-        namespace = parser.parse_args(_config_first(_spell_out_booleans(list(argv), fields)))
+        namespace = parser.parse_args(words)
         values = parser.instantiate(namespace).as_dict()
     except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(_explain(command, str(error), parser)) from error
+        raise ConfigError(_explain(command, str(error), parser, files)) from error
     values.pop("config", None)
     if values.pop("fp16", False):
         if values["precision"] not in ("auto", "fp16"):
@@ -70,14 +72,15 @@ def _spell_out_booleans(argv: list[str], fields: dict[str, Any]) -> list[str]:
     """``--flag`` of a true-or-false field means ``--flag true``."""
     booleans = {f"--{name}" for name, field in fields.items() if field.type is bool}
     spelled = []
-    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for word, following in pairwise([*argv, "--"]):
         spelled.append(word)
         if word in booleans and following.startswith("--"):
             spelled.append("true")
     return spelled
 
 
-def _explain(command: str, message: str, parser: jsonargparse.ArgumentParser) -> str:
+def _explain(command: str, message: str, parser: jsonargparse.ArgumentParser, files: Sequence[str]) -> str:
+    where = f"{', '.join(files)}: " if files else ""
     flags = sorted(option for action in parser._actions for option in action.option_strings if option.startswith("--"))
     unknown = re.search(r"unrecognized arguments: (\S+)", message)
     if unknown:
@@ -85,17 +88,12 @@ def _explain(command: str, message: str, parser: jsonargparse.ArgumentParser) ->
         if not word.startswith("-"):
             return f"{command}: {word!r} belongs to no flag. See vits-trainer {command} --help."
         return f"{command}: {unknown_word('flag', word, flags)}"
-    unknown = re.search(r"Option '([\w.]+)' is not accepted", message) or re.search(r"Key '([\w.]+)'", message)
+    unknown = re.search(r"(?:Group '(?P<group>[\w.]+)' does not accept option|Option) '(?P<key>[\w.]+)'", message)
     if unknown:
-        keys = [flag.removeprefix("--") for flag in flags]
-        return f"{command}: {unknown_word('key', unknown.group(1), keys)}"
-    key = re.search(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL)
-    if key:
-        reason = " ".join(re.sub(r"<class '(\w+)'>", r"\1", key.group(2)).split())
-        return f"{command}: --{key.group(1)}: {reason}"
-    return f"{command}: {' '.join(message.split())}"
-
-
-def progress_goes_to_a_terminal() -> bool:
-    """Whether progress bars have someone to look at them."""
-    return sys.stderr.isatty()
+        key = ".".join(part for part in (unknown["group"], unknown["key"]) if part)
+        return f"{command}: {where}{unknown_word('key', key, [flag.removeprefix('--') for flag in flags])}"
+    value = re.search(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL)
+    if value:
+        reason = " ".join(re.sub(r"<class '(\w+)'>", r"\1", value.group(2)).split())
+        return f"{command}: --{value.group(1)}: {reason}"
+    return f"{command}: {where}{' '.join(message.split())}"

@@ -20,6 +20,10 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ObjectiveKind = Literal["vits", "mel"]
 
 
+SPEECH_FORMATS = {".wav": "WAV", ".flac": "FLAC", ".mp3": "MP3", ".ogg": "OGG"}
+"""Endings of the files that synthesize writes, and libsndfile's names for them."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raises :class:`ConfigError` with ``message`` unless ``condition`` holds."""
     if not condition:
@@ -95,7 +99,20 @@ class PrepareConfig:
     """Recordings and their texts, from wherever they are, into one folder that ``train_vits`` reads."""
 
     dataset: str = "amedcj/kurmanji-commonvoice"
-    """An LJ Speech folder, an extracted Common Voice release, or a Parquet file, folder or pattern."""
+    """An LJ Speech folder, an audio folder (metadata.csv with a header file_name,text), an extracted Common Voice
+    release, a Parquet file, folder or pattern, or the name of a data set on the Hugging Face Hub (owner/name)."""
+    split: str = "train"
+    """Hub: the split to read, or several as train+validated; elsewhere unused."""
+    config_name: str | None = None
+    """Hub: the data set's configuration, such as a language (null = its only or default one)."""
+    revision: str | None = None
+    """Hub: branch, tag or commit to read (null = its main branch)."""
+    text_column: str | None = None
+    """Column of the texts (null = sentence, else text)."""
+    audio_column: str | None = None
+    """Column of the recordings or their files (null = audio, else path; in an audio folder file_name)."""
+    speaker_column: str | None = None
+    """Column of the speakers (null = client_id, else speaker_id, else speaker, where there is one)."""
     output_dir: str = "training"
     """The prepared folder to write: wavs/, metadata.csv, rejected.csv, dataset.json."""
     target_sr: int = 16000
@@ -103,9 +120,21 @@ class PrepareConfig:
     max_samples: int = 0
     """Stop after this many good clips (0 = all)."""
     min_upvotes: int = 2
-    """Common Voice: fewer up-votes than this reject a clip."""
+    """Common Voice: fewer up-votes than this reject a clip (0 = off)."""
     max_downvotes: int = 0
     """Common Voice: more down-votes than this reject a clip."""
+    trim_silence: bool = False
+    """Cut the silence at both ends of each clip: what is 40 dB below its loudest 20 ms, all but 50 ms of it
+    (false = off)."""
+    min_duration_s: float = 0.1
+    """Clips shorter than this, in seconds after trimming, are rejected (0.1 is the least that can be trained on)."""
+    max_duration_s: float = 60.0
+    """Clips longer than this, in seconds after trimming, are rejected (at most 300)."""
+    min_loudness_dbfs: float | None = None
+    """Clips whose RMS is below this, in dB relative to full scale, such as -50, are rejected (null = off)."""
+    loudness_dbfs: float | None = None
+    """Bring each clip's RMS to this, in dB relative to full scale, such as -23; clips whose peak would reach full scale
+    stay softer (null = off: each stays as loud as it is)."""
     processes: int = 0
     """Worker processes (0 = one for each core)."""
 
@@ -113,6 +142,16 @@ class PrepareConfig:
         require(8000 <= self.target_sr <= 192_000, f"--target_sr {self.target_sr}: give a rate from 8000 to 192000 Hz.")
         for name in ("max_samples", "min_upvotes", "max_downvotes", "processes"):
             require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: give 0 or more.")
+        require(
+            0.1 <= self.min_duration_s < self.max_duration_s <= 300,
+            f"--min_duration_s {self.min_duration_s} --max_duration_s {self.max_duration_s}: give at least 0.1 s, at "
+            "most 300 s, and the lesser one first.",
+        )
+        for name in ("min_loudness_dbfs", "loudness_dbfs"):
+            dbfs = getattr(self, name)
+            require(dbfs is None or -100 <= dbfs <= 0, f"--{name} {dbfs}: give -100 to 0 dB, or null for off.")
+        for name in ("split", "config_name", "revision", "text_column", "audio_column", "speaker_column"):
+            require(getattr(self, name) != "", f"--{name} is empty: give a name, or leave it out.")
 
 
 @dataclass(frozen=True)
@@ -144,6 +183,8 @@ class TrainConfig:
     """Passes over the training clips."""
     max_updates: int = 0
     """Train for this many updates, whatever the epochs say (0 = by epochs)."""
+    target_hours: float = 0.0
+    """Train for about this many hours: chooses the epochs from the speed measured at the start (0 = by epochs)."""
     max_samples: int = 0
     """Use only this many clips of the folder (0 = all)."""
 
@@ -170,6 +211,9 @@ class TrainConfig:
     """The generator to train from scratch; needs model_name null."""
     discriminator: DiscriminatorShape = DiscriminatorShape()
     """Size of the discriminators, where they start fresh."""
+    discriminator_warmup_updates: int | None = None
+    """Updates in which the discriminators learn alone, before the generator learns from them (null = where fresh
+    discriminators meet a trained voice 200, but at most a tenth of the run; else 0)."""
 
     precision: Precision = "auto"
     """fp32, bf16, fp16, or auto: bf16 on GPUs that have it, else fp32. The old --fp16 means fp16."""
@@ -182,6 +226,8 @@ class TrainConfig:
     """Share of the clips held out for validation (at least one, at most validation_max_clips; 0 = none)."""
     validation_max_clips: int = 64
     """At most this many clips are held out."""
+    validation_samples: int = 2
+    """How many of the held-out sentences to speak and picture at each validation (0 = none)."""
     validate_every_updates: int = 500
     """Updates between validations; there is one at the end in any case (0 = only there)."""
     log_every_updates: int = 10
@@ -211,11 +257,21 @@ class TrainConfig:
             "save_every_updates",
             "keep_checkpoints",
             "validation_max_clips",
+            "validation_samples",
             "max_grad_norm",
             "weight_decay",
             "seed",
+            "target_hours",
         ):
             require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: give 0 or more.")
+        require(
+            (self.discriminator_warmup_updates or 0) >= 0,
+            f"--discriminator_warmup_updates {self.discriminator_warmup_updates}: give 0 or more, or null.",
+        )
+        require(
+            not (self.target_hours and self.max_updates),
+            "--target_hours and --max_updates both say how long to train: give one of them.",
+        )
         require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: give a number above 0, such as 2e-5.")
         require(
             0 < self.learning_rate_decay <= 1,
@@ -237,6 +293,63 @@ class TrainConfig:
                 f"--model_name {self.model_name} and an architecture to train from scratch exclude one another: "
                 "leave out the architecture (or the recipe that brings it), or give --model_name null.",
             )
+
+
+@dataclass(frozen=True)
+class SynthesizeConfig:
+    """Let a voice say a text, of any length, into an audio file."""
+
+    model: str = "training/final_model"
+    """The voice: a local folder or a Hub name."""
+    text: str = ""
+    """What to say (without this and --text_file: standard input)."""
+    text_file: str | None = None
+    """A UTF-8 file of what to say."""
+    output: str = "speech.wav"
+    """The file to write, overwritten if it exists; its ending decides the format: .wav (16 bits), .flac, .mp3, .ogg."""
+    speaker: str | None = None
+    """Name or number of the speaker, for voices with several (null = the first)."""
+    speaking_rate: float | None = None
+    """2 speaks twice as fast, 0.5 at half speed (null = the voice's own)."""
+    noise_scale: float | None = None
+    """Variation of the sound; 0 has none (null = the voice's own, mostly 0.667)."""
+    noise_scale_duration: float | None = None
+    """Variation of the rhythm; 0 has none (null = the voice's own, mostly 0.8)."""
+    seed: int = 1234
+    """The same seed speaks the same samples on the same kind of device."""
+
+    def __post_init__(self) -> None:
+        require(
+            not self.text or self.text_file is None,
+            f"--text and --text_file {self.text_file} exclude one another: give one of them.",
+        )
+        require(
+            Path(self.output).suffix.lower() in SPEECH_FORMATS,
+            f"--output {self.output}: give a name that ends with {', '.join(SPEECH_FORMATS)}.",
+        )
+        require(
+            self.speaking_rate is None or 0.1 <= self.speaking_rate <= 10,
+            f"--speaking_rate {self.speaking_rate}: give a number from 0.1 to 10.",
+        )
+        for name in ("noise_scale", "noise_scale_duration"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value <= 10, f"--{name} {value}: give a number from 0 to 10.")
+        require(self.seed >= 0, f"--seed {self.seed}: give 0 or more.")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """See it work in minutes, without data of your own: espeak-ng speaks a corpus, and a tiny voice learns it."""
+
+    output_dir: str = "demo"
+    """Where everything goes; an earlier demo there is replaced."""
+    updates: int = 240
+    """Updates to train for."""
+    text: str = "The old boat crossed the quiet river."
+    """What the trained voice says at the end."""
+
+    def __post_init__(self) -> None:
+        require(self.updates >= 1, f"--updates {self.updates}: give 1 or more.")
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,11 @@ class ClipReader(Dataset[Clip | Rejection]):
         self.spec = spec
         self.speaker_ids = speaker_ids
 
+    def sizes(self) -> list[int]:
+        """Bytes of each row's file, 0 where it is missing: longer clips have more."""
+        paths = [self.prepared.root / "wavs" / name for name in self.prepared.rows["filename"]]
+        return [path.stat().st_size if path.is_file() else 0 for path in paths]
+
     def __getitem__(self, index: int) -> Clip | Rejection:
         """The clip of row ``index`` as a good or a bad record."""
         row = self.prepared.rows[index]
@@ -311,6 +316,13 @@ class Order:
             )
             for number, taken in enumerate(np.array_split(shuffled, count))
         ]
+
+    def rehearsal(self, sizes: Sequence[int], rank: int) -> list[MicroBatch]:
+        """Two micro-batches that close no update: of the longest clips (by ``sizes`` of rows), then of typical ones."""
+        taken = min(len(self.rows), self.batch_size * self.world_size)
+        longest = sorted(self.rows, key=lambda row: -sizes[row])[:taken]
+        place = MicroBatch(tuple(longest[rank :: self.world_size]), 0, 0, 1, closes_update=False)
+        return [place, replace(self.epoch(0, rank)[0], closes_update=False, in_update=1)]
 
     def after(self, updates: int, until: int, rank: int) -> Iterator[MicroBatch]:
         """What process ``rank`` takes once ``updates`` are done, up to update ``until``."""

@@ -35,8 +35,16 @@ class NoTrainableClipError(VitsTrainerError):
     """Every clip of a batch was rejected: the data no longer is what ``prepare_data`` checked."""
 
 
+class OutOfMemoryError(VitsTrainerError):
+    """A batch does not fit into the device's memory."""
+
+
 class DivergedRanksError(VitsTrainerError):
     """The ranks of a run hold different weights."""
+
+
+class InstallationError(VitsTrainerError):
+    """Packages that do not go together."""
 
 
 class CheckFailedError(VitsTrainerError):

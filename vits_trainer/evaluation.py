@@ -1,16 +1,22 @@
 """Validation: held-out clips through the same objective, with the same noise and segments each time."""
 
+import copy
 from collections.abc import Sequence
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers import VitsModel
 
 from vits_trainer.audio import log_mel, spectrogram
-from vits_trainer.data import ClipReader, held_out_places, load
+from vits_trainer.data import Batch, ClipReader, held_out_places, load
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.generator import Generator
 from vits_trainer.metrics import RunningMeans, means
 from vits_trainer.objective import Objective
+from vits_trainer.pictures import Sample
 from vits_trainer.runtime import Runtime
 
 
@@ -57,15 +63,63 @@ class Validation:
         found = means(names, self.runtime.sum(running.state(names, self.runtime.device)))
         return {f"validation/{name}": value for name, value in found.items()}
 
+    def mel_from_text(self, generator: Generator) -> float:
+        """Mel L1 of segments decoded from the text alone, along the recordings' alignments. Runs on every rank."""
+        spoken = copy.copy(generator)  # shares the model; a new Generator would freeze its posterior encoder
+        spoken.decode_from = "prior"
+        objective = Objective("mel", self.objective.loss_weights, self.objective.spec, generator.segment_frames)
+        alone = Validation(self.runtime, objective, self.reader, self.rows, self.batch_size, self.seed)
+        return alone.run(spoken, None)["validation/mel"]
+
+    def samples(self, generator: Generator, count: int) -> list[Sample]:
+        """The first ``count`` held-out sentences as the voice has them now. Needs no other rank.
+
+        Leaves the random generators as they were, and the networks in the mode they were in.
+        """
+        training = generator.training
+        generator.eval()
+        devices = [self.runtime.device] if self.runtime.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            torch.manual_seed(self.seed)
+            places = held_out_places(self.rows[:count], 1, 0, 1)
+            batches = load(self.reader, places, workers=0)
+            found = [self._sample(generator.model, batch.to(self.runtime.device)) for batch in batches]
+        generator.train(training)
+        return found
+
+    def _sample(self, model: VitsModel, batch: Batch) -> Sample:
+        spec = self.objective.spec
+        magnitude = spectrogram(batch.waveform, batch.frame_lengths, spec)
+        whole = Generator(model, "posterior", int(batch.frame_lengths)).eval()
+        starts = torch.zeros_like(batch.frame_lengths)
+        synthesis = whole(batch.tokens, batch.token_lengths, magnitude, batch.frame_lengths, batch.speaker_ids, starts)
+        speaker = None if batch.speaker_ids is None else int(batch.speaker_ids)
+        speech = model(batch.tokens, attention_mask=torch.ones_like(batch.tokens), speaker_id=speaker).waveform
+        waveforms = {"recorded": batch.waveform, "decoded": synthesis.waveform[:, 0], "spoken from text": speech}
+        tokenizer = self.reader.tokenizer
+        return Sample(
+            text=tokenizer.decode(batch.tokens[0]),
+            speech=speech[0].cpu().numpy(),
+            mels={title: self._mel(waveform) for title, waveform in waveforms.items()},
+            token_of_frame=synthesis.token_of_frame[0].cpu().numpy(),
+            tokens=tokenizer.convert_ids_to_tokens(batch.tokens[0].tolist()),
+        )
+
+    def _mel(self, waveform: Tensor) -> NDArray[np.float32]:
+        spec = self.objective.spec
+        frames = max(spec.frames(waveform.shape[1]), spec.minimum_frames)
+        whole = torch.nn.functional.pad(waveform, (0, frames * spec.hop - waveform.shape[1]))
+        lengths = torch.tensor([frames], device=waveform.device)
+        mel: NDArray[np.float32] = log_mel(spectrogram(whole, lengths, spec), spec)[0].cpu().numpy()
+        return mel
+
+    @cached_property
     def constant_frame_mel(self) -> float:
         """Mel L1 of the best constant: each band's median over the frames of these very clips.
 
         What a voice must beat to have learnt anything: no single spectrum is closer to the clips.
         """
-        mels = []
-        for place in held_out_places(self.rows, 1, 0, 1):
-            for batch in load(self.reader, [place], workers=0):
-                magnitude = spectrogram(batch.waveform, batch.frame_lengths, self.objective.spec)
-                mels.append(log_mel(magnitude, self.objective.spec)[0])
-        frames: Tensor = torch.cat(mels, dim=1)
+        places = held_out_places(self.rows, 1, 0, 1)
+        batches = load(self.reader, places, workers=0)
+        frames = torch.cat([torch.from_numpy(self._mel(batch.waveform)) for batch in batches], dim=1)
         return float((frames - frames.median(dim=1, keepdim=True).values).abs().mean())

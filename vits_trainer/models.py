@@ -37,7 +37,12 @@ def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
             )
         config.layerdrop = layerdrop
         model, report = VitsModel.from_pretrained(
-            name_or_dir, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            name_or_dir,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
@@ -97,7 +102,8 @@ def initialise_as_vits(model: VitsModel) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, nn.Linear)):
             _reset(module)
-        elif isinstance(module, VitsAttention):
+    for module in model.modules():  # again, as an attention comes before its projections
+        if isinstance(module, VitsAttention):
             for projection in (module.q_proj, module.k_proj, module.v_proj):
                 nn.init.xavier_uniform_(projection.weight)
             for relative in (module.emb_rel_k, module.emb_rel_v):
@@ -140,18 +146,18 @@ def audio_spec(config: VitsConfig) -> AudioSpec:
 
 
 def folded(model: VitsModel) -> VitsModel:
-    """A copy with the decoder's weight norm folded into its weights, as transformers' checkpoints have it."""
-    exported = copy_of(model)
-    for module in exported.decoder.modules():
+    """A copy on the CPU with the decoder's weight norm folded into its weights, as transformers' checkpoints have it.
+
+    Not by a deep copy: torch's parametrized layers share a class with their copies, and folding one breaks the other.
+    """
+    with torch.device("meta"):
+        exported = VitsModel(copy.deepcopy(model.config))
+    state = {name: tensor for name, tensor in state_on_cpu(model).items() if name in exported.state_dict()}
+    for name, module in model.decoder.named_modules():
         if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight")
-    return exported
-
-
-def copy_of(model: VitsModel) -> VitsModel:
-    """A deep copy on the CPU, without gradients."""
-    duplicate: VitsModel = copy.deepcopy(model).cpu()
-    return duplicate.requires_grad_(False)
+            state[f"decoder.{name}.weight"] = module.weight.detach().cpu().contiguous()
+    exported.load_state_dict(state, assign=True)
+    return exported.eval()
 
 
 def export(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discriminator | None, directory: Path) -> None:
@@ -220,17 +226,22 @@ def load_discriminator(path: Path) -> Discriminator:
             shape = json.loads((file.metadata() or {})["shape"])
         discriminator = Discriminator(DiscriminatorShape(tuple(shape["periods"]), shape["channels_divisor"]))
         discriminator.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"{path}: no discriminators could be loaded ({error}). Delete it to start fresh ones."
-        ) from error
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{path}: no discriminators could be loaded ({reason}). Delete it to start afresh.") from error
     return discriminator
 
 
 def discriminator_for(voice: str | None, fresh: DiscriminatorShape) -> Discriminator:
     """The discriminators that lie beside a local voice, or fresh ones."""
-    beside = Path(voice or "") / DISCRIMINATOR_FILE
-    return load_discriminator(beside) if voice and beside.is_file() else Discriminator(fresh)
+    if voice is not None and has_discriminator(voice):
+        return load_discriminator(Path(voice) / DISCRIMINATOR_FILE)
+    return Discriminator(fresh)
+
+
+def has_discriminator(voice: str) -> bool:
+    """Whether discriminators lie beside a local voice."""
+    return (Path(voice) / DISCRIMINATOR_FILE).is_file()
 
 
 def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | None:

@@ -39,6 +39,7 @@ class Objective:
 
     def __init__(self, kind: ObjectiveKind, weights: LossWeights, spec: AudioSpec, segment_frames: int) -> None:
         self.adversarial = kind == "vits"
+        self.loss_weights = weights
         self.weights: dict[str, float] = asdict(weights)
         self.spec = spec
         self.segment_frames = segment_frames

@@ -1,6 +1,7 @@
 """From a source of clips to a prepared folder, in several processes; every clip left out is written down."""
 
 import csv
+import dataclasses
 import io
 import json
 import multiprocessing
@@ -17,29 +18,39 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import soundfile as sf
 import soxr
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vits_trainer import __version__
 from vits_trainer.config import PrepareConfig
 from vits_trainer.errors import DataError, VitsTrainerError
 from vits_trainer.recordings import (
+    MAX_DECODED_S,
     Reason,
     RecordingError,
     Rejection,
     read_recording,
+    require_duration,
+    require_loudness,
+    to_loudness,
     to_pcm16,
     to_rate,
+    trim_silence,
     write_pcm16_wav,
 )
-from vits_trainer.sources import Source, SourceClip, open_source
+from vits_trainer.sources import open_source
+from vits_trainer.tables import Source, SourceClip
 
 HOP_SAMPLES = 256
 """Samples in a spectrogram frame of VITS and MMS-TTS voices."""
 
 _CLIPS_IN_FLIGHT_PER_PROCESS = 4
 _UNKNOWN_SPEAKER = "unknown"
+_NO_SETTINGS = ("dataset", "output_dir", "processes")
+"""Fields of the configuration that dataset.json has elsewhere, or that change nothing in what is written."""
 _SEPARATORS = re.compile(r"[|\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _OUR_FILE = re.compile(r"audio_\d{6,}\.wav|\d+\.part")
 
@@ -135,7 +146,7 @@ def one_line(text: str) -> str:
 
 def _claim(output_dir: Path, source: Source) -> None:
     """Makes the folder ready to be written to; removes what an interrupted preparation left, and nothing else."""
-    if output_dir.resolve() == source.root.resolve():
+    if source.root is not None and output_dir.resolve() == source.root.resolve():
         raise DataError(f"--output_dir {output_dir} is the data set itself. Choose another --output_dir.")
     for name in ("dataset.json", "metadata.csv"):
         if (output_dir / name).exists():
@@ -166,7 +177,7 @@ def _write_whole(path: Path, content: str) -> None:
 
 
 def _convert_all(source: Source, config: PrepareConfig, wavs: Path, ledger: _Ledger) -> None:
-    total = min(config.max_samples or source.clip_count, source.clip_count)
+    total = min((count for count in (config.max_samples, source.clip_count) if count), default=None)
     with (
         tqdm(desc="prepare_data", total=total, unit="clip", disable=None) as bar,
         closing(_outcomes(source, config, wavs)) as outcomes,
@@ -205,7 +216,7 @@ def _outcomes(
                 part = wavs / f"{index}.part"
                 known = clip.rejection or _judge_text(clip)
                 waiting.append(
-                    (clip, part, known or pool.submit(convert_clip, clip.audio, _tokens(clip), config.target_sr, part))
+                    (clip, part, known or pool.submit(convert_clip, clip.audio, _tokens(clip), config, part))
                 )
                 if len(waiting) == processes * _CLIPS_IN_FLIGHT_PER_PROCESS:
                     yield _finished(*waiting.popleft())
@@ -243,8 +254,8 @@ def _cores() -> int:
 # In a worker process
 
 
-def convert_clip(audio: Path | bytes, tokens: int, target_rate_hz: int, wav: Path) -> int | Rejection:
-    """Writes one clip as 16-bit PCM, mono, at ``target_rate_hz``.
+def convert_clip(audio: Path | bytes, tokens: int, config: PrepareConfig, wav: Path) -> int | Rejection:
+    """Writes one clip as 16-bit PCM, mono, at ``config.target_sr``, trimmed and as loud as ``config`` asks for.
 
     Returns:
         How many samples were written, or why none were.
@@ -253,15 +264,30 @@ def convert_clip(audio: Path | bytes, tokens: int, target_rate_hz: int, wav: Pat
         OSError: ``wav`` cannot be written.
     """
     try:
-        samples, rate_hz = read_recording(audio)
+        samples = _read_clip(audio, config)
     except RecordingError as error:
         return error.rejection
-    pcm = to_pcm16(to_rate(samples, rate_hz, target_rate_hz))
+    if config.loudness_dbfs is not None:
+        samples = to_loudness(samples, config.loudness_dbfs)
+    pcm = to_pcm16(samples)
     frames = len(pcm) // HOP_SAMPLES
     if tokens > frames:
         return Rejection(Reason.TEXT_TOO_LONG, f"{tokens} tokens, {frames} frames")
-    write_pcm16_wav(wav, pcm, target_rate_hz)
+    write_pcm16_wav(wav, pcm, config.target_sr)
     return len(pcm)
+
+
+def _read_clip(audio: Path | bytes, config: PrepareConfig) -> NDArray[np.float32]:
+    """(T,) at ``config.target_sr``; raises :class:`RecordingError` where the clip is not within the limits."""
+    longest_s = MAX_DECODED_S if config.trim_silence else config.max_duration_s
+    samples, rate_hz = read_recording(audio, config.min_duration_s, longest_s)
+    if config.trim_silence:
+        samples = trim_silence(samples, rate_hz)
+        require_duration(len(samples) / rate_hz, config.min_duration_s, config.max_duration_s)
+    samples = to_rate(samples, rate_hz, config.target_sr)
+    if config.min_loudness_dbfs is not None:
+        require_loudness(samples, config.min_loudness_dbfs)
+    return samples
 
 
 def _begin_worker() -> None:
@@ -321,9 +347,14 @@ def _dataset_json(summary: PreparationSummary, source: Source, config: PrepareCo
                 "mean_seconds": round(summary.mean_seconds, 3),
                 "speakers": summary.speakers,
                 "sampling_rate": config.target_sr,
-                "source": {"kind": source.kind, "dataset": config.dataset, "clips": source.clip_count},
+                "source": {
+                    "kind": source.kind,
+                    "dataset": config.dataset,
+                    "revision": source.revision,
+                    "clips": source.clip_count,
+                },
                 "settings": {
-                    name: getattr(config, name) for name in ("target_sr", "max_samples", "min_upvotes", "max_downvotes")
+                    name: value for name, value in dataclasses.asdict(config).items() if name not in _NO_SETTINGS
                 },
                 "versions": {
                     "vits_trainer": __version__,
@@ -343,5 +374,6 @@ def _nothing_left(summary: PreparationSummary) -> str:
     counts = ", ".join(f"{count} {reason}" for reason, count in summary.rejected.items())
     return (
         f"not one clip is left to train on: {counts}. {summary.output_dir / 'rejected.csv'} says why for each; "
-        "correct the data set, or loosen --min_upvotes and --max_downvotes."
+        "correct the data set, or loosen the limits (--min_upvotes, --max_downvotes, --min_duration_s, "
+        "--max_duration_s, --min_loudness_dbfs)."
     )

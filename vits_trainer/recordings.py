@@ -1,6 +1,7 @@
 """Reading and writing speech, and every reason for which a clip is left out. No torch: worker processes import this."""
 
 import io
+import math
 import struct
 import wave
 from enum import StrEnum
@@ -17,7 +18,14 @@ from vits_trainer.errors import DataError
 MIN_DURATION_S = 0.1
 """Shorter clips have fewer than the three frames of 256 samples that training needs at 8 kHz."""
 MAX_DURATION_S = 60.0
-"""Longer recordings are not clips; they are not even decoded, as an hour of them would fill the memory."""
+"""Longer recordings are not clips; they are not even decoded."""
+MAX_DECODED_S = 300.0
+"""Longer recordings are not decoded to be trimmed either, as an hour of them would fill the memory."""
+SILENCE_BELOW_LOUDEST_DB = 40.0
+"""A frame at the end of a clip that is softer than its loudest frame by more than this is silence."""
+SILENCE_FRAME_S = 0.02
+SILENCE_MARGIN_S = 0.05
+"""What is kept of the silence at each end: soft sounds begin and end in it."""
 MAX_FILE_BYTES = 256 * 2**20
 MAX_CHANNELS = 8
 MIN_RATE_HZ, MAX_RATE_HZ = 4000, 192_000
@@ -26,6 +34,8 @@ _LENGTH_UNKNOWN_BYTES = 0x7FFF0000
 """Programs that write WAV into a pipe announce this much or more, as they cannot know the length."""
 _MP3_FRAME_SAMPLES = 1152
 _PCM16_BYTES = 2
+_PCM16_PEAK = 32767 / 32768
+"""The greatest sample that 16 bits hold."""
 
 
 class Reason(StrEnum):
@@ -50,11 +60,13 @@ class Reason(StrEnum):
     EMPTY_AUDIO = "empty-audio"
     """Not one sample."""
     TOO_SHORT = "too-short"
-    """Less than 0.1 s."""
+    """Less than --min_duration_s, after trimming."""
     TOO_LONG = "too-long"
-    """More than 60 s."""
+    """More than --max_duration_s, after trimming."""
     NON_FINITE_AUDIO = "non-finite-audio"
     """Samples that are no numbers, or infinite."""
+    TOO_QUIET = "too-quiet"
+    """Softer than --min_loudness_dbfs."""
     TEXT_TOO_LONG = "text-too-long"
     """More tokens than the clip has frames: no alignment exists."""
 
@@ -77,11 +89,15 @@ class RecordingError(DataError):
         return f"{self.rejection.reason}: {self.rejection.detail}"
 
 
-def read_recording(source: Path | bytes) -> tuple[NDArray[np.float32], int]:
+def read_recording(
+    source: Path | bytes, min_duration_s: float = MIN_DURATION_S, max_duration_s: float = MAX_DURATION_S
+) -> tuple[NDArray[np.float32], int]:
     """Decodes a recording in any format of libsndfile (WAV, FLAC, MP3, Ogg ...) and mixes it to mono.
 
     Args:
         source: a file, or the content of one.
+        min_duration_s: shorter recordings are refused.
+        max_duration_s: longer ones too.
 
     Returns:
         Samples, (T,), full scale at 1, and their rate in Hz.
@@ -95,6 +111,7 @@ def read_recording(source: Path | bytes) -> tuple[NDArray[np.float32], int]:
     try:
         with sf.SoundFile(io.BytesIO(content)) as recording:
             _require_usable_shape(recording.frames, recording.samplerate, recording.channels)
+            require_duration(recording.frames / recording.samplerate, min_duration_s, max_duration_s)
             samples = recording.read(dtype="float32", always_2d=True)  # (T, channels)
             # The length of an MP3 without a table of contents is an estimate.
             tolerance = 2 * _MP3_FRAME_SAMPLES if "MPEG" in recording.subtype else 0
@@ -106,6 +123,46 @@ def read_recording(source: Path | bytes) -> tuple[NDArray[np.float32], int]:
     if not np.isfinite(samples).all():
         _reject(Reason.NON_FINITE_AUDIO, f"{np.count_nonzero(~np.isfinite(samples))} samples")
     return samples.mean(axis=1, dtype=np.float32), rate_hz
+
+
+def require_duration(duration_s: float, min_duration_s: float, max_duration_s: float) -> None:
+    """Raises :class:`RecordingError` unless ``duration_s`` lies between the two, both included."""
+    if duration_s < min_duration_s:
+        _reject(Reason.TOO_SHORT, f"{duration_s:.3f} s, at least {min_duration_s:g} s")
+    if duration_s > max_duration_s:
+        _reject(Reason.TOO_LONG, f"{duration_s:.1f} s, at most {max_duration_s:g} s")
+
+
+def trim_silence(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
+    """Cuts the silent frames at both ends of ``samples``, (T,), all but a margin. Digital silence is left whole."""
+    frame_samples = round(SILENCE_FRAME_S * rate_hz)
+    starts = np.arange(0, len(samples), frame_samples)
+    frame_power = np.add.reduceat(samples.astype(np.float64) ** 2, starts) / np.diff(starts, append=len(samples))
+    heard = starts[frame_power >= frame_power.max() * 10 ** (-SILENCE_BELOW_LOUDEST_DB / 10)]
+    margin_samples = round(SILENCE_MARGIN_S * rate_hz)
+    return samples[max(0, heard[0] - margin_samples) : heard[-1] + frame_samples + margin_samples]
+
+
+def loudness_dbfs(samples: NDArray[np.float32]) -> float:
+    """Root mean square of ``samples``, (T,), in dB below full scale 1; minus infinity for digital silence."""
+    power = float(np.mean(samples.astype(np.float64) ** 2))
+    return 10 * math.log10(power) if power > 0 else -math.inf
+
+
+def require_loudness(samples: NDArray[np.float32], min_dbfs: float) -> None:
+    """Raises :class:`RecordingError` where ``samples``, (T,), are softer than ``min_dbfs``."""
+    found_dbfs = loudness_dbfs(samples)
+    if found_dbfs < min_dbfs:
+        _reject(Reason.TOO_QUIET, f"{found_dbfs:.1f} dBFS, at least {min_dbfs:g} dBFS")
+
+
+def to_loudness(samples: NDArray[np.float32], dbfs: float) -> NDArray[np.float32]:
+    """``samples``, (T,), at a root mean square of ``dbfs``, or as near to it as their peak comes without clipping."""
+    found_dbfs = loudness_dbfs(samples)
+    if found_dbfs == -math.inf:
+        return samples
+    gain = min(10 ** ((dbfs - found_dbfs) / 20), _PCM16_PEAK / float(np.abs(samples).max()))
+    return samples * np.float32(gain)
 
 
 def to_rate(samples: NDArray[np.float32], rate_hz: int, target_rate_hz: int) -> NDArray[np.float32]:
@@ -203,11 +260,6 @@ def _require_usable_shape(frames: int, rate_hz: int, channels: int) -> None:
         _reject(Reason.EMPTY_AUDIO, "no samples")
     if frames == 2**63 - 1:
         _reject(Reason.UNREADABLE_AUDIO, "its header does not say how long it is")
-    duration_s = frames / rate_hz
-    if duration_s < MIN_DURATION_S:
-        _reject(Reason.TOO_SHORT, f"{duration_s:.3f} s, at least {MIN_DURATION_S} s")
-    if duration_s > MAX_DURATION_S:
-        _reject(Reason.TOO_LONG, f"{duration_s:.1f} s, at most {MAX_DURATION_S:.0f} s")
 
 
 def _plain_message(error: Exception) -> str:

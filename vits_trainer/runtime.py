@@ -125,6 +125,11 @@ class Runtime:
         return f"{self.world_size} process(es) on {name}, {self.precision}"
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch says that a GPU's or this machine's memory is used up."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def resolve_precision(asked: Precision, on_gpu: bool) -> Literal["fp32", "bf16", "fp16"]:
     """What to compute in.
 

@@ -7,13 +7,14 @@ The only writer of metrics. Ranks other than the main one hold a tracker that do
         metrics.jsonl    one line of scalars a logging point: update, epoch and the names of docs/metrics.md
         rejected.jsonl   one line a clip that training could not use
         train.log        what was said
+        samples/         speech, mel spectrograms and alignments of the same sentences at each validation
         wandb/           the Weights & Biases run
 """
 
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +23,11 @@ from typing import Any, Literal, TextIO, cast
 import transformers
 import wandb
 
+from vits_trainer.audio import AudioSpec
 from vits_trainer.config import TrainConfig, save_config, to_dict
 from vits_trainer.data import Rejection
+from vits_trainer.pictures import Sample, alignment_picture, mel_picture
+from vits_trainer.recordings import to_pcm16, write_pcm16_wav
 
 logger = logging.getLogger("vits_trainer")
 
@@ -91,6 +95,24 @@ class Tracker:
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
         self._run.log(line)
+
+    def samples(self, update: int, epoch: int, samples: Sequence[Sample], spec: AudioSpec) -> None:
+        """Records what the voice makes of the validation sentences: speech, mel spectrograms, alignments."""
+        if not self.is_main:
+            return
+        folder = self.run_dir / "samples" / f"update-{update:06}"
+        media: dict[str, Any] = {"update": update, "epoch": epoch}
+        for number, sample in enumerate(samples):
+            names = {kind: folder / f"{number}_{kind}" for kind in ("speech.wav", "mel.png", "alignment.png")}
+            folder.mkdir(parents=True, exist_ok=True)
+            write_pcm16_wav(names["speech.wav"], to_pcm16(sample.speech), spec.sampling_rate)
+            mel_picture(sample.mels, spec.hop / spec.sampling_rate, names["mel.png"])
+            alignment_picture(sample.token_of_frame, sample.tokens, names["alignment.png"])
+            media[f"samples/{number}/speech"] = wandb.Audio(str(names["speech.wav"]), caption=sample.text)
+            media[f"samples/{number}/mel"] = wandb.Image(str(names["mel.png"]), caption=sample.text)
+            media[f"samples/{number}/alignment"] = wandb.Image(str(names["alignment.png"]), caption=sample.text)
+        if samples:
+            self._run.log(media)
 
     def rejected(self, update: int, epoch: int, rejections: list[Rejection]) -> None:
         """Records clips that training could not use."""

@@ -2,11 +2,14 @@
 
 import hashlib
 import logging
-from contextlib import nullcontext
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -16,16 +19,25 @@ from vits_trainer.checkpoint import Checkpoints, TrainState
 from vits_trainer.config import TrainConfig
 from vits_trainer.data import Batch, ClipReader, Order, load
 from vits_trainer.discriminator import Discriminator
-from vits_trainer.errors import DivergedRanksError
+from vits_trainer.errors import DivergedRanksError, OutOfMemoryError
 from vits_trainer.evaluation import Validation
 from vits_trainer.generator import Generator
 from vits_trainer.meter import Meter
 from vits_trainer.objective import Objective, frozen
 from vits_trainer.optim import Learner, build_optimizer, learning_rate
-from vits_trainer.runtime import Runtime
+from vits_trainer.runtime import Runtime, is_out_of_memory
 from vits_trainer.tracking import Tracker
 
 logger = logging.getLogger("vits_trainer")
+
+_SHOWN = (
+    ("mel", "generator/mel", 3),
+    ("G", "generator/total", 2),
+    ("D", "discriminator/total", 2),
+    ("clips/s", "throughput/utterances_per_s", 1),
+    ("GiB", "memory/max_allocated_gib", 1),
+)
+"""What the progress bar shows: its word, the scalar, decimals."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +50,40 @@ class Plan:
     clips_per_update: int
     updates_per_epoch: int
     total_updates: int
+    warmup_updates: int
+    """Updates in which the discriminators learn alone."""
     log_every: int
     validate_every: int
     save_every: int
 
     @classmethod
-    def of(cls, config: TrainConfig, order: Order, validation_clips: int) -> "Plan":
-        """Derives it."""
+    def of(
+        cls, config: TrainConfig, order: Order, validation_clips: int, fresh_judges: bool, seconds_per_update: float = 0
+    ) -> "Plan":
+        """Derives it.
+
+        Args:
+            config: what was asked for.
+            order: of the training clips.
+            validation_clips: held out.
+            fresh_judges: whether fresh discriminators meet a trained voice.
+            seconds_per_update: as measured; ``target_hours`` becomes whole epochs by it, at least one.
+        """
+        epochs = config.epochs
+        if config.target_hours and seconds_per_update:
+            epochs = max(1, int(config.target_hours * 3600 / (seconds_per_update * order.updates_per_epoch)))
+        total_updates = config.max_updates or epochs * order.updates_per_epoch
+        warmup_updates = config.discriminator_warmup_updates
+        if warmup_updates is None:
+            warmup_updates = min(200, total_updates // 10) if fresh_judges else 0
         return cls(
             training_clips=len(order.rows),
             validation_clips=validation_clips,
             world_size=order.world_size,
             clips_per_update=order.batch_size * order.world_size * order.accumulation,
             updates_per_epoch=order.updates_per_epoch,
-            total_updates=config.max_updates or config.epochs * order.updates_per_epoch,
+            total_updates=total_updates,
+            warmup_updates=warmup_updates,
             log_every=config.log_every_updates,
             validate_every=config.validate_every_updates,
             save_every=config.save_every_updates,
@@ -80,6 +112,11 @@ class Plan:
 
 def _is_due(update: int, every: int, last: int) -> bool:
     return update == last or (every > 0 and update % every == 0)
+
+
+def named(network: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Losses under the names they are logged by."""
+    return {f"{network}/{name}": loss for name, loss in losses.items()}
 
 
 class Trainer:
@@ -125,6 +162,11 @@ class Trainer:
         """Both networks as they are trained; the generator alone under the mel objective."""
         return [self.generator_learner, *([self.discriminator_learner] if self.discriminator_learner else [])]
 
+    @property
+    def checkpoint_gib(self) -> float:
+        """Size of one checkpoint: each trained weight with AdamW's two moments, in float32."""
+        return sum(p.numel() for learner in self.learners for p in learner.network.parameters()) * 12 / 2**30
+
     def resume(self, place: Path) -> None:
         """Goes back to the checkpoint at ``place``. Runs on every rank."""
         self.state = self.checkpoints.restore(place, self.generator, self.discriminator, self.learners)
@@ -138,7 +180,8 @@ class Trainer:
         places = self.order.after(self.state.update, self.plan.total_updates, self.runtime.rank)
         with logging_redirect_tqdm(), self._progress() as progress:
             for batch in self.meter.timed(load(self.reader, places, self.config.data_workers)):
-                if not self.step(batch.to(self.runtime.device)):
+                alone = self.state.update < self.plan.warmup_updates
+                if not self.step(batch.to(self.runtime.device), discriminators_alone=alone):
                     continue
                 self.state.update += 1
                 self.state.epoch = batch.place.epoch
@@ -153,32 +196,80 @@ class Trainer:
         self._compare_ranks()
         return self.state
 
-    def step(self, batch: Batch) -> bool:
-        """Takes one micro-batch; True when it closed an update. Runs on every rank."""
-        share = 1 / batch.place.in_update
+    def rehearse(self) -> float:
+        """Seconds that an update will take, by forward and backward passes that change nothing. Runs on every rank.
+
+        The longest clips go first, so that what does not fit into memory is known now, not in the run's third hour.
+        """
+        places = self.order.rehearsal(self.reader.sizes(), self.runtime.rank)
+        devices = [self.runtime.device] if self.runtime.device.type == "cuda" else []
+        took_s = 0.0
+        with torch.random.fork_rng(devices):
+            for batch in load(self.reader, places, workers=0):
+                began = time.perf_counter()
+                self.step(batch.to(self.runtime.device), discriminators_alone=False)
+                self.meter.read()  # waits for the device
+                took_s = time.perf_counter() - began
+        self.meter.count()
+        for learner in self.learners:
+            learner.optimizer.zero_grad(set_to_none=True)
+        return float(max(self.runtime.gather(took_s))) * self.order.accumulation
+
+    def step(self, batch: Batch, discriminators_alone: bool) -> bool:
+        """Takes one micro-batch; True when it closed an update. Runs on every rank.
+
+        Args:
+            batch: on the device.
+            discriminators_alone: the generator's losses are only measured.
+
+        Raises:
+            OutOfMemoryError: it does not fit; names its clips' lengths and the flags that help.
+        """
         networks = [learner.network for learner in self.learners]
-        found: dict[str, Tensor] = {}
-        with self.runtime.accumulating(*networks, synchronise=batch.place.closes_update):
-            with self.runtime.autocast():
-                comparison = self.objective.synthesize(self.generator_learner.network, batch)
-            if self.discriminator_learner is not None:
-                with self.runtime.autocast():
-                    d_losses = self.objective.discriminator_losses(self.discriminator_learner.network, comparison)
-                found |= self._turn(self.discriminator_learner, d_losses, share, batch)
-            with self.runtime.autocast(), frozen(self.discriminator) if self.discriminator else nullcontext():
-                g_losses = self.objective.generator_losses(self.discriminator, comparison)
-            found |= self._turn(self.generator_learner, g_losses, share, batch)
+        with (
+            self._explaining_memory(batch),
+            self.runtime.accumulating(*networks, synchronise=batch.place.closes_update),
+        ):
+            found = self._turns(batch, discriminators_alone)
         self.meter.add(found, batch)
         return batch.place.closes_update
 
-    def _turn(self, learner: Learner, losses: dict[str, Tensor], share: float, batch: Batch) -> dict[str, Tensor]:
-        """One network's backward, and its step when the update closes: losses and gradient norm by full name."""
-        learner.backward(losses["total"] * share)
-        found = {f"{learner.name}/{name}": loss for name, loss in losses.items()}
-        if batch.place.closes_update:
-            rate = learning_rate(self.config, batch.place.epoch)
-            found[f"grad_norm/{learner.name}"] = learner.update(rate)
-        return found
+    def _turns(self, batch: Batch, discriminators_alone: bool) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        with self.runtime.autocast(), torch.set_grad_enabled(not discriminators_alone):
+            comparison = self.objective.synthesize(self.generator_learner.network, batch)
+        if self.discriminator_learner is not None:
+            with self.runtime.autocast():
+                d_losses = self.objective.discriminator_losses(self.discriminator_learner.network, comparison)
+            found |= named("discriminator", d_losses) | self._learn(self.discriminator_learner, d_losses, batch)
+        judging = frozen(self.discriminator) if self.discriminator else nullcontext()
+        with self.runtime.autocast(), judging, torch.set_grad_enabled(not discriminators_alone):
+            g_losses = self.objective.generator_losses(self.discriminator, comparison)
+        found |= named("generator", g_losses)
+        return found if discriminators_alone else found | self._learn(self.generator_learner, g_losses, batch)
+
+    def _learn(self, learner: Learner, losses: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """One network's backward, and its step when the update closes: its gradient's norm, then."""
+        learner.backward(losses["total"] / batch.place.in_update)
+        if not batch.place.closes_update:
+            return {}
+        return {f"grad_norm/{learner.name}": learner.update(learning_rate(self.config, batch.place.epoch))}
+
+    @contextmanager
+    def _explaining_memory(self, batch: Batch) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            spec = self.objective.spec
+            lengths_s = sorted((batch.frame_lengths * spec.hop / spec.sampling_rate).tolist())
+            raise OutOfMemoryError(
+                f"Out of memory on {self.runtime.device} with {len(lengths_s)} clips of "
+                f"{', '.join(f'{length:.1f}' for length in lengths_s)} s. Lower --batch_size (and raise "
+                "--gradient_accumulation_steps as much), use --precision bf16, lower --segment_frames, or prepare the "
+                "data with a lower --max_duration_s."
+            ) from error
 
     def _learner(self, name: str, network: Generator | Discriminator) -> Learner:
         network.to(self.runtime.device)
@@ -193,13 +284,7 @@ class Trainer:
         scalars["optim/learning_rate"] = learning_rate(self.config, self.state.epoch)
         self.tracker.rejected(self.state.update, self.state.epoch, rejections)
         self.tracker.scalars(self.state.update, self.state.epoch, scalars)
-        shown = {
-            "mel": f"{scalars['generator/mel']:.3f}",
-            "G": f"{scalars['generator/total']:.2f}",
-            "D": f"{scalars.get('discriminator/total', 0):.2f}",
-            "clips/s": f"{scalars['throughput/utterances_per_s']:.1f}",
-            "GiB": f"{scalars['memory/max_allocated_gib']:.1f}",
-        }
+        shown = {short: f"{scalars[name]:.{digits}f}" for short, name, digits in _SHOWN if name in scalars}
         progress.set_postfix(shown)
         if progress.disable and self.runtime.is_main:
             left_s = (self.plan.total_updates - self.state.update) * self.meter.seconds_per_update
@@ -208,11 +293,17 @@ class Trainer:
 
     def _validate(self) -> None:
         found = self.validation.run(self.generator, self.discriminator)
-        if found:
-            self.tracker.scalars(self.state.update, self.state.epoch, found)
+        if not found:
+            return
+        if self.objective.adversarial:
+            found["validation/mel_from_text"] = self.validation.mel_from_text(self.generator)
+        found["validation/constant_frame_mel"] = self.validation.constant_frame_mel
+        self.tracker.scalars(self.state.update, self.state.epoch, found)
+        if self.runtime.is_main:
             words = " ".join(f"{name.partition('/')[2]} {value:.4f}" for name, value in found.items())
-            if self.runtime.is_main:
-                logger.info("update %d  validation: %s", self.state.update, words)
+            logger.info("update %d  validation: %s", self.state.update, words)
+            samples = self.validation.samples(self.generator, self.config.validation_samples)
+            self.tracker.samples(self.state.update, self.state.epoch, samples, self.objective.spec)
 
     def _save(self) -> None:
         self._count_clips()

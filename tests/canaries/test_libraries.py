@@ -6,7 +6,8 @@ from transformers import VitsConfig, VitsModel
 
 
 def small() -> VitsModel:
-    return VitsModel(VitsConfig(hidden_size=16, flow_size=16, num_hidden_layers=1, ffn_dim=16, upsample_initial_channel=16))
+    sizes = {"hidden_size": 16, "flow_size": 16, "num_hidden_layers": 1, "ffn_dim": 16, "upsample_initial_channel": 16}
+    return VitsModel(VitsConfig(**sizes))
 
 
 def test_transformers_still_cannot_train_vits() -> None:

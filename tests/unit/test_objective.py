@@ -33,15 +33,6 @@ TINY = Architecture(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small are slower on several threads, much slower where other tests run beside them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def clip(frames: int, tokens: int, seed: int, speaker: int | None = None) -> Clip:
     pcm = (voice(frames * 256 / 16000, 16000, 110 + 40 * seed) * 32767).astype("int16")
     ids = torch.randint(0, 6, (tokens,), generator=torch.Generator().manual_seed(seed)).numpy()

@@ -18,14 +18,14 @@ from tests import speech
 from tests.speech import MIXED_REJECTIONS, encode, good_utterances, mixed_utterances, voice
 from vits_trainer import preparation
 from vits_trainer.config import PrepareConfig
-from vits_trainer.errors import DataError, VitsTrainerError
+from vits_trainer.errors import ConfigError, DataError, VitsTrainerError
 from vits_trainer.preparation import one_line, prepare
-from vits_trainer.recordings import read_pcm16_wav
+from vits_trainer.recordings import MAX_DECODED_S, MAX_DURATION_S, MIN_DURATION_S, read_pcm16_wav
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
-def prepare_into(output_dir: Path, dataset: Path, **settings: int) -> preparation.PreparationSummary:
+def prepare_into(output_dir: Path, dataset: Path, **settings: int | float | str) -> preparation.PreparationSummary:
     return prepare(PrepareConfig(dataset=str(dataset), output_dir=str(output_dir), **{"processes": 1, **settings}))
 
 
@@ -113,8 +113,25 @@ def test_dataset_json_says_what_was_made_from_what(tmp_path: Path) -> None:
     assert written["rejected"] == dict.fromkeys(set(MIXED_REJECTIONS.values()) - {"too-few-upvotes"}, 1)
     assert (written["seconds"], written["mean_seconds"], written["hours"]) == (2.4, 0.6, 0.0007)
     assert (written["speakers"], written["texts_changed"], written["sampling_rate"]) == (1, 0, 22050)
-    assert written["source"] == {"kind": "common-voice", "dataset": str(dataset), "clips": 10}
-    assert written["settings"] == {"target_sr": 22050, "max_samples": 0, "min_upvotes": 1, "max_downvotes": 0}
+    assert written["source"] == {"kind": "common-voice", "dataset": str(dataset), "revision": None, "clips": 10}
+    assert written["settings"] == {
+        "split": "train",
+        "config_name": None,
+        "revision": None,
+        "text_column": None,
+        "audio_column": None,
+        "speaker_column": None,
+        "target_sr": 22050,
+        "max_samples": 0,
+        "min_upvotes": 1,
+        "max_downvotes": 0,
+        "trim_silence": False,
+        "min_duration_s": 0.1,
+        "max_duration_s": 60.0,
+        "min_loudness_dbfs": None,
+        "loudness_dbfs": None,
+    }
+    assert (MIN_DURATION_S, MAX_DURATION_S, MAX_DECODED_S) == (0.1, 60.0, 300.0)  # as the configuration and its words
     assert written["versions"]["soxr"] == soxr.__version__
     assert set(written["versions"]) == {"vits_trainer", "soundfile", "libsndfile", "soxr"}
 
@@ -133,6 +150,78 @@ def test_a_speaker_whose_clips_were_all_rejected_does_not_count(tmp_path: Path) 
     dataset = speech.write_release(tmp_path / "cv", [first, replace(second, client_id="other", up_votes=0)])
     assert prepare_into(tmp_path / "out", dataset).speakers == 1
     assert (tmp_path / "out" / "metadata.csv").read_text() == "audio_000000.wav|Silav 0.\n"
+
+
+# Trimming, loudness, limits
+
+
+def padded_clips(folder: Path) -> Path:
+    """Voices of 0.5, 0.9 and 1.5 s, one that is soft, and a hiss, each in the middle of 2 s of silence."""
+    voices = [voice(duration_s, 16000) for duration_s in (0.5, 0.9, 1.5)]
+    hiss = np.random.default_rng(0).standard_normal(16000) * 1e-3
+    clips = {}
+    for n, samples in enumerate([*voices, voices[1] / 10, hiss]):
+        silence = np.zeros((32000 - len(samples)) // 2)
+        clips[f"clips/c{n}.wav"] = encode(np.concatenate([silence, samples, silence]), 16000, subtype="FLOAT")
+    rows = [f'{path},"Silav, {n}.",s{n % 2}' for n, path in enumerate(clips)]
+    return speech.write_lj_speech(folder, ["file_name,text,speaker", *rows], clips)
+
+
+LIMITS = {"trim_silence": True, "min_duration_s": 0.7, "max_duration_s": 1.2, "min_loudness_dbfs": -50.0}
+
+
+def test_limits_are_judged_after_trimming_and_before_the_level_is_set(tmp_path: Path) -> None:
+    dataset = padded_clips(tmp_path / "set")
+    assert prepare_into(tmp_path / "whole", dataset).seconds == 5 * 2.0
+    summary = prepare_into(tmp_path / "out", dataset, **LIMITS, loudness_dbfs=-26.0)
+    assert rejected(tmp_path / "out") == {
+        "clips/c0.wav": "too-short",
+        "clips/c2.wav": "too-long",
+        "clips/c4.wav": "too-quiet",
+    }
+    assert summary.seconds == pytest.approx(2 * 1.0, abs=2 * 0.04)
+    lines = ["audio_000000.wav|Silav, 1.", "audio_000001.wav|Silav, 3."]  # both of one speaker
+    assert (tmp_path / "out" / "metadata.csv").read_text().splitlines() == lines
+    for n in range(2):
+        samples, _ = sf.read(tmp_path / "out" / "wavs" / f"audio_{n:06d}.wav", dtype="float64")
+        assert 20 * np.log10(np.sqrt(np.mean(samples**2))) == pytest.approx(-26, abs=0.01)
+    settings = json.loads((tmp_path / "out" / "dataset.json").read_text())["settings"]
+    assert settings | LIMITS | {"loudness_dbfs": -26.0} == settings
+
+
+def test_the_number_of_processes_changes_no_byte_of_trimmed_and_levelled_clips(tmp_path: Path) -> None:
+    dataset = padded_clips(tmp_path / "set")
+    settings = {"trim_silence": True, "loudness_dbfs": -20.0, "target_sr": 22050}
+    prepare_into(tmp_path / "one", dataset, processes=1, **settings)
+    prepare_into(tmp_path / "two", dataset, processes=2, **settings)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert len(contents(tmp_path / "one")) == 5 + 3
+
+
+def test_a_long_recording_that_is_short_when_trimmed_is_a_clip(tmp_path: Path) -> None:
+    samples = np.concatenate([np.zeros(65 * 8000), voice(1.0, 8000)]).astype(np.float32)
+    dataset = speech.write_lj_speech(tmp_path / "set", ["a|Deng."], {"wavs/a.wav": encode(samples, 8000)})
+    with pytest.raises(DataError, match="1 too-long"):
+        prepare_into(tmp_path / "out", dataset)
+    assert prepare_into(tmp_path / "trimmed", dataset, trim_silence=True).seconds == pytest.approx(1.05, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"min_duration_s": 0.05},
+        {"max_duration_s": 301.0},
+        {"min_duration_s": 5.0, "max_duration_s": 5.0},
+        {"min_duration_s": float("nan")},
+        {"loudness_dbfs": 1.0},
+        {"loudness_dbfs": float("nan")},
+        {"min_loudness_dbfs": -101.0},
+        {"text_column": ""},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, float | str]) -> None:
+    with pytest.raises(ConfigError, match=f"--{next(iter(settings))}"):
+        PrepareConfig(**settings)
 
 
 # Texts

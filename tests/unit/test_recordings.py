@@ -13,10 +13,15 @@ from tests.speech import encode, voice
 from vits_trainer.recordings import (
     Reason,
     RecordingError,
+    loudness_dbfs,
     read_pcm16_wav,
     read_recording,
+    require_duration,
+    require_loudness,
+    to_loudness,
     to_pcm16,
     to_rate,
+    trim_silence,
     write_pcm16_wav,
 )
 
@@ -107,6 +112,92 @@ def test_samples_that_are_no_numbers_are_refused(value: float) -> None:
 def test_a_long_recording_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sf.SoundFile, "read", lambda *_, **__: pytest.fail("decoded"))
     assert reason_of(encode(voice(61.0, 8000), 8000, "MP3")) is Reason.TOO_LONG
+
+
+def test_limits_of_duration_are_included_and_can_be_set() -> None:
+    content = encode(voice(2.0, 16000), 16000)
+    assert len(read_recording(content, min_duration_s=2.0, max_duration_s=2.0)[0]) == 32000
+    for limits, reason in (((2.1, 60.0), Reason.TOO_SHORT), ((0.1, 1.9), Reason.TOO_LONG)):
+        with pytest.raises(RecordingError) as caught:
+            read_recording(content, *limits)
+        assert caught.value.rejection.reason is reason
+        with pytest.raises(RecordingError) as judged:
+            require_duration(2.0, *limits)
+        assert judged.value.rejection == caught.value.rejection
+    assert len(read_recording(encode(voice(61.0, 8000), 8000), max_duration_s=61.0)[0]) == 61 * 8000
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16000, 22050, 48000])
+def test_silence_at_both_ends_goes_but_for_a_margin_and_pauses_stay(rate_hz: int) -> None:
+    """Frames of 20 ms begin at 0: those of a voice from 0.5 to 1.1 s, a pause, and one from 1.5 to 2.1 s are whole."""
+    noise = np.random.default_rng(0).standard_normal(3 * rate_hz) * 1e-4
+    samples = noise.astype(np.float32)
+    tone = np.sin(2 * np.pi * 200 * np.arange(round(0.6 * rate_hz)) / rate_hz).astype(np.float32) / 2
+    for begin_s in (0.5, 1.5):
+        begin = round(begin_s * rate_hz)
+        samples[begin : begin + len(tone)] += tone
+    trimmed = trim_silence(samples, rate_hz)
+    begin, end = round(0.45 * rate_hz), round(2.15 * rate_hz)
+    first = np.flatnonzero(samples == trimmed[0])[0]
+    np.testing.assert_array_equal(trimmed, samples[first : first + len(trimmed)])
+    assert abs(first - begin) <= 0.021 * rate_hz
+    assert abs(first + len(trimmed) - end) <= 0.021 * rate_hz
+    assert first <= begin + 1
+    assert first + len(trimmed) >= end - 2
+
+
+@pytest.mark.parametrize(("below_db", "kept_s"), [(39, 1.05), (41, 0.55)])
+def test_silence_is_what_is_40_db_below_the_loudest_frame(below_db: float, kept_s: float) -> None:
+    tone = np.sin(2 * np.pi * 200 * np.arange(8000) / 16000)  # whole periods in every frame
+    soft = tone * 10 ** (-below_db / 20)
+    samples = np.concatenate([tone, soft, np.zeros(8000)]).astype(np.float32)
+    assert len(trim_silence(samples, 16000)) == round(kept_s * 16000)
+
+
+def test_trimming_agrees_with_librosa() -> None:
+    import librosa
+
+    samples = np.concatenate([np.zeros(7000), voice(1.0, 16000), np.zeros(5000)]).astype(np.float32)
+    trimmed = trim_silence(samples, 16000)
+    _, (begin, end) = librosa.effects.trim(samples, top_db=40, frame_length=320, hop_length=320)
+    first = 7000 - int(np.flatnonzero(trimmed)[0]) + int(np.flatnonzero(voice(1.0, 16000))[0])
+    assert abs(first - (begin - 800)) <= 320  # librosa's frames are centred
+    assert abs(first + len(trimmed) - (end + 800)) <= 320
+
+
+@pytest.mark.parametrize("samples", [np.zeros(5000), np.full(5000, 0.1), voice(0.3, 16000)[:1], np.zeros(319)])
+def test_a_clip_without_silence_or_without_sound_is_left_whole(samples: np.ndarray) -> None:
+    whole = samples.astype(np.float32)
+    np.testing.assert_array_equal(trim_silence(whole, 16000), whole)
+
+
+def test_loudness_is_that_of_a_sine_and_of_nothing() -> None:
+    sine = np.sin(2 * np.pi * 100 * np.arange(16000) / 16000).astype(np.float32)
+    assert loudness_dbfs(sine) == pytest.approx(-3.0103, abs=1e-3)
+    assert loudness_dbfs(sine / 10) == pytest.approx(-23.0103, abs=1e-3)
+    assert loudness_dbfs(np.zeros(100, np.float32)) == -np.inf
+    require_loudness(sine / 10, -23.1)
+    for soft in (sine / 10, np.zeros(100, np.float32)):
+        with pytest.raises(RecordingError) as caught:
+            require_loudness(soft, -23)
+        assert caught.value.rejection.reason is Reason.TOO_QUIET
+    assert caught.value.rejection.detail == "-inf dBFS, at least -23 dBFS"
+
+
+def test_clips_come_to_one_loudness_and_never_clip() -> None:
+    loud = voice(0.5, 16000)
+    for factor in (0.01, 1.0, 1.9):
+        levelled = to_loudness(loud * np.float32(factor), -30.0)
+        assert levelled.dtype == np.float32
+        assert np.sqrt(np.mean(levelled.astype(float) ** 2)) == pytest.approx(10 ** (-30 / 20), rel=1e-5)
+    click = np.zeros(16000, np.float32)
+    click[100], click[200] = 0.5, -0.25
+    pcm = to_pcm16(to_loudness(click, -10.0))
+    assert (pcm[100], pcm[200]) == (32767, -16384)
+    over = to_pcm16(to_loudness(loud * np.float32(3), 0.0)).astype(int)
+    assert np.abs(over).max() == 32767
+    assert np.count_nonzero(np.abs(over) == 32767) < 5
+    np.testing.assert_array_equal(to_loudness(np.zeros(10, np.float32), -20.0), np.zeros(10))
 
 
 def test_a_missing_file_has_its_reason(tmp_path: Path) -> None:

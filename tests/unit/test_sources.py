@@ -1,23 +1,41 @@
 """Each kind of source is recognised, read in order and lazily, and refused with file and line where it is malformed."""
 
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.speech import encode, good_utterances, voice, write_lj_speech, write_parquet, write_release
+from tests.speech import (
+    HUB_COMMIT,
+    encode,
+    good_utterances,
+    loopback_hub,
+    mixed_utterances,
+    voice,
+    write_lj_speech,
+    write_parquet,
+    write_release,
+)
 from vits_trainer.config import PrepareConfig
 from vits_trainer.errors import DataError
 from vits_trainer.recordings import Reason
-from vits_trainer.sources import SourceClip, open_source
+from vits_trainer.sources import open_source
+from vits_trainer.tables import SourceClip
 
 WAV = encode(voice(0.3, 16000), 16000)
 HEADER = "client_id\tpath\tsentence\tup_votes\tdown_votes\n"
 
 
-def clips_of(dataset: Path | str, **settings: int) -> list[SourceClip]:
+def clips_of(dataset: Path | str, **settings: int | str) -> list[SourceClip]:
     return list(open_source(PrepareConfig(dataset=str(dataset), **settings)).clips)
 
 
@@ -25,9 +43,9 @@ def reasons(clips: list[SourceClip]) -> list[Reason | None]:
     return [clip.rejection and clip.rejection.reason for clip in clips]
 
 
-def refusal(dataset: Path | str) -> str:
+def refusal(dataset: Path | str, **settings: int | str) -> str:
     with pytest.raises(DataError) as caught:
-        clips_of(dataset)
+        clips_of(dataset, **settings)
     return str(caught.value)
 
 
@@ -66,7 +84,7 @@ def test_lj_speech_texts_are_read_as_they_stand(tmp_path: Path) -> None:
     [
         pytest.param(b"a|b\nc|d|e\n", 2, "expected 2 columns", id="ragged"),
         pytest.param(b"a|b|c\n\nc|d\n", 3, "expected 3 columns", id="ragged after a blank line"),
-        pytest.param(b"file_name,transcription\na.wav,x\n", 1, "id|text", id="commas"),
+        pytest.param(b"name,transcription\na.wav,x\n", 1, "id|text", id="commas"),
         pytest.param(b"a|b|c|d\n", 1, "4 column(s)", id="four columns"),
         pytest.param(b"a|b\n|d\n", 2, "clip's id", id="no id"),
         pytest.param(b"a|b\nc|stra\xdfe\n", 2, "Save the file as UTF-8", id="Latin-1"),
@@ -267,6 +285,226 @@ def test_parquet_is_read_lazily(tmp_path: Path) -> None:
         next(clips)
 
 
+# An audio folder
+
+
+def write_audio_folder(folder: Path, metadata: str, *names: str) -> Path:
+    return write_lj_speech(folder, metadata.split("\n"), dict.fromkeys(names, WAV))
+
+
+def test_an_audio_folder_is_real_csv_with_quotes_commas_and_line_ends(tmp_path: Path) -> None:
+    rows = ["\ufefffile_name,text,speaker", '"a, b.wav","He said ""no"", twice",ann', "sub/c.wav,a|b,", "", "d,e,f"]
+    content = "\r\n".join([*rows, 'sub/c.wav,"two\nlines",bob', ""])
+    (tmp_path / "sub").mkdir()
+    for name in ("a, b.wav", "sub/c.wav"):
+        (tmp_path / name).write_bytes(WAV)
+    (tmp_path / "metadata.csv").write_text(content, encoding="utf-8", newline="")
+    source = open_source(PrepareConfig(dataset=str(tmp_path)))
+    assert (source.kind, source.clip_count) == ("audio-folder", 4)
+    clips = list(source.clips)
+    assert [clip.clip_id for clip in clips] == ["a, b.wav", "sub/c.wav", "d", "sub/c.wav"]
+    assert [clip.text for clip in clips] == ['He said "no", twice', "a|b", "e", "two\nlines"]
+    assert [clip.speaker for clip in clips] == ["ann", None, "f", "bob"]
+    inside = tmp_path / "sub" / "c.wav"
+    assert [clip.audio for clip in clips] == [tmp_path / "a, b.wav", inside, b"", inside]
+    assert reasons(clips) == [None, None, Reason.MISSING_FILE, None]
+
+
+def test_paths_out_of_an_audio_folder_and_rows_without_one_are_rejected(tmp_path: Path) -> None:
+    (tmp_path / "secret.wav").write_bytes(WAV)
+    rows = f"file_name,text\n../secret.wav,a\n{tmp_path}/secret.wav,b\n,c"
+    clips = clips_of(write_audio_folder(tmp_path / "set", rows))
+    assert reasons(clips) == [Reason.PATH_OUTSIDE, Reason.PATH_OUTSIDE, Reason.MISSING_FILE]
+    assert {clip.audio for clip in clips} == {b""}
+
+
+def test_lj_speech_whose_first_clip_is_called_like_a_header_stays_lj_speech(tmp_path: Path) -> None:
+    for first in ("file_name|text", "file_name,text|and so on", "file_name|file_name,text"):
+        folder = write_lj_speech(tmp_path / first, [first, "b|Zwei."], {"wavs/file_name.wav": WAV})
+        source = open_source(PrepareConfig(dataset=str(folder)))
+        assert (source.kind, source.clip_count) == ("lj-speech", 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "says"),
+    [
+        pytest.param("file_name,transcription\na.wav,x\n", 1, "--text_column", id="no text"),
+        pytest.param("file_name,text\na.wav,x\n\na.wav,yes, no\n", 4, "3 columns where the header has 2", id="ragged"),
+        pytest.param('file_name,text\na.wav,"x"y\n', 2, "no CSV", id="quotes"),
+        pytest.param('file_name,text\na.wav,"x\n', 2, "no CSV", id="open quotes"),
+        pytest.param(f"file_name,text\na.wav,{'x' * 200_000}\n", 2, "no CSV", id="endless"),
+    ],
+)
+def test_malformed_csv_names_file_line_and_remedy(tmp_path: Path, content: str, line: int, says: str) -> None:
+    (tmp_path / "metadata.csv").write_text(content)
+    message = refusal(tmp_path)
+    assert f"{tmp_path / 'metadata.csv'} line {line}:" in message
+    assert says in message
+
+
+def test_an_audio_folder_without_a_clip_or_not_in_utf_8_is_refused(tmp_path: Path) -> None:
+    assert "no clip in it" in refusal(write_audio_folder(tmp_path, "file_name,text\n"))
+    (tmp_path / "metadata.csv").write_bytes(b"file_name,text\na,stra\xdfe\n")
+    assert "line 2: not UTF-8" in refusal(tmp_path)
+
+
+# Named columns
+
+NAMED = {"text_column": "said", "audio_column": "sound", "speaker_column": "who"}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "audio folder", "release"])
+def test_named_columns_go_before_the_ones_that_would_be_found(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "clips").mkdir()
+    for folder in (tmp_path, tmp_path / "clips"):
+        (folder / "b.wav").write_bytes(WAV)
+    table = dict.fromkeys(("file_name", "audio", "path", "text", "sentence", "client_id", "speaker"), "x")
+    table |= {"sound": "b.wav", "said": "Yek.", "who": "ann", "up_votes": "2", "down_votes": "0"}
+    match kind:
+        case "parquet":
+            write_table(tmp_path / "a.parquet", **{name: [value] for name, value in table.items()})
+        case "audio folder":
+            (tmp_path / "metadata.csv").write_text(f"{','.join(table)}\n{','.join(table.values())}\n")
+        case "release":
+            (tmp_path / "validated.tsv").write_text("\t".join(table) + "\n" + "\t".join(table.values()) + "\n")
+    (clip,) = clips_of(tmp_path, **NAMED)
+    place = tmp_path / "clips" if kind == "release" else tmp_path
+    assert (clip.text, clip.audio, clip.speaker) == ("Yek.", place / "b.wav", "ann")
+    for flag in NAMED:
+        message = refusal(tmp_path, **{**NAMED, flag: "absent"})
+        assert f"no column absent (--{flag}); its columns are" in message
+        assert all(name in message for name in table)
+
+
+def test_what_has_no_columns_or_no_revisions_takes_no_flag_for_them(tmp_path: Path) -> None:
+    folder = write_lj_speech(tmp_path, ["a|text"], {"wavs/a.wav": WAV})
+    assert "Leave out --text_column" in refusal(folder, text_column="text")
+    assert "--revision belongs to data sets on the Hub" in refusal(folder, revision="v1")
+    assert "--config_name belongs to data sets on the Hub" in refusal(folder, config_name="kmr")
+
+
+# The Hub: the real client and the real load_dataset, which ask a server on this machine
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    repository = tmp_path_factory.mktemp("repository")
+    write_parquet(repository / "data" / "train-00000-of-00001.parquet", mixed_utterances())
+    write_parquet(repository / "data" / "validated-00000-of-00001.parquet", good_utterances(2))
+    write_parquet(repository / "data" / "test-00000-of-00001.parquet", [replace(good_utterances(1)[0], content=None)])
+    with loopback_hub(repository) as address:
+        yield address
+
+
+# A process of its own: the client reads HF_ENDPOINT when it is imported, and keeps its cache in HF_HOME.
+LIST_CLIPS = """
+import json, sys
+from vits_trainer.config import PrepareConfig
+from vits_trainer.sources import open_source
+for settings in json.loads(sys.argv[1]):
+    try:
+        source = open_source(PrepareConfig(dataset="owner/name", **settings))
+        clips = [[c.clip_id, c.text, len(c.audio), c.speaker, c.rejection and c.rejection.reason] for c in source.clips]
+        print(json.dumps([source.kind, source.revision, clips]))
+    except Exception as error:
+        print(json.dumps([type(error).__name__, str(error)]))
+"""
+
+
+def in_a_process(address: str, home: Path, *settings: dict[str, str]) -> list[Any]:
+    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home)}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-c", LIST_CLIPS, json.dumps(settings)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+def test_a_data_set_on_the_hub_gives_the_clips_of_its_parquet(tmp_path: Path, hub: str) -> None:
+    local = {
+        "train": clips_of(write_parquet(tmp_path / "a.parquet", mixed_utterances())),
+        "validated": clips_of(write_parquet(tmp_path / "b.parquet", good_utterances(2))),
+    }
+    asked = ({}, {"split": "train+validated", "revision": "v1"}, {"text_column": "path"}, {"split": "nonsense"})
+    train, both, named, nonsense, absent, config, no_audio = in_a_process(
+        hub, tmp_path, *asked, {"text_column": "words"}, {"config_name": "kmr"}, {"split": "test"}
+    )
+    whole = [
+        [clip.clip_id, clip.text, len(clip.audio), clip.speaker, clip.rejection and clip.rejection.reason]
+        for clip in local["train"] + local["validated"]
+    ]
+    assert train == ["hub", HUB_COMMIT, whole[:10]]
+    assert both == ["hub", HUB_COMMIT, whole]
+    assert [clip[1] for clip in named[2]] == [clip[0] for clip in whole[:10]]
+    assert nonsense[0] == absent[0] == config[0] == "DataError"
+    assert "Bad split: nonsense. Available splits:" in nonsense[1]
+    assert "no column words (--text_column); its columns are client_id, path, audio, sentence" in absent[1]
+    assert "kmr" in config[1]
+    assert "--config_name" in config[1]
+    assert [clip[4] for clip in no_audio[2]] == ["missing-file"]
+
+
+def test_a_data_set_that_needs_a_program_of_its_own_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "name.py").write_text("raise SystemExit('it ran')")
+    with loopback_hub(tmp_path / "repository") as address:
+        ((kind, message),) = in_a_process(address, tmp_path / "home", {})
+    assert kind == "DataError"
+    assert "program of its own, which is not run. Please download" in message
+
+
+def test_recordings_in_single_files_on_the_hub_are_to_be_downloaded(tmp_path: Path) -> None:
+    """`datasets` reads them only where torchcodec works."""
+    write_audio_folder(tmp_path / "repository", "file_name,text\na.wav,Silav.", "a.wav")
+    with loopback_hub(tmp_path / "repository") as address:
+        ((kind, message),) = in_a_process(address, tmp_path / "home", {})
+    assert kind == "DataError"
+    assert "recordings in single files, which are not read from the Hub. Please download" in message
+
+
+@pytest.mark.parametrize(
+    ("dataset", "revision", "says"),
+    [
+        ("owner/missing", None, "shows no data set of this name. Correct the name, or log in"),
+        ("owner/gated", None, "Accept them on its page on the Hub and log in (hf auth login), or download"),
+        ("owner/name", "v2", "has no revision v2"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line_with_the_remedy(
+    hub: str, monkeypatch: pytest.MonkeyPatch, dataset: str, revision: str | None, says: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    message = refusal(dataset, revision=revision)
+    assert says in message
+    assert f"--dataset {dataset}" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("name", "value"), [("ENDPOINT", "http://127.0.0.1:9"), ("HF_HUB_OFFLINE", True)])
+def test_a_hub_that_cannot_be_reached_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str | bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    import datasets  # noqa: F401  not what is timed
+
+    begun_s = time.monotonic()
+    message = refusal("owner/name")
+    assert time.monotonic() - begun_s < 5
+    assert "no such file or folder, and the Hugging Face Hub cannot be reached" in message
+    assert "download the data set and give its folder" in message
+    assert "\n" not in message
+
+
+def test_what_lies_here_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "owner" / "name" / "a.parquet", good_utterances(1))
+    monkeypatch.chdir(tmp_path)
+    assert open_source(PrepareConfig(dataset="owner/name")).kind == "parquet"
+    for path in ("../name", "owner/absent.parquet", "./absent"):
+        assert "no file matches it" in refusal(path)
+
+
 # Anything else
 
 
@@ -274,7 +512,6 @@ def test_what_is_no_source_is_told_what_can_be_given(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "empty").mkdir()
     for dataset, says in (
-        ("owner/name", "Hub is not read directly"),
         (str(tmp_path / "nothing"), "no such file or folder"),
         (str(tmp_path / "*.parquet"), "no file matches"),
         (str(tmp_path / "notes.txt"), "no .parquet file"),
@@ -284,6 +521,7 @@ def test_what_is_no_source_is_told_what_can_be_given(tmp_path: Path) -> None:
         assert dataset in message
         assert says in message
         assert "LJ Speech" in message
+        assert "Hugging Face Hub" in message
         assert "Common Voice" in message
         assert "Parquet" in message
         assert "\n" not in message

@@ -1,6 +1,7 @@
 """``train_vits``: a prepared folder and a voice (or an architecture) into a trained voice."""
 
 import logging
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -45,7 +46,8 @@ def run(config: TrainConfig) -> int:
         torch.manual_seed(int(np.random.SeedSequence([config.seed, runtime.rank]).generate_state(1)[0]))
 
     order = Order(tuple(rows), config.seed, config.batch_size, runtime.world_size, accumulation)
-    plan = Plan.of(config, order, len(held_out))
+    fresh_judges = config.model_name is not None and not models.has_discriminator(config.model_name)
+    plan = Plan.of(config, order, len(held_out), fresh_judges)
     reader = ClipReader(prepared, tokenizer, spec, models.speaker_ids(model.config, prepared.speakers))
     validation = Validation(runtime, objective, reader, held_out, config.batch_size, config.seed)
     name = _run_name(config, resume_from, runtime)
@@ -62,7 +64,10 @@ def run(config: TrainConfig) -> int:
         )  # fmt: skip
         if resume_from is not None:
             trainer.resume(resume_from)
-        _introduce(plan, runtime, validation, tracker, len(prepared.speakers) > 1 and model.config.num_speakers <= 1)
+        seconds_per_update = trainer.rehearse()
+        trainer.plan = Plan.of(config, order, len(held_out), fresh_judges, seconds_per_update)
+        if runtime.is_main:
+            _introduce(trainer, seconds_per_update, config, prepared)
         trainer.fit()
         if runtime.is_main:
             models.export(model, tokenizer, discriminator, Path(config.output_dir))
@@ -88,15 +93,27 @@ def _run_name(config: TrainConfig, resume_from: Path | None, runtime: Runtime) -
     return config.run_name or runtime.from_main(time.strftime("train_vits-%Y%m%d-%H%M%S"))
 
 
-def _introduce(plan: Plan, runtime: Runtime, validation: Validation, tracker: Tracker, merges_speakers: bool) -> None:
-    """Says what is going to happen, and what a constant spectrum would reach."""
-    if not runtime.is_main:
-        return
-    logger.info("%s", runtime.describe())
+def _introduce(trainer: Trainer, seconds_per_update: float, config: TrainConfig, prepared: PreparedSet) -> None:
+    """Says what is going to happen, what it takes, and what a constant spectrum would reach."""
+    plan = trainer.plan
+    left = plan.total_updates - trainer.state.update
+    directory = trainer.checkpoints.directory.resolve()
+    existing = next(place for place in (directory, *directory.parents) if place.exists())
+    free_gib = shutil.disk_usage(existing).free / 2**30
+    logger.info("%s", trainer.runtime.describe())
     logger.info("%s", plan)
-    if merges_speakers:
+    logger.info("expected time %.1f h (%.2f s an update)", left * seconds_per_update / 3600, seconds_per_update)
+    logger.info(
+        "checkpoints of %.2f GiB each, %s kept; %.1f GiB of disk are free",
+        trainer.checkpoint_gib,
+        config.keep_checkpoints or "all",
+        free_gib,
+    )
+    if len(prepared.speakers) > 1 and trainer.generator.model.config.num_speakers <= 1:
         logger.warning("The voice has one speaker and the data several: all of them will train the one.")
+    if plan.warmup_updates:
+        logger.info("The discriminators learn alone for the first %d updates.", plan.warmup_updates)
     if plan.validation_clips:
-        baseline = validation.constant_frame_mel()
-        tracker.summarise({"constant_frame_mel": baseline})
+        baseline = trainer.validation.constant_frame_mel
+        trainer.tracker.summarise({"constant_frame_mel": baseline})
         logger.info("Mel L1 of the best constant frame on the validation clips, to be beaten: %.4f", baseline)

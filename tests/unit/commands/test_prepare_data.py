@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.speech import MIXED_REJECTIONS, mixed_utterances, write_release
+from tests.speech import MIXED_REJECTIONS, encode, mixed_utterances, voice, write_lj_speech, write_release
 from vits_trainer.__main__ import main
 from vits_trainer.recordings import read_pcm16_wav
 
@@ -41,12 +42,27 @@ def test_flags_reach_the_preparation(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert read_pcm16_wav(tmp_path / "out" / "wavs" / "audio_000003.wav")[1] == 8000
 
 
+def test_flags_of_an_audio_folder_trimming_and_loudness(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = np.concatenate([np.zeros(8000), voice(1.0, 16000), np.zeros(8000)])
+    clips = {"a.wav": encode(samples, 16000), "b.wav": encode(samples / 1000, 16000, subtype="FLOAT")}
+    folder = write_lj_speech(tmp_path / "set", ["name,said", "a.wav,Silav.", "b.wav,Silav."], clips)
+    flags = ["--audio_column", "name", "--text_column", "said", "--trim_silence", "--min_loudness_dbfs", "-50"]
+    out = ["--output_dir", str(tmp_path / "out"), "--processes", "1", "--loudness_dbfs", "-30"]
+    assert main(["prepare_data", "--dataset", str(folder), *flags, *out]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [row.split()[-1] for row in table if row.startswith(("clips", "  too-quiet"))] == ["1", "1"]
+    pcm, _ = read_pcm16_wav(tmp_path / "out" / "wavs" / "audio_000000.wav")
+    assert 17000 < len(pcm) < 18600
+    assert 20 * np.log10(np.sqrt(np.mean((pcm / 32768) ** 2))) == pytest.approx(-30, abs=0.01)
+
+
 @pytest.mark.parametrize(
-    ("dataset", "says"), [("owner/name", "Hub is not read directly"), ("nowhere", "no such file or folder")]
+    ("dataset", "says"), [("owner/name", "Hugging Face Hub cannot be reached"), ("nowhere", "no such file or folder")]
 )
 def test_the_users_mistake_is_one_line_and_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], dataset: str, says: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dataset: str, says: str
 ) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert main(["prepare_data", "--dataset", dataset, "--output_dir", str(tmp_path / "out")]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""

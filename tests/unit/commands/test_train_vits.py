@@ -68,7 +68,7 @@ def weights(folder: Path, update: int) -> str:
 def test_metrics_have_every_name_of_the_contract_at_each_update(trained: Path) -> None:
     lines = metrics(trained)
     assert [line["update"] for line in lines if "generator/mel" in line] == [1, 2, 3, 4]
-    assert all(SCALARS <= line.keys() for line in lines if "generator/mel" in line)
+    assert all(line.keys() >= SCALARS for line in lines if "generator/mel" in line)
     validations = [line for line in lines if "validation/mel" in line]
     assert [line["update"] for line in validations] == [2, 4]
     assert validations[0]["validation/mel"] != validations[1]["validation/mel"]

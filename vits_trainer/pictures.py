@@ -1,0 +1,96 @@
+"""Pictures of training, as PNG files: mel spectrograms, alignments, loss curves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+matplotlib.use("Agg")  # no display needed, on a cluster least of all
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One held-out sentence as the voice has it at some update."""
+
+    text: str
+    speech: NDArray[np.float32]
+    """(N,) spoken from the text alone, as inference does."""
+    mels: dict[str, NDArray[np.float32]]
+    """(M, T) log-mel of the recording, of it decoded through the posterior, and of the speech from text."""
+    token_of_frame: NDArray[np.int64]
+    """(T,) the alignment of the recording."""
+    tokens: list[str]
+
+
+def mel_picture(mels: Mapping[str, NDArray[np.float32]], hop_s: float, path: Path) -> None:
+    """Log-mel spectrograms, (M, T) each, one below the other on one time and colour scale.
+
+    Args:
+        mels: by title.
+        hop_s: seconds in a frame.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(9, 2.2 * len(mels)), layout="constrained")
+    longest_s = max(mel.shape[1] for mel in mels.values()) * hop_s
+    norm = Normalize(min(mel.min() for mel in mels.values()), max(mel.max() for mel in mels.values()))
+    axes = figure.subplots(len(mels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (title, mel) in zip(axes, mels.items(), strict=True):
+        extent = (0, mel.shape[1] * hop_s, 0, mel.shape[0])
+        axis.imshow(mel, origin="lower", aspect="auto", extent=extent, norm=norm, cmap="magma")
+        axis.set(title=title, ylabel="mel band", xlim=(0, longest_s))
+    axes[-1].set_xlabel("seconds")
+    figure.colorbar(ScalarMappable(norm, "magma"), ax=list(axes), label="natural log of magnitude")
+    _save(figure, path)
+
+
+def alignment_picture(token_of_frame: NDArray[np.int64], tokens: Sequence[str], path: Path) -> None:
+    """Which token each frame was given, (T,) from bottom to top."""
+    figure = Figure(figsize=(9, max(3.0, 0.09 * len(tokens))), layout="constrained")
+    axis = figure.subplots()
+    path_image = np.zeros((len(tokens), len(token_of_frame)), dtype=np.float32)
+    path_image[token_of_frame, np.arange(len(token_of_frame))] = 1
+    axis.imshow(path_image, origin="lower", aspect="auto", cmap="Blues", interpolation="nearest")
+    shown = [index for index, token in enumerate(tokens) if token.strip()]
+    axis.set_yticks(shown, [tokens[index] for index in shown], fontsize=6)
+    axis.set(xlabel="frame", ylabel="token", title="alignment")
+    _save(figure, path)
+
+
+def loss_picture(
+    lines: Sequence[Mapping[str, float]], names: Sequence[str], path: Path, baseline: float | None
+) -> None:
+    """Curves of named scalars over the updates, from the lines of metrics.jsonl.
+
+    Args:
+        lines: as written.
+        names: one panel each; the validation's value of the same loss is drawn into its panel.
+        path: the PNG to write.
+        baseline: drawn into the mel's panel: what a constant frame reaches.
+    """
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, name in zip(axes, names, strict=False):
+        for label, key, style in (("training", name, "-"), ("validation", f"validation/{name.split('/')[1]}", "o--")):
+            points = [(line["update"], line[key]) for line in lines if key in line]
+            if points and (label == "training" or name.startswith("generator/")):
+                axis.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
+        if name == "generator/mel" and baseline is not None:
+            axis.axhline(baseline, color="grey", linestyle=":", label="best constant frame")
+        axis.set(title=name, xlabel="update")
+        axis.legend(fontsize=7)
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
