@@ -226,6 +226,8 @@ class TrainConfig:
     """Share of the clips held out for validation (at least one, at most validation_max_clips; 0 = none)."""
     validation_max_clips: int = 64
     """At most this many clips are held out."""
+    validate_on_training_clips: bool = False
+    """Judge the voice by clips that it trains on, from before the first update (for a handful of corrections)."""
     validation_samples: int = 2
     """How many of the held-out sentences to speak and picture at each validation (0 = none)."""
     validate_every_updates: int = 500
@@ -293,6 +295,43 @@ class TrainConfig:
                 f"--model_name {self.model_name} and an architecture to train from scratch exclude one another: "
                 "leave out the architecture (or the recipe that brings it), or give --model_name null.",
             )
+
+
+@dataclass(frozen=True)
+class FeedbackConfig:
+    """Learn users' corrections of a voice: NAME.wav with NAME.txt in a folder, into a new voice beside the old one."""
+
+    feedback_dir: str = "training/feedback"
+    """The corrections: NAME.wav (or flac, mp3, ogg), how it should sound, with NAME.txt, its text."""
+    model_dir: str = "training/final_model"
+    """The voice that is served; it is left as it is."""
+    output_dir: str = "training/feedback_model"
+    """Where the new voice goes. What training it leaves behind goes to the folder of this name with _work behind it."""
+    base_model: str = "facebook/mms-tts-kmr-script_latin"
+    """The voice to start from where model_dir holds none."""
+    batch_size: int = 2
+    """Corrections in an update, for each process."""
+    learning_rate: float = 1e-5
+    """AdamW's learning rate: low, as few clips must not change the rest of the voice."""
+    epochs: int = 5
+    """Passes over the corrections."""
+    precision: Precision = "auto"
+    """fp32, bf16, fp16, or auto: bf16 on GPUs that have it, else fp32. The old --fp16 means fp16."""
+    seed: int = 1234
+    """Seed of everything random."""
+    run_name: str | None = None
+    """Name of the run (null = train_vits- and the start time)."""
+    wandb_project: str = "vits_trainer"
+    """Weights & Biases project. Without an API key the run is kept offline, to be synced later."""
+    wandb_entity: str | None = None
+    """Weights & Biases team or user (null = your default)."""
+    wandb_tags: tuple[str, ...] = ()
+    """Weights & Biases tags, as [a, b]."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs"):
+            require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: give 1 or more.")
+        require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: give a number above 0, such as 1e-5.")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,28 @@ from vits_trainer.errors import ModelError
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 
 
+def read_config(name_or_dir: str) -> VitsConfig:
+    """A voice's configuration.
+
+    Raises:
+        ModelError: it cannot be found or read, or is of another kind of model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_dir)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name_or_dir, error) from error
+    if not isinstance(config, VitsConfig):
+        raise ModelError(f"{name_or_dir} is a {config.model_type} model, not a VITS voice. Give a VITS or MMS-TTS one.")
+    return config
+
+
+def _not_loaded(name_or_dir: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"{name_or_dir}: no voice could be loaded from there ({' '.join(str(error).split())[:300]}). Give a local "
+        "folder with config.json and model.safetensors, or a Hub name while the Hub can be reached."
+    )
+
+
 def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
     """A voice from a local folder or the Hub, in training form: float32, the decoder's weight norm unfolded.
 
@@ -29,13 +51,9 @@ def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
     Raises:
         ModelError: it cannot be found or read, is no VITS model, or its weights do not fit its configuration.
     """
+    config = read_config(name_or_dir)
+    config.layerdrop = layerdrop
     try:
-        config = AutoConfig.from_pretrained(name_or_dir)
-        if not isinstance(config, VitsConfig):
-            raise ModelError(
-                f"{name_or_dir} is a {config.model_type} model, not a VITS voice. Give a VITS or MMS-TTS one."
-            )
-        config.layerdrop = layerdrop
         model, report = VitsModel.from_pretrained(
             name_or_dir,
             config=config,
@@ -45,10 +63,7 @@ def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
             ignore_mismatched_sizes=True,  # reported below, by name
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"{name_or_dir}: no voice could be loaded from there ({' '.join(str(error).split())[:300]}). "
-            "Give a local folder with config.json and model.safetensors, or a Hub name while the Hub can be reached."
-        ) from error
+        raise _not_loaded(name_or_dir, error) from error
     unfit = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(unfit.values()):
         raise ModelError(f"{name_or_dir}: its weights do not fit its configuration: {unfit}.")

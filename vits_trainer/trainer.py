@@ -50,6 +50,8 @@ class Plan:
     clips_per_update: int
     updates_per_epoch: int
     total_updates: int
+    tunes: bool
+    """Whether the voice was trained before."""
     warmup_updates: int
     """Updates in which the discriminators learn alone."""
     log_every: int
@@ -83,6 +85,7 @@ class Plan:
             clips_per_update=order.batch_size * order.world_size * order.accumulation,
             updates_per_epoch=order.updates_per_epoch,
             total_updates=total_updates,
+            tunes=config.model_name is not None,
             warmup_updates=warmup_updates,
             log_every=config.log_every_updates,
             validate_every=config.validate_every_updates,
@@ -100,6 +103,10 @@ class Plan:
     def logs_at(self, update: int) -> bool:
         """At the first update, at every ``log_every``-th, and at the last."""
         return update in (1, self.total_updates) or update % self.log_every == 0
+
+    def validates_before(self, update: int) -> bool:
+        """Once before the first update, where a trained voice is tuned: what it is to be compared with."""
+        return self.tunes and update == 0
 
     def validates_at(self, update: int) -> bool:
         """At every ``validate_every``-th update, and at the last."""
@@ -178,6 +185,8 @@ class Trainer:
         """Trains up to the plan's last update. Runs on every rank."""
         self.generator.train()
         places = self.order.after(self.state.update, self.plan.total_updates, self.runtime.rank)
+        if self.plan.validates_before(self.state.update):
+            self._validate()
         with logging_redirect_tqdm(), self._progress() as progress:
             for batch in self.meter.timed(load(self.reader, places, self.config.data_workers)):
                 alone = self.state.update < self.plan.warmup_updates

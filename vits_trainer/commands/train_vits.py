@@ -30,6 +30,8 @@ def run(config: TrainConfig) -> int:
     resume_from = checkpoint.find(Path(config.checkpoint_dir), config.resume_from_checkpoint)
     prepared = open_prepared(Path(config.data_dir), config.max_samples)
     rows, held_out = split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)
+    if config.validate_on_training_clips:
+        held_out = rows[: config.validation_max_clips]
     accumulation = config.gradient_accumulation_steps
     runtime = Runtime(config.precision, accumulation)
     log_to_console(runtime.is_main)

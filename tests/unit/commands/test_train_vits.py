@@ -91,7 +91,7 @@ def test_clips_are_counted(trained: Path) -> None:
 
 def test_offline_wandb_run_holds_the_same_scalars(trained: Path) -> None:
     (file,) = (trained / "training/runs/run/wandb").glob("offline-run-*/run-*.wandb")
-    history = wandb_history(file)
+    history = [line for line in wandb_history(file) if not any(key.startswith("samples/") for key in line)]
     written = metrics(trained)
     assert len(history) == len(written)
     for logged, line in zip(history, written, strict=True):
