@@ -52,7 +52,7 @@ class Identity:
 
     run_name: str
     data: str
-    """Fingerprint of the prepared folder."""
+    """Fingerprint of the training clips: the prepared folder without what validation holds out."""
     world_size: int
     batch_size: int
     accumulation: int

@@ -382,7 +382,7 @@ class DemoConfig:
 
     output_dir: str = "demo"
     """Where everything goes; an earlier demo there is replaced."""
-    updates: int = 240
+    updates: int = 200
     """Updates to train for."""
     text: str = "The old boat crossed the quiet river."
     """What the trained voice says at the end."""

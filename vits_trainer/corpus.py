@@ -115,9 +115,9 @@ class _Espeak:
         self._library.espeak_SetParameter(_RATE, WORDS_PER_MINUTE, 0)
         self._chunks: list[NDArray[np.float32]] = []
         # Kept, as C holds on to it.
-        self._callback = ctypes.CFUNCTYPE(
-            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
-        )(self._receive)
+        self._callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)(
+            self._receive
+        )
         self._library.espeak_SetSynthCallback(self._callback)
 
     def speak(self, text: str) -> NDArray[np.float32]:

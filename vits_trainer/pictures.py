@@ -56,7 +56,7 @@ def alignment_picture(token_of_frame: NDArray[np.int64], tokens: Sequence[str], 
     path_image = np.zeros((len(tokens), len(token_of_frame)), dtype=np.float32)
     path_image[token_of_frame, np.arange(len(token_of_frame))] = 1
     axis.imshow(path_image, origin="lower", aspect="auto", cmap="Blues", interpolation="nearest")
-    shown = [index for index, token in enumerate(tokens) if token.strip()]
+    shown = [index for index, token in enumerate(tokens) if len(token) == 1]  # blanks have longer names
     axis.set_yticks(shown, [tokens[index] for index in shown], fontsize=6)
     axis.set(xlabel="frame", ylabel="token", title="alignment")
     _save(figure, path)

@@ -146,8 +146,8 @@ class Tracker:
         run.define_metric("update")
         run.define_metric("*", step_metric="update")
         if mode == "offline":
-            place = Path(run.dir).parent
-            logger.info("Weights & Biases: no API key, so the run stays offline. Sync it with: wandb sync %s", place)
+            reason = "WANDB_MODE says so" if "WANDB_MODE" in os.environ else "there is no API key"
+            logger.info("Weights & Biases: offline, as %s. Sync with: wandb sync %s", reason, Path(run.dir).parent)
         return run
 
 

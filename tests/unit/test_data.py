@@ -235,9 +235,15 @@ def test_rate_is_the_summarys_or_else_the_first_clips(folder):
 
 def test_fingerprint_changes_with_texts_names_and_speakers(tmp_path):
     variants = [["0.wav|a"], ["0.wav|b"], ["1.wav|a"], ["0.wav|a|s"], ["0.wav|a", "1.wav|a"]]
-    prints = [open_prepared(write_folder(tmp_path, lines)).fingerprint() for lines in variants]
+    prints = [open_prepared(write_folder(tmp_path, lines)).fingerprint(range(len(lines))) for lines in variants]
     assert len(set(prints)) == len(variants)
-    assert open_prepared(write_folder(tmp_path, variants[0])).fingerprint() == prints[0]
+    assert open_prepared(write_folder(tmp_path, variants[0])).fingerprint([0]) == prints[0]
+
+
+def test_fingerprint_is_of_the_training_clips_alone(tmp_path):
+    prepared = open_prepared(write_folder(tmp_path, ["0.wav|a", "1.wav|b", "2.wav|c"]))
+    assert prepared.fingerprint([0, 1]) != prepared.fingerprint([0, 1, 2])
+    assert prepared.fingerprint([0, 1]) != prepared.fingerprint([0, 2])
 
 
 def test_good_clip_is_read_in_whole_frames(folder):

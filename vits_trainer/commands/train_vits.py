@@ -54,7 +54,13 @@ def run(config: TrainConfig) -> int:
     validation = Validation(runtime, objective, reader, held_out, config.batch_size, config.seed)
     name = _run_name(config, resume_from, runtime)
     identity = Identity(
-        name, prepared.fingerprint(), runtime.world_size, config.batch_size, accumulation, config.seed, config.objective
+        name,
+        prepared.fingerprint(rows),
+        runtime.world_size,
+        config.batch_size,
+        accumulation,
+        config.seed,
+        config.objective,
     )
     checkpoints = Checkpoints(Path(config.checkpoint_dir), config.keep_checkpoints, runtime, identity, config)
     runs_dir = Path(config.runs_dir or Path(config.data_dir) / "runs")
