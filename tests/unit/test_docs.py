@@ -46,7 +46,8 @@ def test_command_line_parses(command: str, flags: str, tmp_path: Path, monkeypat
         words.remove("--help")
     write_yaml_examples(tmp_path)
     monkeypatch.chdir(tmp_path)
-    parse(command, COMMANDS[command][0], words)
+    config_class, _ = COMMANDS[command]
+    assert isinstance(parse(command, config_class, words), config_class)
 
 
 def write_yaml_examples(folder: Path) -> None:
