@@ -50,8 +50,7 @@ class Validation:
         training = generator.training
         generator.eval()
         running = RunningMeans()
-        devices = [self.runtime.device] if self.runtime.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad():
+        with self.runtime.own_rng(), torch.no_grad():
             torch.manual_seed(self.seed)
             for batch in load(self.reader, places, workers=0):
                 with self.runtime.autocast():
@@ -78,8 +77,7 @@ class Validation:
         """
         training = generator.training
         generator.eval()
-        devices = [self.runtime.device] if self.runtime.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad():
+        with self.runtime.own_rng(), torch.no_grad():
             torch.manual_seed(self.seed)
             places = held_out_places(self.rows[:count], 1, 0, 1)
             batches = load(self.reader, places, workers=0)

@@ -77,6 +77,12 @@ class Runtime:
         with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             yield
 
+    @contextmanager
+    def own_rng(self) -> Iterator[None]:
+        """Whatever is drawn inside leaves the random generators of the CPU and of the device as they were."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            yield
+
     def gradient_scaler(self) -> torch.amp.GradScaler:
         """A scaler of one network's own, so that one network's overflow leaves the other's scale alone (fp16 only)."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")

@@ -211,9 +211,8 @@ class Trainer:
         The longest clips go first, so that what does not fit into memory is known now, not in the run's third hour.
         """
         places = self.order.rehearsal(self.reader.sizes(), self.runtime.rank)
-        devices = [self.runtime.device] if self.runtime.device.type == "cuda" else []
         took_s = 0.0
-        with torch.random.fork_rng(devices):
+        with self.runtime.own_rng():
             for batch in load(self.reader, places, workers=0):
                 began = time.perf_counter()
                 self.step(batch.to(self.runtime.device), discriminators_alone=False)
