@@ -5,13 +5,17 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test check fix clean
+.PHONY: help demo test chaos check fix clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: $(INSTALLED) ## see it work in minutes: speak a corpus, prepare, train, speak, draw
 	$(BIN)/python -m vits_trainer demo
+
+chaos: $(INSTALLED) ## kill runs at 25 random moments, resume, compare with one left alone; one rank, then two (20 min)
+	$(BIN)/python -m tests.chaos --ranks 1
+	$(BIN)/python -m tests.chaos --ranks 2
 
 test: $(INSTALLED) ## run all tests (those that need a GPU or ../shared skip, saying so)
 	$(BIN)/python -m pytest

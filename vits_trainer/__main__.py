@@ -8,13 +8,22 @@ from typing import Any
 
 from vits_trainer import __version__
 from vits_trainer.cli import parse, unknown_word
-from vits_trainer.config import CheckConfig, DemoConfig, FeedbackConfig, PrepareConfig, SynthesizeConfig, TrainConfig
+from vits_trainer.config import (
+    CheckConfig,
+    DemoConfig,
+    ExportConfig,
+    FeedbackConfig,
+    PrepareConfig,
+    SynthesizeConfig,
+    TrainConfig,
+)
 from vits_trainer.errors import ConfigError, InstallationError, VitsTrainerError
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "prepare_data": (PrepareConfig, "recordings and texts into a folder that train_vits reads"),
     "train_vits": (TrainConfig, "train or fine-tune a voice"),
     "train_feedback": (FeedbackConfig, "learn users' corrections of a voice"),
+    "export": (ExportConfig, "make a voice of a checkpoint"),
     "synthesize": (SynthesizeConfig, "let a voice say a text into an audio file"),
     "demo": (DemoConfig, "see it work in minutes, on a built-in corpus"),
     "check": (CheckConfig, "prove on this machine that training works"),

@@ -5,19 +5,24 @@ checkpoint-<update>/
     generator.safetensors               weights in training form (weight norm as g and v)
     discriminator.safetensors
     optimizer_<network>.safetensors     AdamW's moments under the parameters' names
-    rng-<rank>.safetensors              random number generators of each process
     config.yaml                         the run's configuration
-    state.json                          counts, and what a resume must find unchanged
+    state.json                          counts, losses since the last logging point, what a resume compares
+    manifest.json                       size and SHA-256 of all of these; written last
+best.json                               which checkpoint has the best validation so far
+
+No random generator is in it: what an update draws is a pure function of the seed, the update and the rank.
 """
 
 import json
+import logging
 import re
 import shutil
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,12 +31,19 @@ from transformers import VitsTokenizer
 from vits_trainer.config import TrainConfig, save_config
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import CheckpointError
+from vits_trainer.files import set_aside, sha256, sync, sync_tree, write_whole
 from vits_trainer.generator import Generator
+from vits_trainer.metrics import SavedMeans
 from vits_trainer.models import save_discriminator, state_on_cpu
 from vits_trainer.optim import Learner
 from vits_trainer.runtime import Runtime
 
+logger = logging.getLogger("vits_trainer")
+
+MANIFEST = "manifest.json"
+BEST = "best.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
+_FORMAT = 2
 
 
 @dataclass
@@ -44,31 +56,35 @@ class TrainState:
     """Epoch of the last update, from 0."""
     clips_trained: int = 0
     clips_rejected: int = 0
+    validation_mel: float | None = None
+    """Of this very update, where it was validated."""
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What a resumed run must share with the one that wrote the checkpoint, as the order of clips depends on it."""
+class Circumstances:
+    """What a resumed run is compared by with the one that wrote the checkpoint."""
 
-    run_name: str
-    data: str
-    """Fingerprint of the training clips: the prepared folder without what validation holds out."""
-    world_size: int
-    batch_size: int
-    accumulation: int
-    seed: int
-    objective: str
+    fixed: Mapping[str, Any]
+    """Must be equal: the order of clips and the sense of the weights depend on it."""
+    free: Mapping[str, Any]
+    """May change; what did is said."""
+    launch: str
+    """Of the launcher that started the run: those that it starts anew may resume unasked."""
 
 
 class Checkpoints:
     """The checkpoints of one run, in one folder."""
 
-    def __init__(self, directory: Path, keep: int, runtime: Runtime, identity: Identity, config: TrainConfig) -> None:
+    def __init__(
+        self, directory: Path, keep: int, runtime: Runtime, circumstances: Circumstances, config: TrainConfig
+    ) -> None:
         self.directory = directory
         self.keep = keep
         self.runtime = runtime
-        self.identity = identity
+        self.circumstances = circumstances
         self.config = config
+        self.took_s = 0.0
+        """How long the last save took."""
 
     def save(
         self,
@@ -77,16 +93,35 @@ class Checkpoints:
         discriminator: Discriminator | None,
         learners: list[Learner],
         tokenizer: VitsTokenizer,
+        plan: Mapping[str, int],
+        losses: SavedMeans,
     ) -> Path:
-        """Writes ``checkpoint-<update>`` under a temporary name, renames it, then prunes. Runs on every rank."""
-        place = self.directory / f"checkpoint-{state.update}"
-        temporary = self.directory / f".tmp-{place.name}"
-        if self.runtime.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        self.runtime.wait()
-        save_file(_rng_state(), temporary / f"rng-{self.runtime.rank}.safetensors")
-        if self.runtime.is_main:
+        """Writes ``checkpoint-<update>`` under a temporary name, renames it, then prunes. Runs on every rank.
+
+        Args:
+            state: how far the run is.
+            generator: the network, not wrapped; its ``model`` is saved.
+            discriminator: likewise; None under the mel objective.
+            learners: of both networks: their optimisers and scalers.
+            tokenizer: the voice's.
+            plan: what the run was to come to, for a resume under the same settings.
+            losses: this rank's since the last logging point.
+        """
+        began = time.perf_counter()
+        record = {
+            "format": _FORMAT,
+            "state": asdict(state),
+            "plan": dict(plan),
+            "circumstances": asdict(self.circumstances),
+            "scales": {learner.name: learner.scaler.state_dict() for learner in learners},
+            "losses": self.runtime.gather(losses),
+        }
+
+        def write() -> Path:
+            place = self.directory / f"checkpoint-{state.update}"
+            temporary = self.directory / f".tmp-{place.name}"
+            self.clear_temporary()
+            (temporary / "voice").mkdir(parents=True)
             generator.model.config.save_pretrained(temporary / "voice")
             tokenizer.save_pretrained(temporary / "voice")
             save_file(state_on_cpu(generator.model), temporary / "generator.safetensors")
@@ -95,33 +130,38 @@ class Checkpoints:
             for learner in learners:
                 save_file(_optimizer_state(learner), temporary / f"optimizer_{learner.name}.safetensors")
             save_config(self.config, temporary / "config.yaml")
-            scales = {learner.name: learner.scaler.state_dict() for learner in learners}
-            record = {"state": asdict(state), "identity": asdict(self.identity), "scales": scales}
             (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        self.runtime.wait()
-        if self.runtime.is_main:
-            shutil.rmtree(place, ignore_errors=True)
+            sync_tree(temporary)
+            write_whole(temporary / MANIFEST, _manifest(temporary))
+            if place.exists():
+                logger.warning("%s is in the way: moved to %s.", place, set_aside(place, "set-aside").name)
             temporary.rename(place)
-            self._prune()
-        self.runtime.wait()
-        return place
+            sync(self.directory)
+            self._prune(place)
+            return place
+
+        try:
+            return self.runtime.from_main(write)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{self.directory}: checkpoint-{state.update} could not be written ({error}). The ones before are as "
+                "they were: make room, then go on with --resume_from_checkpoint latest."
+            ) from error
+        finally:
+            self.took_s = time.perf_counter() - began
 
     def restore(
         self, place: Path, generator: Generator, discriminator: Discriminator | None, learners: list[Learner]
-    ) -> TrainState:
-        """Puts weights, optimisers, scalers and random generators back where ``place`` left them.
+    ) -> tuple[TrainState, list[SavedMeans]]:
+        """Puts weights, optimisers and scalers back where ``place`` left them.
+
+        Returns:
+            How far the run had come, and each rank's losses since the last logging point.
 
         Raises:
             CheckpointError: it cannot be read, or is of another run or other networks.
         """
         record = read_record(place)
-        then, now = record["identity"], asdict(self.identity)
-        changed = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
-        if changed:
-            raise CheckpointError(
-                f"{place} cannot be resumed, as it is of another run: {'; '.join(changed)}. "
-                "Resume with the old settings, or start a new run in another --checkpoint_dir."
-            )
         try:
             generator.model.load_state_dict(load_file(place / "generator.safetensors"))
             if discriminator is not None:
@@ -129,64 +169,104 @@ class Checkpoints:
             for learner in learners:
                 _load_optimizer_state(learner, load_file(place / f"optimizer_{learner.name}.safetensors"))
                 learner.scaler.load_state_dict(record["scales"][learner.name])
-            _load_rng_state(load_file(place / f"rng-{self.runtime.rank}.safetensors"))
-        except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+            return TrainState(**record["state"]), record["losses"]
+        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
             raise CheckpointError(f"{place} cannot be read ({error}). Resume from another checkpoint.") from error
-        return TrainState(**record["state"])
 
-    def _prune(self) -> None:
+    def clear_temporary(self) -> None:
+        """Removes what an interrupted save left behind."""
+        for path in self.directory.glob(".tmp-checkpoint-*"):
+            shutil.rmtree(path)
+
+    def _prune(self, written: Path) -> None:
+        """Deletes all but the newest ``keep`` and the best; ``written`` was the last of them to be made whole."""
+        scores = {place: score for place in newest_first(self.directory) if (score := _score(place)) is not None}
+        best = min(scores, key=lambda place: scores[place], default=None)
+        if best is not None:
+            pointer = {"checkpoint": best.name, "validation/mel": scores[best]}
+            write_whole(self.directory / BEST, json.dumps(pointer, indent=1) + "\n")
         for place in newest_first(self.directory)[self.keep :] if self.keep else []:
-            shutil.rmtree(place)
+            if place not in (best, written):
+                shutil.rmtree(place)
 
 
 def newest_first(directory: Path) -> list[Path]:
     """The checkpoints in ``directory``."""
     found = [path for path in directory.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+    return sorted(found, key=update_of, reverse=True)
 
 
-def find(directory: Path, asked: str | None) -> Path | None:
-    """The checkpoint to start from: None for a new run, the newest for ``latest``, else the one at the path ``asked``.
-
-    Raises:
-        CheckpointError: there is none; or a new run would start over existing checkpoints.
-    """
-    existing = newest_first(directory)
-    if asked is None:
-        if existing:
+def verify(place: Path) -> None:
+    """Raises :class:`CheckpointError` unless every file of the checkpoint is there as it was written."""
+    path = place / MANIFEST
+    try:
+        files: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["files"]
+        for name, written in files.items():
+            size_bytes = (place / name).stat().st_size
+            if size_bytes != written["bytes"]:
+                raise _damaged(place, f"{name} has {size_bytes} bytes, not {written['bytes']}")
+            if sha256(place / name) != written["sha256"]:
+                raise _damaged(place, f"the content of {name} is not what was written (SHA-256)")
+    except FileNotFoundError as error:
+        if not (place / "state.json").is_file():
             raise CheckpointError(
-                f"{directory} already holds {existing[0].name}. Go on from it with --resume_from_checkpoint latest, or "
-                "start anew with another --checkpoint_dir (or delete this one)."
-            )
-        return None
-    if asked == "latest":
-        if not existing:
-            raise CheckpointError(
-                f"{directory} holds no checkpoint to resume from. Leave out --resume_from_checkpoint to start anew."
-            )
-        return existing[0]
-    place = Path(asked)
-    if not (place / "state.json").is_file():
-        raise CheckpointError(f"{place} is no checkpoint (it has no state.json). Give a checkpoint-<update> folder.")
-    return place
+                f"{place} is no checkpoint (it has no state.json). Give a checkpoint-<update> folder."
+            ) from error
+        raise _damaged(place, f"{Path(str(error.filename)).name} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(place, f"{path.name} cannot be read ({error})") from error
 
 
 def read_record(place: Path) -> dict[str, Any]:
     """state.json of a checkpoint.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: it cannot be read, or is of an older kind.
     """
     try:
         record: dict[str, Any] = json.loads((place / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        written = record.get("format")
+    except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{place}: state.json cannot be read ({error}). Resume from another one.") from error
+    if written != _FORMAT:
+        raise CheckpointError(
+            f"{place} was written by another version of vits_trainer (format {written}, now {_FORMAT}). Resume with "
+            "that version, or start a new run."
+        )
     return record
 
 
+def _damaged(place: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{place} is damaged: {what}.")
+
+
+def update_of(place: Path) -> int:
+    """The update in a checkpoint's name."""
+    return int(place.name.partition("-")[2])
+
+
+def _score(place: Path) -> float | None:
+    """Its validation's mel L1, where it was validated."""
+    try:
+        score: float | None = read_record(place)["state"]["validation_mel"]
+    except CheckpointError:  # damaged: named when someone wants to resume from it
+        return None
+    return score
+
+
+def _manifest(directory: Path) -> str:
+    files = {
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    return json.dumps({"files": files}, indent=1)
+
+
 def _named_parameters(learner: Learner) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that the optimiser moves, in its order."""
-    return [(name, p) for name, p in learner.network.named_parameters() if p.requires_grad]
+    """The parameters that the optimiser moves, in its order, by the same names however many processes there are."""
+    parameters = learner.network.named_parameters()
+    return [(name.removeprefix("module."), p) for name, p in parameters if p.requires_grad]
 
 
 def _optimizer_state(learner: Learner) -> dict[str, Tensor]:
@@ -206,16 +286,3 @@ def _load_optimizer_state(learner: Learner, tensors: dict[str, Tensor]) -> None:
     }
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": states, "param_groups": groups})
-
-
-def _rng_state() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _load_rng_state(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available() and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"])

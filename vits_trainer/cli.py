@@ -32,7 +32,7 @@ def parse(command: str, config_class: type[Config], argv: Sequence[str]) -> Conf
     parser.add_class_arguments(config_class)
     if "precision" in fields:
         parser.add_argument("--fp16", action="store_true", help="The same as --precision fp16.")
-    words = _config_first(_spell_out_booleans(list(argv), fields))
+    words = _config_first(_spell_out_booleans(_name_first_word(list(argv), fields), fields))
     files = [value for flag, value in pairwise(words) if flag == "--config"]
     try:
         namespace = parser.parse_args(words)
@@ -66,6 +66,18 @@ def _config_first(argv: list[str]) -> list[str]:
         else:
             rest.append(word)
     return first + rest
+
+
+def _name_first_word(argv: list[str], fields: dict[str, Any]) -> list[str]:
+    """``WORD`` in the first place means the command's one setting that has no default."""
+    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+    if not required:
+        return argv
+    if argv and not argv[0].startswith("-"):
+        return [f"--{required[0]}", *argv]
+    if not {f"--{required[0]}", "--help", "-h"} & {word.partition("=")[0] for word in argv}:
+        raise ConfigError(f"give the {required[0]} first, such as training/checkpoints/checkpoint-500.")
+    return argv
 
 
 def _spell_out_booleans(argv: list[str], fields: dict[str, Any]) -> list[str]:

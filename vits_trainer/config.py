@@ -173,6 +173,9 @@ class TrainConfig:
 
     batch_size: int = 4
     """Clips in a micro-batch, for each process."""
+    batch_seconds: float = 0.0
+    """Seconds of audio, with its padding, in a micro-batch, for each process, instead of batch_size (0 = batch_size
+    decides)."""
     gradient_accumulation_steps: int = 8
     """Micro-batches in an update."""
     learning_rate: float = 2e-5
@@ -204,8 +207,8 @@ class TrainConfig:
     weight_decay: float = 0.01
     """AdamW's weight decay."""
     layerdrop: float = 0.0
-    """Chance to skip a layer of the text encoder. VITS has none; transformers' configurations carry 0.1, which
-    breaks training on several GPUs."""
+    """Chance to skip a layer of the text encoder, on one process only. VITS has none; transformers' configurations
+    carry 0.1."""
 
     architecture: Architecture | None = None
     """The generator to train from scratch; needs model_name null."""
@@ -219,6 +222,9 @@ class TrainConfig:
     """fp32, bf16, fp16, or auto: bf16 on GPUs that have it, else fp32. The old --fp16 means fp16."""
     seed: int = 1234
     """Seed of everything random: the order of clips, segments, noise, dropout, fresh weights."""
+    deterministic: bool = False
+    """On a GPU, use kernels that repeat their results, which are slower: a resumed run then ends with the very weights
+    of an uninterrupted one. On a CPU it does so anyway."""
     data_workers: int = 2
     """Processes that decode clips, for each training process (0 = decode in the training process)."""
 
@@ -236,10 +242,13 @@ class TrainConfig:
     """Updates between log lines."""
     save_every_updates: int = 500
     """Updates between checkpoints; there is one at the end in any case (0 = only there)."""
+    save_before_s: float = 0.0
+    """Save and stop before the process is this many seconds old, for a job's time limit (0 = no limit)."""
     keep_checkpoints: int = 3
-    """How many of the newest checkpoints to keep (0 = all)."""
+    """How many of the newest checkpoints to keep, beside the best one (0 = all)."""
     resume_from_checkpoint: str | None = None
-    """latest, or the path of a checkpoint, to go on from there."""
+    """Where to go on from: latest; auto (the latest, or a new run where there is none); best; or a checkpoint's
+    path."""
 
     wandb_project: str = "vits_trainer"
     """Weights & Biases project. Without an API key the run is kept offline, to be synced later."""
@@ -264,6 +273,8 @@ class TrainConfig:
             "weight_decay",
             "seed",
             "target_hours",
+            "batch_seconds",
+            "save_before_s",
         ):
             require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: give 0 or more.")
         require(
@@ -332,6 +343,16 @@ class FeedbackConfig:
         for name in ("batch_size", "epochs"):
             require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: give 1 or more.")
         require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: give a number above 0, such as 1e-5.")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Make a voice of a checkpoint, as the end of a run does: vits-trainer export CHECKPOINT."""
+
+    checkpoint: str
+    """The checkpoint-<update> folder."""
+    output_dir: str | None = None
+    """Where the voice goes (null = exported/checkpoint-<update>, beside the folder of the checkpoints)."""
 
 
 @dataclass(frozen=True)
@@ -410,6 +431,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return value
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def save_config(config: Any, path: Path) -> None:

@@ -1,9 +1,11 @@
-"""From a prepared folder to batches. The order of clips is a pure function of (seed, epoch, number of clips)."""
+"""From a prepared folder to batches, in the order that ``order`` gives."""
 
 import hashlib
 import json
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import VitsTokenizer
 
 from vits_trainer.audio import AudioSpec
-from vits_trainer.errors import DataError, NoTrainableClipError
-from vits_trainer.recordings import RecordingError, read_pcm16_wav
+from vits_trainer.errors import DataError
+from vits_trainer.order import MicroBatch, rounded_up
+from vits_trainer.recordings import PCM16_BYTES, WAV_HEADER_BYTES, RecordingError, read_pcm16_wav
 from vits_trainer.text import encode
 
 
@@ -43,23 +46,12 @@ class Rejection:
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """The clips that one process takes at one moment of the run."""
-
-    indices: tuple[int, ...]
-    epoch: int
-    """From 0."""
-    number: int
-    """Place in its epoch, from 0."""
-    in_update: int
-    """Micro-batches in its update; fewer than asked for at an epoch's end."""
-    closes_update: bool
-    """Whether the weights change after it."""
-
-
-@dataclass(frozen=True)
 class Batch:
-    """Clips of one micro-batch, padded to its longest. B clips, S tokens, N samples (whole frames)."""
+    """Clips of one micro-batch, padded to a common size of a few. B clips, S tokens, N samples (whole frames).
+
+    Where there is no clip, a moment of silence stands in, so that the process keeps in step with the others; it weighs
+    nothing.
+    """
 
     tokens: Tensor
     """(B, S) int64."""
@@ -72,6 +64,7 @@ class Batch:
     speaker_ids: Tensor | None
     """(B,) int64, for voices of several speakers."""
     clip_ids: tuple[str, ...]
+    """Of the clips that are trained on: none where silence stands in."""
     audio_s: float
     """Seconds of speech in the batch."""
     place: MicroBatch
@@ -86,6 +79,15 @@ class Batch:
             waveform=self.waveform.to(device, non_blocking=True),
             frame_lengths=self.frame_lengths.to(device, non_blocking=True),
             speaker_ids=None if self.speaker_ids is None else self.speaker_ids.to(device, non_blocking=True),
+        )
+
+    def trimmed(self, hop: int) -> "Batch":
+        """The same batch, no longer than its longest clip."""
+        samples = int(self.frame_lengths.max()) * hop
+        return replace(
+            self,
+            tokens=self.tokens[:, : int(self.token_lengths.max())],
+            waveform=self.waveform[:, :samples],
         )
 
 
@@ -106,12 +108,21 @@ class PreparedSet:
         """Names of the speakers, sorted: a name's place is its id."""
         return sorted(set(self.rows["speaker"]))
 
+    @cached_property
+    def sizes_bytes(self) -> list[int]:
+        """Of each row's file; 0 where it is missing."""
+        paths = [self.root / "wavs" / name for name in self.rows["filename"]]
+        return [path.stat().st_size if path.is_file() else 0 for path in paths]
+
+    def frames(self, rows: Sequence[int], hop: int) -> list[int]:
+        """Spectrogram frames of these rows' clips, at least 1, as their files' sizes promise."""
+        return [max(1, (self.sizes_bytes[row] - WAV_HEADER_BYTES) // PCM16_BYTES // hop) for row in rows]
+
     def fingerprint(self, rows: Sequence[int]) -> str:
-        """Changes when a file name, a text or a speaker of these rows changes, or which rows they are."""
-        digest = hashlib.sha256()
-        for row in self.rows.select(rows):
-            digest.update("|".join(row.values()).encode() + b"\n")
-        return digest.hexdigest()
+        """Changes when a file's name or size, a text or a speaker of these rows changes, or which rows they are."""
+        columns = [self.rows[name] for name in ("filename", "text", "speaker")]
+        lines = list(zip(*columns, map(str, self.sizes_bytes), strict=True))
+        return hashlib.sha256("\n".join("|".join(lines[row]) for row in rows).encode()).hexdigest()
 
 
 def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedSet:
@@ -202,11 +213,8 @@ class ClipReader(Dataset[Clip | Rejection]):
         self.tokenizer = tokenizer
         self.spec = spec
         self.speaker_ids = speaker_ids
-
-    def sizes(self) -> list[int]:
-        """Bytes of each row's file, 0 where it is missing: longer clips have more."""
-        paths = [self.prepared.root / "wavs" / name for name in self.prepared.rows["filename"]]
-        return [path.stat().st_size if path.is_file() else 0 for path in paths]
+        silence = np.zeros(spec.minimum_frames * spec.hop, dtype=np.int16)
+        self.stand_in = Clip("", np.zeros(1, dtype=np.int64), silence, None if speaker_ids is None else 0)
 
     def __getitem__(self, index: int) -> Clip | Rejection:
         """The clip of row ``index`` as a good or a bad record."""
@@ -231,25 +239,19 @@ class ClipReader(Dataset[Clip | Rejection]):
 
     def __getitems__(self, place: MicroBatch) -> list[Batch]:
         """What a DataLoader calls with the sampler's whole item. One batch, in a list as it asks for one."""
-        return [collate([self[index] for index in place.indices], place, self.spec)]
+        return [collate([self[index] for index in place.indices], place, self.spec, self.stand_in)]
 
 
-def collate(records: Sequence[Clip | Rejection], place: MicroBatch, spec: AudioSpec) -> Batch:
-    """Pads the good clips to the longest of them, and keeps the bad ones' records.
-
-    Raises:
-        NoTrainableClipError: not one is good.
-    """
-    clips = [record for record in records if isinstance(record, Clip)]
+def collate(records: Sequence[Clip | Rejection], place: MicroBatch, spec: AudioSpec, stand_in: Clip) -> Batch:
+    """Pads the good clips to a common size, and keeps the bad ones' records; ``stand_in`` is for where none is good."""
+    good = [record for record in records if isinstance(record, Clip)]
     rejections = tuple(record for record in records if isinstance(record, Rejection))
-    if not clips:
-        reasons = "; ".join(f"{r.clip_id}: {r.reason} ({r.detail})" for r in rejections[:5])
-        raise NoTrainableClipError(
-            f"No clip of a batch can be used: {reasons}. Run prepare_data again, and compare the voice's vocabulary "
-            "with the texts."
-        )
-    tokens = np.zeros((len(clips), max(len(clip.tokens) for clip in clips)), dtype=np.int64)
-    pcm = np.zeros((len(clips), max(len(clip.pcm) for clip in clips)), dtype=np.int16)
+    clips = good or [stand_in]
+    size_tokens, size_frames = rounded_up(
+        np.max([(len(clip.tokens), spec.frames(len(clip.pcm))) for clip in clips], axis=0)
+    )
+    tokens = np.zeros((len(clips), size_tokens), dtype=np.int64)
+    pcm = np.zeros((len(clips), size_frames * spec.hop), dtype=np.int16)
     for row, clip in enumerate(clips):
         tokens[row, : len(clip.tokens)] = clip.tokens
         pcm[row, : len(clip.pcm)] = clip.pcm
@@ -260,88 +262,11 @@ def collate(records: Sequence[Clip | Rejection], place: MicroBatch, spec: AudioS
         waveform=torch.from_numpy(pcm).float() / 32768,
         frame_lengths=torch.tensor([spec.frames(len(clip.pcm)) for clip in clips]),
         speaker_ids=torch.tensor(speakers) if speakers else None,
-        clip_ids=tuple(clip.clip_id for clip in clips),
-        audio_s=sum(len(clip.pcm) for clip in clips) / spec.sampling_rate,
+        clip_ids=tuple(clip.clip_id for clip in good),
+        audio_s=sum(len(clip.pcm) for clip in good) / spec.sampling_rate,
         place=place,
         rejections=rejections,
     )
-
-
-@dataclass(frozen=True)
-class Order:
-    """Which clips each process takes when: a pure function of the seed, the epoch and the sizes.
-
-    Every clip is taken exactly once an epoch. The clips of an epoch are dealt to micro-batches of nearly equal size,
-    none larger than ``batch_size`` times ``world_size`` unless that would leave a process without a clip.
-    """
-
-    rows: tuple[int, ...]
-    """The training clips' rows."""
-    seed: int
-    batch_size: int
-    """Clips in a process's micro-batch."""
-    world_size: int
-    accumulation: int
-    """Micro-batches in an update."""
-
-    def __post_init__(self) -> None:
-        if len(self.rows) < self.world_size:
-            raise DataError(
-                f"{len(self.rows)} training clip(s) are too few for {self.world_size} processes: "
-                "start fewer, or prepare more clips."
-            )
-
-    @property
-    def micro_batches_per_epoch(self) -> int:
-        """The same on every process."""
-        clips = len(self.rows)
-        return min(-(-clips // (self.batch_size * self.world_size)), clips // self.world_size)
-
-    @property
-    def updates_per_epoch(self) -> int:
-        """Updates in an epoch; the last may have fewer micro-batches."""
-        return -(-self.micro_batches_per_epoch // self.accumulation)
-
-    def epoch(self, epoch: int, rank: int) -> list[MicroBatch]:
-        """What process ``rank`` takes in epoch ``epoch``."""
-        shuffled = np.random.default_rng([self.seed, epoch]).permutation(np.asarray(self.rows))
-        count = self.micro_batches_per_epoch
-        return [
-            MicroBatch(
-                indices=tuple(int(row) for row in taken[rank :: self.world_size]),
-                epoch=epoch,
-                number=number,
-                in_update=min(self.accumulation, count - number // self.accumulation * self.accumulation),
-                closes_update=(number + 1) % self.accumulation == 0 or number + 1 == count,
-            )
-            for number, taken in enumerate(np.array_split(shuffled, count))
-        ]
-
-    def rehearsal(self, sizes: Sequence[int], rank: int) -> list[MicroBatch]:
-        """Two micro-batches that close no update: of the longest clips (by ``sizes`` of rows), then of typical ones."""
-        taken = min(len(self.rows), self.batch_size * self.world_size)
-        longest = sorted(self.rows, key=lambda row: -sizes[row])[:taken]
-        place = MicroBatch(tuple(longest[rank :: self.world_size]), 0, 0, 1, closes_update=False)
-        return [place, replace(self.epoch(0, rank)[0], closes_update=False, in_update=1)]
-
-    def after(self, updates: int, until: int, rank: int) -> Iterator[MicroBatch]:
-        """What process ``rank`` takes once ``updates`` are done, up to update ``until``."""
-        while updates < until:
-            epoch, done = divmod(updates, self.updates_per_epoch)
-            for micro_batch in self.epoch(epoch, rank)[done * self.accumulation :]:
-                yield micro_batch
-                updates += micro_batch.closes_update
-                if updates == until:
-                    return
-
-
-def held_out_places(rows: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[MicroBatch]:
-    """The validation clips that process ``rank`` reads, in a fixed order; the processes' shares may differ by one."""
-    mine = list(rows)[rank::world_size]
-    return [
-        MicroBatch(tuple(mine[start : start + batch_size]), 0, number, 1, True)
-        for number, start in enumerate(range(0, len(mine), batch_size))
-    ]
 
 
 def load(reader: ClipReader, places: Iterator[MicroBatch] | list[MicroBatch], workers: int) -> Iterator[Batch]:
@@ -352,11 +277,28 @@ def load(reader: ClipReader, places: Iterator[MicroBatch] | list[MicroBatch], wo
             batch_sampler=places,  # type: ignore[arg-type]
             collate_fn=_only,
             num_workers=workers,
+            worker_init_fn=_leave_signals_to_the_process,
             # Of its own, so that making the loader does not advance the global generator: resuming needs that.
             generator=torch.Generator(),
         )
     )
 
 
+def by_update(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+    """Joins the micro-batches of each update."""
+    update: list[Batch] = []
+    for batch in batches:
+        update.append(batch)
+        if batch.place.closes_update:
+            yield update
+            update = []
+
+
 def _only(batches: list[Batch]) -> Batch:
     return batches[0]
+
+
+def _leave_signals_to_the_process(worker: int) -> None:  # noqa: ARG001 - what a DataLoader calls it with
+    """Ctrl-C and a scheduler's signals reach the whole group: the workers must live until the process has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

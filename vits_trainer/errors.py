@@ -43,6 +43,10 @@ class DivergedRanksError(VitsTrainerError):
     """The ranks of a run hold different weights."""
 
 
+class OtherRankError(VitsTrainerError):
+    """Another process of this run has failed; its own message says why."""
+
+
 class InstallationError(VitsTrainerError):
     """Packages that do not go together."""
 

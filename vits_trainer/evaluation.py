@@ -11,11 +11,12 @@ from torch import Tensor
 from transformers import VitsModel
 
 from vits_trainer.audio import log_mel, spectrogram
-from vits_trainer.data import Batch, ClipReader, held_out_places, load
+from vits_trainer.data import Batch, ClipReader, load
 from vits_trainer.discriminator import Discriminator
+from vits_trainer.errors import DataError
 from vits_trainer.generator import Generator
-from vits_trainer.metrics import RunningMeans, means
-from vits_trainer.objective import Objective
+from vits_trainer.objective import Normalisers, Objective
+from vits_trainer.order import held_out_places
 from vits_trainer.pictures import Sample
 from vits_trainer.runtime import Runtime
 
@@ -40,27 +41,36 @@ class Validation:
         self.seed = seed
 
     def run(self, generator: Generator, discriminator: Discriminator | None) -> dict[str, float]:
-        """Mean of each generator loss over the held-out clips, as ``validation/<loss>``. Runs on every rank.
+        """Each generator loss over all held-out clips, as ``validation/<loss>``. Runs on every rank.
 
-        Leaves the random generators as they were, and the networks in the mode they were in.
+        Leaves the networks in the mode they were in, and the random generators elsewhere.
         """
         if not self.rows:
             return {}
         places = held_out_places(self.rows, self.batch_size, self.runtime.rank, self.runtime.world_size)
+        batches = list(load(self.reader, places, workers=0))
+        own = [self.objective.normalisers(batch) for batch in batches]
+        counts = torch.tensor(own, dtype=torch.float64).reshape(-1, len(Normalisers._fields)).sum(0)
+        normalisers = Normalisers(*self.runtime.sum(counts).tolist())
+        if not normalisers.clips:
+            reasons = "; ".join(f"{r.clip_id}: {r.reason} ({r.detail})" for b in batches for r in b.rejections[:5])
+            raise DataError(f"Not one of the {len(self.rows)} held-out clips can be used: {reasons}. Prepare again.")
+        names = self.objective.generator_loss_names
+        totals = dict.fromkeys(names, torch.zeros((), dtype=torch.float64))
         training = generator.training
         generator.eval()
-        running = RunningMeans()
-        with self.runtime.own_rng(), torch.no_grad():
-            torch.manual_seed(self.seed)
-            for batch in load(self.reader, places, workers=0):
+        torch.manual_seed(self.seed)
+        with torch.no_grad():
+            for batch in batches:
                 with self.runtime.autocast():
-                    comparison = self.objective.synthesize(generator, batch.to(self.runtime.device))
+                    comparison = self.objective.synthesize(
+                        generator, batch.to(self.runtime.device), normalisers=normalisers
+                    )
                     losses = self.objective.generator_losses(discriminator, comparison)
-                running.add(losses, weight=len(batch.clip_ids))
+                totals = {name: totals[name] + losses[name].double().cpu() for name in names}
         generator.train(training)
-        names = self.objective.generator_loss_names
-        found = means(names, self.runtime.sum(running.state(names, self.runtime.device)))
-        return {f"validation/{name}": value for name, value in found.items()}
+        found = self.runtime.sum(torch.stack([totals[name] for name in names])).tolist()
+        return {f"validation/{name}": value for name, value in zip(names, found, strict=True)}
 
     def mel_from_text(self, generator: Generator) -> float:
         """Mel L1 of segments decoded from the text alone, along the recordings' alignments. Runs on every rank."""
@@ -73,15 +83,19 @@ class Validation:
     def samples(self, generator: Generator, count: int) -> list[Sample]:
         """The first ``count`` held-out sentences as the voice has them now. Needs no other rank.
 
-        Leaves the random generators as they were, and the networks in the mode they were in.
+        Leaves the networks in the mode they were in, and the random generators elsewhere.
         """
         training = generator.training
         generator.eval()
-        with self.runtime.own_rng(), torch.no_grad():
-            torch.manual_seed(self.seed)
+        torch.manual_seed(self.seed)
+        with torch.no_grad():
             places = held_out_places(self.rows[:count], 1, 0, 1)
             batches = load(self.reader, places, workers=0)
-            found = [self._sample(generator.model, batch.to(self.runtime.device)) for batch in batches]
+            found = [
+                self._sample(generator.model, batch.trimmed(self.objective.spec.hop).to(self.runtime.device))
+                for batch in batches
+                if batch.clip_ids
+            ]
         generator.train(training)
         return found
 
@@ -119,5 +133,7 @@ class Validation:
         """
         places = held_out_places(self.rows, 1, 0, 1)
         batches = load(self.reader, places, workers=0)
-        frames = torch.cat([torch.from_numpy(self._mel(batch.waveform)) for batch in batches], dim=1)
+        hop = self.objective.spec.hop
+        mels = [self._mel(batch.trimmed(hop).waveform) for batch in batches if batch.clip_ids]
+        frames = torch.from_numpy(np.concatenate(mels, axis=1))
         return float((frames - frames.median(dim=1, keepdim=True).values).abs().mean())

@@ -32,12 +32,13 @@ from vits_trainer.conversion import (
     from_original_generator,
     generator_name,
 )
-from vits_trainer.data import Batch, MicroBatch
+from vits_trainer.data import Batch
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import DataError
 from vits_trainer.generator import Generator
 from vits_trainer.models import in_training_form
 from vits_trainer.objective import Objective, frozen
+from vits_trainer.order import MicroBatch
 
 LOSS_BOUND = 1e-4
 """Greatest relative error of a loss."""
@@ -233,7 +234,7 @@ def _build(case: Case) -> tuple[Generator, Discriminator, Objective, Batch]:
         speaker_ids=tensors.get("input.sid"),
         clip_ids=tuple(f"{case.name}-{i}" for i in range(len(tensors["input.xl"]))),
         audio_s=0.0,
-        place=MicroBatch((), 0, 0, 1, True),
+        place=MicroBatch((), 0, 0, closes_update=True),
         rejections=(),
     )
     return generator, discriminator, Objective("vits", LossWeights(), spec, config["segment_frames"]), batch

@@ -1,6 +1,8 @@
 """The terms of the VITS objective (Kim et al. 2021, section 2), as formulas without weights.
 
-All of them compute in float32, whatever the networks ran in. Shapes: B clips, C channels, T frames.
+Each is a sum over clips, frames or tokens: what it is divided by is counted over a whole update (``objective``), so
+that processes and micro-batches of unequal sizes give the gradient of the joined batch. All of them compute in float32,
+whatever the networks ran in. Shapes: B clips, C channels, T frames.
 """
 
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from torch import Tensor
 
 
 def mel_l1(generated: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``|generated - target|`` over the bands of the valid frames (VITS eq. 4, without its weight 45).
+    """``|generated - target|``, a mean over the bands, a sum over the valid frames (VITS eq. 4, without its weight 45).
 
     Args:
         generated: (B, M, T) log-mel.
@@ -18,7 +20,7 @@ def mel_l1(generated: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         mask: (B, 1, T), zero where a clip is shorter than its segment.
     """
     difference = (generated.float() - target.float()).abs() * mask
-    return difference.sum() / (mask.sum() * generated.shape[1])
+    return difference.sum() / generated.shape[1]
 
 
 def kl_divergence(
@@ -34,29 +36,37 @@ def kl_divergence(
         mask: (B, 1, T).
 
     Returns:
-        The sum over channels, as a mean over valid frames.
+        The sum over channels and valid frames.
     """
     z, log_q, m_p, log_p = (x.float() for x in (latents, posterior_log_std, prior_mean, prior_log_std))
     divergence = log_p - log_q - 0.5 + 0.5 * (z - m_p).square() * torch.exp(-2 * log_p)
-    return (divergence * mask).sum() / mask.sum()
+    return (divergence * mask).sum()
 
 
 def discriminator_lsgan(real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Least-squares loss of the discriminators on real and on generated segments, each a sum over them."""
-    real_loss = torch.stack([(1 - score.float()).square().mean() for score in real]).sum()
-    fake_loss = torch.stack([score.float().square().mean() for score in fake]).sum()
+    """Least-squares loss of the discriminators on real and on generated segments, each a sum over them and the clips.
+
+    Args:
+        real: (B, positions) scores of each discriminator.
+        fake: the same, on generated segments.
+    """
+    real_loss = torch.stack([(1 - score.float()).square().mean() * len(score) for score in real]).sum()
+    fake_loss = torch.stack([score.float().square().mean() * len(score) for score in fake]).sum()
     return real_loss, fake_loss
 
 
 def generator_lsgan(fake: Sequence[Tensor]) -> Tensor:
-    """Least-squares loss of the generator, a sum over the discriminators."""
-    return torch.stack([(1 - score.float()).square().mean() for score in fake]).sum()
+    """Least-squares loss of the generator, a sum over the discriminators and the clips."""
+    return torch.stack([(1 - score.float()).square().mean() * len(score) for score in fake]).sum()
 
 
 def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Twice the L1 between the activations of each discriminator's layers (HiFi-GAN eq. 4; the factor is VITS's)."""
+    """Twice the L1 between the activations of each discriminator's layers (HiFi-GAN eq. 4; the factor is VITS's).
+
+    A mean over each layer's activations, a sum over layers, discriminators and clips.
+    """
     layers = [
-        (r.detach().float() - f.float()).abs().mean()
+        (r.detach().float() - f.float()).abs().mean() * len(f)
         for real_layers, fake_layers in zip(real, fake, strict=True)
         for r, f in zip(real_layers, fake_layers, strict=True)
     ]

@@ -1,15 +1,15 @@
-"""Losses, counts and times of the loop between two logging points."""
+"""Losses and times of the loop between two logging points."""
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from vits_trainer.data import Batch, Rejection
-from vits_trainer.metrics import RunningMeans, means
+from vits_trainer.data import Batch
+from vits_trainer.metrics import RunningMeans, SavedMeans
 from vits_trainer.runtime import Runtime
 
 
@@ -20,30 +20,35 @@ class Meter:
         self.runtime = runtime
         self.means = RunningMeans()
         self.seconds_per_update = 0.0
-        self._uncounted = [0, 0]
-        """Clips trained and rejected here that :meth:`count` has not seen."""
+        self.slowest_update_s = 0.0
+        """Of all since the start, with what it waited for clips."""
+        self._asked = time.perf_counter()
         self._restart()
 
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Passes batches through, measuring how long they kept the loop waiting."""
+    def timed(self, updates: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """Passes updates through, measuring how long they kept the loop waiting."""
         self._restart()
         while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            self._waited_s += time.perf_counter() - asked
-            if batch is None:
+            self._asked = time.perf_counter()
+            update = next(updates, None)
+            self._waited_s += time.perf_counter() - self._asked
+            if update is None:
                 return
-            yield batch
+            yield update
 
-    def add(self, values: dict[str, Tensor], batch: Batch) -> None:
-        """Takes in one micro-batch."""
-        clips, rejected = len(batch.clip_ids), len(batch.rejections)
-        self.means.add(values, weight=clips)
-        self._rejections += batch.rejections
+    def add(self, shares: Mapping[str, Tensor], update: Sequence[Batch], clips: float) -> None:
+        """Takes in one update.
+
+        Args:
+            shares: this rank's of the update's losses.
+            update: this rank's micro-batches.
+            clips: in the whole update, on all ranks.
+        """
+        self.means.add(shares, weight=clips)
         self._clips += clips
-        self._audio_s += batch.audio_s
-        self._updates += batch.place.closes_update
-        self._uncounted = [self._uncounted[0] + clips, self._uncounted[1] + rejected]
+        self._audio_s += sum(batch.audio_s for batch in update)
+        self._updates += 1
+        self.slowest_update_s = max(self.slowest_update_s, time.perf_counter() - self._asked)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -52,40 +57,36 @@ class Meter:
         yield
         self._paused_s += time.perf_counter() - began
 
-    def count(self) -> tuple[int, int]:
-        """Clips trained and clips rejected on all ranks since the last call. Runs on every rank."""
-        local = torch.tensor(self._uncounted, dtype=torch.float64, device=self.runtime.device)
-        trained, rejected = self.runtime.sum(local).tolist()
-        self._uncounted = [0, 0]
-        return int(trained), int(rejected)
-
-    def read(self) -> tuple[dict[str, float], list[Rejection]]:
-        """Scalars over all ranks since the last call, and the clips rejected. Runs on every rank.
-
-        A CPU-GPU sync point.
-        """
-        device = self.runtime.device
-        names = self.means.names()
-        scalars = means(names, self.runtime.sum(self.means.state(names, device)))
+    def read(self) -> dict[str, float]:
+        """Scalars over all ranks since the last call. Runs on every rank. A CPU-GPU sync point."""
+        scalars = self.means.means(self.runtime.sum(self.means.sums()))
         elapsed_s = time.perf_counter() - self._started - self._paused_s
-        local = [self._clips, len(self._rejections), self._audio_s, self._waited_s / elapsed_s]
-        totals = self.runtime.sum(torch.tensor(local, dtype=torch.float64, device=device)).tolist()
-        clips, rejected, audio_s, waited = totals
-        rejections = [clip for found in self.runtime.gather(self._rejections) for clip in found] if rejected else []
+        local = torch.tensor([self._audio_s, self._waited_s / elapsed_s], dtype=torch.float64)
+        audio_s, waited = self.runtime.sum(local).tolist()
         self.seconds_per_update = elapsed_s / max(self._updates, 1)
         scalars |= {
-            "throughput/utterances_per_s": clips / elapsed_s,
+            "throughput/utterances_per_s": self._clips / elapsed_s,
             "throughput/audio_s_per_s": audio_s / elapsed_s,
             "time/data_wait_fraction": waited / self.runtime.world_size,
-            "memory/max_allocated_gib": _peak_memory_gib(device),
+            "memory/max_allocated_gib": _peak_memory_gib(self.runtime.device),
         }
+        self.means.reset()
         self._restart()
-        return scalars, rejections
+        return scalars
+
+    def save(self) -> SavedMeans:
+        """This rank's losses since the last logging point: a resumed run goes on with them."""
+        return self.means.save()
+
+    def restore(self, saved: Sequence[SavedMeans]) -> None:
+        """Takes up what :meth:`save` gave on each rank of the run before; as many ranks or not."""
+        mine = saved[self.runtime.rank :][:1] if len(saved) == self.runtime.world_size else saved
+        if len(saved) != self.runtime.world_size and not self.runtime.is_main:
+            mine = [{"sums": dict.fromkeys(one["sums"], 0.0), "weights": one["weights"]} for one in saved]
+        self.means.restore(mine, self.runtime.device)
 
     def _restart(self) -> None:
-        self.means.reset()
-        self._rejections: list[Rejection] = []
-        self._clips, self._updates = 0, 0
+        self._clips, self._updates = 0.0, 0
         self._audio_s, self._waited_s, self._paused_s = 0.0, 0.0, 0.0
         self._started = time.perf_counter()
 

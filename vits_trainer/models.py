@@ -17,6 +17,7 @@ from vits_trainer.audio import AudioSpec
 from vits_trainer.config import Architecture, DiscriminatorShape, to_dict
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ModelError
+from vits_trainer.files import replace_directory
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 
@@ -199,16 +200,6 @@ def export(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discrimina
         save_discriminator(discriminator, temporary / DISCRIMINATOR_FILE)
     _compare(exported, temporary)
     replace_directory(temporary, directory)
-
-
-def replace_directory(new: Path, place: Path) -> None:
-    """Puts folder ``new`` at ``place``; one of the two is whole at any moment, whenever the process may die."""
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _compare(model: VitsModel, directory: Path) -> None:

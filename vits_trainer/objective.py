@@ -6,6 +6,7 @@ Knows no optimiser, no accelerator and no logging.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -18,10 +19,24 @@ from vits_trainer.data import Batch
 from vits_trainer.generator import Synthesis
 
 
+class Normalisers(NamedTuple):
+    """What the losses' sums are divided by: counts over all micro-batches of an update, on all ranks."""
+
+    clips: float
+    tokens: float
+    frames: float
+    segment_frames: float
+
+
+WEIGHTLESS = Normalisers(inf, inf, inf, inf)
+"""For a micro-batch in which silence stands in for clips: its losses and their gradients are zero."""
+
+
 class Comparison(NamedTuple):
     """Generated segments beside the recorded ones."""
 
     synthesis: Synthesis
+    normalisers: Normalisers
     generated: Tensor
     """(B, 1, segment_samples) silent behind the end of clips that are shorter than a segment."""
     recorded: Tensor
@@ -44,13 +59,28 @@ class Objective:
         self.spec = spec
         self.segment_frames = segment_frames
 
-    def synthesize(self, generator: nn.Module, batch: Batch, segment_starts: Tensor | None = None) -> Comparison:
-        """The only forward of the generator in an update.
+    def normalisers(self, batch: Batch) -> Normalisers:
+        """Counts in ``batch``. A CPU-GPU sync point unless it is still on the CPU."""
+        if not batch.clip_ids:
+            return Normalisers(0, 0, 0, 0)
+        frames = batch.frame_lengths
+        segment_frames = frames.clamp(max=self.segment_frames).sum()
+        return Normalisers(len(frames), int(batch.token_lengths.sum()), int(frames.sum()), int(segment_frames))
+
+    def synthesize(
+        self,
+        generator: nn.Module,
+        batch: Batch,
+        segment_starts: Tensor | None = None,
+        normalisers: Normalisers | None = None,
+    ) -> Comparison:
+        """The only forward of the generator in a micro-batch.
 
         Args:
             generator: a :class:`~vits_trainer.generator.Generator`, wrapped for several processes or not.
             batch: clips and texts on the generator's device.
             segment_starts: (B,) frames; drawn at random when left out.
+            normalisers: of the update that the batch is part of; when left out, of the batch alone.
         """
         with torch.no_grad():
             magnitude = spectrogram(batch.waveform, batch.frame_lengths, self.spec)
@@ -65,6 +95,7 @@ class Objective:
         generated = synthesis.waveform.float() * audible
         return Comparison(
             synthesis=synthesis,
+            normalisers=(normalisers or self.normalisers(batch)) if batch.clip_ids else WEIGHTLESS,
             generated=generated,
             recorded=cut_segments(batch.waveform[:, None], starts * hop, self.segment_frames * hop) * audible,
             generated_mel=log_mel(spectrogram(generated[:, 0], valid_frames, self.spec), self.spec),
@@ -73,35 +104,37 @@ class Objective:
         )
 
     def discriminator_losses(self, discriminator: nn.Module, comparison: Comparison) -> dict[str, Tensor]:
-        """``real``, ``fake`` and their sum ``total``. The generator gets no gradient."""
+        """``real``, ``fake`` and their sum ``total``: this batch's share of the update's. None is the generator's."""
         both = torch.cat([comparison.recorded, comparison.generated.detach()])
         real, fake = discriminator(both).split(len(comparison.recorded))
         real_loss, fake_loss = losses.discriminator_lsgan(real.scores, fake.scores)
+        clips = comparison.normalisers.clips
+        real_loss, fake_loss = real_loss / clips, fake_loss / clips
         return {"real": real_loss, "fake": fake_loss, "total": real_loss + fake_loss}
 
     def generator_losses(self, discriminator: nn.Module | None, comparison: Comparison) -> dict[str, Tensor]:
-        """Each loss unweighted under its name, and their weighted sum ``total``.
+        """Each loss unweighted under its name, and their weighted sum ``total``: this batch's share of the update's.
+
+        Added up over the micro-batches of an update and over all ranks, they are the losses of its joined clips.
 
         Args:
             discriminator: the judge, with its parameters frozen (:func:`frozen`); None for the mel objective.
             comparison: from :meth:`synthesize`.
         """
-        s = comparison.synthesis
-        terms = {
-            "mel": losses.mel_l1(comparison.generated_mel, comparison.recorded_mel, comparison.mel_mask),
-            "duration": s.duration_loss.sum() / s.text_mask.sum(),
-        }
+        s, normalisers = comparison.synthesis, comparison.normalisers
+        mel = losses.mel_l1(comparison.generated_mel, comparison.recorded_mel, comparison.mel_mask)
+        terms = {"mel": mel / normalisers.segment_frames, "duration": s.duration_loss.sum() / normalisers.tokens}
         if self.adversarial:
             if discriminator is None:
                 raise ValueError("the vits objective needs a discriminator")
             with torch.no_grad():
                 real = discriminator(comparison.recorded)
             fake = discriminator(comparison.generated)
-            terms["kl"] = losses.kl_divergence(
-                s.latents, s.posterior_log_std, s.prior_mean, s.prior_log_std, s.frame_mask
-            )
-            terms["adversarial"] = losses.generator_lsgan(fake.scores)
-            terms["feature_matching"] = losses.feature_matching(real.activations, fake.activations)
+            kl = losses.kl_divergence(s.latents, s.posterior_log_std, s.prior_mean, s.prior_log_std, s.frame_mask)
+            terms["kl"] = kl / normalisers.frames
+            terms["adversarial"] = losses.generator_lsgan(fake.scores) / normalisers.clips
+            matching = losses.feature_matching(real.activations, fake.activations)
+            terms["feature_matching"] = matching / normalisers.clips
         return terms | {"total": self.total(terms)}
 
     @property

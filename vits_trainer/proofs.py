@@ -14,12 +14,13 @@ from transformers import VitsConfig, VitsModel, pipeline
 
 from vits_trainer.config import Architecture, DiscriminatorShape, PrepareConfig, TrainConfig
 from vits_trainer.corpus import speak_corpus
-from vits_trainer.data import ClipReader, MicroBatch, collate, open_prepared
+from vits_trainer.data import ClipReader, open_prepared
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import CheckFailedError
 from vits_trainer.generator import Generator
 from vits_trainer.models import audio_spec, new_model
 from vits_trainer.objective import Objective, frozen
+from vits_trainer.order import MicroBatch
 from vits_trainer.preparation import prepare
 from vits_trainer.text import build_tokenizer
 from vits_trainer.tracking import versions
@@ -115,7 +116,7 @@ def _gradients(prepared_dir: Path) -> str:
     discriminator = Discriminator(JUDGES)
     objective = Objective("vits", TrainConfig().loss_weights, spec, 32)
     reader = ClipReader(prepared, tokenizer, spec, None)
-    batch = collate([reader[row] for row in range(4)], MicroBatch((), 0, 0, 1, True), spec)
+    (batch,) = reader.__getitems__(MicroBatch((0, 1, 2, 3), 0, 0, closes_update=True))
     parts = {name: getattr(generator.model, name) for name in PARTS} | {"discriminator": discriminator}
     before = {name: [p.detach().clone() for p in part.parameters()] for name, part in parts.items()}
     optimizer = torch.optim.AdamW([*generator.parameters(), *discriminator.parameters()], lr=1e-3)

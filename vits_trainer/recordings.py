@@ -33,7 +33,9 @@ MIN_RATE_HZ, MAX_RATE_HZ = 4000, 192_000
 _LENGTH_UNKNOWN_BYTES = 0x7FFF0000
 """Programs that write WAV into a pipe announce this much or more, as they cannot know the length."""
 _MP3_FRAME_SAMPLES = 1152
-_PCM16_BYTES = 2
+PCM16_BYTES = 2
+WAV_HEADER_BYTES = 44
+"""Of the files that :func:`write_pcm16_wav` writes."""
 _PCM16_PEAK = 32767 / 32768
 """The greatest sample that 16 bits hold."""
 
@@ -186,7 +188,7 @@ def write_pcm16_wav(path: Path, pcm: NDArray[np.int16], rate_hz: int) -> None:
     content = io.BytesIO()
     with wave.open(content, "wb") as recording:
         recording.setnchannels(1)
-        recording.setsampwidth(_PCM16_BYTES)
+        recording.setsampwidth(PCM16_BYTES)
         recording.setframerate(rate_hz)
         recording.writeframes(pcm.astype("<i2").tobytes())
     path.write_bytes(content.getvalue())
@@ -211,13 +213,13 @@ def read_pcm16_wav(path: Path) -> tuple[NDArray[np.int16], int]:
         _reject(Reason.UNREADABLE_AUDIO, f"{path}: {error.strerror}")
     except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: sizes that contradict one another
         _reject(Reason.UNREADABLE_AUDIO, f"{path}: no PCM WAV file ({str(error) or 'it ends too early'})")
-    if channels != 1 or sample_bytes != _PCM16_BYTES:
+    if channels != 1 or sample_bytes != PCM16_BYTES:
         _reject(
             Reason.UNSUPPORTED_AUDIO,
             f"{path}: {channels} channel(s) of {8 * sample_bytes} bits, where 16-bit mono is expected",
         )
-    if len(content) < announced * _PCM16_BYTES:
-        _reject(Reason.TRUNCATED_AUDIO, f"{path}: {len(content) // _PCM16_BYTES} of {announced} samples are there")
+    if len(content) < announced * PCM16_BYTES:
+        _reject(Reason.TRUNCATED_AUDIO, f"{path}: {len(content) // PCM16_BYTES} of {announced} samples are there")
     return np.frombuffer(content, dtype="<i2").astype(np.int16), rate_hz
 
 

@@ -6,17 +6,21 @@ them and step schedules once a process.
 """
 
 import os
+import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from vits_trainer.config import Precision
-from vits_trainer.errors import ConfigError
+from vits_trainer.errors import ConfigError, OtherRankError, VitsTrainerError
+
+Value = TypeVar("Value")
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,7 +28,11 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Runtime:
     """This process among the others, its device and its precision. Building it runs on every rank."""
 
-    def __init__(self, precision: Precision, accumulation: int) -> None:
+    def __init__(self, precision: Precision, accumulation: int, deterministic: bool = False) -> None:
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.backends.cudnn.benchmark = False
         # The relative embeddings' gradients have one dimension of size 1, whose stride costs nothing.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         on_gpu = torch.cuda.is_available()
@@ -33,8 +41,9 @@ class Runtime:
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="no",
-            # Neither network has buffers to broadcast, and no parameter of theirs goes unused.
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            # Neither network has buffers to broadcast, and no parameter of theirs goes unused. A static graph needs its
+            # first backward pass to be a synchronised one (torch 2.14): Trainer.rehearse has it.
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=True)],
         )
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self.world_size != expected:
@@ -43,6 +52,8 @@ class Runtime:
                 f"{self.world_size}. Start with accelerate launch --config_file accelerate_configs/multi_gpu.yaml, or "
                 "cpu_2proc.yaml without a GPU."
             )
+        # What ranks agree upon must not wait for the device, which is busy with the last update: a group of its own.
+        self._host_group: Any = torch.distributed.new_group(backend="gloo") if self.world_size > 1 else None
 
     @property
     def device(self) -> torch.device:
@@ -77,11 +88,12 @@ class Runtime:
         with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             yield
 
-    @contextmanager
-    def own_rng(self) -> Iterator[None]:
-        """Whatever is drawn inside leaves the random generators of the CPU and of the device as they were."""
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            yield
+    def reseed(self, *numbers: int) -> None:
+        """Makes what is drawn from now on a pure function of ``numbers`` and the rank: nothing of it need be saved."""
+        state = int(np.random.SeedSequence([*numbers, self.rank]).generate_state(1)[0])
+        random.seed(state)
+        np.random.seed(state)  # transformers' layerdrop draws from it
+        torch.manual_seed(state)
 
     def gradient_scaler(self) -> torch.amp.GradScaler:
         """A scaler of one network's own, so that one network's overflow leaves the other's scale alone (fp16 only)."""
@@ -97,29 +109,43 @@ class Runtime:
             yield
 
     def sum(self, values: Tensor) -> Tensor:
-        """Adds up ``values`` over the ranks. Runs on every rank."""
-        total: Tensor = self.accelerator.reduce(values.to(self.device), reduction="sum")
+        """Adds up ``values`` over the ranks, on the CPU. Runs on every rank."""
+        total = values.detach().cpu().clone()
+        if self._host_group is not None:
+            torch.distributed.all_reduce(total, group=self._host_group)
         return total
 
-    def from_main(self, text: str) -> str:
-        """The main rank's text on every rank. Runs on every rank."""
-        if self.world_size == 1:
-            return text
-        box = [text]
-        torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
+    def from_main(self, make: Callable[[], Value]) -> Value:
+        """What ``make`` gives on the main rank, a small picklable value, on every rank. Runs on every rank.
 
-    def gather(self, item: Any) -> list[Any]:
+        Raises:
+            VitsTrainerError: the error of the main rank, on every rank.
+            OtherRankError: on the other ranks, where the main rank's error is of another kind.
+        """
+        if self._host_group is None:
+            return make()
+        box: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                box[0] = make()
+            except Exception as error:
+                known = isinstance(error, VitsTrainerError)
+                box[1] = error if known else OtherRankError(f"rank 0 failed: {type(error).__name__}: {error}")
+                torch.distributed.broadcast_object_list(box, src=0, group=self._host_group)
+                raise
+        torch.distributed.broadcast_object_list(box, src=0, group=self._host_group)
+        if box[1] is not None:
+            raise box[1]
+        value: Value = box[0]
+        return value
+
+    def gather(self, item: Value) -> list[Value]:
         """Each rank's ``item``, a small picklable value, on every rank. Runs on every rank."""
-        if self.world_size == 1:
+        if self._host_group is None:
             return [item]
         items: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(items, item)
+        torch.distributed.all_gather_object(items, item, group=self._host_group)
         return items
-
-    def wait(self) -> None:
-        """Returns once every rank has come here. Runs on every rank."""
-        self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
         """Leaves the process group, once all is done. Runs on every rank."""

@@ -4,17 +4,22 @@ The only writer of metrics. Ranks other than the main one hold a tracker that do
 
     runs/<run_name>/
         config.yaml      the configuration of the last start
-        metrics.jsonl    one line of scalars a logging point: update, epoch and the names of docs/metrics.md
+        outcome.json     running, done, stopped or failed, and at which update
+        metrics.jsonl    one line of scalars an update that has some: update, epoch and the names of docs/metrics.md
         rejected.jsonl   one line a clip that training could not use
         train.log        what was said
         samples/         speech, mel spectrograms and alignments of the same sentences at each validation
         wandb/           the Weights & Biases run
+        wandb.json       its id, and how often the run was started
 """
 
+import hashlib
 import json
 import logging
 import os
+import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -26,28 +31,52 @@ import wandb
 from vits_trainer.audio import AudioSpec
 from vits_trainer.config import TrainConfig, save_config, to_dict
 from vits_trainer.data import Rejection
+from vits_trainer.files import set_aside, sync, write_whole
 from vits_trainer.pictures import Sample, alignment_picture, mel_picture
 from vits_trainer.recordings import to_pcm16, write_pcm16_wav
 
 logger = logging.getLogger("vits_trainer")
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    words: str
+    """``done``, ``stopped ...`` or ``failed ...``."""
+    update: int
+    exit_code: int = 0
+
+
 class Tracker:
     """Writes one run's record while it is entered; leaving by an exception marks the run as failed."""
 
-    def __init__(self, run_dir: Path, config: TrainConfig, facts: Mapping[str, Any], is_main: bool) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        config: TrainConfig,
+        facts: Mapping[str, Any],
+        is_main: bool,
+        resumed_at: int | None = None,
+    ) -> None:
         """Args:
         run_dir: ``runs/<run_name>``, made if need be.
         config: of the run.
         facts: what goes to the W&B config beside it: versions, plan, the data set's figures.
         is_main: whether this rank writes.
+        resumed_at: the update from which a resumed run goes on; None for a new run.
         """
         self.run_dir = run_dir
         self.config = config
         self.facts = facts
         self.is_main = is_main
+        self.resumed_at = resumed_at
+        self.outcome = Outcome("done", 0)
+        """What is said of the run in the end, unless it fails."""
         self._metrics: TextIO | None = None
         self._run: Any = None
+        self._sent_update = -1
+        """What an online run holds already: the same values would come again."""
         self._log_handler: logging.Handler | None = None
 
     def __enter__(self) -> "Tracker":
@@ -58,9 +87,11 @@ class Tracker:
         self._log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("vits_trainer").addHandler(self._log_handler)
         save_config(self.config, self.run_dir / "config.yaml")
-        (self.run_dir / "rejected.jsonl").touch()
+        for name in ("metrics.jsonl", "rejected.jsonl"):
+            self._forget_what_comes_again(self.run_dir / name)
         self._metrics = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        self._run = self._start_wandb()
+        self._start_wandb()
+        self._write_outcome(Outcome("running", 0))
         return self
 
     def __exit__(
@@ -70,38 +101,47 @@ class Tracker:
             return
         if error is not None:
             logger.error("The run failed.", exc_info=error if not isinstance(error, SystemExit) else None)
-        outcome = "done" if error is None else f"failed: {type(error).__name__}: {error}"
-        self.summarise({"outcome": outcome})
-        self._run.finish(exit_code=0 if error is None else 1)
+            self.outcome = Outcome(f"failed: {type(error).__name__}: {error}", self.outcome.update, exit_code=1)
+        self._write_outcome(self.outcome)
+        self.summarise({"outcome": self.outcome.words})
+        if self.outcome.words.startswith("stopped"):
+            self._run.mark_preempting()
+        self._run.finish(exit_code=self.outcome.exit_code)
         assert self._metrics is not None  # noqa: S101 - set on entry
         self._metrics.close()
         assert self._log_handler is not None  # noqa: S101
         logging.getLogger("vits_trainer").removeHandler(self._log_handler)
         self._log_handler.close()
 
-    def forget_after(self, update: int) -> None:
-        """Drops the lines of metrics.jsonl behind ``update``, which a resumed run writes anew."""
-        path = self.run_dir / "metrics.jsonl"
-        if self.is_main and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
-            path.write_text("".join(kept), encoding="utf-8")
+    def record(
+        self,
+        update: int,
+        epoch: int,
+        values: Mapping[str, float],
+        samples: Sequence[Sample] = (),
+        spec: AudioSpec | None = None,
+    ) -> None:
+        """Records all there is to say of one update.
 
-    def scalars(self, update: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Records named scalars at ``update``."""
+        Args:
+            update: just done.
+            epoch: of its clips.
+            values: named scalars.
+            samples: what the voice makes of the validation sentences: speech, mel spectrograms, alignments.
+            spec: of the voice, where there are samples.
+        """
         if self._metrics is None:
             return
         line = {"update": update, "epoch": epoch, **values}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
-        self._run.log(line)
+        media = self._media(update, samples, spec) if spec else {}
+        if update > self._sent_update:
+            self._run.log({**line, **media})
 
-    def samples(self, update: int, epoch: int, samples: Sequence[Sample], spec: AudioSpec) -> None:
-        """Records what the voice makes of the validation sentences: speech, mel spectrograms, alignments."""
-        if not self.is_main:
-            return
+    def _media(self, update: int, samples: Sequence[Sample], spec: AudioSpec) -> dict[str, Any]:
         folder = self.run_dir / "samples" / f"update-{update:06}"
-        media: dict[str, Any] = {"update": update, "epoch": epoch}
+        media: dict[str, Any] = {}
         for number, sample in enumerate(samples):
             names = {kind: folder / f"{number}_{kind}" for kind in ("speech.wav", "mel.png", "alignment.png")}
             folder.mkdir(parents=True, exist_ok=True)
@@ -111,10 +151,9 @@ class Tracker:
             media[f"samples/{number}/speech"] = wandb.Audio(str(names["speech.wav"]), caption=sample.text)
             media[f"samples/{number}/mel"] = wandb.Image(str(names["mel.png"]), caption=sample.text)
             media[f"samples/{number}/alignment"] = wandb.Image(str(names["alignment.png"]), caption=sample.text)
-        if samples:
-            self._run.log(media)
+        return media
 
-    def rejected(self, update: int, epoch: int, rejections: list[Rejection]) -> None:
+    def rejected(self, update: int, epoch: int, rejections: Sequence[Rejection]) -> None:
         """Records clips that training could not use."""
         if not self.is_main:
             return
@@ -124,31 +163,63 @@ class Tracker:
                 file.write(json.dumps(record | {"kind": clip.reason, "message": clip.detail}) + "\n")
                 logger.warning("clip %s rejected: %s (%s)", clip.clip_id, clip.reason, clip.detail)
 
+    def settle(self) -> None:
+        """Returns once what was recorded would survive a loss of power: before a checkpoint says that it is there."""
+        for name in ("metrics.jsonl", "rejected.jsonl") if self.is_main else ():
+            sync(self.run_dir / name)
+
     def summarise(self, values: Mapping[str, Any]) -> None:
         """Sets values of the W&B run's summary."""
         if self._run is not None:
             self._run.summary.update(dict(values))
 
-    def _start_wandb(self) -> Any:
+    def _write_outcome(self, outcome: Outcome) -> None:
+        record = {"outcome": outcome.words, "update": outcome.update}
+        write_whole(self.run_dir / "outcome.json", json.dumps(record) + "\n")
+
+    def _forget_what_comes_again(self, path: Path) -> None:
+        """Drops the lines behind the checkpoint that a run is resumed from; puts those of an older run aside."""
+        if self.resumed_at is None:
+            if path.is_file() and path.stat().st_size:
+                set_aside(path, "earlier")
+            path.touch()
+            return
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        # A line that has no end was being written when the run was killed.
+        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["update"] <= self.resumed_at]
+        write_whole(path, b"".join(kept))
+
+    def _start_wandb(self) -> None:
+        """Online, a resumed run goes on as the same run. Offline that cannot be: each start is a run of its own, in
+        one group, or the second would overwrite the first when they are synced."""
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_api_key() else "offline")
-        run = wandb.init(
+        path = self.run_dir / "wandb.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self.resumed_at is not None else {}
+        first_id, attempt = known.get("id") or secrets.token_hex(4), known.get("attempts", 0) + 1
+        write_whole(path, json.dumps({"id": first_id, "attempts": attempt}) + "\n")
+        self._run = wandb.init(
             project=self.config.wandb_project,
             entity=self.config.wandb_entity,
+            id=first_id if mode == "online" or attempt == 1 else f"{first_id}-{attempt}",
+            resume="allow" if mode == "online" else None,
             name=self.run_dir.name,
             group=self.run_dir.name,
             tags=list(self.config.wandb_tags) or None,
-            config={**to_dict(self.config), **self.facts},
+            config={**to_dict(self.config), **self.facts, "attempt": attempt, "resumed_at": self.resumed_at},
+            allow_val_change=True,
             dir=self.run_dir,
             mode=cast("Literal['online', 'offline', 'disabled']", mode),
             settings=wandb.Settings(silent=True, console="off"),
         )
         # The update is the axis, not W&B's own step: that one drops what a resumed run logs again.
-        run.define_metric("update")
-        run.define_metric("*", step_metric="update")
+        self._run.define_metric("update")
+        self._run.define_metric("*", step_metric="update")
+        if mode == "online" and self._run.resumed:
+            self._sent_update = int(self._run.summary.get("update", -1))
         if mode == "offline":
             reason = "WANDB_MODE says so" if "WANDB_MODE" in os.environ else "there is no API key"
-            logger.info("Weights & Biases: offline, as %s. Sync with: wandb sync %s", reason, Path(run.dir).parent)
-        return run
+            folder = Path(self._run.dir).parent
+            logger.info("Weights & Biases: offline, as %s. Sync with: wandb sync %s", reason, folder)
 
 
 def log_to_console(is_main: bool) -> None:
@@ -161,7 +232,15 @@ def log_to_console(is_main: bool) -> None:
 def versions() -> dict[str, str]:
     """Of the packages that decide what a run computes."""
     names = ("vits-trainer", "torch", "torchaudio", "accelerate", "transformers", "datasets", "wandb")
-    return {name: version(name) for name in names}
+    return {name: version(name) for name in names} | {"code": _code()}
+
+
+def _code() -> str:
+    """Changes when a line of this package does."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _has_api_key() -> bool:

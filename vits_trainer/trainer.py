@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,18 @@ from transformers import VitsTokenizer
 
 from vits_trainer.checkpoint import Checkpoints, TrainState
 from vits_trainer.config import TrainConfig
-from vits_trainer.data import Batch, ClipReader, Order, load
+from vits_trainer.data import Batch, ClipReader, by_update, load
 from vits_trainer.discriminator import Discriminator
-from vits_trainer.errors import DivergedRanksError, OutOfMemoryError
+from vits_trainer.errors import DivergedRanksError, NoTrainableClipError, OutOfMemoryError
 from vits_trainer.evaluation import Validation
 from vits_trainer.generator import Generator
+from vits_trainer.interruption import Interruption
 from vits_trainer.meter import Meter
-from vits_trainer.objective import Objective, frozen
+from vits_trainer.objective import Normalisers, Objective, frozen
 from vits_trainer.optim import Learner, build_optimizer, learning_rate
+from vits_trainer.order import Order
 from vits_trainer.runtime import Runtime, is_out_of_memory
-from vits_trainer.tracking import Tracker
+from vits_trainer.tracking import Outcome, Tracker
 
 logger = logging.getLogger("vits_trainer")
 
@@ -48,6 +50,7 @@ class Plan:
     validation_clips: int
     world_size: int
     clips_per_update: int
+    """0 where their seconds decide."""
     updates_per_epoch: int
     total_updates: int
     tunes: bool
@@ -60,7 +63,13 @@ class Plan:
 
     @classmethod
     def of(
-        cls, config: TrainConfig, order: Order, validation_clips: int, fresh_judges: bool, seconds_per_update: float = 0
+        cls,
+        config: TrainConfig,
+        order: Order,
+        validation_clips: int,
+        fresh_judges: bool,
+        seconds_per_update: float = 0,
+        kept: Mapping[str, int] | None = None,
     ) -> "Plan":
         """Derives it.
 
@@ -70,6 +79,7 @@ class Plan:
             validation_clips: held out.
             fresh_judges: whether fresh discriminators meet a trained voice.
             seconds_per_update: as measured; ``target_hours`` becomes whole epochs by it, at least one.
+            kept: what a checkpoint's plan came to, as far as the same was asked for then.
         """
         epochs = config.epochs
         if config.target_hours and seconds_per_update:
@@ -78,25 +88,26 @@ class Plan:
         warmup_updates = config.discriminator_warmup_updates
         if warmup_updates is None:
             warmup_updates = min(200, total_updates // 10) if fresh_judges else 0
+        decided = {"total_updates": total_updates, "warmup_updates": warmup_updates} | dict(kept or {})
         return cls(
             training_clips=len(order.rows),
             validation_clips=validation_clips,
             world_size=order.world_size,
-            clips_per_update=order.batch_size * order.world_size * order.accumulation,
+            clips_per_update=0 if order.batch_frames else order.update_clips,
             updates_per_epoch=order.updates_per_epoch,
-            total_updates=total_updates,
             tunes=config.model_name is not None,
-            warmup_updates=warmup_updates,
             log_every=config.log_every_updates,
             validate_every=config.validate_every_updates,
             save_every=config.save_every_updates,
+            **decided,
         )
 
     def __str__(self) -> str:
         """For people."""
         return (
-            f"{self.training_clips} clips to train on, {self.validation_clips} to validate with; up to "
-            f"{self.clips_per_update} clips an update, {self.updates_per_epoch} updates an epoch, "
+            f"{self.training_clips} clips to train on, {self.validation_clips} to validate with; "
+            f"{self.clips_per_update or self.training_clips // self.updates_per_epoch} clips an update"
+            f"{'' if self.clips_per_update else ' on the average'}, {self.updates_per_epoch} updates an epoch, "
             f"{self.total_updates} updates in all"
         )
 
@@ -143,6 +154,7 @@ class Trainer:
         validation: Validation,
         checkpoints: Checkpoints,
         tracker: Tracker,
+        interruption: Interruption,
     ) -> None:
         # What it is told
         self.config = config
@@ -158,11 +170,13 @@ class Trainer:
         self.validation = validation
         self.checkpoints = checkpoints
         self.tracker = tracker
+        self.interruption = interruption
         self.generator_learner = self._learner("generator", generator)
         self.discriminator_learner = None if discriminator is None else self._learner("discriminator", discriminator)
         # Where it stands
         self.state = TrainState()
         self.meter = Meter(runtime)
+        self._saved_update = 0
 
     @property
     def learners(self) -> list[Learner]:
@@ -176,92 +190,144 @@ class Trainer:
 
     def resume(self, place: Path) -> None:
         """Goes back to the checkpoint at ``place``. Runs on every rank."""
-        self.state = self.checkpoints.restore(place, self.generator, self.discriminator, self.learners)
-        self.tracker.forget_after(self.state.update)
-        if self.runtime.is_main:
-            logger.info("Resumed from %s at update %d.", place, self.state.update)
+        networks = (self.generator, self.discriminator, self.learners)
+        self.state, losses = self.checkpoints.restore(place, *networks)
+        self.meter.restore(losses)
+        self._saved_update = self.state.update
 
-    def fit(self) -> TrainState:
-        """Trains up to the plan's last update. Runs on every rank."""
+    def fit(self) -> bool:
+        """Trains up to the plan's last update. Runs on every rank.
+
+        Returns:
+            False if it was asked to stop before; what was done is saved then.
+        """
         self.generator.train()
         places = self.order.after(self.state.update, self.plan.total_updates, self.runtime.rank)
-        if self.plan.validates_before(self.state.update):
-            self._validate()
-        with logging_redirect_tqdm(), self._progress() as progress:
-            for batch in self.meter.timed(load(self.reader, places, self.config.data_workers)):
-                alone = self.state.update < self.plan.warmup_updates
-                if not self.step(batch.to(self.runtime.device), discriminators_alone=alone):
-                    continue
+        with self.interruption, logging_redirect_tqdm(), self._progress() as progress:
+            # Not before: workers that a signal reaches while they start have what they inherited from this process.
+            updates = by_update(load(self.reader, places, self.config.data_workers))
+            if self.plan.validates_before(self.state.update):
+                self._record(self._validate())
+            for update in self.meter.timed(updates):
+                normalisers, rejected, stops = self._agree(update)
+                if stops:
+                    self._stop()
+                    return False
+                if rejected:
+                    self._note_rejections(update, rejected, normalisers)
+                self.step(update, normalisers)
                 self.state.update += 1
-                self.state.epoch = batch.place.epoch
+                self.state.epoch = update[0].place.epoch
+                self.state.clips_trained += int(normalisers.clips)
                 progress.update()
-                if self.plan.logs_at(self.state.update):
-                    self._log(progress)
-                with self.meter.paused():
-                    if self.plan.validates_at(self.state.update):
-                        self._validate()
-                    if self.plan.saves_at(self.state.update):
-                        self._save()
+                self._do_what_is_due(progress)
         self._compare_ranks()
-        return self.state
+        return True
 
     def rehearse(self) -> float:
         """Seconds that an update will take, by forward and backward passes that change nothing. Runs on every rank.
 
         The longest clips go first, so that what does not fit into memory is known now, not in the run's third hour.
         """
-        places = self.order.rehearsal(self.reader.sizes(), self.runtime.rank)
         took_s = 0.0
-        with self.runtime.own_rng():
-            for batch in load(self.reader, places, workers=0):
-                began = time.perf_counter()
-                self.step(batch.to(self.runtime.device), discriminators_alone=False)
-                self.meter.read()  # waits for the device
-                took_s = time.perf_counter() - began
-        self.meter.count()
+        for batch in load(self.reader, self.order.rehearsal(self.runtime.rank), workers=0):
+            began = time.perf_counter()
+            normalisers, _, _ = self._agree([batch])
+            self._turns(batch, normalisers, discriminators_alone=False, closes=True, rate=None)
+            if self.runtime.device.type == "cuda":
+                torch.cuda.synchronize(self.runtime.device)
+            took_s = time.perf_counter() - began
         for learner in self.learners:
             learner.optimizer.zero_grad(set_to_none=True)
         return float(max(self.runtime.gather(took_s))) * self.order.accumulation
 
-    def step(self, batch: Batch, discriminators_alone: bool) -> bool:
-        """Takes one micro-batch; True when it closed an update. Runs on every rank.
+    def step(self, update: Sequence[Batch], normalisers: Normalisers) -> None:
+        """One step of the discriminators, then one of the generator. Runs on every rank.
 
         Args:
-            batch: on the device.
-            discriminators_alone: the generator's losses are only measured.
+            update: this rank's micro-batches of it.
+            normalisers: what its losses are divided by, on all ranks.
 
         Raises:
             OutOfMemoryError: it does not fit; names its clips' lengths and the flags that help.
         """
-        networks = [learner.network for learner in self.learners]
-        with (
-            self._explaining_memory(batch),
-            self.runtime.accumulating(*networks, synchronise=batch.place.closes_update),
-        ):
-            found = self._turns(batch, discriminators_alone)
-        self.meter.add(found, batch)
-        return batch.place.closes_update
+        self.runtime.reseed(self.config.seed, self.state.update)
+        alone = self.state.update < self.plan.warmup_updates
+        rate = learning_rate(self.config, update[0].place.epoch)
+        shares: dict[str, Tensor] = {}
+        for batch in update:
+            closes = batch is update[-1]
+            found = self._turns(batch, normalisers, alone, closes, rate if closes else None)
+            shares |= {name: shares[name] + value if name in shares else value for name, value in found.items()}
+        self.meter.add(shares, update, normalisers.clips)
 
-    def _turns(self, batch: Batch, discriminators_alone: bool) -> dict[str, Tensor]:
+    def _turns(
+        self, batch: Batch, normalisers: Normalisers, discriminators_alone: bool, closes: bool, rate: float | None
+    ) -> dict[str, Tensor]:
+        """Each network's turn with one micro-batch: its share of the update's losses. Runs on every rank.
+
+        Args:
+            batch: on the CPU.
+            normalisers: of the update.
+            discriminators_alone: the generator's losses are only measured.
+            closes: whether the ranks' gradients meet.
+            rate: to step with; None where the networks only accumulate.
+        """
         found: dict[str, Tensor] = {}
-        with self.runtime.autocast(), torch.set_grad_enabled(not discriminators_alone):
-            comparison = self.objective.synthesize(self.generator_learner.network, batch)
-        if self.discriminator_learner is not None:
-            with self.runtime.autocast():
-                d_losses = self.objective.discriminator_losses(self.discriminator_learner.network, comparison)
-            found |= named("discriminator", d_losses) | self._learn(self.discriminator_learner, d_losses, batch)
-        judging = frozen(self.discriminator) if self.discriminator else nullcontext()
-        with self.runtime.autocast(), judging, torch.set_grad_enabled(not discriminators_alone):
-            g_losses = self.objective.generator_losses(self.discriminator, comparison)
-        found |= named("generator", g_losses)
-        return found if discriminators_alone else found | self._learn(self.generator_learner, g_losses, batch)
+        networks = [learner.network for learner in self.learners]
+        with self._explaining_memory(batch), self.runtime.accumulating(*networks, synchronise=closes):
+            batch = batch.to(self.runtime.device)
+            with self.runtime.autocast(), torch.set_grad_enabled(not discriminators_alone):
+                comparison = self.objective.synthesize(self.generator_learner.network, batch, normalisers=normalisers)
+            if self.discriminator_learner is not None:
+                with self.runtime.autocast():
+                    d_losses = self.objective.discriminator_losses(self.discriminator_learner.network, comparison)
+                found |= named("discriminator", d_losses) | self._learn(self.discriminator_learner, d_losses, rate)
+            judging = frozen(self.discriminator) if self.discriminator else nullcontext()
+            with self.runtime.autocast(), judging, torch.set_grad_enabled(not discriminators_alone):
+                g_losses = self.objective.generator_losses(self.discriminator, comparison)
+            found |= named("generator", g_losses)
+            if not discriminators_alone:
+                found |= self._learn(self.generator_learner, g_losses, rate)
+        return found
 
-    def _learn(self, learner: Learner, losses: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """One network's backward, and its step when the update closes: its gradient's norm, then."""
-        learner.backward(losses["total"] / batch.place.in_update)
-        if not batch.place.closes_update:
+    def _learn(self, learner: Learner, losses: dict[str, Tensor], rate: float | None) -> dict[str, Tensor]:
+        """One network's backward, and its step where there is a ``rate``: its share of the gradient's norm, then."""
+        # DistributedDataParallel gives the mean of the ranks' gradients; the losses are shares of a sum.
+        learner.backward(losses["total"] * self.runtime.world_size)
+        if rate is None:
             return {}
-        return {f"grad_norm/{learner.name}": learner.update(learning_rate(self.config, batch.place.epoch))}
+        return {f"grad_norm/{learner.name}": learner.update(rate) / self.runtime.world_size}
+
+    def _agree(self, update: Sequence[Batch]) -> tuple[Normalisers, int, bool]:
+        """What all ranks must know before an update, in one exchange on the host's side. Runs on every rank.
+
+        Returns:
+            What its losses are divided by, how many clips could not be used, and whether to stop before it.
+        """
+        counts = [self.objective.normalisers(batch) for batch in update]
+        rejected = sum(len(batch.rejections) for batch in update)
+        stops = bool(self._asked_to_stop())
+        own = [*(sum(column) for column in zip(*counts, strict=True)), rejected, stops]
+        *totals, rejected_clips, stopping = self.runtime.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        return Normalisers(*totals), int(rejected_clips), stopping > 0
+
+    def _note_rejections(self, update: Sequence[Batch], count: int, normalisers: Normalisers) -> None:
+        """Records what could not be used, on all ranks. Runs on every rank.
+
+        Raises:
+            NoTrainableClipError: nothing of the update is left.
+        """
+        own = [rejection for batch in update for rejection in batch.rejections]
+        rejections = [clip for found in self.runtime.gather(own) for clip in found]
+        self.state.clips_rejected += count
+        self.tracker.rejected(self.state.update + 1, update[0].place.epoch, rejections)
+        if not normalisers.clips:
+            reasons = "; ".join(f"{r.clip_id}: {r.reason} ({r.detail})" for r in rejections[:5])
+            raise NoTrainableClipError(
+                f"No clip of an update can be used: {reasons}. Run prepare_data again, and compare the voice's "
+                "vocabulary with the texts."
+            )
 
     @contextmanager
     def _explaining_memory(self, batch: Batch) -> Iterator[None]:
@@ -285,44 +351,75 @@ class Trainer:
         wrapped = self.runtime.wrap(network)
         return Learner(name, wrapped, optimizer, self.runtime.gradient_scaler(), self.config.max_grad_norm)
 
-    def _log(self, progress: "tqdm[NoReturn]") -> None:
-        scalars, rejections = self.meter.read()
-        self._count_clips()
+    def _do_what_is_due(self, progress: "tqdm[NoReturn]") -> None:
+        """Logs, validates and saves as the plan says for the update just done. Runs on every rank."""
+        update = self.state.update
+        scalars = self._measure(progress) if self.plan.logs_at(update) else {}
+        self.state.validation_mel = None
+        with self.meter.paused():
+            if self.plan.validates_at(update):
+                scalars |= self._validate()
+            self._record(scalars)
+            if self.plan.saves_at(update):
+                self._save()
+
+    def _measure(self, progress: "tqdm[NoReturn]") -> dict[str, float]:
+        scalars = self.meter.read()
         scalars |= {"data/trained": self.state.clips_trained, "data/rejected": self.state.clips_rejected}
         scalars["optim/learning_rate"] = learning_rate(self.config, self.state.epoch)
-        self.tracker.rejected(self.state.update, self.state.epoch, rejections)
-        self.tracker.scalars(self.state.update, self.state.epoch, scalars)
         shown = {short: f"{scalars[name]:.{digits}f}" for short, name, digits in _SHOWN if name in scalars}
         progress.set_postfix(shown)
         if progress.disable and self.runtime.is_main:
             left_s = (self.plan.total_updates - self.state.update) * self.meter.seconds_per_update
             words = " ".join(f"{name} {value}" for name, value in shown.items())
             logger.info("update %d/%d  %s  %.0f s left", self.state.update, self.plan.total_updates, words, left_s)
+        return scalars
 
-    def _validate(self) -> None:
+    def _validate(self) -> dict[str, float]:
         found = self.validation.run(self.generator, self.discriminator)
         if not found:
-            return
+            return {}
         if self.objective.adversarial:
             found["validation/mel_from_text"] = self.validation.mel_from_text(self.generator)
         found["validation/constant_frame_mel"] = self.validation.constant_frame_mel
-        self.tracker.scalars(self.state.update, self.state.epoch, found)
+        self.state.validation_mel = found["validation/mel"]
         if self.runtime.is_main:
             words = " ".join(f"{name.partition('/')[2]} {value:.4f}" for name, value in found.items())
             logger.info("update %d  validation: %s", self.state.update, words)
-            samples = self.validation.samples(self.generator, self.config.validation_samples)
-            self.tracker.samples(self.state.update, self.state.epoch, samples, self.objective.spec)
+        return found
+
+    def _record(self, scalars: dict[str, float]) -> None:
+        """Writes down what there is to say of the update just done."""
+        if scalars and self.runtime.is_main:
+            wanted = self.config.validation_samples if "validation/mel" in scalars else 0
+            samples = self.validation.samples(self.generator, wanted)
+            self.tracker.record(self.state.update, self.state.epoch, scalars, samples, self.objective.spec)
 
     def _save(self) -> None:
-        self._count_clips()
-        place = self.checkpoints.save(self.state, self.generator, self.discriminator, self.learners, self.tokenizer)
+        self.tracker.settle()
+        plan = {"total_updates": self.plan.total_updates, "warmup_updates": self.plan.warmup_updates}
+        networks = (self.generator, self.discriminator, self.learners)
+        place = self.checkpoints.save(self.state, *networks, self.tokenizer, plan, self.meter.save())
+        self._saved_update = self.state.update
         if self.runtime.is_main:
             logger.info("update %d  saved %s", self.state.update, place)
 
-    def _count_clips(self) -> None:
-        trained, rejected = self.meter.count()
-        self.state.clips_trained += trained
-        self.state.clips_rejected += rejected
+    def _stop(self) -> None:
+        """Saves, and says who asked for it. Runs on every rank."""
+        if self._saved_update != self.state.update:
+            self._save()
+        asked = self.runtime.gather(self._asked_to_stop())
+        reasons = ", ".join(f"{reason} on rank {rank}" for rank, reason in enumerate(asked) if reason)
+        words = f"stopped at update {self.state.update} ({reasons})"
+        self.tracker.outcome = Outcome(words, self.state.update, self.interruption.exit_code())
+        if self.runtime.is_main:
+            self.interruption.stop_file.unlink(missing_ok=True)
+            logger.info("%s. Go on with --resume_from_checkpoint latest", words)
+
+    def _asked_to_stop(self) -> str:
+        """Why, or nothing. Saving takes as long as it did before, or at first as on a slow disk."""
+        saving_s = self.checkpoints.took_s or 5 + 20 * self.checkpoint_gib
+        return self.interruption.asked(needs_s=2 * (self.meter.slowest_update_s + saving_s))
 
     def _compare_ranks(self) -> None:
         """Raises if the ranks' weights differ at the end: they took different steps. Runs on every rank."""

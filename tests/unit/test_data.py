@@ -1,10 +1,7 @@
-"""From a prepared folder to batches: the order of clips, good and bad records, padding."""
+"""From a prepared folder to batches: good and bad records, padding, the stand-in."""
 
-import itertools
 import json
-import subprocess
-import sys
-from collections import Counter
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +13,23 @@ from vits_trainer.audio import AudioSpec
 from vits_trainer.data import (
     Clip,
     ClipReader,
-    MicroBatch,
-    Order,
     Rejection,
+    by_update,
     collate,
-    held_out_places,
     load,
     open_prepared,
     require_rate,
     split,
 )
-from vits_trainer.errors import DataError, NoTrainableClipError
+from vits_trainer.errors import DataError
+from vits_trainer.interruption import SIGNALS, Interruption
+from vits_trainer.order import MicroBatch, Order
 from vits_trainer.recordings import to_pcm16, write_pcm16_wav
 from vits_trainer.text import build_tokenizer
 
 SPEC = AudioSpec(16000)
-PLACE = MicroBatch((0, 1), 0, 0, 1, True)
-# clips, clips in a micro-batch, processes, micro-batches in an update
-SIZES = [
-    sizes
-    for sizes in itertools.product((1, 2, 7, 16, 33), (1, 4, 5), (1, 2, 3), (1, 3, 8))
-    if sizes[0] >= sizes[2]
-]
-
-
-def order_of(clips: int, batch: int, world: int, accumulation: int, seed: int = 1) -> Order:
-    return Order(tuple(range(100, 100 + clips)), seed, batch, world, accumulation)
+PLACE = MicroBatch((0, 1), 0, 0, True)
+SILENCE = Clip("", np.zeros(1, np.int64), np.zeros(512, np.int16), 0)
 
 
 def write_clip(path: Path, samples: int, rate: int = 16000) -> None:
@@ -65,91 +53,6 @@ def folder(tmp_path):
 
 def reader_of(root: Path, speaker_ids: dict[str, int] | None = None, characters: str = "ab 0123456789") -> ClipReader:
     return ClipReader(open_prepared(root), build_tokenizer([characters]), SPEC, speaker_ids)
-
-
-@pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "x".join(map(str, sizes)))
-def test_every_clip_is_taken_exactly_once_an_epoch(sizes):
-    clips, batch, world, _ = sizes
-    order = order_of(*sizes)
-    ranks = [order.epoch(3, rank) for rank in range(world)]
-    taken = Counter(row for micro_batches in ranks for micro_batch in micro_batches for row in micro_batch.indices)
-    assert taken == Counter(order.rows)
-    assert {len(micro_batches) for micro_batches in ranks} == {order.micro_batches_per_epoch}
-    assert all(micro_batch.indices for micro_batches in ranks for micro_batch in micro_batches)
-    largest = max(len(micro_batch.indices) for micro_batches in ranks for micro_batch in micro_batches)
-    assert largest <= batch or order.micro_batches_per_epoch == clips // world  # else a process would have no clip
-
-
-@pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "x".join(map(str, sizes)))
-def test_updates_close_together_on_all_ranks_and_the_last_may_be_smaller(sizes):
-    order = order_of(*sizes)
-    accumulation = sizes[3]
-    epoch = order.epoch(0, rank=sizes[2] - 1)
-    closing = [micro_batch.closes_update for micro_batch in epoch]
-    assert closing == [micro_batch.closes_update for micro_batch in order.epoch(5, rank=0)]
-    assert sum(closing) == order.updates_per_epoch
-    assert closing[-1]
-    updates = [epoch[start : start + accumulation] for start in range(0, len(epoch), accumulation)]
-    for update in updates:
-        assert [m.closes_update for m in update] == [False] * (len(update) - 1) + [True]
-        assert {m.in_update for m in update} == {len(update)}
-    assert [m.number for m in epoch] == list(range(len(epoch)))
-
-
-def test_last_update_of_an_epoch_is_smaller_by_hand():
-    epoch = order_of(10, 2, 1, 3).epoch(0, 0)
-    assert [m.closes_update for m in epoch] == [False, False, True, False, True]
-    assert [m.in_update for m in epoch] == [3, 3, 3, 2, 2]
-
-
-@pytest.mark.parametrize("sizes", SIZES[::7], ids=lambda sizes: "x".join(map(str, sizes)))
-def test_resuming_takes_what_was_left(sizes):
-    order = order_of(*sizes)
-    until = 3 * order.updates_per_epoch + 1
-    whole = list(order.after(0, until, rank=0))
-    assert sum(m.closes_update for m in whole) == until
-    assert whole[-1].closes_update
-    for updates in range(until):
-        ends = [place for place, m in enumerate(whole, start=1) if m.closes_update]
-        assert list(order.after(updates, until, rank=0)) == whole[([0, *ends])[updates] :]
-    assert list(order.after(until, until, rank=0)) == []
-
-
-def test_epochs_and_seeds_have_orders_of_their_own():
-    def rows(epoch: int, seed: int) -> tuple[int, ...]:
-        return tuple(row for m in order_of(33, 4, 1, 1, seed).epoch(epoch, 0) for row in m.indices)
-
-    assert len({rows(epoch, seed) for epoch in range(4) for seed in range(4)}) == 16
-    assert rows(0, 1) != tuple(range(100, 133))
-
-
-def test_order_is_the_same_in_another_process():
-    code = (
-        "from vits_trainer.data import Order; "
-        "print([m.indices for m in Order(tuple(range(20)), 5, 3, 2, 2).epoch(4, 1)])"
-    )
-    said = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-    )
-    order = Order(tuple(range(20)), 5, 3, 2, 2)
-    assert said.stdout.strip() == str([m.indices for m in order.epoch(4, 1)])
-
-
-def test_order_does_not_touch_the_global_generators():
-    states = torch.random.get_rng_state(), np.random.get_state()[1].copy()
-    order_of(33, 4, 2, 2).epoch(0, 0)
-    assert torch.equal(torch.random.get_rng_state(), states[0])
-    assert (np.random.get_state()[1] == states[1]).all()
-
-
-def test_fewer_clips_than_processes_are_refused():
-    with pytest.raises(DataError, match=r"2 training clip.* too few for 3 processes"):
-        order_of(2, 4, 3, 1)
-
-
-def test_held_out_clips_are_shared_out_in_a_fixed_order():
-    shares = [held_out_places(range(10, 17), 2, rank, 2) for rank in range(2)]
-    assert [[m.indices for m in share] for share in shares] == [[(10, 12), (14, 16)], [(11, 13), (15,)]]
 
 
 def test_split_is_complete_disjoint_and_the_same_again(folder):
@@ -300,35 +203,52 @@ def test_unreadable_clip_is_a_record(tmp_path, content):
     assert "bad.wav" in record.detail
 
 
-def test_batch_is_padded_to_its_longest_and_keeps_bad_records():
+def test_batch_is_padded_to_a_common_size_and_keeps_bad_records():
     clips = [
         Clip("a", np.array([1, 2, 3]), np.full(512, 16384, np.int16), 4),
         Rejection("x", "too short", "3 samples"),
-        Clip("b", np.array([5]), np.full(768, -32768, np.int16), 0),
+        Clip("b", np.array([5]), np.full(5 * 256, -32768, np.int16), 0),
     ]
-    batch = collate(clips, PLACE, SPEC)
-    assert batch.tokens.tolist() == [[1, 2, 3], [5, 0, 0]]
+    batch = collate(clips, PLACE, SPEC, SILENCE)
+    assert batch.tokens.tolist() == [[1, 2, 3, 0], [5, 0, 0, 0]]
     assert batch.token_lengths.tolist() == [3, 1]
-    assert batch.frame_lengths.tolist() == [2, 3]
+    assert batch.frame_lengths.tolist() == [2, 5]
     assert batch.speaker_ids.tolist() == [4, 0]
     assert batch.clip_ids == ("a", "b")
-    assert batch.waveform.shape == (2, 768)
+    assert batch.waveform.shape == (2, 8 * 256)
     assert batch.waveform[0, :512].unique().tolist() == [0.5]
     assert batch.waveform[0, 512:].unique().tolist() == [0.0]
-    assert batch.waveform[1].unique().tolist() == [-1.0]
-    assert batch.audio_s == (512 + 768) / 16000
+    assert batch.waveform[1, : 5 * 256].unique().tolist() == [-1.0]
+    assert batch.waveform[1, 5 * 256 :].unique().tolist() == [0.0]
+    assert batch.audio_s == (512 + 5 * 256) / 16000
     assert [r.clip_id for r in batch.rejections] == ["x"]
     assert batch.place == PLACE
     assert batch.to(torch.device("cpu")).clip_ids == batch.clip_ids
 
 
-def test_batch_without_a_good_clip_says_why():
-    with pytest.raises(NoTrainableClipError, match=r"x: too short \(3 samples\)"):
-        collate([Rejection("x", "too short", "3 samples")], PLACE, SPEC)
+def test_trimmed_batch_is_no_longer_than_its_longest_clip():
+    clips = [
+        Clip("a", np.array([1, 2, 3, 4, 5]), np.ones(512, np.int16), None),
+        Clip("b", np.array([5]), np.ones(5 * 256, np.int16), None),
+    ]
+    trimmed = collate(clips, PLACE, SPEC, SILENCE).trimmed(SPEC.hop)
+    assert trimmed.tokens.shape == (2, 5)
+    assert trimmed.waveform.shape == (2, 5 * 256)
+
+
+@pytest.mark.parametrize("records", [[], [Rejection("x", "too short", "3 samples")]], ids=["no clip", "a bad one"])
+def test_silence_stands_in_where_no_clip_is_good(records):
+    batch = collate(records, PLACE, SPEC, SILENCE)
+    assert batch.clip_ids == ()
+    assert batch.audio_s == 0
+    assert batch.waveform.unique().tolist() == [0]
+    assert (batch.frame_lengths.tolist(), batch.token_lengths.tolist()) == ([2], [1])
+    assert batch.rejections == tuple(records)
 
 
 def test_workers_give_what_the_process_itself_gives(folder):
-    reader, places = reader_of(folder), Order(tuple(range(6)), 1, 2, 1, 1).epoch(0, 0)
+    order = Order(tuple(range(6)), [40] * 6, seed=1, batch_size=2, world_size=1, accumulation=1)
+    reader, places = reader_of(folder), list(order.epoch(0, 0))
     alone, helped = (list(load(reader, iter(places), workers)) for workers in (0, 2))
     assert len(alone) == len(helped) == 3
     for ours, theirs, place in zip(alone, helped, places, strict=True):
@@ -339,14 +259,47 @@ def test_workers_give_what_the_process_itself_gives(folder):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batch_without_a_good_clip_ends_the_run_from_a_worker_too(folder, workers):
+def test_batch_without_a_good_clip_is_a_record_from_a_worker_too(folder, workers):
     (folder / "wavs" / "3.wav").unlink()
-    batches = load(reader_of(folder), [MicroBatch((3,), 0, 0, 1, True)], workers)
-    with pytest.raises(NoTrainableClipError, match=r"3\.wav: unreadable audio"):
-        next(batches)
+    batches = load(reader_of(folder), [MicroBatch((3,), 0, 0, True), MicroBatch((2,), 0, 1, True)], workers)
+    bad, good = batches
+    assert [(r.clip_id, r.reason) for r in bad.rejections] == [("3.wav", "unreadable audio")]
+    assert good.clip_ids == ("2.wav",)
+
+
+def test_signals_to_the_group_leave_the_workers_alive(folder, tmp_path):
+    """Ctrl-C and a scheduler reach every process of the group; the training process must go on to its save."""
+    places = [MicroBatch((n % 6,), 0, n, True) for n in range(40)]
+    with Interruption(tmp_path / "STOP") as interruption:
+        batches = load(reader_of(folder), places, 2)
+        first = [next(batches).place, next(batches).place]  # both workers have begun
+        for worker in batches._workers:
+            for number in SIGNALS:
+                os.kill(worker.pid, number)
+        assert [*first, *(batch.place for batch in batches)] == places
+    assert interruption.signal is None  # it was theirs
+
+
+def test_micro_batches_are_joined_by_update(folder):
+    places = [MicroBatch((n,), 0, n, closes_update=n in (1, 2, 5)) for n in range(6)]
+    updates = list(by_update(load(reader_of(folder), places, 0)))
+    assert [[batch.place.number for batch in update] for update in updates] == [[0, 1], [2], [3, 4, 5]]
 
 
 def test_making_a_loader_leaves_the_global_generator_alone(folder):
     before = torch.random.get_rng_state()
-    list(load(reader_of(folder), [MicroBatch((0,), 0, 0, 1, True)], 0))
+    list(load(reader_of(folder), [MicroBatch((0,), 0, 0, True)], 0))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_planned_frames_are_those_of_the_clips(folder):
+    (folder / "wavs" / "5.wav").unlink()
+    reader = reader_of(folder)
+    planned = reader.prepared.frames(range(6), SPEC.hop)
+    assert planned == [*(len(reader[n].pcm) // SPEC.hop for n in range(5)), 1]
+
+
+def test_fingerprint_changes_with_a_clips_length(folder):
+    before = open_prepared(folder).fingerprint(range(6))
+    write_clip(folder / "wavs" / "2.wav", 12000)
+    assert open_prepared(folder).fingerprint(range(6)) != before

@@ -14,11 +14,11 @@ PACKAGE = Path(vits_trainer.__file__).parent
 # From the ground up. A file imports only from rows above its own.
 ROWS = (
     "errors",
-    "config audio alignment losses durations metrics text recordings pictures",
+    "config audio alignment losses durations metrics text recordings pictures order files interruption",
     "cli corpus tables data generator discriminator conversion optim runtime",
     "sources models objective meter synthesis",
     "preparation tracking checkpoint",
-    "golden evaluation proofs",
+    "golden evaluation proofs resumption",
     "trainer",
     "commands/*",
     "commands/demo commands/check commands/train_feedback",  # run other commands

@@ -1,14 +1,17 @@
 """Running means, and what they become when added up over processes."""
 
+import json
+
 import pytest
 import torch
 
-from vits_trainer.metrics import RunningMeans, means
+from vits_trainer.metrics import RunningMeans
+
+CPU = torch.device("cpu")
 
 
-def read(running: RunningMeans) -> dict[str, float]:
-    names = running.names()
-    return means(names, running.state(names, torch.device("cpu")))
+def read(*ranks: RunningMeans) -> dict[str, float]:
+    return ranks[0].means(torch.stack([running.sums() for running in ranks]).sum(0))
 
 
 def test_mean_is_weighted():
@@ -18,25 +21,19 @@ def test_mean_is_weighted():
     assert read(running) == {"a": (1 + 3 * 4) / 4, "b": 10.0}
 
 
-def test_means_over_processes_are_those_of_all_their_clips():
+def test_shares_of_processes_add_up():
     first, second = RunningMeans(), RunningMeans()
-    first.add({"a": torch.tensor(1.0)}, weight=4)
-    second.add({"a": torch.tensor(7.0)}, weight=2)
-    states = [running.state(["a"], torch.device("cpu")) for running in (first, second)]
-    assert means(["a"], sum(states)) == {"a": pytest.approx((4 * 1 + 2 * 7) / 6)}
+    for shares, weight in (((1.0, 7.0), 6), ((2.0, 0.0), 3)):
+        for running, share in zip((first, second), shares, strict=True):
+            running.add({"a": torch.tensor(share)}, weight=weight)
+    assert read(first, second) == {"a": pytest.approx((6 * 8 + 3 * 2) / 9)}
 
 
 def test_names_are_sorted_whatever_their_order():
     running = RunningMeans()
     running.add({"b": torch.tensor(2.0), "a": torch.tensor(1.0)}, weight=1)
     assert running.names() == ["a", "b"]
-    assert running.state(running.names(), torch.device("cpu")).tolist() == [[1.0, 2.0], [1.0, 1.0]]
-
-
-def test_name_that_was_not_added_here_counts_nothing():
-    running = RunningMeans()
-    running.add({"a": torch.tensor(2.0)}, weight=3)
-    assert running.state(["a", "z"], torch.device("cpu")).tolist() == [[6.0, 0.0], [3.0, 0.0]]
+    assert running.sums().tolist() == [1.0, 2.0]
 
 
 def test_many_small_values_are_not_lost_beside_a_great_one():
@@ -50,7 +47,7 @@ def test_many_small_values_are_not_lost_beside_a_great_one():
 def test_adding_keeps_no_graph():
     running = RunningMeans()
     running.add({"a": torch.tensor(2.0, requires_grad=True) * 3}, weight=1)
-    assert not running.state(["a"], torch.device("cpu")).requires_grad
+    assert not running.sums().requires_grad
 
 
 def test_nan_stays_visible():
@@ -66,9 +63,28 @@ def test_nothing_is_left_after_reset():
     running.add({"a": torch.tensor(5.0)}, weight=1)
     running.reset()
     assert running.names() == []
+    assert running.means(running.sums()) == {}
     running.add({"a": torch.tensor(1.0)}, weight=1)
     assert read(running) == {"a": 1.0}
 
 
-def test_name_without_weight_has_no_mean():
-    assert means(["a", "b"], torch.tensor([[0.0, 4.0], [0.0, 2.0]])) == {"b": 2.0}
+def filled(seed: int) -> RunningMeans:
+    running, generator = RunningMeans(), torch.Generator().manual_seed(seed)
+    for _ in range(5):
+        running.add({"a": torch.rand((), generator=generator), "b": torch.rand((), generator=generator)}, weight=7)
+    return running
+
+
+def test_what_a_checkpoint_keeps_goes_on_to_the_last_bit():
+    whole, restored = filled(1), RunningMeans()
+    restored.restore([json.loads(json.dumps(whole.save()))], CPU)
+    for running in (whole, restored):
+        running.add({"a": torch.tensor(1 / 3), "b": torch.tensor(1e-9)}, weight=3)
+    assert restored.save() == whole.save()
+    assert read(restored) == read(whole)
+
+
+def test_fewer_processes_take_up_the_sums_of_all():
+    ranks, joined = [filled(1), filled(2)], RunningMeans()
+    joined.restore([running.save() for running in ranks], CPU)
+    assert read(joined) == pytest.approx(read(*ranks), rel=1e-15)

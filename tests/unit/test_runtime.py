@@ -1,5 +1,8 @@
 """Precision, launcher settings and gradient scaling."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -98,7 +101,8 @@ def test_processes_that_are_not_connected_are_refused(monkeypatch):
 def test_one_process_is_main_and_speaks_for_itself():
     runtime = Runtime("fp32", 1)
     assert (runtime.rank, runtime.world_size, runtime.is_main, runtime.device.type) == (0, 1, True, "cpu")
-    assert runtime.from_main("word") == "word"
+    assert runtime.from_main(lambda: "word") == "word"
+    assert runtime.gather("word") == ["word"]
     assert runtime.sum(torch.tensor([1.0, 2.0])).tolist() == [1, 2]
     assert runtime.describe() == "1 process(es) on CPU, fp32"
 
@@ -129,3 +133,14 @@ def test_trap_11_overflow_in_one_network_leaves_the_others_scale_alone():
         scaler.update()
     assert [scaler.get_scale() / old for scaler, old in zip(scalers, before, strict=True)] == [1.0, 0.5]
     assert [parameter.item() for parameter in parameters] == [0.5, 1.0]
+
+
+def test_what_is_drawn_is_a_function_of_the_numbers_and_the_rank():
+    runtime = Runtime("fp32", 1)
+
+    def drawn(*numbers: int) -> tuple[float, ...]:
+        runtime.reseed(*numbers)
+        return torch.rand(()).item(), float(np.random.rand()), random.random()
+
+    assert drawn(1234, 5) == drawn(1234, 5)
+    assert len({drawn(*numbers) for numbers in ((1234, 5), (1234, 6), (1235, 5), (5, 1234))}) == 4

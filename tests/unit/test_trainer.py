@@ -9,19 +9,19 @@ from safetensors.torch import load_file
 from tests.voices import metrics, prepared_folder, train_flags
 from vits_trainer.__main__ import main
 from vits_trainer.config import TrainConfig
-from vits_trainer.data import Order
 from vits_trainer.objective import Objective
+from vits_trainer.order import Order
 from vits_trainer.trainer import Plan
 
 
 def plan(seconds_per_update: float = 0, fresh_judges: bool = False, **settings: object) -> Plan:
     config = TrainConfig(**settings)
-    order = Order(tuple(range(100)), 1, config.batch_size, 2, config.gradient_accumulation_steps)
+    order = Order(range(100), [50] * 100, 1, config.batch_size, 2, config.gradient_accumulation_steps)
     return Plan.of(config, order, 5, fresh_judges, seconds_per_update)
 
 
 def test_epochs_become_updates() -> None:
-    # 100 clips in micro-batches of 4 x 2: 13 of them, in updates of 8: 2 an epoch.
+    # 100 clips, 64 in an update: one whole, one of what is left.
     found = plan(epochs=3)
     assert (found.updates_per_epoch, found.total_updates, found.clips_per_update) == (2, 6, 64)
 
@@ -76,7 +76,7 @@ def test_rehearsal_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     prepared_folder(tmp_path)
     assert main(["train_vits", *train_flags(tmp_path, max_updates=2)]) == 0
     with_it = metrics(tmp_path)
-    monkeypatch.setattr("vits_trainer.trainer.Trainer.rehearse", lambda self: 1.0)
+    monkeypatch.setattr("vits_trainer.trainer.Trainer.rehearse", lambda self: 1.0)  # on one process it may be left out
     changes = {"checkpoint_dir": tmp_path / "other", "runs_dir": tmp_path / "other_runs"}
     assert main(["train_vits", *train_flags(tmp_path, max_updates=2, **changes)]) == 0
     lines = (tmp_path / "other_runs/run/metrics.jsonl").read_text().splitlines()
@@ -84,6 +84,14 @@ def test_rehearsal_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for name in ours:
             if name.startswith(("generator/", "discriminator/", "grad_norm/", "validation/", "data/")):
                 assert ours[name] == other[name], name
+
+
+def test_resumed_run_keeps_its_plan_whatever_the_speed_is_now() -> None:
+    config = TrainConfig(target_hours=1.0)
+    kept = {"total_updates": 123, "warmup_updates": 7}
+    order = Order(range(100), [50] * 100, 1, 4, 2, 8)
+    assert Plan.of(config, order, 5, True, seconds_per_update=2, kept=kept).total_updates == 123
+    assert Plan.of(config, order, 5, True, seconds_per_update=2, kept=kept).warmup_updates == 7
 
 
 def test_out_of_memory_names_the_clips_and_the_flags(

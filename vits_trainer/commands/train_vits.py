@@ -6,82 +6,99 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import VitsModel, VitsTokenizer
 
-from vits_trainer import checkpoint, models
-from vits_trainer.checkpoint import Checkpoints, Identity
+from vits_trainer import checkpoint, models, resumption
+from vits_trainer.audio import AudioSpec
+from vits_trainer.checkpoint import Checkpoints
 from vits_trainer.config import TrainConfig
-from vits_trainer.data import ClipReader, Order, PreparedSet, open_prepared, require_rate, split
+from vits_trainer.data import ClipReader, PreparedSet, open_prepared, require_rate, split
+from vits_trainer.errors import ConfigError
 from vits_trainer.evaluation import Validation
 from vits_trainer.generator import Generator
+from vits_trainer.interruption import Interruption
 from vits_trainer.objective import Objective
+from vits_trainer.order import Order
 from vits_trainer.runtime import Runtime
 from vits_trainer.text import build_tokenizer, load_tokenizer
-from vits_trainer.tracking import Tracker, log_to_console, versions
+from vits_trainer.tracking import Outcome, Tracker, log_to_console, versions
 from vits_trainer.trainer import Plan, Trainer
 
 logger = logging.getLogger("vits_trainer")
 
 
 def run(config: TrainConfig) -> int:
-    """Trains, exports, and returns 0. Runs on every rank."""
-    resume_from = checkpoint.find(Path(config.checkpoint_dir), config.resume_from_checkpoint)
+    """Trains, exports, and returns 0; or the code of what stopped it before. Runs on every rank."""
     prepared = open_prepared(Path(config.data_dir), config.max_samples)
     rows, held_out = split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)
     if config.validate_on_training_clips:
         held_out = rows[: config.validation_max_clips]
-    accumulation = config.gradient_accumulation_steps
-    runtime = Runtime(config.precision, accumulation)
+    runtime = Runtime(config.precision, config.gradient_accumulation_steps, config.deterministic)
     log_to_console(runtime.is_main)
+    _refuse_dropped_layers(config, runtime)
+    resume_from = runtime.from_main(lambda: resumption.choose(config))
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed)  # fresh weights, equal on all ranks; what updates draw has seeds of its own
     model, tokenizer = _voice(config, prepared, resume_from)
     spec = models.audio_spec(model.config)
     require_rate(prepared, spec)
     objective = Objective(config.objective, config.loss_weights, spec, config.segment_frames)
     discriminator = models.discriminator_for(config.model_name, config.discriminator) if objective.adversarial else None
     generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
-    if resume_from is None:
-        # The weights are equal on all ranks by now; noise, dropout and segments must not be.
-        torch.manual_seed(int(np.random.SeedSequence([config.seed, runtime.rank]).generate_state(1)[0]))
 
-    order = Order(tuple(rows), config.seed, config.batch_size, runtime.world_size, accumulation)
+    order = _order(config, prepared, rows, spec, runtime.world_size)
     fresh_judges = config.model_name is not None and not models.has_discriminator(config.model_name)
-    plan = Plan.of(config, order, len(held_out), fresh_judges)
+    kept = {} if resume_from is None else resumption.kept_plan(checkpoint.read_record(resume_from), config)
+    plan = Plan.of(config, order, len(held_out), fresh_judges, kept=kept)
     reader = ClipReader(prepared, tokenizer, spec, models.speaker_ids(model.config, prepared.speakers))
     validation = Validation(runtime, objective, reader, held_out, config.batch_size, config.seed)
     name = _run_name(config, resume_from, runtime)
-    identity = Identity(
-        name,
-        prepared.fingerprint(rows),
-        runtime.world_size,
-        config.batch_size,
-        accumulation,
-        config.seed,
-        config.objective,
-    )
-    checkpoints = Checkpoints(Path(config.checkpoint_dir), config.keep_checkpoints, runtime, identity, config)
+    now = resumption.circumstances(name, config, prepared, rows, held_out, order, runtime)
+    changes = [] if resume_from is None else resumption.changes(resume_from, now)
+    checkpoints = Checkpoints(Path(config.checkpoint_dir), config.keep_checkpoints, runtime, now, config)
     runs_dir = Path(config.runs_dir or Path(config.data_dir) / "runs")
     facts = {"plan": asdict(plan), "versions": versions(), "machine": runtime.describe(), "data": prepared.summary}
-    with Tracker(runs_dir / name, config, facts, runtime.is_main) as tracker:
+    resumed_at = None if resume_from is None else int(checkpoint.read_record(resume_from)["state"]["update"])
+    with Tracker(runs_dir / name, config, facts, runtime.is_main, resumed_at) as tracker:
         trainer = Trainer(
             config, plan, runtime, objective, generator, discriminator, tokenizer, order, reader, validation,
-            checkpoints, tracker,
+            checkpoints, tracker, Interruption(tracker.run_dir / "STOP", config.save_before_s),
         )  # fmt: skip
+        runtime.from_main(lambda: resumption.make_way(checkpoints.directory, resume_from))
         if resume_from is not None:
             trainer.resume(resume_from)
         seconds_per_update = trainer.rehearse()
-        trainer.plan = Plan.of(config, order, len(held_out), fresh_judges, seconds_per_update)
+        trainer.plan = Plan.of(config, order, len(held_out), fresh_judges, seconds_per_update, kept)
         if runtime.is_main:
-            _introduce(trainer, seconds_per_update, config, prepared)
-        trainer.fit()
-        if runtime.is_main:
-            models.export(model, tokenizer, discriminator, Path(config.output_dir))
-            logger.info("The voice: %s   The run: %s", config.output_dir, tracker.run_dir)
+            _introduce(trainer, seconds_per_update, config, prepared, resume_from, changes)
+        if trainer.fit():
+            tracker.outcome = Outcome("done", trainer.state.update)
+            if runtime.is_main:
+                models.export(model, tokenizer, discriminator, Path(config.output_dir))
+                logger.info("The voice: %s   The run: %s", config.output_dir, tracker.run_dir)
     runtime.close()
-    return 0
+    return tracker.outcome.exit_code
+
+
+def _refuse_dropped_layers(config: TrainConfig, runtime: Runtime) -> None:
+    if config.layerdrop and runtime.world_size > 1:
+        raise ConfigError(
+            f"--layerdrop {config.layerdrop} with {runtime.world_size} processes: a layer that one of them leaves out "
+            "has no gradient to share. Leave it at 0, as VITS has it."
+        )
+
+
+def _order(config: TrainConfig, prepared: PreparedSet, rows: list[int], spec: AudioSpec, world_size: int) -> Order:
+    return Order(
+        rows=rows,
+        frames=prepared.frames(rows, spec.hop),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        world_size=world_size,
+        accumulation=config.gradient_accumulation_steps,
+        batch_frames=round(config.batch_seconds * spec.sampling_rate / spec.hop),
+    )
 
 
 def _voice(config: TrainConfig, prepared: PreparedSet, resume_from: Path | None) -> tuple[VitsModel, VitsTokenizer]:
@@ -97,12 +114,23 @@ def _voice(config: TrainConfig, prepared: PreparedSet, resume_from: Path | None)
 def _run_name(config: TrainConfig, resume_from: Path | None, runtime: Runtime) -> str:
     """One name on every rank: as given, as before, or from the time. Runs on every rank."""
     if config.run_name is None and resume_from is not None:
-        return str(checkpoint.read_record(resume_from)["identity"]["run_name"])
-    return config.run_name or runtime.from_main(time.strftime("train_vits-%Y%m%d-%H%M%S"))
+        return str(checkpoint.read_record(resume_from)["circumstances"]["fixed"]["run_name"])
+    return config.run_name or runtime.from_main(lambda: time.strftime("train_vits-%Y%m%d-%H%M%S"))
 
 
-def _introduce(trainer: Trainer, seconds_per_update: float, config: TrainConfig, prepared: PreparedSet) -> None:
+def _introduce(
+    trainer: Trainer,
+    seconds_per_update: float,
+    config: TrainConfig,
+    prepared: PreparedSet,
+    resumed_from: Path | None,
+    changes: list[str],
+) -> None:
     """Says what is going to happen, what it takes, and what a constant spectrum would reach."""
+    if resumed_from is not None:
+        logger.info("Resumed from %s at update %d.", resumed_from, trainer.state.update)
+    if changes:
+        logger.warning("Changed since then (was -> now): %s", "; ".join(changes))
     plan = trainer.plan
     left = plan.total_updates - trainer.state.update
     directory = trainer.checkpoints.directory.resolve()

@@ -84,14 +84,15 @@ def test_total_is_the_weighted_sum_of_what_is_logged(trained: Path) -> None:
 
 
 def test_clips_are_counted(trained: Path) -> None:
-    # 10 clips, 1 held out: micro-batches of 3 at a batch size of 4, so four updates train 12.
-    last = [line for line in metrics(trained) if "data/trained" in line][-1]
-    assert (last["data/trained"], last["data/rejected"]) == (12, 0)
+    # 10 clips, 1 held out: updates of 4, 4 and 1 clips, then another of 4.
+    assert [line["data/trained"] for line in metrics(trained)] == [4, 8, 9, 13]
+    assert {line["data/rejected"] for line in metrics(trained)} == {0}
 
 
 def test_offline_wandb_run_holds_the_same_scalars(trained: Path) -> None:
     (file,) = (trained / "training/runs/run/wandb").glob("offline-run-*/run-*.wandb")
-    history = [line for line in wandb_history(file) if not any(key.startswith("samples/") for key in line)]
+    history = wandb_history(file)
+    assert [any(key.startswith("samples/") for key in line) for line in history] == [False, True, False, True]
     written = metrics(trained)
     assert len(history) == len(written)
     for logged, line in zip(history, written, strict=True):
@@ -161,7 +162,7 @@ def test_resumed_run_ends_with_the_uninterrupted_runs_weights(trained: Path, fol
     assert weights(folder, 4) == weights(trained, 4)
     trained_lines = [line for line in metrics(folder) if "generator/mel" in line]
     assert [line["update"] for line in trained_lines] == [1, 2, 3, 4]
-    assert trained_lines[-1]["data/trained"] == 12
+    assert trained_lines[-1]["data/trained"] == 13
 
 
 def test_starting_over_checkpoints_offers_both_ways(
@@ -173,12 +174,37 @@ def test_starting_over_checkpoints_offers_both_ways(
     assert "--checkpoint_dir" in message
 
 
-def test_resuming_with_another_batch_size_is_refused_with_both_values(
-    trained: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"batch_size": 2}, "clips in an update 4 -> 2"),
+        ({"seed": 7}, "seed 1234 -> 7"),
+        ({"objective": "mel"}, "objective vits -> mel"),
+        ({"run_name": "other"}, "run_name run -> other"),
+        ({"max_samples": 9}, "data "),
+        ({"architecture.ffn_dim": 64}, "architecture.ffn_dim 32 -> 64"),
+        ({"batch_seconds": 9}, "seconds in an update None -> 9.0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_illegal_changes_are_refused_as_was_and_now(
+    changes: dict[str, object], named: str, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = train_flags(trained, resume_from_checkpoint="latest", batch_size=2)
+    flags = train_flags(trained, **{"resume_from_checkpoint": "latest", **changes})
     assert main(["train_vits", *flags]) == 2
-    assert "batch_size was 4, is 2" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert named in message
+    assert "vits-trainer export" in message
+
+
+def test_legal_changes_are_listed_as_was_and_now(trained: Path, folder: Path) -> None:
+    shutil.copytree(trained / "checkpoints", folder / "checkpoints")
+    changes = {"learning_rate": 5e-4, "batch_size": 2, "gradient_accumulation_steps": 2, "max_updates": 5}
+    assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="latest", **changes)]) == 0
+    (line,) = [x for x in (folder / "training/runs/run/train.log").read_text().splitlines() if "was -> now" in x]
+    for change in ("learning_rate 0.001 -> 0.0005", "batch_size 4 -> 2", "max_updates 4 -> 5"):
+        assert change in line
+    assert "seed" not in line
 
 
 def test_nothing_to_resume_from_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +215,7 @@ def test_nothing_to_resume_from_is_said(folder: Path, capsys: pytest.CaptureFixt
 def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:
     flags = train_flags(folder, save_every_updates=1, keep_checkpoints=2)
     assert main(["train_vits", *flags]) == 0
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"checkpoint-3", "checkpoint-4"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"checkpoint-3", "checkpoint-4", "best.json"}
 
 
 def test_mel_objective_trains_without_discriminators(folder: Path) -> None:
@@ -207,7 +233,7 @@ def test_mel_objective_trains_without_discriminators(folder: Path) -> None:
 def test_accumulated_micro_batches_make_one_update(folder: Path) -> None:
     flags = train_flags(folder, batch_size=2, gradient_accumulation_steps=3, max_updates=2)
     assert main(["train_vits", *flags]) == 0
-    # 9 clips in 5 micro-batches of 2 at most: one update of three, one of the two that are left.
+    # 9 clips, 6 an update: three micro-batches, then the two that the rest takes.
     assert [line["data/trained"] for line in metrics(folder) if "data/trained" in line] == [6, 9]
 
 
@@ -228,7 +254,7 @@ def test_clip_damaged_since_preparation_is_recorded_and_counted(folder: Path) ->
     (folder / "training/wavs/audio_000004.wav").write_bytes(b"RIFF, but not for long")
     assert main(["train_vits", *train_flags(folder, validation_fraction=0, max_updates=3)]) == 0
     last = metrics(folder)[-1]
-    # One epoch: 10 clips in three micro-batches, one of them bad.
+    # One epoch: 10 clips in three updates, one of them bad.
     assert (last["data/trained"], last["data/rejected"]) == (9, 1)
     (record,) = map(json.loads, (folder / "training/runs/run/rejected.jsonl").read_text().splitlines())
     assert record["clip"] == "audio_000004.wav"

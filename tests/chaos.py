@@ -1,0 +1,182 @@
+"""Kills a training run at random moments, resumes it each time, and compares it with one that was left alone.
+
+    python -m tests.chaos --kills 25 --ranks 1
+
+One run is killed with SIGKILL (all of its processes, the launcher too) again and again, at moments that are random
+over an attempt's whole life; each third kill waits until a checkpoint is being written. After each kill, every
+checkpoint that lies there is compared with the uninterrupted run's of the same update, every clip and every line of
+metrics up to the newest checkpoint likewise. In the end the finished runs are compared.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.voices import prepared_folder, train_flags
+
+ROOT = Path(__file__).parents[1]
+ASIDE = ("time/", "throughput/", "memory/")
+"""Metrics that tell of the machine, not of the training."""
+SETTINGS = {
+    "batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "data_workers": 2,
+    "log_every_updates": 3,
+    "validate_every_updates": 5,
+    "save_every_updates": 2,
+    "keep_checkpoints": 0,
+    "validation_samples": 0,
+    "resume_from_checkpoint": "auto",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run in a folder of its own, as often as it is started."""
+
+    folder: Path
+    data: Path
+    updates: int
+    ranks: int
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "runs/run"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """One attempt, in a process group of its own."""
+        settings = SETTINGS | {"max_updates": self.updates, "data_dir": self.data, "runs_dir": self.folder / "runs"}
+        if self.ranks == 2:
+            settings |= {"batch_size": 1}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        script = [str(ROOT / "tests/distributed/recorded.py"), "train_vits", *train_flags(self.folder, **settings)]
+        topology = ROOT / "accelerate_configs/cpu_2proc.yaml"
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(topology)]
+        with (self.folder / "said.txt").open("ab") as said:
+            return subprocess.Popen(
+                [sys.executable, *(launcher if self.ranks == 2 else []), *script],
+                stdout=said,
+                stderr=said,
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                start_new_session=True,
+            )
+
+    def finish(self) -> tuple[float, float]:
+        """Runs to the end; the seconds until its first update, and all it took."""
+        began, first_s = time.monotonic(), 0.0
+        attempt = self.start()
+        while attempt.poll() is None:
+            if not first_s and (self.record / "clips-0.jsonl").is_file():
+                first_s = time.monotonic() - began
+            time.sleep(0.05)
+        if attempt.returncode:
+            raise SystemExit(f"it ended with {attempt.returncode}:\n{(self.folder / 'said.txt').read_text()[-3000:]}")
+        return first_s, time.monotonic() - began
+
+    def checkpoints(self) -> dict[int, Path]:
+        found = (self.folder / "checkpoints").glob("checkpoint-*")
+        return dict(sorted((int(path.name.partition("-")[2]), path) for path in found))
+
+    def weights(self, update: int) -> str:
+        """Of both networks and both optimisers."""
+        digest = hashlib.sha256()
+        for path in sorted(self.checkpoints()[update].glob("*.safetensors")):
+            digest.update(path.name.encode() + path.read_bytes())
+        return digest.hexdigest()
+
+    def clips(self, until: int) -> dict[tuple[int, int], Any]:
+        """Of each update and rank. An update that was done again must have had the same clips both times."""
+        found: dict[tuple[int, int], Any] = {}
+        for rank in range(self.ranks):
+            for line in _whole_lines(self.record / f"clips-{rank}.jsonl"):
+                if line["update"] <= until:
+                    key = (line["update"], rank)
+                    if found.setdefault(key, line["clips"]) != line["clips"]:
+                        raise SystemExit(f"update {key} took other clips when it was done again")
+        return found
+
+    def metrics(self, until: int) -> list[dict[str, Any]]:
+        lines = [line for line in _whole_lines(self.record / "metrics.jsonl") if line["update"] <= until]
+        return [{key: value for key, value in line.items() if not key.startswith(ASIDE)} for line in lines]
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    content = path.read_text() if path.is_file() else ""
+    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def differences(run: Run, calm: Run, until: int) -> list[str]:
+    """What of ``run`` is not as in ``calm``, up to update ``until``."""
+    updates = [update for update in run.checkpoints() if update <= until]
+    found = [f"weights at {update}" for update in updates if run.weights(update) != calm.weights(update)]
+    found += ["clips"] if run.clips(until) != calm.clips(until) else []
+    return found + (["metrics"] if run.metrics(until) != calm.metrics(until) else [])
+
+
+def kill(run: Run, wait_s: float, while_saving: bool) -> tuple[str, int]:
+    """Starts an attempt and kills it; says in which moment, and the newest whole checkpoint then."""
+    group = run.start()
+    temporary = run.folder / "checkpoints"
+    began = time.monotonic()
+    while group.poll() is None and time.monotonic() - began < (600 if while_saving else wait_s):
+        if while_saving and time.monotonic() - began > wait_s and any(temporary.glob(".tmp-checkpoint-*")):
+            break
+        time.sleep(0.0005)
+    ended = group.poll() is not None
+    if not ended:
+        os.killpg(group.pid, signal.SIGKILL)
+        group.wait()
+    # Ranks are killed with their launcher, but their end is not waited for: it takes a moment.
+    time.sleep(0.3)
+    newest = max(run.checkpoints(), default=0)
+    moment = "had ended" if ended else f"{time.monotonic() - began:5.1f} s"
+    return f"{moment}{', saving' if any(temporary.glob('.tmp-checkpoint-*')) else ''}", newest
+
+
+def chaos(folder: Path, kills: int, ranks: int, updates: int, seed: int) -> bool:
+    """Prints a row a kill; whether all of them left the run as it would have been."""
+    prepared_folder(folder, clips=30)
+    data = folder / "training"
+    calm, wild = (Run(folder / name, data, updates, ranks) for name in ("calm", "wild"))
+    first_s, took_s = calm.finish()
+    print(f"{ranks} rank(s), {updates} updates, uninterrupted {took_s:.1f} s, first update after {first_s:.1f} s")
+    print("kill  moment               newest checkpoint  weights, clips and metrics so far", flush=True)
+    dice, good = random.Random(seed), 0
+    for number in range(1, kills + 1):
+        # On the average each attempt does its share of the run, whether it dies while it starts or long after.
+        life_s = dice.uniform(0.2 * first_s, first_s + 2 * (took_s - first_s) / kills)
+        moment, newest = kill(wild, life_s, while_saving=number % 3 == 0)
+        found = differences(wild, calm, newest)
+        good += not found
+        print(f"{number:4}  {moment:<19}  {newest:>17}  {', '.join(found) or 'equal'}", flush=True)
+    wild.finish()
+    found = differences(wild, calm, updates)
+    lines = len(wild.metrics(updates))
+    print(f"{good} of {kills} equal; the finished run: {', '.join(found) or 'equal'}, {lines} lines of metrics")
+    return good == kills and not found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--ranks", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--updates", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        return 0 if chaos(Path(folder), asked.kills, asked.ranks, asked.updates, asked.seed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

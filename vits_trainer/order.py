@@ -1,0 +1,167 @@
+"""Which clips each process takes when: a pure function of the seed, the epoch and the clips' lengths.
+
+An update's clips depend on how much all processes take together, not on how many processes there are. So runs of one,
+two or four of them with equal global batches see the same clips in the same updates.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SMALLEST_STEP = 4
+
+Places = NDArray[np.int64]
+"""Of clips, in the sequence of all training clips."""
+
+
+def rounded_up(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each length, at least 1, at the next of eight sizes an octave: batches then come in few shapes.
+
+    Costs 4 % of padding on the average, 12.5 % at most (but for the shortest, which go up in fours).
+    """
+    octave = np.frexp(lengths)[1] - 1
+    step = np.left_shift(1, np.maximum(octave - 3, 0)).clip(min=_SMALLEST_STEP).astype(np.int64)
+    rounded: NDArray[np.int64] = -(-lengths // step) * step
+    return rounded
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The clips that one process takes at one moment of the run."""
+
+    indices: tuple[int, ...]
+    """Rows; none where the update's clips do not go round: the process then only keeps in step."""
+    epoch: int
+    """From 0."""
+    number: int
+    """Place in its epoch, from 0."""
+    closes_update: bool
+    """Whether the weights change after it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """The updates of each epoch, and each process's micro-batches in them.
+
+    Every clip is taken exactly once an epoch. Clips of like length go into one update, and updates follow one another
+    in random order. An update is dealt to its micro-batches and the processes from short to long, so processes that
+    work side by side have like lengths. Where ``batch_size`` decides, the clips that fill no whole update are drawn at
+    random and make the epoch's last.
+    """
+
+    rows: Sequence[int]
+    """The training clips' rows."""
+    frames: Sequence[int]
+    """Length of each of these clips, at least 1."""
+    seed: int
+    batch_size: int
+    """Clips in a process's micro-batch."""
+    world_size: int
+    accumulation: int
+    """Micro-batches in an update."""
+    batch_frames: int = 0
+    """Padded frames in a process's micro-batch, instead of ``batch_size`` (0 = off). A micro-batch may be longer by
+    part of a clip, as an update is filled as a whole; a longer clip has an update of its own."""
+
+    @property
+    def update_clips(self) -> int:
+        """Clips in an update where ``batch_size`` decides."""
+        return self.batch_size * self.world_size * self.accumulation
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """The same in every epoch."""
+        return len(self._cuts) + 1 + bool(self._left_over)
+
+    def updates(self, epoch: int) -> list[Places]:
+        """The clips of each update of an epoch, from short to long."""
+        draw = np.random.default_rng([self.seed, epoch])
+        whole, rest = np.split(draw.permutation(len(self.rows)), [len(self.rows) - self._left_over])
+        by_size = whole[np.argsort(self._sizes[whole], kind="stable")]
+        groups = np.split(by_size, self._cuts)
+        updates = [groups[index] for index in draw.permutation(len(groups))]
+        return [*updates, rest[np.argsort(self._sizes[rest], kind="stable")]] if self._left_over else updates
+
+    def epoch(self, epoch: int, rank: int, done: int = 0) -> Iterator[MicroBatch]:
+        """What process ``rank`` takes in epoch ``epoch`` once ``done`` of its updates are done."""
+        number = 0
+        for index, places in enumerate(self.updates(epoch)):
+            micro_batches = self._micro_batches(places)
+            shares = np.array_split(places, micro_batches * self.world_size)[rank :: self.world_size]
+            for share in shares if index >= done else []:
+                rows = tuple(int(self.rows[place]) for place in share)
+                yield MicroBatch(rows, epoch, number, closes_update=share is shares[-1])
+                number += 1
+            number += micro_batches if index < done else 0
+
+    def after(self, updates: int, until: int, rank: int) -> Iterator[MicroBatch]:
+        """What process ``rank`` takes once ``updates`` are done, up to update ``until``."""
+        while updates < until:
+            epoch, done = divmod(updates, self.updates_per_epoch)
+            for micro_batch in self.epoch(epoch, rank, done):
+                yield micro_batch
+                updates += micro_batch.closes_update
+                if updates == until:
+                    return
+
+    def rehearsal(self, rank: int) -> list[MicroBatch]:
+        """Two micro-batches that process ``rank`` tries first: the one with the longest clips, and a typical one.
+
+        Each closes its update, as the processes' gradients meet in the very first backward pass, or never.
+        """
+        by_length = sorted(self.updates(0), key=lambda places: self._sizes[places[-1]])
+        found = []
+        for places in (by_length[-1], by_length[len(by_length) // 2]):
+            shares = np.array_split(places, self._micro_batches(places) * self.world_size)
+            rows = tuple(int(self.rows[place]) for place in shares[rank - self.world_size])
+            found.append(MicroBatch(rows, 0, 0, closes_update=True))
+        return found
+
+    @cached_property
+    def _sizes(self) -> Places:
+        """Each clip's length as it will be padded."""
+        return rounded_up(np.asarray(self.frames, dtype=np.int64))
+
+    @property
+    def _left_over(self) -> int:
+        """Clips that fill no whole update."""
+        clips = len(self.rows)
+        return 0 if self.batch_frames or clips < self.update_clips else clips % self.update_clips
+
+    @cached_property
+    def _cuts(self) -> Places:
+        """Where the clips of an epoch, from short to long, are cut into updates."""
+        if not self.batch_frames:
+            return np.arange(self.update_clips, len(self.rows) - self._left_over, self.update_clips)
+        sizes = np.sort(self._sizes)
+        budget = self.batch_frames * self.world_size * self.accumulation
+        cuts, start = [], 0
+        while start < len(sizes):
+            if start:
+                cuts.append(start)
+            clips = max(1, budget // int(sizes[start]))
+            # The last clip is the longest: fewer fit than the first one's length promises.
+            while clips > 1 and clips * int(sizes[min(start + clips, len(sizes)) - 1]) > budget:
+                clips -= 1
+            start += clips
+        return np.asarray(cuts, dtype=np.int64)
+
+    def _micro_batches(self, places: Places) -> int:
+        """How many micro-batches an update of these clips is dealt to: no more than it needs."""
+        if self.batch_frames:
+            needed, room = len(places) * int(self._sizes[places[-1]]), self.batch_frames * self.world_size
+        else:
+            needed, room = len(places), self.batch_size * self.world_size
+        return min(self.accumulation, -(-needed // room))
+
+
+def held_out_places(rows: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[MicroBatch]:
+    """The validation clips that process ``rank`` reads, in a fixed order; the processes' shares may differ by one."""
+    mine = list(rows)[rank::world_size]
+    return [
+        MicroBatch(tuple(mine[start : start + batch_size]), 0, number, True)
+        for number, start in enumerate(range(0, len(mine), batch_size))
+    ]
