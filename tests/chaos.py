@@ -9,6 +9,7 @@ metrics up to the newest checkpoint likewise. In the end the finished runs are c
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -88,6 +89,14 @@ class Run:
         found = (self.folder / "checkpoints").glob("checkpoint-*")
         return dict(sorted((int(path.name.partition("-")[2]), path) for path in found))
 
+    def begun_saves(self) -> set[int]:
+        """Folders under a temporary name, by their inodes: of a save under way, or of one that was killed."""
+        found = set()
+        for path in (self.folder / "checkpoints").glob(".tmp-checkpoint-*"):
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                found.add(path.stat().st_ino)
+        return found
+
     def weights(self, update: int) -> str:
         """Of both networks and both optimisers."""
         digest = hashlib.sha256()
@@ -126,22 +135,22 @@ def differences(run: Run, calm: Run, until: int) -> list[str]:
 
 def kill(run: Run, wait_s: float, while_saving: bool) -> tuple[str, int]:
     """Starts an attempt and kills it; says in which moment, and the newest whole checkpoint then."""
+    earlier, began = run.begun_saves(), time.monotonic()
     group = run.start()
-    temporary = run.folder / "checkpoints"
-    began = time.monotonic()
-    while group.poll() is None and time.monotonic() - began < (600 if while_saving else wait_s):
-        if while_saving and time.monotonic() - began > wait_s and any(temporary.glob(".tmp-checkpoint-*")):
+    while group.poll() is None:
+        lived_s = time.monotonic() - began
+        if lived_s > wait_s and (not while_saving or run.begun_saves() - earlier):
             break
         time.sleep(0.0005)
+    saving = bool(run.begun_saves() - earlier)
     ended = group.poll() is not None
     if not ended:
         os.killpg(group.pid, signal.SIGKILL)
         group.wait()
     # Ranks are killed with their launcher, but their end is not waited for: it takes a moment.
     time.sleep(0.3)
-    newest = max(run.checkpoints(), default=0)
-    moment = "had ended" if ended else f"{time.monotonic() - began:5.1f} s"
-    return f"{moment}{', saving' if any(temporary.glob('.tmp-checkpoint-*')) else ''}", newest
+    moment = "had ended" if ended else f"{time.monotonic() - began - 0.3:5.1f} s"
+    return f"{moment}{', saving' if saving else ''}", max(run.checkpoints(), default=0)
 
 
 def chaos(folder: Path, kills: int, ranks: int, updates: int, seed: int) -> bool:

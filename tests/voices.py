@@ -1,5 +1,6 @@
 """A prepared folder and a run configuration small enough to train in a test."""
 
+import hashlib
 import json
 import struct
 import zlib
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import load_file
 
 from tests.speech import encode, voice, write_lj_speech
 from vits_trainer.__main__ import main
@@ -66,6 +68,15 @@ def train_flags(folder: Path, **changes: Any) -> list[str]:
 def metrics(folder: Path) -> list[dict[str, float]]:
     """The run's metrics.jsonl."""
     return [json.loads(line) for line in (folder / "training/runs/run/metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path, update: int) -> str:
+    """Of both networks and both optimisers in a checkpoint."""
+    digest = hashlib.sha256()
+    for name in ("generator", "discriminator", "optimizer_generator", "optimizer_discriminator"):
+        for key, tensor in sorted(load_file(folder / f"checkpoints/checkpoint-{update}/{name}.safetensors").items()):
+            digest.update(key.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def wandb_records(path: Path) -> Iterator[Any]:

@@ -414,7 +414,7 @@ class Trainer:
         self.tracker.outcome = Outcome(words, self.state.update, self.interruption.exit_code())
         if self.runtime.is_main:
             self.interruption.stop_file.unlink(missing_ok=True)
-            logger.info("%s. Go on with --resume_from_checkpoint latest", words)
+            logger.info("%s. Go on with --resume_from_checkpoint auto", words)
 
     def _asked_to_stop(self) -> str:
         """Why, or nothing. Saving takes as long as it did before, or at first as on a slow disk."""

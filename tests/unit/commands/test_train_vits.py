@@ -1,6 +1,5 @@
 """``train_vits`` from a prepared folder to a voice that transformers loads, in this process."""
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.voices import metrics, prepared_folder, train_flags, wandb_history, wandb_records
+from tests.voices import metrics, prepared_folder, train_flags, wandb_history, wandb_records, weights
 from vits_trainer.__main__ import main
 from vits_trainer.objective import Objective
 
@@ -55,14 +54,6 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(prepared, folder / "training")
     assert main(["train_vits", *train_flags(folder, validate_every_updates=2, save_every_updates=2)]) == 0
     return folder
-
-
-def weights(folder: Path, update: int) -> str:
-    digest = hashlib.sha256()
-    for name in ("generator", "discriminator", "optimizer_generator", "optimizer_discriminator"):
-        for key, tensor in sorted(load_file(folder / f"checkpoints/checkpoint-{update}/{name}.safetensors").items()):
-            digest.update(key.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def test_metrics_have_every_name_of_the_contract_at_each_update(trained: Path) -> None:
