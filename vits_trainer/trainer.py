@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -128,6 +128,19 @@ class Plan:
         return _is_due(update, self.save_every, self.total_updates)
 
 
+class Agreement(NamedTuple):
+    """What all ranks know before an update."""
+
+    normalisers: Normalisers
+    """What its losses are divided by."""
+    rejected_clips: int
+    """That could not be used, on all ranks."""
+    stops: bool
+    """Whether to stop before it."""
+    own_reason: str
+    """Why, if it was this rank that was asked to."""
+
+
 def _is_due(update: int, every: int, last: int) -> bool:
     return update == last or (every > 0 and update % every == 0)
 
@@ -209,16 +222,16 @@ class Trainer:
             if self.plan.validates_before(self.state.update):
                 self._record(self._validate())
             for update in self.meter.timed(updates):
-                normalisers, rejected, stops = self._agree(update)
-                if stops:
-                    self._stop()
+                agreed = self._agree(update)
+                if agreed.stops:
+                    self._stop(agreed.own_reason)
                     return False
-                if rejected:
-                    self._note_rejections(update, rejected, normalisers)
-                self.step(update, normalisers)
+                if agreed.rejected_clips:
+                    self._note_rejections(update, agreed)
+                self.step(update, agreed.normalisers)
                 self.state.update += 1
                 self.state.epoch = update[0].place.epoch
-                self.state.clips_trained += int(normalisers.clips)
+                self.state.clips_trained += int(agreed.normalisers.clips)
                 progress.update()
                 self._do_what_is_due(progress)
         self._compare_ranks()
@@ -232,8 +245,7 @@ class Trainer:
         took_s = 0.0
         for batch in load(self.reader, self.order.rehearsal(self.runtime.rank), workers=0):
             began = time.perf_counter()
-            normalisers, _, _ = self._agree([batch])
-            self._turns(batch, normalisers, discriminators_alone=False, closes=True, rate=None)
+            self._turns(batch, self._agree([batch]).normalisers, discriminators_alone=False, closes=True, rate=None)
             if self.runtime.device.type == "cuda":
                 torch.cuda.synchronize(self.runtime.device)
             took_s = time.perf_counter() - began
@@ -299,20 +311,18 @@ class Trainer:
             return {}
         return {f"grad_norm/{learner.name}": learner.update(rate) / self.runtime.world_size}
 
-    def _agree(self, update: Sequence[Batch]) -> tuple[Normalisers, int, bool]:
-        """What all ranks must know before an update, in one exchange on the host's side. Runs on every rank.
-
-        Returns:
-            What its losses are divided by, how many clips could not be used, and whether to stop before it.
-        """
+    def _agree(self, update: Sequence[Batch]) -> Agreement:
+        """What all ranks must know before an update, in one exchange on the host's side. Runs on every rank."""
         counts = [self.objective.normalisers(batch) for batch in update]
         rejected = sum(len(batch.rejections) for batch in update)
-        stops = bool(self._asked_to_stop())
-        own = [*(sum(column) for column in zip(*counts, strict=True)), rejected, stops]
+        # Saving takes as long as it did before, or at first as on a slow disk.
+        saving_s = self.checkpoints.took_s or 5 + 20 * self.checkpoint_gib
+        reason = self.interruption.asked(needs_s=2 * (self.meter.slowest_update_s + saving_s))
+        own = [*(sum(column) for column in zip(*counts, strict=True)), rejected, bool(reason)]
         *totals, rejected_clips, stopping = self.runtime.sum(torch.tensor(own, dtype=torch.float64)).tolist()
-        return Normalisers(*totals), int(rejected_clips), stopping > 0
+        return Agreement(Normalisers(*totals), int(rejected_clips), stopping > 0, reason)
 
-    def _note_rejections(self, update: Sequence[Batch], count: int, normalisers: Normalisers) -> None:
+    def _note_rejections(self, update: Sequence[Batch], agreed: Agreement) -> None:
         """Records what could not be used, on all ranks. Runs on every rank.
 
         Raises:
@@ -320,9 +330,9 @@ class Trainer:
         """
         own = [rejection for batch in update for rejection in batch.rejections]
         rejections = [clip for found in self.runtime.gather(own) for clip in found]
-        self.state.clips_rejected += count
+        self.state.clips_rejected += agreed.rejected_clips
         self.tracker.rejected(self.state.update + 1, update[0].place.epoch, rejections)
-        if not normalisers.clips:
+        if not agreed.normalisers.clips:
             reasons = "; ".join(f"{r.clip_id}: {r.reason} ({r.detail})" for r in rejections[:5])
             raise NoTrainableClipError(
                 f"No clip of an update can be used: {reasons}. Run prepare_data again, and compare the voice's "
@@ -404,22 +414,17 @@ class Trainer:
         if self.runtime.is_main:
             logger.info("update %d  saved %s", self.state.update, place)
 
-    def _stop(self) -> None:
+    def _stop(self, own_reason: str) -> None:
         """Saves, and says who asked for it. Runs on every rank."""
         if self._saved_update != self.state.update:
             self._save()
-        asked = self.runtime.gather(self._asked_to_stop())
-        reasons = ", ".join(f"{reason} on rank {rank}" for rank, reason in enumerate(asked) if reason)
+        asked = enumerate(self.runtime.gather(own_reason))
+        reasons = ", ".join(f"{reason} on rank {rank}" for rank, reason in asked if reason)
         words = f"stopped at update {self.state.update} ({reasons})"
         self.tracker.outcome = Outcome(words, self.state.update, self.interruption.exit_code())
         if self.runtime.is_main:
             self.interruption.stop_file.unlink(missing_ok=True)
             logger.info("%s. Go on with --resume_from_checkpoint auto", words)
-
-    def _asked_to_stop(self) -> str:
-        """Why, or nothing. Saving takes as long as it did before, or at first as on a slow disk."""
-        saving_s = self.checkpoints.took_s or 5 + 20 * self.checkpoint_gib
-        return self.interruption.asked(needs_s=2 * (self.meter.slowest_update_s + saving_s))
 
     def _compare_ranks(self) -> None:
         """Raises if the ranks' weights differ at the end: they took different steps. Runs on every rank."""
