@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -15,8 +17,10 @@ from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile as sf
@@ -27,6 +31,8 @@ from tqdm import tqdm
 from vits_trainer import __version__
 from vits_trainer.config import PrepareConfig
 from vits_trainer.errors import DataError, VitsTrainerError
+from vits_trainer.files import write_whole
+from vits_trainer.ledger import JOURNAL, Accepted, Ledger, LeftOut, wav_name
 from vits_trainer.recordings import (
     MAX_DECODED_S,
     Reason,
@@ -44,6 +50,8 @@ from vits_trainer.recordings import (
 from vits_trainer.sources import open_source
 from vits_trainer.tables import Source, SourceClip
 
+logger = logging.getLogger("vits_trainer")
+
 HOP_SAMPLES = 256
 """Samples in a spectrogram frame of VITS and MMS-TTS voices."""
 
@@ -52,7 +60,7 @@ _UNKNOWN_SPEAKER = "unknown"
 _NO_SETTINGS = ("dataset", "output_dir", "processes")
 """Fields of the configuration that dataset.json has elsewhere, or that change nothing in what is written."""
 _SEPARATORS = re.compile(r"[|\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_OUR_FILE = re.compile(r"audio_\d{6,}\.wav|\d+\.part")
+_OUR_FILE = re.compile(r"audio_\d{6,}\.wav|\d+(-\d+)?\.part")
 
 
 @dataclass(frozen=True)
@@ -80,35 +88,16 @@ class PreparationSummary:
         return self.seconds / self.accepted
 
 
-@dataclass
-class _Ledger:
-    """What has become of each clip so far, in the order of the source."""
-
-    accepted: list[tuple[str, str]] = field(default_factory=list)
-    """Text and speaker."""
-    rejected: list[tuple[str, Rejection]] = field(default_factory=list)
-    samples: int = 0
-    texts_changed: int = 0
-
-    def summary(self, output_dir: Path, rate_hz: int) -> PreparationSummary:
-        counts = Counter(rejection.reason for _, rejection in self.rejected)
-        return PreparationSummary(
-            output_dir=output_dir,
-            accepted=len(self.accepted),
-            rejected={reason: counts[reason] for reason in Reason if counts[reason]},
-            texts_changed=self.texts_changed,
-            seconds=self.samples / rate_hz,
-            speakers=len({speaker for _, speaker in self.accepted}),
-        )
-
-
 def prepare(config: PrepareConfig) -> PreparationSummary:
-    """Writes ``config.output_dir``, the same bytes whatever the number of processes::
+    """Writes ``config.output_dir``, the same bytes whatever the number of processes, and however often it was killed::
 
         wavs/audio_000000.wav   16-bit PCM, mono, numbered over the accepted clips in the order of the source
         rejected.csv            clip,reason,detail of every clip left out
         metadata.csv            audio_000000.wav|text, and |speaker where there are several
         dataset.json            counts, lengths, settings, versions; written last
+        .preparing.jsonl        while it is at work: what has become of each clip
+
+    What is finished is left as it is, if it was asked for in the same words and the source has not changed since.
 
     Raises:
         DataError: the source or the output folder cannot be used, or not one clip is left (rejected.csv is
@@ -117,22 +106,41 @@ def prepare(config: PrepareConfig) -> PreparationSummary:
     """
     source = open_source(config)
     output_dir = Path(config.output_dir).expanduser()
-    ledger = _Ledger()
+    if source.root is not None and output_dir.resolve() == source.root.resolve():
+        raise DataError(f"--output_dir {output_dir} is the data set itself. Choose another --output_dir.")
+    asked = _asked(source, config, output_dir)
+    finished = _finished_before(output_dir, asked)
+    if finished is not None:
+        return finished
     try:
-        _claim(output_dir, source)
-        _convert_all(source, config, output_dir / "wavs", ledger)
-        _write_whole(output_dir / "rejected.csv", _rejected_csv(ledger))
-        summary = ledger.summary(output_dir, config.target_sr)
-        if not summary.accepted:
-            _clear(output_dir / "wavs")
-            raise DataError(_nothing_left(summary))
-        _write_whole(output_dir / "metadata.csv", _metadata_csv(ledger))
-        _write_whole(output_dir / "dataset.json", _dataset_json(summary, source, config))
+        return _prepare(source, config, output_dir, asked)
     except OSError as error:
         raise DataError(
             f"{error.filename or output_dir}: cannot be written ({error.strerror or error}). "
-            "Make room there, or choose another --output_dir."
+            "Make room there, or choose another --output_dir; the same command goes on from here."
         ) from error
+
+
+def _prepare(source: Source, config: PrepareConfig, output_dir: Path, asked: Mapping[str, Any]) -> PreparationSummary:
+    wavs = output_dir / "wavs"
+    if (output_dir / "metadata.csv").exists() and not (output_dir / JOURNAL).exists():
+        raise DataError(_in_the_way(output_dir, "metadata.csv"))
+    _refuse_foreign(wavs)
+    with Ledger(output_dir, asked) as ledger:
+        if not ledger.entries:
+            _clear(wavs)
+        wavs.mkdir(exist_ok=True)
+        _convert_all(source, config, wavs, ledger)
+        write_whole(output_dir / "rejected.csv", _rejected_csv(ledger))
+        summary = _summary(ledger, output_dir, config.target_sr)
+        if not summary.accepted:
+            _clear(wavs)
+            ledger.remove()
+            raise DataError(_nothing_left(summary))
+        write_whole(output_dir / "metadata.csv", _metadata_csv(ledger))
+        os.sync()  # thousands of files: one by one it would take minutes
+        write_whole(output_dir / "dataset.json", _dataset_json(summary, source, config, asked))
+        ledger.remove()
     return summary
 
 
@@ -144,65 +152,116 @@ def one_line(text: str) -> str:
 # The output folder
 
 
-def _claim(output_dir: Path, source: Source) -> None:
-    """Makes the folder ready to be written to; removes what an interrupted preparation left, and nothing else."""
-    if source.root is not None and output_dir.resolve() == source.root.resolve():
-        raise DataError(f"--output_dir {output_dir} is the data set itself. Choose another --output_dir.")
-    for name in ("dataset.json", "metadata.csv"):
-        if (output_dir / name).exists():
-            raise DataError(
-                f"{output_dir} already holds a prepared set ({name}). Delete it, or choose another --output_dir."
-            )
-    wavs = output_dir / "wavs"
-    _clear(wavs)
-    wavs.mkdir(parents=True)
+def _asked(source: Source, config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
+    """What decides the bytes that are written: the settings, and the source as it lies there."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NO_SETTINGS}
+    return {**settings, "dataset": config.dataset, "source": source.revision or _state_of(source, output_dir)}
+
+
+def _state_of(source: Source, output_dir: Path) -> str:
+    """Changes when a file of the source does: by names, sizes and times, as reading all of it would take long."""
+    found = source.files
+    if found is None and source.root is not None:
+        found = [path for path in source.root.rglob("*") if output_dir.resolve() not in path.resolve().parents]
+    digest = hashlib.sha256()
+    for path in sorted(found or ()):
+        if path.is_file():
+            status = path.stat()
+            digest.update(f"{path.name}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _finished_before(output_dir: Path, asked: Mapping[str, Any]) -> PreparationSummary | None:
+    """What an earlier call of the same kind came to; None where there was none.
+
+    Raises:
+        DataError: there is a prepared set, but not of what is asked for now; says what differs.
+    """
+    path = output_dir / "dataset.json"
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        then = {**record["settings"], "dataset": record["source"]["dataset"], "source": record["source"]["state"]}
+        changed = [f"{name} {then.get(name)} -> {now}" for name, now in asked.items() if then.get(name) != now]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(_in_the_way(output_dir, "dataset.json")) from error
+    if changed:
+        raise DataError(f"{_in_the_way(output_dir, 'dataset.json')} It is of something else: {'; '.join(changed)}.")
+    logger.info("%s was prepared before, from the same source with the same settings: it is left as it is.", output_dir)
+    (output_dir / JOURNAL).unlink(missing_ok=True)
+    return PreparationSummary(
+        output_dir=output_dir,
+        accepted=record["accepted"],
+        rejected={Reason(reason): count for reason, count in record["rejected"].items()},
+        texts_changed=record["texts_changed"],
+        seconds=record["seconds"],
+        speakers=record["speakers"],
+    )
+
+
+def _in_the_way(output_dir: Path, name: str) -> str:
+    return f"{output_dir} already holds a prepared set ({name}). Delete it, or choose another --output_dir."
+
+
+def _summary(ledger: Ledger, output_dir: Path, rate_hz: int) -> PreparationSummary:
+    counts = Counter(entry.reason for entry in ledger.entries if isinstance(entry, LeftOut))
+    accepted = ledger.accepted
+    return PreparationSummary(
+        output_dir=output_dir,
+        accepted=len(accepted),
+        rejected={reason: counts[reason] for reason in Reason if counts[reason]},
+        texts_changed=sum(entry.text_changed for entry in accepted),
+        seconds=sum(entry.samples for entry in accepted) / rate_hz,
+        speakers=len({entry.speaker for entry in accepted}),
+    )
+
+
+def _refuse_foreign(wavs: Path) -> None:
+    entries = wavs.iterdir() if wavs.exists() else ()
+    foreign = next((entry for entry in entries if not _OUR_FILE.fullmatch(entry.name)), None)
+    if foreign:
+        raise DataError(f"{foreign} was not written by prepare_data. Move it away, or choose another --output_dir.")
 
 
 def _clear(wavs: Path) -> None:
-    if not wavs.exists():
-        return
-    foreign = next((entry for entry in wavs.iterdir() if not _OUR_FILE.fullmatch(entry.name)), None)
-    if foreign:
-        raise DataError(f"{foreign} was not written by prepare_data. Move it away, or choose another --output_dir.")
-    shutil.rmtree(wavs)
-
-
-def _write_whole(path: Path, content: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(content, encoding="utf-8", newline="")
-    part.replace(path)
+    _refuse_foreign(wavs)
+    if wavs.exists():
+        shutil.rmtree(wavs)
 
 
 # From clip to clip
 
 
-def _convert_all(source: Source, config: PrepareConfig, wavs: Path, ledger: _Ledger) -> None:
+def _convert_all(source: Source, config: PrepareConfig, wavs: Path, ledger: Ledger) -> None:
     total = min((count for count in (config.max_samples, source.clip_count) if count), default=None)
-    with (
-        tqdm(desc="prepare_data", total=total, unit="clip", disable=None) as bar,
-        closing(_outcomes(source, config, wavs)) as outcomes,
-    ):
-        for clip, part, outcome in outcomes:
-            if isinstance(outcome, Rejection):
-                ledger.rejected.append((clip.clip_id, outcome))
-            else:
-                part.replace(wavs / _wav_name(len(ledger.accepted)))
-                text = one_line(clip.text)
-                ledger.accepted.append((text, one_line(clip.speaker or "") or _UNKNOWN_SPEAKER))
-                ledger.samples += outcome
-                ledger.texts_changed += text != clip.text
-            done = len(ledger.accepted) if config.max_samples else len(ledger.accepted) + len(ledger.rejected)
-            bar.update(done - bar.n)
-            if len(ledger.accepted) == config.max_samples > 0:
-                break
+    accepted = len(ledger.accepted)
+    with tqdm(desc="prepare_data", total=total, unit="clip", disable=None) as bar:
+        bar.update(accepted if config.max_samples else len(ledger.entries))
+        if accepted == config.max_samples > 0:
+            return
+        with closing(_outcomes(source, config, wavs, done=len(ledger.entries))) as outcomes:
+            for clip, part, outcome in outcomes:
+                if isinstance(outcome, Rejection):
+                    ledger.add(LeftOut(clip.clip_id, *outcome))
+                else:
+                    part.replace(wavs / wav_name(accepted))
+                    text = one_line(clip.text)
+                    speaker = one_line(clip.speaker or "") or _UNKNOWN_SPEAKER
+                    ledger.add(Accepted(text, speaker, outcome, text != clip.text))
+                    accepted += 1
+                done = accepted if config.max_samples else len(ledger.entries)
+                bar.update(done - bar.n)
+                if accepted == config.max_samples > 0:
+                    break
     for part in wavs.glob("*.part"):  # of clips that were begun before the last one wanted was done
         part.unlink()
 
 
 def _outcomes(
-    source: Source, config: PrepareConfig, wavs: Path
+    source: Source, config: PrepareConfig, wavs: Path, done: int
 ) -> Generator[tuple[SourceClip, Path, int | Rejection], None, None]:
-    """Every clip with its temporary file and what :func:`convert_clip` said, in the order of the source.
+    """Every clip behind the first ``done`` with its temporary file and what :func:`convert_clip` said, in order.
 
     Only a few clips are under way at any time: the audio may lie in memory.
     """
@@ -212,8 +271,9 @@ def _outcomes(
     waiting: deque[tuple[SourceClip, Path, Future[int | Rejection] | Rejection]] = deque()
     with ProcessPoolExecutor(processes, context, initializer=_begin_worker) as pool:
         try:
-            for index, clip in enumerate(source.clips):
-                part = wavs / f"{index}.part"
+            for index, clip in enumerate(islice(source.clips, done, None), start=done):
+                # With our number, as workers of a killed preparation may live on for a moment.
+                part = wavs / f"{index}-{os.getpid()}.part"
                 known = clip.rejection or _judge_text(clip)
                 waiting.append(
                     (clip, part, known or pool.submit(convert_clip, clip.audio, _tokens(clip), config, part))
@@ -225,7 +285,7 @@ def _outcomes(
         except BrokenProcessPool as error:
             raise VitsTrainerError(
                 f"a worker process of prepare_data was killed, perhaps as memory ran out. {wavs} is incomplete: "
-                "run prepare_data again, with fewer --processes."
+                "run prepare_data again, with fewer --processes; it goes on from there."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -308,24 +368,21 @@ def _leave_with_parent() -> None:
 # What is written
 
 
-def _wav_name(number: int) -> str:
-    return f"audio_{number:06d}.wav"
-
-
-def _metadata_csv(ledger: _Ledger) -> str:
-    several = len({speaker for _, speaker in ledger.accepted}) > 1
+def _metadata_csv(ledger: Ledger) -> str:
+    several = len({entry.speaker for entry in ledger.accepted}) > 1
     return "".join(
-        "|".join([_wav_name(number), text, *([speaker] if several else [])]) + "\n"
-        for number, (text, speaker) in enumerate(ledger.accepted)
+        "|".join([wav_name(number), entry.text, *([entry.speaker] if several else [])]) + "\n"
+        for number, entry in enumerate(ledger.accepted)
     )
 
 
-def _rejected_csv(ledger: _Ledger) -> str:
+def _rejected_csv(ledger: Ledger) -> str:
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(("clip", "reason", "detail"))
-    for clip_id, (reason, detail) in ledger.rejected:
-        writer.writerow((_cell(clip_id), reason, _cell(detail)))
+    for entry in ledger.entries:
+        if isinstance(entry, LeftOut):
+            writer.writerow((_cell(entry.clip_id), entry.reason, _cell(entry.detail)))
     return content.getvalue()
 
 
@@ -335,7 +392,7 @@ def _cell(value: str) -> str:
     return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
-def _dataset_json(summary: PreparationSummary, source: Source, config: PrepareConfig) -> str:
+def _dataset_json(summary: PreparationSummary, source: Source, config: PrepareConfig, asked: Mapping[str, Any]) -> str:
     return (
         json.dumps(
             {
@@ -352,10 +409,9 @@ def _dataset_json(summary: PreparationSummary, source: Source, config: PrepareCo
                     "dataset": config.dataset,
                     "revision": source.revision,
                     "clips": source.clip_count,
+                    "state": asked["source"],
                 },
-                "settings": {
-                    name: value for name, value in dataclasses.asdict(config).items() if name not in _NO_SETTINGS
-                },
+                "settings": {name: value for name, value in asked.items() if name not in ("dataset", "source")},
                 "versions": {
                     "vits_trainer": __version__,
                     "soundfile": sf.__version__,

@@ -44,6 +44,8 @@ class Source:
     """Every clip, read when it is asked for, always in the same order. Can be gone through once."""
     revision: str | None = None
     """The Hub's commit that is read."""
+    files: Sequence[Path] | None = None
+    """All that is read, where it is not the whole of ``root``."""
 
 
 Find = Callable[[str], Path | Rejection]
@@ -235,7 +237,7 @@ def open_parquet(files: Sequence[Path], config: PrepareConfig) -> Source:
         clip_count += metadata.num_rows
         columns.append(Columns.of(file, names, config))
     clips = (clip for file, named in zip(files, columns, strict=True) for clip in _parquet_clips(file, named, config))
-    return Source("parquet", files[0].parent, some(clip_count, files[0]), clips)
+    return Source("parquet", files[0].parent, some(clip_count, files[0]), clips, files=files)
 
 
 def _parquet_clips(file: Path, columns: Columns, config: PrepareConfig) -> Iterator[SourceClip]:

@@ -15,7 +15,7 @@ PACKAGE = Path(vits_trainer.__file__).parent
 ROWS = (
     "errors",
     "config audio alignment losses durations metrics text recordings pictures order files interruption",
-    "cli corpus tables data generator discriminator conversion optim runtime",
+    "cli corpus tables ledger data generator discriminator conversion optim runtime",
     "sources models objective meter synthesis",
     "preparation tracking checkpoint",
     "golden evaluation proofs resumption",

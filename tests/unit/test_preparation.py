@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.speech import MIXED_REJECTIONS, encode, good_utterances, mixed_uttera
 from vits_trainer import preparation
 from vits_trainer.config import PrepareConfig
 from vits_trainer.errors import ConfigError, DataError, VitsTrainerError
+from vits_trainer.ledger import Ledger
 from vits_trainer.preparation import one_line, prepare
 from vits_trainer.recordings import MAX_DECODED_S, MAX_DURATION_S, MIN_DURATION_S, read_pcm16_wav
 
@@ -113,6 +115,7 @@ def test_dataset_json_says_what_was_made_from_what(tmp_path: Path) -> None:
     assert written["rejected"] == dict.fromkeys(set(MIXED_REJECTIONS.values()) - {"too-few-upvotes"}, 1)
     assert (written["seconds"], written["mean_seconds"], written["hours"]) == (2.4, 0.6, 0.0007)
     assert (written["speakers"], written["texts_changed"], written["sampling_rate"]) == (1, 0, 22050)
+    assert written["source"].pop("state")
     assert written["source"] == {"kind": "common-voice", "dataset": str(dataset), "revision": None, "clips": 10}
     assert written["settings"] == {
         "split": "train",
@@ -336,9 +339,93 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "convert_clip", speech.full_disk)
-    with pytest.raises(DataError, match=r"out/wavs/0\.part: cannot be written \(No space left on device\)"):
+    with pytest.raises(DataError, match=r"out/wavs/0-\d+\.part: cannot be written \(No space left on device\)"):
         prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a", "b"]))
     assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+# Interrupted, and called again
+
+
+def test_finished_preparation_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = speech.write_release(tmp_path / "cv", mixed_utterances())
+    first = prepare_into(tmp_path / "out", dataset)
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(preparation, "convert_clip", None)  # nothing is converted
+    again = prepare_into(tmp_path / "out", dataset)
+    assert contents(tmp_path / "out") == before
+    assert (again.accepted, again.rejected, again.speakers) == (first.accepted, first.rejected, first.speakers)
+
+
+def test_finished_preparation_of_something_else_says_what_differs(tmp_path: Path) -> None:
+    dataset = lj_speech(tmp_path / "set", ["a", "b"])
+    prepare_into(tmp_path / "out", dataset)
+    with pytest.raises(DataError, match=r"target_sr 16000 -> 22050"):
+        prepare_into(tmp_path / "out", dataset, target_sr=22050)
+    (dataset / "wavs" / "c1.wav").write_bytes(encode(voice(0.7, 16000), 16000))
+    with pytest.raises(DataError, match=r"source \w+ -> \w+"):
+        prepare_into(tmp_path / "out", dataset)
+
+
+PREPARE = """
+import sys
+from vits_trainer.__main__ import main
+if __name__ == "__main__":  # the worker processes import this file
+    sys.exit(main(["prepare_data", "--dataset", sys.argv[1], "--output_dir", sys.argv[2], "--processes", "2"]))
+"""
+
+
+def test_killed_again_and_again_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    utterances = [
+        replace(clip, path=f"{n}-{clip.path}") for n in range(12) for clip in [*mixed_utterances(), *good_utterances(4)]
+    ]
+    dataset = speech.write_release(tmp_path / "cv", utterances)
+    prepare_into(tmp_path / "whole", dataset)
+    script, out = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(PREPARE)
+    done = []
+    for wanted in (20, 60, 110, 150):
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(dataset), str(out)],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+        )
+        journal = out / ".preparing.jsonl"
+        while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") <= wanted):
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        done.append(journal.read_bytes().count(b"\n"))
+    assert done == sorted(done)
+    assert 20 < done[0] < done[-1] <= 169  # it was killed in its midst, and never began anew
+    # A line half written, and a file that a loss of power left empty: both are done again.
+    with journal.open("ab") as file:
+        file.write(b'{"accepted": ["Si')
+    last = sorted((out / "wavs").glob("audio_*.wav"))[-1]
+    last.write_bytes(b"")
+    prepare_into(out, dataset, processes=2)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_leftovers_of_other_settings_are_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = lj_speech(tmp_path / "set", ["a", "b"])
+    with monkeypatch.context() as patched:
+        patched.setattr(preparation, "_metadata_csv", None)  # dies at the end
+        with pytest.raises(TypeError):
+            prepare_into(tmp_path / "out", dataset)
+    prepare_into(tmp_path / "out", dataset, target_sr=22050)
+    prepare_into(tmp_path / "fresh", dataset, target_sr=22050)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    with (
+        Ledger(tmp_path / "out", {}),
+        pytest.raises(DataError, match="Another prepare_data is at work"),
+    ):
+        prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a"]))
 
 
 # Processes
