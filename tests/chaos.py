@@ -2,8 +2,8 @@
 
     python -m tests.chaos --kills 25 --ranks 1
 
-One run is killed with SIGKILL (all of its processes, the launcher too) again and again, at moments that are random
-over an attempt's whole life; each third kill waits until a checkpoint is being written. After each kill, every
+One run is killed with SIGKILL (all of its processes, the launcher too) again and again, at random moments from its
+beginning to its end: some while an attempt starts, some while a checkpoint is being written. After each kill, every
 checkpoint that lies there is compared with the uninterrupted run's of the same update, every clip and every line of
 metrics up to the newest checkpoint likewise. In the end the finished runs are compared.
 """
@@ -133,24 +133,50 @@ def differences(run: Run, calm: Run, until: int) -> list[str]:
     return found + (["metrics"] if run.metrics(until) != calm.metrics(until) else [])
 
 
-def kill(run: Run, wait_s: float, while_saving: bool) -> tuple[str, int]:
+@dataclass(frozen=True)
+class Moment:
+    """When to kill an attempt: so many seconds after it has trained so many updates, and has begun to save."""
+
+    updates: int
+    wait_s: float
+    while_saving: bool
+
+    @classmethod
+    def draw(cls, dice: random.Random, number: int, first_s: float, updates_per_kill: float) -> "Moment":
+        """Each fourth while the attempt starts, each third while it saves, all others anywhere."""
+        if number % 4 == 0:
+            return cls(0, dice.uniform(0, first_s), while_saving=False)
+        return cls(1 + dice.randrange(1 + int(updates_per_kill)), dice.uniform(0, 0.3), number % 3 == 0)
+
+
+def kill(run: Run, moment: Moment) -> tuple[str, int]:
     """Starts an attempt and kills it; says in which moment, and the newest whole checkpoint then."""
-    earlier, began = run.begun_saves(), time.monotonic()
-    group = run.start()
-    while group.poll() is None:
-        lived_s = time.monotonic() - began
-        if lived_s > wait_s and (not while_saving or run.begun_saves() - earlier):
+    clips = run.record / "clips-0.jsonl"
+    earlier, lines, began = run.begun_saves(), _count(clips), time.monotonic()
+    attempt, reached_s = run.start(), 0.0
+    while attempt.poll() is None:
+        if _count(clips) - lines < moment.updates:
+            time.sleep(0.005)
+            continue
+        reached_s = reached_s or time.monotonic()
+        waited = time.monotonic() - reached_s >= moment.wait_s
+        if waited and (not moment.while_saving or run.begun_saves() - earlier):
             break
         time.sleep(0.0005)
-    saving = bool(run.begun_saves() - earlier)
-    ended = group.poll() is not None
+    saving, ended = bool(run.begun_saves() - earlier), attempt.poll() is not None
+    lived_s = time.monotonic() - began
     if not ended:
-        os.killpg(group.pid, signal.SIGKILL)
-        group.wait()
+        os.killpg(attempt.pid, signal.SIGKILL)
+        attempt.wait()
     # Ranks are killed with their launcher, but their end is not waited for: it takes a moment.
     time.sleep(0.3)
-    moment = "had ended" if ended else f"{time.monotonic() - began - 0.3:5.1f} s"
-    return f"{moment}{', saving' if saving else ''}", max(run.checkpoints(), default=0)
+    trained = _count(clips) - lines
+    words = "had ended" if ended else f"{lived_s:5.1f} s, {trained} updates{', saving' if saving else ''}"
+    return words, max(run.checkpoints(), default=0)
+
+
+def _count(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def chaos(folder: Path, kills: int, ranks: int, updates: int, seed: int) -> bool:
@@ -160,15 +186,13 @@ def chaos(folder: Path, kills: int, ranks: int, updates: int, seed: int) -> bool
     calm, wild = (Run(folder / name, data, updates, ranks) for name in ("calm", "wild"))
     first_s, took_s = calm.finish()
     print(f"{ranks} rank(s), {updates} updates, uninterrupted {took_s:.1f} s, first update after {first_s:.1f} s")
-    print("kill  moment               newest checkpoint  weights, clips and metrics so far", flush=True)
+    print("kill  moment                         newest checkpoint  weights, clips and metrics so far", flush=True)
     dice, good = random.Random(seed), 0
     for number in range(1, kills + 1):
-        # On the average each attempt does its share of the run, whether it dies while it starts or long after.
-        life_s = dice.uniform(0.2 * first_s, first_s + 2 * (took_s - first_s) / kills)
-        moment, newest = kill(wild, life_s, while_saving=number % 3 == 0)
-        found = differences(wild, calm, newest)
+        moment, newest = kill(wild, Moment.draw(dice, number, first_s, updates / kills))
+        found = differences(wild, calm, newest) + (["it had ended"] if moment == "had ended" else [])
         good += not found
-        print(f"{number:4}  {moment:<19}  {newest:>17}  {', '.join(found) or 'equal'}", flush=True)
+        print(f"{number:4}  {moment:<29}  {newest:>17}  {', '.join(found) or 'equal'}", flush=True)
     wild.finish()
     found = differences(wild, calm, updates)
     lines = len(wild.metrics(updates))
@@ -180,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--ranks", type=int, choices=(1, 2), default=1)
-    parser.add_argument("--updates", type=int, default=120)
+    parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:

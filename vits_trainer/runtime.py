@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from vits_trainer.config import Precision
 from vits_trainer.errors import ConfigError, OtherRankError, VitsTrainerError
+from vits_trainer.interruption import is_restarted
 
 Value = TypeVar("Value")
 
@@ -38,6 +41,8 @@ class Runtime:
         on_gpu = torch.cuda.is_available()
         self.precision = resolve_precision(precision, on_gpu)
         _refuse_other_accumulation(accumulation)
+        if is_restarted() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+            _meet_anew(on_gpu)
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="no",
@@ -155,6 +160,18 @@ class Runtime:
         """One line for people: processes, device, precision."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         return f"{self.world_size} process(es) on {name}, {self.precision}"
+
+
+def _meet_anew(on_gpu: bool) -> None:
+    """Makes the process group of ranks that a launcher has started again, before Accelerate would. Runs on every rank.
+
+    The launcher's store still holds the addresses of those that died, under the very keys that the new ones would ask
+    for (torch 2.14): theirs carry the number of the restart.
+    """
+    store, rank, world_size = next(rendezvous("env://"))
+    own_keys = PrefixStore(f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    backend = "nccl" if on_gpu else "gloo"
+    torch.distributed.init_process_group(backend, store=own_keys, rank=rank, world_size=world_size)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

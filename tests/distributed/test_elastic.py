@@ -119,3 +119,13 @@ def test_signals_and_stop_file_stop_both_ranks_at_the_same_update(data: Path, tm
     code, said = finish(start(tmp_path, data, "cpu_2proc", batch_size=2, max_updates=reached + 1))
     assert code == 0, said
     assert re.search(r"weights of all 2 rank\(s\)", said)
+
+
+def test_launchers_restart_resumes_by_itself(data: Path, tmp_path: Path) -> None:
+    script = str(ROOT / "tests/distributed/crashing.py")
+    options = {"batch_size": 2, "max_updates": 6, "save_every_updates": 2}
+    code, said = finish(start(tmp_path, data, "cpu_2proc", "--max_restarts", "1", script=script, **options))
+    assert code == 0, said
+    assert re.search(r"Resumed from \S+checkpoint-2 at update 2", said)
+    assert [line["update"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert json.loads((tmp_path / "training/runs/run/wandb.json").read_text())["attempts"] == 2
