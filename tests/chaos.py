@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.voices import prepared_folder, train_flags
 
@@ -166,10 +167,13 @@ def kill(run: Run, moment: Moment) -> tuple[str, int]:
     saving, ended = bool(run.begun_saves() - earlier), attempt.poll() is not None
     lived_s = time.monotonic() - began
     if not ended:
-        os.killpg(attempt.pid, signal.SIGKILL)
+        # The launcher gives each rank a session of its own: they would outlive it.
+        processes = [psutil.Process(attempt.pid), *psutil.Process(attempt.pid).children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         attempt.wait()
-    # Ranks are killed with their launcher, but their end is not waited for: it takes a moment.
-    time.sleep(0.3)
+        psutil.wait_procs(processes, timeout=20)
     trained = _count(clips) - lines
     words = "had ended" if ended else f"{lived_s:5.1f} s, {trained} updates{', saving' if saving else ''}"
     return words, max(run.checkpoints(), default=0)

@@ -18,10 +18,11 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -31,7 +32,7 @@ from transformers import VitsTokenizer
 from vits_trainer.config import TrainConfig, save_config
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import CheckpointError
-from vits_trainer.files import set_aside, sha256, sync, sync_tree, write_whole
+from vits_trainer.files import lock, set_aside, sha256, sync, sync_tree, write_whole
 from vits_trainer.generator import Generator
 from vits_trainer.metrics import SavedMeans
 from vits_trainer.models import save_discriminator, state_on_cpu
@@ -44,6 +45,7 @@ MANIFEST = "manifest.json"
 BEST = "best.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _FORMAT = 2
+_PATIENCE_S = 60
 
 
 @dataclass
@@ -188,6 +190,37 @@ class Checkpoints:
         for place in newest_first(self.directory)[self.keep :] if self.keep else []:
             if place not in (best, written):
                 shutil.rmtree(place)
+
+
+@contextmanager
+def claimed(directory: Path, runtime: Runtime) -> Iterator[None]:
+    """Inside, no other run writes to the folder of checkpoints. Runs on every rank.
+
+    Raises:
+        CheckpointError: another run has it, even after a minute: one that was stopped may still be saving.
+    """
+    held: list[BinaryIO] = []
+
+    def claim() -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        for second in range(_PATIENCE_S):
+            file = lock(directory / ".lock")
+            if file is not None:
+                held.append(file)
+                return
+            if second == 0:
+                logger.warning("%s: another run is at work there. Waiting for it to leave.", directory)
+            time.sleep(1)
+        raise CheckpointError(
+            f"{directory}: another run is at work there. Wait for it, stop it, or give another --checkpoint_dir."
+        )
+
+    runtime.from_main(claim)
+    try:
+        yield
+    finally:
+        for file in held:
+            file.close()
 
 
 def newest_first(directory: Path) -> list[Path]:

@@ -1,9 +1,11 @@
 """Files and folders that are whole or absent, whenever the process or the machine may stop."""
 
+import fcntl
 import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -59,3 +61,17 @@ def set_aside(path: Path, word: str) -> Path:
             path.rename(aside)
             return aside
     raise FileExistsError(f"{path.parent} holds too many {word}-{path.name}")
+
+
+def lock(path: Path) -> BinaryIO | None:
+    """Opens ``path`` for this process alone, whatever is in it; None while another one has it.
+
+    The lock goes with the file, and with the process: nothing is left behind when it is killed.
+    """
+    file = path.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file

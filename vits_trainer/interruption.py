@@ -1,4 +1,4 @@
-"""What asks a run to stop: signals, a STOP file, a job's time limit. Nothing of it is acted upon between updates."""
+"""What asks a run to stop: signals, a STOP file, a job's time limit, a launcher that died. Asked once an update."""
 
 import os
 import signal
@@ -13,10 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Interruption:
-    """While it is entered, signals are noted instead of obeyed, the second like the first: a save is never cut short.
-
-    ``asked`` is then put once an update.
-    """
+    """While it is entered, signals are noted instead of obeyed, the second like the first: a save is never cut short."""
 
     def __init__(self, stop_file: Path, save_before_s: float = 0) -> None:
         """Args:
@@ -27,6 +24,7 @@ class Interruption:
         self.save_before_s = save_before_s
         self.signal: signal.Signals | None = None
         """The first one that came."""
+        self._launcher = os.getppid() if is_launched() else None
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Interruption":
@@ -50,6 +48,8 @@ class Interruption:
             return self.signal.name
         if self.stop_file.exists():
             return str(self.stop_file)
+        if self._launcher is not None and os.getppid() != self._launcher:
+            return "its launcher is gone"  # and whoever starts a new one must not find us still at work
         if self.save_before_s and _seconds_since_start() + needs_s >= self.save_before_s:
             return f"--save_before_s {self.save_before_s:g}"
         return ""

@@ -1,6 +1,5 @@
 """What has become of each clip of a preparation, on the disk line by line: one that was killed goes on from there."""
 
-import fcntl
 import json
 import logging
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 from vits_trainer.errors import DataError
+from vits_trainer.files import lock
 from vits_trainer.recordings import PCM16_BYTES, WAV_HEADER_BYTES, Reason
 
 logger = logging.getLogger("vits_trainer")
@@ -53,14 +53,11 @@ class Ledger:
 
     def __enter__(self) -> "Ledger":
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        self._file = (self.output_dir / JOURNAL).open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
+        self._file = lock(self.output_dir / JOURNAL)
+        if self._file is None:
             raise DataError(
                 f"Another prepare_data is at work in {self.output_dir}. Wait for it, or choose another --output_dir."
-            ) from error
+            )
         self._take_up()
         return self
 

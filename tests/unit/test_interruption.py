@@ -10,6 +10,7 @@ import pytest
 from tests.voices import metrics, prepared_folder, train_flags, wandb_records, weights
 from vits_trainer.__main__ import main
 from vits_trainer.checkpoint import Checkpoints
+from vits_trainer.files import lock
 from vits_trainer.interruption import SIGNALS, Interruption
 from vits_trainer.trainer import Trainer
 
@@ -127,7 +128,7 @@ def test_time_limit_is_kept_with_room_for_the_save(folder: Path, monkeypatch: py
 def test_stopped_before_the_first_update_there_is_nothing_to_save(folder: Path) -> None:
     # The process that runs the tests is older than a second.
     assert main(["train_vits", *train_flags(folder, save_before_s=1)]) == 0
-    assert not list((folder / "checkpoints").glob("*"))
+    assert not list((folder / "checkpoints").glob("checkpoint-*"))
     assert "stopped at update 0" in (folder / "training/runs/run/outcome.json").read_text()
     assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="auto", max_updates=1)]) == 0
 
@@ -155,3 +156,22 @@ def test_launchers_restart_goes_on_with_what_this_launch_saved(
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert main(["train_vits", *train_flags(folder)]) == 0
     assert weights(folder, 4) == weights(whole, 4)
+
+
+def test_a_launcher_that_died_stops_its_ranks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    at_update(2, lambda: monkeypatch.setattr(os, "getppid", lambda: 1), monkeypatch)
+    assert main(["train_vits", *train_flags(folder)]) == 0
+    assert "stopped at update 2 (its launcher is gone" in (folder / "training/runs/run/outcome.json").read_text()
+
+
+def test_two_runs_at_once_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vits_trainer.checkpoint._PATIENCE_S", 1)
+    (folder / "checkpoints").mkdir()
+    held = lock(folder / "checkpoints/.lock")
+    assert main(["train_vits", *train_flags(folder)]) == 2
+    assert "another run is at work there" in capsys.readouterr().err
+    held.close()
+    assert main(["train_vits", *train_flags(folder, max_updates=1)]) == 0

@@ -1,5 +1,6 @@
 """``prepare_data``: recordings and texts, from wherever they are, into one folder that ``train_vits`` reads."""
 
+import logging
 import shlex
 
 from vits_trainer.config import PrepareConfig
@@ -8,6 +9,8 @@ from vits_trainer.preparation import PreparationSummary, prepare
 
 def run(config: PrepareConfig) -> int:
     """Prepares the folder, and says what came of every clip."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("vits_trainer").setLevel(logging.INFO)
     print(closing_table(prepare(config)))
     return 0
 

@@ -37,8 +37,17 @@ def run(config: TrainConfig) -> int:
     runtime = Runtime(config.precision, config.gradient_accumulation_steps, config.deterministic)
     log_to_console(runtime.is_main)
     _refuse_dropped_layers(config, runtime)
-    resume_from = runtime.from_main(lambda: resumption.choose(config))
+    with checkpoint.claimed(Path(config.checkpoint_dir), runtime):
+        outcome = _train(config, prepared, rows, held_out, runtime)
+    runtime.close()
+    return outcome.exit_code
 
+
+def _train(
+    config: TrainConfig, prepared: PreparedSet, rows: list[int], held_out: list[int], runtime: Runtime
+) -> Outcome:
+    """Builds the parts, trains, exports. Runs on every rank."""
+    resume_from = runtime.from_main(lambda: resumption.choose(config))
     torch.manual_seed(config.seed)  # fresh weights, equal on all ranks; what updates draw has seeds of its own
     model, tokenizer = _voice(config, prepared, resume_from)
     spec = models.audio_spec(model.config)
@@ -77,8 +86,7 @@ def run(config: TrainConfig) -> int:
             if runtime.is_main:
                 models.export(model, tokenizer, discriminator, Path(config.output_dir))
                 logger.info("The voice: %s   The run: %s", config.output_dir, tracker.run_dir)
-    runtime.close()
-    return tracker.outcome.exit_code
+    return tracker.outcome
 
 
 def _refuse_dropped_layers(config: TrainConfig, runtime: Runtime) -> None:
