@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,17 @@ def wandb_records(path: Path) -> Iterator[Any]:
             record = messages.Record()
             record.ParseFromString(content)
             yield record
+
+
+def ended_wandb_run(run: Path) -> list[Any]:
+    """The records of the one offline run in a run's folder. W&B's own process may write the last ones a moment later."""
+    (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    for _ in range(100):
+        records = list(wandb_records(file)) if file.stat().st_size > 7 else []
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{file} has no end after 10 s")
 
 
 def wandb_history(path: Path) -> list[dict[str, Any]]:

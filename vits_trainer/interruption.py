@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Interruption:
-    """While it is entered, signals are noted instead of obeyed, the second like the first: a save is never cut short."""
+    """While it is entered, signals are noted, not obeyed, the second like the first: a save is never cut short."""
 
     def __init__(self, stop_file: Path, save_before_s: float = 0) -> None:
         """Args:

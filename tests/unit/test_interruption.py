@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.voices import metrics, prepared_folder, train_flags, wandb_records, weights
+from tests.voices import ended_wandb_run, metrics, prepared_folder, train_flags, weights
 from vits_trainer.__main__ import main
 from vits_trainer.checkpoint import Checkpoints
 from vits_trainer.files import lock
@@ -71,10 +71,9 @@ def test_signal_saves_leaves_with_its_code_and_the_run_goes_on(
     assert not (folder / "final_model").exists()
     run = folder / "training/runs/run"
     assert f'"stopped at update 2 ({number.name} on rank 0)"' in (run / "outcome.json").read_text()
-    (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    kinds = [record.WhichOneof("record_type") for record in wandb_records(file)]
-    assert "preempting" in kinds
-    assert [r.exit.exit_code for r in wandb_records(file) if r.WhichOneof("record_type") == "exit"] == [128 + number]
+    records = ended_wandb_run(run)
+    assert "preempting" in [record.WhichOneof("record_type") for record in records]
+    assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [128 + number]
 
     assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="latest")]) == 0
     assert weights(folder, 4) == weights(whole, 4)
