@@ -105,7 +105,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 
 def ended_wandb_run(run: Path) -> list[Any]:
-    """The records of the one offline run in a run's folder. W&B's own process may write the last ones a moment later."""
+    """The records of the one offline run in a run's folder, whose last ones W&B's own process may write late."""
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
     for _ in range(100):
         records = list(wandb_records(file)) if file.stat().st_size > 7 else []
