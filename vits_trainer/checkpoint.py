@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,7 +57,15 @@ class TrainState:
     epoch: int = 0
     """Epoch of the last update, from 0."""
     clips_trained: int = 0
+    """Whose update reached the weights."""
+    clips_masked: int = 0
+    """Whose update was left out, as it came to no finite number."""
     clips_rejected: int = 0
+    """That could not be used; again in each epoch."""
+    updates_nonfinite: int = 0
+    nonfinite_in_a_row: int = 0
+    accounts: dict[str, Any] = field(default_factory=dict)
+    """What has become of each clip of the epoch; filled in when it is saved."""
     validation_mel: float | None = None
     """Of this very update, where it was validated."""
 
@@ -123,15 +131,9 @@ class Checkpoints:
             place = self.directory / f"checkpoint-{state.update}"
             temporary = self.directory / f".tmp-{place.name}"
             self.clear_temporary()
-            (temporary / "voice").mkdir(parents=True)
-            generator.model.config.save_pretrained(temporary / "voice")
-            tokenizer.save_pretrained(temporary / "voice")
-            save_file(state_on_cpu(generator.model), temporary / "generator.safetensors")
-            if discriminator is not None:
-                save_discriminator(discriminator, temporary / "discriminator.safetensors")
+            write_networks(temporary, generator, discriminator, tokenizer, self.config)
             for learner in learners:
                 save_file(_optimizer_state(learner), temporary / f"optimizer_{learner.name}.safetensors")
-            save_config(self.config, temporary / "config.yaml")
             (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
             sync_tree(temporary)
             write_whole(temporary / MANIFEST, _manifest(temporary))
@@ -190,6 +192,23 @@ class Checkpoints:
         for place in newest_first(self.directory)[self.keep :] if self.keep else []:
             if place not in (best, written):
                 shutil.rmtree(place)
+
+
+def write_networks(
+    folder: Path,
+    generator: Generator,
+    discriminator: Discriminator | None,
+    tokenizer: VitsTokenizer,
+    config: TrainConfig,
+) -> None:
+    """Writes both networks in training form, and what is needed to build them again."""
+    (folder / "voice").mkdir(parents=True, exist_ok=True)
+    generator.model.config.save_pretrained(folder / "voice")
+    tokenizer.save_pretrained(folder / "voice")
+    save_file(state_on_cpu(generator.model), folder / "generator.safetensors")
+    if discriminator is not None:
+        save_discriminator(discriminator, folder / "discriminator.safetensors")
+    save_config(config, folder / "config.yaml")
 
 
 @contextmanager

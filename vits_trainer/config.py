@@ -228,6 +228,14 @@ class TrainConfig:
     data_workers: int = 2
     """Processes that decode clips, for each training process (0 = decode in the training process)."""
 
+    max_rejected_fraction: float = 0.01
+    """More clips than this part of all that cannot be used end the run."""
+    max_nonfinite_updates: int = 3
+    """More updates than this in a row whose losses or gradients are no finite numbers end the run; each is masked."""
+    rank_timeout_s: float = 600.0
+    """So long the processes wait for one another, in seconds; then those that are missing are named, and the run ends.
+    Saving, and speaking samples, must be done within it."""
+
     validation_fraction: float = 0.05
     """Share of the clips held out for validation (at least one, at most validation_max_clips; 0 = none)."""
     validation_max_clips: int = 64
@@ -275,6 +283,7 @@ class TrainConfig:
             "target_hours",
             "batch_seconds",
             "save_before_s",
+            "max_nonfinite_updates",
         ):
             require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: give 0 or more.")
         require(
@@ -294,6 +303,11 @@ class TrainConfig:
             0 <= self.validation_fraction < 1,
             f"--validation_fraction {self.validation_fraction}: give a number from 0 to below 1.",
         )
+        require(
+            0 <= self.max_rejected_fraction <= 1,
+            f"--max_rejected_fraction {self.max_rejected_fraction}: give a number from 0 to 1.",
+        )
+        require(self.rank_timeout_s >= 1, f"--rank_timeout_s {self.rank_timeout_s}: give 1 or more.")
         require(0 <= self.layerdrop < 1, f"--layerdrop {self.layerdrop}: give a number from 0 to below 1.")
         if self.architecture is None:
             require(
@@ -418,6 +432,15 @@ class CheckConfig:
 
     golden: str | None = None
     """Folder of golden values (CASE.json with CASE.safetensors): compare losses and gradient norms with them."""
+    replay: str | None = None
+    """An update that came to no finite number, as a run keeps it (nonfinite/update-<update>/rank<rank>.safetensors):
+    run it again, and each clip of it alone."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.golden is None or self.replay is None,
+            f"--golden {self.golden} and --replay {self.replay} are two checks: give one of them.",
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import signal
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,11 +18,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import VitsTokenizer
 
+from vits_trainer.accounts import Incident
 from vits_trainer.audio import AudioSpec
 from vits_trainer.errors import DataError
 from vits_trainer.order import MicroBatch, rounded_up
-from vits_trainer.recordings import PCM16_BYTES, WAV_HEADER_BYTES, RecordingError, read_pcm16_wav
+from vits_trainer.recordings import PCM16_BYTES, WAV_HEADER_BYTES, Reason, RecordingError, read_pcm16_wav, reject
 from vits_trainer.text import encode
+
+_UNEXPECTED = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What nobody expects of a clip is a bad record all the same, with its traceback; the limit stops what hits many."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,6 @@ class Clip:
     pcm: NDArray[np.int16]
     """(N,) whole frames only."""
     speaker_id: int | None
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A clip that could not be used, and why. A record, not an error, as an error would end the iterator."""
-
-    clip_id: str
-    reason: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Batch:
     audio_s: float
     """Seconds of speech in the batch."""
     place: MicroBatch
-    rejections: tuple[Rejection, ...]
+    rejections: tuple[Incident, ...]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""
@@ -108,6 +104,18 @@ class PreparedSet:
         """Names of the speakers, sorted: a name's place is its id."""
         return sorted(set(self.rows["speaker"]))
 
+    def path(self, clip_id: str) -> Path:
+        """A clip's file.
+
+        Raises:
+            RecordingError: it lies outside the folder, as a symbolic link may.
+        """
+        wavs = (self.root / "wavs").resolve()
+        path = (wavs / clip_id).resolve()
+        if not path.is_relative_to(wavs):
+            reject(Reason.PATH_OUTSIDE, f"{clip_id} leads out of {wavs}")
+        return path
+
     @cached_property
     def sizes_bytes(self) -> list[int]:
         """Of each row's file; 0 where it is missing."""
@@ -145,12 +153,22 @@ def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedSet:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}. Run prepare_data again.") from error
     columns: dict[str, list[str]] = {"filename": [], "text": [], "speaker": []}
+    lines_of: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         fields = line.split("|")
         if len(fields) not in (2, 3) or not fields[0]:
-            raise DataError(f"{path} line {number}: expected filename|text or filename|text|speaker, found {line!r}.")
+            raise DataError(
+                f"{path} line {number}: expected filename|text or filename|text|speaker, found {line[:80]!r}. Run "
+                "prepare_data again, or correct the line."
+            )
+        if Path(fields[0]).is_absolute() or ".." in Path(fields[0]).parts:
+            raise DataError(f"{path} line {number}: {fields[0]!r} leads out of {data_dir / 'wavs'}. Remove the line.")
+        if lines_of.setdefault(fields[0], number) != number:
+            raise DataError(
+                f"{path} line {number}: {fields[0]} stands in line {lines_of[fields[0]]} already. Keep one of the two."
+            )
         for column, value in zip(columns.values(), [*fields, ""], strict=False):
             column.append(value)
         if max_samples and len(columns["filename"]) == max_samples:
@@ -203,7 +221,7 @@ def split(prepared: PreparedSet, fraction: float, most: int, seed: int) -> tuple
     return sorted(drawn[held_out:]), sorted(drawn[:held_out])
 
 
-class ClipReader(Dataset[Clip | Rejection]):
+class ClipReader(Dataset[Clip | Incident]):
     """Decodes and tokenizes clips where a DataLoader's worker asks for them; never raises for what a clip holds."""
 
     def __init__(
@@ -216,24 +234,29 @@ class ClipReader(Dataset[Clip | Rejection]):
         silence = np.zeros(spec.minimum_frames * spec.hop, dtype=np.int16)
         self.stand_in = Clip("", np.zeros(1, dtype=np.int64), silence, None if speaker_ids is None else 0)
 
-    def __getitem__(self, index: int) -> Clip | Rejection:
+    def __getitem__(self, index: int) -> Clip | Incident:
         """The clip of row ``index`` as a good or a bad record."""
         row = self.prepared.rows[index]
         clip_id = row["filename"]
         try:
-            pcm, rate = read_pcm16_wav(self.prepared.root / "wavs" / clip_id)
+            return self._read(clip_id, row)
         except RecordingError as error:
-            return Rejection(clip_id, "unreadable audio", str(error))
-        if rate != self.spec.sampling_rate:
-            return Rejection(clip_id, "wrong sampling rate", f"{rate} Hz, not {self.spec.sampling_rate}")
+            return Incident(clip_id, "read", str(error.rejection.reason), error.rejection.detail)
+        except _UNEXPECTED as error:
+            return Incident(clip_id, "read", type(error).__name__, str(error), traceback.format_exc())
+
+    def _read(self, clip_id: str, row: dict[str, str]) -> Clip:
+        pcm, rate_hz = read_pcm16_wav(self.prepared.path(clip_id))
+        if rate_hz != self.spec.sampling_rate:
+            reject(Reason.WRONG_RATE, f"{rate_hz} Hz, not {self.spec.sampling_rate}")
         tokens = encode(self.tokenizer, row["text"])
         frames = self.spec.frames(len(pcm))
         if len(tokens) == 0:
-            return Rejection(clip_id, "no known characters", row["text"][:200])
+            reject(Reason.NO_KNOWN_CHARACTERS, repr(row["text"][:200]))
         if frames < self.spec.minimum_frames:
-            return Rejection(clip_id, "too short", f"{len(pcm)} samples")
+            reject(Reason.TOO_SHORT, f"{len(pcm)} samples")
         if len(tokens) > frames:
-            return Rejection(clip_id, "text too long for its clip", f"{len(tokens)} tokens, {frames} frames")
+            reject(Reason.TEXT_TOO_LONG, f"{len(tokens)} tokens, {frames} frames")
         speaker_id = None if self.speaker_ids is None else self.speaker_ids[row["speaker"]]
         return Clip(clip_id, tokens, pcm[: frames * self.spec.hop], speaker_id)
 
@@ -242,10 +265,10 @@ class ClipReader(Dataset[Clip | Rejection]):
         return [collate([self[index] for index in place.indices], place, self.spec, self.stand_in)]
 
 
-def collate(records: Sequence[Clip | Rejection], place: MicroBatch, spec: AudioSpec, stand_in: Clip) -> Batch:
+def collate(records: Sequence[Clip | Incident], place: MicroBatch, spec: AudioSpec, stand_in: Clip) -> Batch:
     """Pads the good clips to a common size, and keeps the bad ones' records; ``stand_in`` is for where none is good."""
     good = [record for record in records if isinstance(record, Clip)]
-    rejections = tuple(record for record in records if isinstance(record, Rejection))
+    rejections = tuple(record for record in records if isinstance(record, Incident))
     clips = good or [stand_in]
     size_tokens, size_frames = rounded_up(
         np.max([(len(clip.tokens), spec.frames(len(clip.pcm))) for clip in clips], axis=0)

@@ -31,8 +31,16 @@ class CheckpointError(VitsTrainerError):
     exit_code = 2
 
 
-class NoTrainableClipError(VitsTrainerError):
-    """Every clip of a batch was rejected: the data no longer is what ``prepare_data`` checked."""
+class TooManyRejectedError(VitsTrainerError):
+    """More clips than allowed, or all of them, cannot be used: the data no longer is what ``prepare_data`` checked."""
+
+
+class AccountingError(VitsTrainerError):
+    """A clip was taken twice or left out: a bug of this package."""
+
+
+class NonFiniteLossError(VitsTrainerError):
+    """Update after update came to no finite number."""
 
 
 class OutOfMemoryError(VitsTrainerError):
@@ -44,7 +52,7 @@ class DivergedRanksError(VitsTrainerError):
 
 
 class OtherRankError(VitsTrainerError):
-    """Another process of this run has failed; its own message says why."""
+    """Another process of this run has failed, died, or does not keep up; names it."""
 
 
 class InstallationError(VitsTrainerError):

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import VitsModel
 
+from vits_trainer.accounts import Incident
 from vits_trainer.audio import log_mel, spectrogram
 from vits_trainer.data import Batch, ClipReader, load
 from vits_trainer.discriminator import Discriminator
@@ -40,6 +42,24 @@ class Validation:
         self.batch_size = batch_size
         self.seed = seed
 
+    def examine(self) -> list[Incident]:
+        """Reads all held-out clips once: those that cannot be used are left out from now on. Runs on every rank.
+
+        Returns:
+            Why, for each that is left out, on every rank the same.
+
+        Raises:
+            DataError: not one is left.
+        """
+        bad = self.runtime.from_main(
+            lambda: {row: record for row in self.rows if isinstance(record := self.reader[row], Incident)}
+        )
+        if self.rows and len(bad) == len(self.rows):
+            reasons = "; ".join(map(str, list(bad.values())[:5]))
+            raise DataError(f"Not one of the {len(self.rows)} held-out clips can be used: {reasons}. Prepare again.")
+        self.rows = [row for row in self.rows if row not in bad]
+        return [replace(incident, stage="validation") for incident in bad.values()]
+
     def run(self, generator: Generator, discriminator: Discriminator | None) -> dict[str, float]:
         """Each generator loss over all held-out clips, as ``validation/<loss>``. Runs on every rank.
 
@@ -52,9 +72,13 @@ class Validation:
         own = [self.objective.normalisers(batch) for batch in batches]
         counts = torch.tensor(own, dtype=torch.float64).reshape(-1, len(Normalisers._fields)).sum(0)
         normalisers = Normalisers(*self.runtime.sum(counts).tolist())
-        if not normalisers.clips:
-            reasons = "; ".join(f"{r.clip_id}: {r.reason} ({r.detail})" for b in batches for r in b.rejections[:5])
-            raise DataError(f"Not one of the {len(self.rows)} held-out clips can be used: {reasons}. Prepare again.")
+        lost = [rejection for batch in batches for rejection in batch.rejections]
+        if self.runtime.sum(torch.tensor([len(lost)])).item():
+            told = [rejection for found in self.runtime.gather(lost) for rejection in found]
+            raise DataError(
+                f"Held-out clips that were good at the start cannot be read any more: {'; '.join(map(str, told[:5]))}. "
+                "Put the files back, then --resume_from_checkpoint auto."
+            )
         names = self.objective.generator_loss_names
         totals = dict.fromkeys(names, torch.zeros((), dtype=torch.float64))
         training = generator.training
@@ -94,7 +118,6 @@ class Validation:
             found = [
                 self._sample(generator.model, batch.trimmed(self.objective.spec.hop).to(self.runtime.device))
                 for batch in batches
-                if batch.clip_ids
             ]
         generator.train(training)
         return found
@@ -134,6 +157,6 @@ class Validation:
         places = held_out_places(self.rows, 1, 0, 1)
         batches = load(self.reader, places, workers=0)
         hop = self.objective.spec.hop
-        mels = [self._mel(batch.trimmed(hop).waveform) for batch in batches if batch.clip_ids]
+        mels = [self._mel(batch.trimmed(hop).waveform) for batch in batches]
         frames = torch.from_numpy(np.concatenate(mels, axis=1))
         return float((frames - frames.median(dim=1, keepdim=True).values).abs().mean())

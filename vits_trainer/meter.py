@@ -18,7 +18,7 @@ class Meter:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.means = RunningMeans()
+        self.means = RunningMeans(runtime.world_size)
         self.seconds_per_update = 0.0
         self.slowest_update_s = 0.0
         """Of all since the start, with what it waited for clips."""
@@ -36,15 +36,16 @@ class Meter:
                 return
             yield update
 
-    def add(self, shares: Mapping[str, Tensor], update: Sequence[Batch], clips: float) -> None:
+    def add(self, shares: Mapping[str, Tensor], update: Sequence[Batch], clips: float, reached: Tensor) -> None:
         """Takes in one update.
 
         Args:
             shares: this rank's of the update's losses.
             update: this rank's micro-batches.
             clips: in the whole update, on all ranks.
+            reached: () bool on the device: whether the update reached the weights; its losses are left out if not.
         """
-        self.means.add(shares, weight=clips)
+        self.means.add(shares, clips, reached)
         self._clips += clips
         self._audio_s += sum(batch.audio_s for batch in update)
         self._updates += 1
@@ -82,7 +83,8 @@ class Meter:
         """Takes up what :meth:`save` gave on each rank of the run before; as many ranks or not."""
         mine = saved[self.runtime.rank :][:1] if len(saved) == self.runtime.world_size else saved
         if len(saved) != self.runtime.world_size and not self.runtime.is_main:
-            mine = [{"sums": dict.fromkeys(one["sums"], 0.0), "weights": one["weights"]} for one in saved]
+            nothing = dict.fromkeys(saved[0]["sums"], 0.0)
+            mine = [{"sums": nothing, "weights": nothing}]
         self.means.restore(mine, self.runtime.device)
 
     def _restart(self) -> None:

@@ -15,38 +15,41 @@ class SavedMeans(TypedDict):
 
 
 class RunningMeans:
-    """Means over updates of named values to which each rank contributes a share, weighted since the last reset."""
+    """Means over updates of named values, weighted, since the last reset; each rank contributes a share of both."""
 
-    def __init__(self) -> None:
+    def __init__(self, world_size: int = 1) -> None:
+        self.world_size = world_size
         self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, float] = {}
+        self._weights: dict[str, Tensor] = {}
 
-    def add(self, shares: Mapping[str, Tensor], weight: float) -> None:
+    def add(self, shares: Mapping[str, Tensor], weight: float, counts: Tensor) -> None:
         """Adds this rank's shares of one update's values; detaches them and reads nothing back.
 
         Args:
             shares: add up over the ranks to the values.
             weight: of the update, the same on every rank.
+            counts: () bool on the device, the same on every rank: where it is false, the update is left out.
         """
         for name, share in shares.items():
-            addend = share.detach().double() * weight
-            self._sums[name] = self._sums[name] + addend if name in self._sums else addend
-            self._weights[name] = self._weights.get(name, 0.0) + weight
+            weighted = share.detach().double() * weight
+            # Not a product with zero: the share may be no number.
+            kept = torch.where(counts, weighted, torch.zeros_like(weighted))
+            self._add(name, kept, counts.double() * (weight / self.world_size))
 
     def names(self) -> list[str]:
         """What was added since the last reset, sorted."""
         return sorted(self._sums)
 
     def sums(self) -> Tensor:
-        """(names,) to be added up over ranks."""
-        return torch.stack([self._sums[name] for name in self.names()]) if self._sums else torch.zeros(0)
+        """(2, names,): values and weights, to be added up over ranks."""
+        if not self._sums:
+            return torch.zeros(2, 0)
+        return torch.stack([torch.stack([kept[name] for name in self.names()]) for kept in (self._sums, self._weights)])
 
     def means(self, totals: Tensor) -> dict[str, float]:
-        """From the sums of all ranks, (names,) on the CPU, to one mean a name."""
+        """From the sums of all ranks, (2, names) on the CPU, to one mean a name; none where nothing counted."""
         return {
-            name: total / self._weights[name]
-            for name, total in zip(self.names(), totals.tolist(), strict=True)
-            if self._weights[name] > 0
+            name: total / weight for name, total, weight in zip(self.names(), *totals.tolist(), strict=True) if weight
         }
 
     def reset(self) -> None:
@@ -56,13 +59,19 @@ class RunningMeans:
 
     def save(self) -> SavedMeans:
         """This rank's sums so far, exactly. A CPU-GPU sync point."""
-        return {"sums": dict(zip(self.names(), self.sums().tolist(), strict=True)), "weights": dict(self._weights)}
+        sums, weights = self.sums().tolist()
+        names = self.names()
+        return {"sums": dict(zip(names, sums, strict=True)), "weights": dict(zip(names, weights, strict=True))}
 
     def restore(self, saved: Sequence[SavedMeans], device: torch.device) -> None:
         """Takes up what :meth:`save` gave, of one rank, or of several to be added up."""
         self.reset()
         for one in saved:
             for name, value in one["sums"].items():
-                addend = torch.tensor(value, dtype=torch.float64, device=device)
-                self._sums[name] = self._sums[name] + addend if name in self._sums else addend
-            self._weights = dict(one["weights"])
+                both = torch.tensor([value, one["weights"][name]], dtype=torch.float64, device=device)
+                self._add(name, both[0], both[1])
+
+    def _add(self, name: str, value: Tensor, weight: Tensor) -> None:
+        known = name in self._sums
+        self._sums[name] = self._sums[name] + value if known else value
+        self._weights[name] = self._weights[name] + weight if known else weight

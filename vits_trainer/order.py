@@ -107,6 +107,11 @@ class Order:
                 if updates == until:
                     return
 
+    def clips_left(self, updates: int) -> int:
+        """How many clips of its epoch wait for their turn once ``updates``, at least 1, are done."""
+        epoch, last = divmod(updates - 1, self.updates_per_epoch)
+        return sum(len(places) for places in self.updates(epoch)[last + 1 :])
+
     def rehearsal(self, rank: int) -> list[MicroBatch]:
         """Two micro-batches that process ``rank`` tries first: the one with the longest clips, and a typical one.
 

@@ -41,7 +41,7 @@ _PCM16_PEAK = 32767 / 32768
 
 
 class Reason(StrEnum):
-    """Why a clip is left out, as it stands in rejected.csv, in the order in which the checks are made."""
+    """Why a clip is left out, as rejected.csv and rejected.jsonl have it, in the order in which the checks are made."""
 
     TOO_FEW_UPVOTES = "too-few-upvotes"
     """Common Voice: fewer up-votes than --min_upvotes."""
@@ -71,6 +71,10 @@ class Reason(StrEnum):
     """Softer than --min_loudness_dbfs."""
     TEXT_TOO_LONG = "text-too-long"
     """More tokens than the clip has frames: no alignment exists."""
+    WRONG_RATE = "wrong-rate"
+    """In training: at another rate than the voice."""
+    NO_KNOWN_CHARACTERS = "no-known-characters"
+    """In training: not one character of the text is in the voice's vocabulary."""
 
 
 class Rejection(NamedTuple):
@@ -118,21 +122,21 @@ def read_recording(
             # The length of an MP3 without a table of contents is an estimate.
             tolerance = 2 * _MP3_FRAME_SAMPLES if "MPEG" in recording.subtype else 0
             if len(samples) < recording.frames - tolerance:
-                _reject(Reason.TRUNCATED_AUDIO, f"{len(samples)} of {recording.frames} samples can be decoded")
+                reject(Reason.TRUNCATED_AUDIO, f"{len(samples)} of {recording.frames} samples can be decoded")
             rate_hz = int(recording.samplerate)
     except sf.SoundFileError as error:
-        _reject(Reason.UNREADABLE_AUDIO, _plain_message(error))
+        reject(Reason.UNREADABLE_AUDIO, _plain_message(error))
     if not np.isfinite(samples).all():
-        _reject(Reason.NON_FINITE_AUDIO, f"{np.count_nonzero(~np.isfinite(samples))} samples")
+        reject(Reason.NON_FINITE_AUDIO, f"{np.count_nonzero(~np.isfinite(samples))} samples")
     return samples.mean(axis=1, dtype=np.float32), rate_hz
 
 
 def require_duration(duration_s: float, min_duration_s: float, max_duration_s: float) -> None:
     """Raises :class:`RecordingError` unless ``duration_s`` lies between the two, both included."""
     if duration_s < min_duration_s:
-        _reject(Reason.TOO_SHORT, f"{duration_s:.3f} s, at least {min_duration_s:g} s")
+        reject(Reason.TOO_SHORT, f"{duration_s:.3f} s, at least {min_duration_s:g} s")
     if duration_s > max_duration_s:
-        _reject(Reason.TOO_LONG, f"{duration_s:.1f} s, at most {max_duration_s:g} s")
+        reject(Reason.TOO_LONG, f"{duration_s:.1f} s, at most {max_duration_s:g} s")
 
 
 def trim_silence(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
@@ -155,7 +159,7 @@ def require_loudness(samples: NDArray[np.float32], min_dbfs: float) -> None:
     """Raises :class:`RecordingError` where ``samples``, (T,), are softer than ``min_dbfs``."""
     found_dbfs = loudness_dbfs(samples)
     if found_dbfs < min_dbfs:
-        _reject(Reason.TOO_QUIET, f"{found_dbfs:.1f} dBFS, at least {min_dbfs:g} dBFS")
+        reject(Reason.TOO_QUIET, f"{found_dbfs:.1f} dBFS, at least {min_dbfs:g} dBFS")
 
 
 def to_loudness(samples: NDArray[np.float32], dbfs: float) -> NDArray[np.float32]:
@@ -208,18 +212,18 @@ def read_pcm16_wav(path: Path) -> tuple[NDArray[np.int16], int]:
             channels, sample_bytes, rate_hz, announced = recording.getparams()[:4]
             content = recording.readframes(announced)
     except FileNotFoundError:
-        _reject(Reason.MISSING_FILE, f"{path}: no such file")
+        reject(Reason.MISSING_FILE, f"{path}: no such file")
     except OSError as error:
-        _reject(Reason.UNREADABLE_AUDIO, f"{path}: {error.strerror}")
+        reject(Reason.UNREADABLE_AUDIO, f"{path}: {error.strerror}")
     except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: sizes that contradict one another
-        _reject(Reason.UNREADABLE_AUDIO, f"{path}: no PCM WAV file ({str(error) or 'it ends too early'})")
+        reject(Reason.UNREADABLE_AUDIO, f"{path}: no PCM WAV file ({str(error) or 'it ends too early'})")
     if channels != 1 or sample_bytes != PCM16_BYTES:
-        _reject(
+        reject(
             Reason.UNSUPPORTED_AUDIO,
             f"{path}: {channels} channel(s) of {8 * sample_bytes} bits, where 16-bit mono is expected",
         )
     if len(content) < announced * PCM16_BYTES:
-        _reject(Reason.TRUNCATED_AUDIO, f"{path}: {len(content) // PCM16_BYTES} of {announced} samples are there")
+        reject(Reason.TRUNCATED_AUDIO, f"{path}: {len(content) // PCM16_BYTES} of {announced} samples are there")
     return np.frombuffer(content, dtype="<i2").astype(np.int16), rate_hz
 
 
@@ -228,14 +232,14 @@ def _content(source: Path | bytes) -> bytes:
     try:
         size_bytes = len(source) if isinstance(source, bytes) else source.stat().st_size
         if size_bytes > MAX_FILE_BYTES:
-            _reject(Reason.TOO_LONG, f"{size_bytes / 2**20:.0f} MiB, at most {MAX_FILE_BYTES / 2**20:.0f} MiB")
+            reject(Reason.TOO_LONG, f"{size_bytes / 2**20:.0f} MiB, at most {MAX_FILE_BYTES / 2**20:.0f} MiB")
         content = source if isinstance(source, bytes) else source.read_bytes()
     except FileNotFoundError:
-        _reject(Reason.MISSING_FILE, f"{source!s}: no such file")
+        reject(Reason.MISSING_FILE, f"{source!s}: no such file")
     except OSError as error:
-        _reject(Reason.UNREADABLE_AUDIO, f"{source!s}: {error.strerror}")
+        reject(Reason.UNREADABLE_AUDIO, f"{source!s}: {error.strerror}")
     if not content:
-        _reject(Reason.EMPTY_AUDIO, "a file of 0 bytes")
+        reject(Reason.EMPTY_AUDIO, "a file of 0 bytes")
     return content
 
 
@@ -250,18 +254,18 @@ def _require_complete_wav(content: bytes) -> None:
         if name == b"data":
             present_bytes = len(content) - position
             if present_bytes < size_bytes < _LENGTH_UNKNOWN_BYTES:
-                _reject(Reason.TRUNCATED_AUDIO, f"{present_bytes} of {size_bytes} bytes of audio are there")
+                reject(Reason.TRUNCATED_AUDIO, f"{present_bytes} of {size_bytes} bytes of audio are there")
             return
         position += size_bytes + size_bytes % 2
 
 
 def _require_usable_shape(frames: int, rate_hz: int, channels: int) -> None:
     if channels > MAX_CHANNELS or not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-        _reject(Reason.UNSUPPORTED_AUDIO, f"{channels} channel(s) at {rate_hz} Hz")
+        reject(Reason.UNSUPPORTED_AUDIO, f"{channels} channel(s) at {rate_hz} Hz")
     if frames == 0:
-        _reject(Reason.EMPTY_AUDIO, "no samples")
+        reject(Reason.EMPTY_AUDIO, "no samples")
     if frames == 2**63 - 1:
-        _reject(Reason.UNREADABLE_AUDIO, "its header does not say how long it is")
+        reject(Reason.UNREADABLE_AUDIO, "its header does not say how long it is")
 
 
 def _plain_message(error: Exception) -> str:
@@ -269,5 +273,6 @@ def _plain_message(error: Exception) -> str:
     return str(error).rpartition(">: ")[2].removeprefix("Error : ")
 
 
-def _reject(reason: Reason, detail: str) -> NoReturn:
+def reject(reason: Reason, detail: str) -> NoReturn:
+    """Raises :class:`RecordingError`."""
     raise RecordingError(Rejection(reason, detail))

@@ -9,14 +9,16 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
 from vits_trainer.config import Precision
@@ -31,7 +33,16 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Runtime:
     """This process among the others, its device and its precision. Building it runs on every rank."""
 
-    def __init__(self, precision: Precision, accumulation: int, deterministic: bool = False) -> None:
+    def __init__(
+        self, precision: Precision, accumulation: int, deterministic: bool = False, timeout_s: float = 600
+    ) -> None:
+        """Args:
+        precision: to compute in.
+        accumulation: micro-batches in an update; a launcher that says otherwise is an error.
+        deterministic: kernels that repeat their results.
+        timeout_s: how long the ranks wait for one another.
+        """
+        timeout = timedelta(seconds=timeout_s)
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
@@ -42,13 +53,16 @@ class Runtime:
         self.precision = resolve_precision(precision, on_gpu)
         _refuse_other_accumulation(accumulation)
         if is_restarted() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
-            _meet_anew(on_gpu)
+            _meet_anew(on_gpu, timeout)
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="no",
             # Neither network has buffers to broadcast, and no parameter of theirs goes unused. A static graph needs its
             # first backward pass to be a synchronised one (torch 2.14): Trainer.rehearse has it.
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=True),
+                InitProcessGroupKwargs(timeout=timeout),
+            ],
         )
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self.world_size != expected:
@@ -58,7 +72,13 @@ class Runtime:
                 "cpu_2proc.yaml without a GPU."
             )
         # What ranks agree upon must not wait for the device, which is busy with the last update: a group of its own.
-        self._host_group: Any = torch.distributed.new_group(backend="gloo") if self.world_size > 1 else None
+        self._host_group: Any = None
+        self._timeout_s = timeout_s
+        self._signs: Any = None
+        """Of life: how often each rank has come to an exchange, and why it failed; where all ranks can read it."""
+        if self.world_size > 1:
+            self._host_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
+            self._signs = PrefixStore("signs", _get_default_store())
 
     @property
     def device(self) -> torch.device:
@@ -95,10 +115,7 @@ class Runtime:
 
     def reseed(self, *numbers: int) -> None:
         """Makes what is drawn from now on a pure function of ``numbers`` and the rank: nothing of it need be saved."""
-        state = int(np.random.SeedSequence([*numbers, self.rank]).generate_state(1)[0])
-        random.seed(state)
-        np.random.seed(state)  # transformers' layerdrop draws from it
-        torch.manual_seed(state)
+        seed_all(*numbers, self.rank)
 
     def gradient_scaler(self) -> torch.amp.GradScaler:
         """A scaler of one network's own, so that one network's overflow leaves the other's scale alone (fp16 only)."""
@@ -117,7 +134,8 @@ class Runtime:
         """Adds up ``values`` over the ranks, on the CPU. Runs on every rank."""
         total = values.detach().cpu().clone()
         if self._host_group is not None:
-            torch.distributed.all_reduce(total, group=self._host_group)
+            with self._exchange():
+                torch.distributed.all_reduce(total, group=self._host_group)
         return total
 
     def from_main(self, make: Callable[[], Value]) -> Value:
@@ -136,9 +154,9 @@ class Runtime:
             except Exception as error:
                 known = isinstance(error, VitsTrainerError)
                 box[1] = error if known else OtherRankError(f"rank 0 failed: {type(error).__name__}: {error}")
-                torch.distributed.broadcast_object_list(box, src=0, group=self._host_group)
+                self._from_main(box)
                 raise
-        torch.distributed.broadcast_object_list(box, src=0, group=self._host_group)
+        self._from_main(box)
         if box[1] is not None:
             raise box[1]
         value: Value = box[0]
@@ -149,8 +167,56 @@ class Runtime:
         if self._host_group is None:
             return [item]
         items: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(items, item, group=self._host_group)
+        with self._exchange():
+            torch.distributed.all_gather_object(items, item, group=self._host_group)
         return items
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """An error inside is left where the other ranks find it, when they lose this one."""
+        try:
+            yield
+        except BaseException as error:
+            # What another rank's failure has caused names that one already.
+            if self._signs is not None and not isinstance(error, OtherRankError):
+                with suppress(RuntimeError):  # the rank that keeps the store may be the one that died
+                    self._signs.set(f"failed/{self.rank}", f"{type(error).__name__}: {error}"[:500])
+            raise
+
+    def lost(self, error: RuntimeError) -> OtherRankError | None:
+        """What an error of an exchange between ranks means: who is missing. None if it is an error of another kind."""
+        if self._signs is None or not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            return None
+        return OtherRankError(f"{self._who_is_missing()} ({' '.join(str(error).split())[:200]})")
+
+    def _who_is_missing(self) -> str:
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        try:
+            failed = [rank for rank in others if self._signs.check([f"failed/{rank}"])]
+            if failed:
+                return "; ".join(f"rank {rank} failed: {self._signs.get(f'failed/{rank}').decode()}" for rank in failed)
+            own, *counts = (self._signs.add(f"exchanges/{rank}", 0) for rank in (self.rank, *others))
+        except RuntimeError:
+            return "rank 0's machine or its launcher is gone, with what the ranks know of one another"
+        behind = [str(rank) for rank, count in zip(others, counts, strict=True) if count < own]
+        if not behind:
+            return f"one of the ranks {', '.join(map(str, others))} died in the midst of an exchange"
+        return (
+            f"rank {', '.join(behind)} died or does not keep up: waited for it at most {self._timeout_s:g} s "
+            "(--rank_timeout_s). Look at its messages and its machine, then --resume_from_checkpoint auto"
+        )
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        self._signs.add(f"exchanges/{self.rank}", 1)
+        try:
+            yield
+        except RuntimeError as error:
+            raise self.lost(error) or error from error
+
+    def _from_main(self, box: list[Any]) -> None:
+        with self._exchange():
+            torch.distributed.broadcast_object_list(box, src=0, group=self._host_group)
 
     def close(self) -> None:
         """Leaves the process group, once all is done. Runs on every rank."""
@@ -162,7 +228,15 @@ class Runtime:
         return f"{self.world_size} process(es) on {name}, {self.precision}"
 
 
-def _meet_anew(on_gpu: bool) -> None:
+def seed_all(*numbers: int) -> None:
+    """Seeds every generator that training draws from."""
+    state = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)  # transformers' layerdrop draws from it
+    torch.manual_seed(state)
+
+
+def _meet_anew(on_gpu: bool, timeout: timedelta) -> None:
     """Makes the process group of ranks that a launcher has started again, before Accelerate would. Runs on every rank.
 
     The launcher's store still holds the addresses of those that died, under the very keys that the new ones would ask
@@ -171,7 +245,7 @@ def _meet_anew(on_gpu: bool) -> None:
     store, rank, world_size = next(rendezvous("env://"))
     own_keys = PrefixStore(f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "nccl" if on_gpu else "gloo"
-    torch.distributed.init_process_group(backend, store=own_keys, rank=rank, world_size=world_size)
+    torch.distributed.init_process_group(backend, timeout=timeout, store=own_keys, rank=rank, world_size=world_size)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -6,7 +6,8 @@ The only writer of metrics. Ranks other than the main one hold a tracker that do
         config.yaml      the configuration of the last start
         outcome.json     running, done, stopped or failed, and at which update
         metrics.jsonl    one line of scalars an update that has some: update, epoch and the names of docs/metrics.md
-        rejected.jsonl   one line a clip that training could not use
+        rejected.jsonl   one line an incident: a clip that could not be used, an update that came to no finite number
+        nonfinite/       such updates, to be run again by check --replay
         train.log        what was said
         samples/         speech, mel spectrograms and alignments of the same sentences at each validation
         wandb/           the Weights & Biases run
@@ -16,6 +17,7 @@ The only writer of metrics. Ranks other than the main one hold a tracker that do
 import hashlib
 import json
 import logging
+import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -28,14 +30,19 @@ from typing import Any, Literal, TextIO, cast
 import transformers
 import wandb
 
+from vits_trainer.accounts import Incident
 from vits_trainer.audio import AudioSpec
 from vits_trainer.config import TrainConfig, save_config, to_dict
-from vits_trainer.data import Rejection
 from vits_trainer.files import set_aside, sync, write_whole
 from vits_trainer.pictures import Sample, alignment_picture, mel_picture
+from vits_trainer.privacy import redacted
 from vits_trainer.recordings import to_pcm16, write_pcm16_wav
 
 logger = logging.getLogger("vits_trainer")
+
+_TOLD = 10
+"""Incidents that are printed whole."""
+_ERROR_COLUMNS = ("update", "epoch", "clip", "kind", "message", "stage", "traceback")
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,10 @@ class Tracker:
         self._sent_update = -1
         """What an online run holds already: the same values would come again."""
         self._log_handler: logging.Handler | None = None
+        self._told = 0
+        self._untold: list[tuple[Any, ...]] = []
+        """Incidents that W&B's table does not have yet."""
+        self._table: Any = None
 
     def __enter__(self) -> "Tracker":
         if not self.is_main:
@@ -102,8 +113,11 @@ class Tracker:
         if error is not None:
             logger.error("The run failed.", exc_info=error if not isinstance(error, SystemExit) else None)
             self.outcome = Outcome(f"failed: {type(error).__name__}: {error}", self.outcome.update, exit_code=1)
+            self.alert("The run failed", self.outcome.words)
+        if self._untold:
+            self._run.log(self._errors_table())
         self._write_outcome(self.outcome)
-        self.summarise({"outcome": self.outcome.words})
+        self.summarise({"outcome": redacted(self.outcome.words)})
         if self.outcome.words.startswith("stopped"):
             self._run.mark_preempting()
         self._run.finish(exit_code=self.outcome.exit_code)
@@ -132,12 +146,24 @@ class Tracker:
         """
         if self._metrics is None:
             return
-        line = {"update": update, "epoch": epoch, **values}
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            words = ", ".join(f"{name} is {values[name]}" for name in broken)
+            self.incidents(update, epoch, [Incident("no clip", "metrics", "non-finite-metric", words)])
+        line = {"update": update, "epoch": epoch} | {n: value for n, value in values.items() if n not in broken}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
         media = self._media(update, samples, spec) if spec else {}
         if update > self._sent_update:
-            self._run.log({**line, **media})
+            self._run.log({**line, **media, **(self._errors_table() if self._untold else {})})
+
+    def _errors_table(self) -> dict[str, Any]:
+        if self._table is None:
+            self._table = wandb.Table(columns=list(_ERROR_COLUMNS), log_mode="INCREMENTAL")
+        for row in self._untold:
+            self._table.add_data(*row)
+        self._untold.clear()
+        return {"errors": self._table}
 
     def _media(self, update: int, samples: Sequence[Sample], spec: AudioSpec) -> dict[str, Any]:
         folder = self.run_dir / "samples" / f"update-{update:06}"
@@ -153,15 +179,31 @@ class Tracker:
             media[f"samples/{number}/alignment"] = wandb.Image(str(names["alignment.png"]), caption=sample.text)
         return media
 
-    def rejected(self, update: int, epoch: int, rejections: Sequence[Rejection]) -> None:
-        """Records clips that training could not use."""
+    def incidents(self, update: int, epoch: int, incidents: Sequence[Incident]) -> None:
+        """Records what went wrong: the first ten are printed whole, the first is a W&B alert, all are kept."""
         if not self.is_main:
             return
         with (self.run_dir / "rejected.jsonl").open("a", encoding="utf-8") as file:
-            for clip in rejections:
-                record = {"update": update, "epoch": epoch, "clip": clip.clip_id}
-                file.write(json.dumps(record | {"kind": clip.reason, "message": clip.detail}) + "\n")
-                logger.warning("clip %s rejected: %s (%s)", clip.clip_id, clip.reason, clip.detail)
+            for found in incidents:
+                record = {"update": update, "epoch": epoch, "clip": found.clip, "kind": found.kind}
+                record |= {"message": found.message, "stage": found.stage, "traceback": found.trace}
+                file.write(json.dumps(record) + "\n")
+                self._untold.append(tuple(redacted(list(record.values()))))
+                self._tell(update, found)
+
+    def _tell(self, update: int, found: Incident) -> None:
+        self._told += 1
+        if self._told == 1:
+            self.alert("The first incident", f"update {update}: {found}")
+        if self._told <= _TOLD:
+            logger.warning("update %d  %s  %s%s", update, found.stage, found, f"\n{found.trace}" if found.trace else "")
+        if self._told == _TOLD:
+            logger.warning("More of them are not shown: see %s", self.run_dir / "rejected.jsonl")
+
+    def alert(self, title: str, text: str) -> None:
+        """Tells people by Weights & Biases' alerts."""
+        if self._run is not None:
+            self._run.alert(title=title, text=redacted(text)[:2000], level="WARN")
 
     def settle(self) -> None:
         """Returns once what was recorded would survive a loss of power: before a checkpoint says that it is there."""
@@ -205,7 +247,7 @@ class Tracker:
             name=self.run_dir.name,
             group=self.run_dir.name,
             tags=list(self.config.wandb_tags) or None,
-            config={**to_dict(self.config), **self.facts, "attempt": attempt, "resumed_at": self.resumed_at},
+            config=redacted({**to_dict(self.config), **self.facts, "attempt": attempt, "resumed_at": self.resumed_at}),
             allow_val_change=True,
             dir=self.run_dir,
             mode=cast("Literal['online', 'offline', 'disabled']", mode),

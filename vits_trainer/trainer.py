@@ -15,11 +15,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import VitsTokenizer
 
-from vits_trainer.checkpoint import Checkpoints, TrainState
+from vits_trainer.accounts import Accounts
+from vits_trainer.checkpoint import Checkpoints, TrainState, write_networks
 from vits_trainer.config import TrainConfig
 from vits_trainer.data import Batch, ClipReader, by_update, load
 from vits_trainer.discriminator import Discriminator
-from vits_trainer.errors import DivergedRanksError, NoTrainableClipError, OutOfMemoryError
+from vits_trainer.errors import DivergedRanksError, NonFiniteLossError, OutOfMemoryError, TooManyRejectedError
 from vits_trainer.evaluation import Validation
 from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
@@ -29,6 +30,7 @@ from vits_trainer.optim import Learner, build_optimizer, learning_rate
 from vits_trainer.order import Order
 from vits_trainer.runtime import Runtime, is_out_of_memory
 from vits_trainer.tracking import Outcome, Tracker
+from vits_trainer.watch import Watch
 
 logger = logging.getLogger("vits_trainer")
 
@@ -133,8 +135,8 @@ class Agreement(NamedTuple):
 
     normalisers: Normalisers
     """What its losses are divided by."""
-    rejected_clips: int
-    """That could not be used, on all ranks."""
+    has_incidents: bool
+    """Whether any rank has something to tell: clips that cannot be used, updates that came to no finite number."""
     stops: bool
     """Whether to stop before it."""
     own_reason: str
@@ -189,6 +191,7 @@ class Trainer:
         # Where it stands
         self.state = TrainState()
         self.meter = Meter(runtime)
+        self.watch = Watch(config, runtime, self._accounts(), tracker, self._keep_networks)
         self._saved_update = 0
 
     @property
@@ -206,6 +209,7 @@ class Trainer:
         networks = (self.generator, self.discriminator, self.learners)
         self.state, losses = self.checkpoints.restore(place, *networks)
         self.meter.restore(losses)
+        self.watch.accounts.restore(self.state.accounts, self.runtime.is_main)
         self._saved_update = self.state.update
 
     def fit(self) -> bool:
@@ -216,22 +220,22 @@ class Trainer:
         """
         self.generator.train()
         places = self.order.after(self.state.update, self.plan.total_updates, self.runtime.rank)
-        with self.interruption, logging_redirect_tqdm(), self._progress() as progress:
+        with self.interruption, logging_redirect_tqdm(), self._progress() as progress, self._saving_before_it_ends():
             # Not before: workers that a signal reaches while they start have what they inherited from this process.
             updates = by_update(load(self.reader, places, self.config.data_workers))
+            self.watch.held_out(self.validation.examine(), self.state)
             if self.plan.validates_before(self.state.update):
                 self._record(self._validate())
             for update in self.meter.timed(updates):
                 agreed = self._agree(update)
+                self.watch.heed(update, self.state, agreed.has_incidents)
                 if agreed.stops:
                     self._stop(agreed.own_reason)
                     return False
-                if agreed.rejected_clips:
-                    self._note_rejections(update, agreed)
-                self.step(update, agreed.normalisers)
+                if agreed.normalisers.clips:
+                    self.step(update, agreed.normalisers)
                 self.state.update += 1
                 self.state.epoch = update[0].place.epoch
-                self.state.clips_trained += int(agreed.normalisers.clips)
                 progress.update()
                 self._do_what_is_due(progress)
         self._compare_ranks()
@@ -267,11 +271,15 @@ class Trainer:
         alone = self.state.update < self.plan.warmup_updates
         rate = learning_rate(self.config, update[0].place.epoch)
         shares: dict[str, Tensor] = {}
+        found = []
         for batch in update:
             closes = batch is update[-1]
-            found = self._turns(batch, normalisers, alone, closes, rate if closes else None)
-            shares |= {name: shares[name] + value if name in shares else value for name, value in found.items()}
-        self.meter.add(shares, update, normalisers.clips)
+            found.append(self._turns(batch, normalisers, alone, closes, rate if closes else None))
+            shares |= {name: shares[name] + value if name in shares else value for name, value in found[-1].items()}
+        norms = [value for name, value in shares.items() if name.startswith("grad_norm/")]
+        self.meter.add(shares, update, normalisers.clips, reached=torch.isfinite(torch.stack(norms)).all())
+        self.watch.add(self.state.update + 1, int(normalisers.clips), update, found)
+        self.state.clips_trained += int(normalisers.clips)
 
     def _turns(
         self, batch: Batch, normalisers: Normalisers, discriminators_alone: bool, closes: bool, rate: float | None
@@ -287,7 +295,7 @@ class Trainer:
         """
         found: dict[str, Tensor] = {}
         networks = [learner.network for learner in self.learners]
-        with self._explaining_memory(batch), self.runtime.accumulating(*networks, synchronise=closes):
+        with self._explaining(batch), self.runtime.accumulating(*networks, synchronise=closes):
             batch = batch.to(self.runtime.device)
             with self.runtime.autocast(), torch.set_grad_enabled(not discriminators_alone):
                 comparison = self.objective.synthesize(self.generator_learner.network, batch, normalisers=normalisers)
@@ -314,38 +322,40 @@ class Trainer:
     def _agree(self, update: Sequence[Batch]) -> Agreement:
         """What all ranks must know before an update, in one exchange on the host's side. Runs on every rank."""
         counts = [self.objective.normalisers(batch) for batch in update]
-        rejected = sum(len(batch.rejections) for batch in update)
         # Saving takes as long as it did before, or at first as on a slow disk.
         saving_s = self.checkpoints.took_s or 5 + 20 * self.checkpoint_gib
         reason = self.interruption.asked(needs_s=2 * (self.meter.slowest_update_s + saving_s))
-        own = [*(sum(column) for column in zip(*counts, strict=True)), rejected, bool(reason)]
-        *totals, rejected_clips, stopping = self.runtime.sum(torch.tensor(own, dtype=torch.float64)).tolist()
-        return Agreement(Normalisers(*totals), int(rejected_clips), stopping > 0, reason)
-
-    def _note_rejections(self, update: Sequence[Batch], agreed: Agreement) -> None:
-        """Records what could not be used, on all ranks. Runs on every rank.
-
-        Raises:
-            NoTrainableClipError: nothing of the update is left.
-        """
-        own = [rejection for batch in update for rejection in batch.rejections]
-        rejections = [clip for found in self.runtime.gather(own) for clip in found]
-        self.state.clips_rejected += agreed.rejected_clips
-        self.tracker.rejected(self.state.update + 1, update[0].place.epoch, rejections)
-        if not agreed.normalisers.clips:
-            reasons = "; ".join(f"{r.clip_id}: {r.reason} ({r.detail})" for r in rejections[:5])
-            raise NoTrainableClipError(
-                f"No clip of an update can be used: {reasons}. Run prepare_data again, and compare the voice's "
-                "vocabulary with the texts."
-            )
+        own = [*(sum(column) for column in zip(*counts, strict=True)), self.watch.incidents(update), bool(reason)]
+        *totals, incidents, stopping = self.runtime.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        return Agreement(Normalisers(*totals), incidents > 0, stopping > 0, reason)
 
     @contextmanager
-    def _explaining_memory(self, batch: Batch) -> Iterator[None]:
+    def _saving_before_it_ends(self) -> Iterator[None]:
+        """Bad clips or numbers end a run on all ranks alike, with good weights: these are not lost."""
+        try:
+            yield
+        except (NonFiniteLossError, TooManyRejectedError):
+            if self._saved_update < self.state.update:
+                self._save()
+            raise
+
+    def _accounts(self) -> Accounts:
+        names = self.reader.prepared.rows["filename"]
+        training = set(self.order.rows)
+        held_out = [names[row] for row in self.validation.rows if row not in training]
+        return Accounts([names[row] for row in self.order.rows], held_out, self.config.max_rejected_fraction)
+
+    def _keep_networks(self, folder: Path) -> None:
+        write_networks(folder, self.generator, self.discriminator, self.tokenizer, self.config)
+
+    @contextmanager
+    def _explaining(self, batch: Batch) -> Iterator[None]:
+        """Says what to do where memory runs out, and which rank is missing where the gradients do not meet."""
         try:
             yield
         except RuntimeError as error:
             if not is_out_of_memory(error):
-                raise
+                raise self.runtime.lost(error) or error from error
             spec = self.objective.spec
             lengths_s = sorted((batch.frame_lengths * spec.hop / spec.sampling_rate).tolist())
             raise OutOfMemoryError(
@@ -364,18 +374,31 @@ class Trainer:
     def _do_what_is_due(self, progress: "tqdm[NoReturn]") -> None:
         """Logs, validates and saves as the plan says for the update just done. Runs on every rank."""
         update = self.state.update
+        ends_epoch = update % self.order.updates_per_epoch == 0
+        if ends_epoch or update == self.plan.total_updates or self.plan.logs_at(update) or self.plan.saves_at(update):
+            self.watch.settle(self.state)
         scalars = self._measure(progress) if self.plan.logs_at(update) else {}
         self.state.validation_mel = None
         with self.meter.paused():
+            if ends_epoch or update == self.plan.total_updates:
+                self._close_epoch()
             if self.plan.validates_at(update):
                 scalars |= self._validate()
             self._record(scalars)
             if self.plan.saves_at(update):
                 self._save()
 
+    def _close_epoch(self) -> None:
+        """Says how the epoch's clips add up; raises if they do not. Runs on every rank."""
+        words = self.watch.close_epoch(self.state.epoch, self.order.clips_left(self.state.update))
+        if self.runtime.is_main:
+            logger.info("%s", words)
+
     def _measure(self, progress: "tqdm[NoReturn]") -> dict[str, float]:
         scalars = self.meter.read()
         scalars |= {"data/trained": self.state.clips_trained, "data/rejected": self.state.clips_rejected}
+        scalars |= {"data/masked": self.state.clips_masked, "data/nonfinite_updates": self.state.updates_nonfinite}
+        scalars |= {f"data/rejected/{kind}": count for kind, count in self.watch.accounts.rejected_by_kind.items()}
         scalars["optim/learning_rate"] = learning_rate(self.config, self.state.epoch)
         shown = {short: f"{scalars[name]:.{digits}f}" for short, name, digits in _SHOWN if name in scalars}
         progress.set_postfix(shown)
@@ -407,6 +430,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.tracker.settle()
+        self.state.accounts = self.watch.save()
         plan = {"total_updates": self.plan.total_updates, "warmup_updates": self.plan.warmup_updates}
         networks = (self.generator, self.discriminator, self.learners)
         place = self.checkpoints.save(self.state, *networks, self.tokenizer, plan, self.meter.save())
@@ -416,6 +440,7 @@ class Trainer:
 
     def _stop(self, own_reason: str) -> None:
         """Saves, and says who asked for it. Runs on every rank."""
+        self.watch.settle(self.state)
         if self._saved_update != self.state.update:
             self._save()
         asked = enumerate(self.runtime.gather(own_reason))

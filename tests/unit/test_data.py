@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.speech import voice
+from vits_trainer.accounts import Incident
 from vits_trainer.audio import AudioSpec
 from vits_trainer.data import (
     Clip,
     ClipReader,
-    Rejection,
     by_update,
     collate,
     load,
@@ -168,18 +168,18 @@ def test_speakers_become_their_ids(tmp_path):
 @pytest.mark.parametrize(
     ("reason", "samples", "rate", "text"),
     [
-        ("wrong sampling rate", 8000, 22050, "ab"),
-        ("no known characters", 8000, 16000, "€€"),
-        ("too short", 511, 16000, "a"),
-        ("text too long for its clip", 8 * 256, 16000, "abab"),  # trap 6: 9 tokens, 8 frames
+        ("wrong-rate", 8000, 22050, "ab"),
+        ("no-known-characters", 8000, 16000, "€€"),
+        ("too-short", 511, 16000, "a"),
+        ("text-too-long", 8 * 256, 16000, "abab"),  # trap 6: 9 tokens, 8 frames
     ],
 )
 def test_bad_clip_is_a_record_with_its_reason(tmp_path, reason, samples, rate, text):
     write_clip(tmp_path / "wavs" / "bad.wav", samples, rate)
     write_folder(tmp_path, [f"bad.wav|{text}"])
     record = reader_of(tmp_path)[0]
-    assert isinstance(record, Rejection)
-    assert (record.clip_id, record.reason) == ("bad.wav", reason)
+    assert isinstance(record, Incident)
+    assert (record.clip, record.kind) == ("bad.wav", reason)
 
 
 def test_trap_6_text_that_just_fits_is_kept(tmp_path):
@@ -188,8 +188,16 @@ def test_trap_6_text_that_just_fits_is_kept(tmp_path):
     assert len(reader_of(tmp_path)[0].tokens) == 9
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no wave", "truncated"])
-def test_unreadable_clip_is_a_record(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (None, "missing-file"),
+        (b"", "unreadable-audio"),
+        (b"no wave", "unreadable-audio"),
+        ("truncated", "truncated-audio"),
+    ],
+)
+def test_unreadable_clip_is_a_record(tmp_path, content, kind):
     path = tmp_path / "wavs" / "bad.wav"
     write_clip(path, 8000)
     if content is None:
@@ -198,15 +206,57 @@ def test_unreadable_clip_is_a_record(tmp_path, content):
         path.write_bytes(path.read_bytes()[:3000] if content == "truncated" else content)
     write_folder(tmp_path, ["bad.wav|ab"])
     record = reader_of(tmp_path)[0]
-    assert isinstance(record, Rejection)
-    assert record.reason == "unreadable audio"
-    assert "bad.wav" in record.detail
+    assert isinstance(record, Incident)
+    assert record.kind == kind
+    assert "bad.wav" in record.message
+    assert record.trace == ""  # expected of data
+
+
+def test_unexpected_error_of_a_clip_is_a_record_with_its_traceback(folder, monkeypatch):
+    """And it goes through a DataLoader, whose iterator an error would end."""
+
+    def broken(tokenizer, text):
+        if text == "ab 2":
+            raise ZeroDivisionError("nobody thought of this")
+        return np.array([1, 2])
+
+    monkeypatch.setattr("vits_trainer.data.encode", broken)
+    places = [MicroBatch((n,), 0, n, True) for n in range(6)]
+    batches = list(load(reader_of(folder), places, workers=2))
+    assert [len(batch.clip_ids) for batch in batches] == [1, 1, 0, 1, 1, 1]
+    (record,) = batches[2].rejections
+    assert (record.clip, record.stage, record.kind) == ("2.wav", "read", "ZeroDivisionError")
+    assert record.message == "nobody thought of this"
+    assert "in broken" in record.trace
+
+
+def test_clip_outside_the_folder_is_a_record(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "secret.wav"
+    write_clip(elsewhere, 8000)
+    (folder / "wavs" / "3.wav").unlink()
+    (folder / "wavs" / "3.wav").symlink_to(elsewhere)
+    assert reader_of(folder)[3].kind == "path-outside"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("../secret.wav|ab", "leads out of"),
+        ("/etc/passwd|ab", "leads out of"),
+        ("3.wav|ab", "stands in line 4 already"),
+    ],
+)
+def test_metadata_that_lead_elsewhere_or_repeat_a_clip_are_refused(folder, line, said):
+    with (folder / "metadata.csv").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(DataError, match=f"line 7: .*{said}"):
+        open_prepared(folder)
 
 
 def test_batch_is_padded_to_a_common_size_and_keeps_bad_records():
     clips = [
         Clip("a", np.array([1, 2, 3]), np.full(512, 16384, np.int16), 4),
-        Rejection("x", "too short", "3 samples"),
+        Incident("x", "read", "too-short", "3 samples"),
         Clip("b", np.array([5]), np.full(5 * 256, -32768, np.int16), 0),
     ]
     batch = collate(clips, PLACE, SPEC, SILENCE)
@@ -221,7 +271,7 @@ def test_batch_is_padded_to_a_common_size_and_keeps_bad_records():
     assert batch.waveform[1, : 5 * 256].unique().tolist() == [-1.0]
     assert batch.waveform[1, 5 * 256 :].unique().tolist() == [0.0]
     assert batch.audio_s == (512 + 5 * 256) / 16000
-    assert [r.clip_id for r in batch.rejections] == ["x"]
+    assert [r.clip for r in batch.rejections] == ["x"]
     assert batch.place == PLACE
     assert batch.to(torch.device("cpu")).clip_ids == batch.clip_ids
 
@@ -236,7 +286,7 @@ def test_trimmed_batch_is_no_longer_than_its_longest_clip():
     assert trimmed.waveform.shape == (2, 5 * 256)
 
 
-@pytest.mark.parametrize("records", [[], [Rejection("x", "too short", "3 samples")]], ids=["no clip", "a bad one"])
+@pytest.mark.parametrize("records", [[], [Incident("x", "read", "too-short", "3 samples")]], ids=["no clip", "a bad one"])
 def test_silence_stands_in_where_no_clip_is_good(records):
     batch = collate(records, PLACE, SPEC, SILENCE)
     assert batch.clip_ids == ()
@@ -263,7 +313,7 @@ def test_batch_without_a_good_clip_is_a_record_from_a_worker_too(folder, workers
     (folder / "wavs" / "3.wav").unlink()
     batches = load(reader_of(folder), [MicroBatch((3,), 0, 0, True), MicroBatch((2,), 0, 1, True)], workers)
     bad, good = batches
-    assert [(r.clip_id, r.reason) for r in bad.rejections] == [("3.wav", "unreadable audio")]
+    assert [(r.clip, r.kind) for r in bad.rejections] == [("3.wav", "unreadable-audio")]
     assert good.clip_ids == ("2.wav",)
 
 

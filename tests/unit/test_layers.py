@@ -13,12 +13,13 @@ PACKAGE = Path(vits_trainer.__file__).parent
 
 # From the ground up. A file imports only from rows above its own.
 ROWS = (
-    "errors",
-    "config audio alignment losses durations metrics text recordings pictures order files interruption",
+    "errors privacy",
+    "config audio alignment losses durations metrics text recordings pictures order files accounts interruption",
     "cli corpus tables ledger data generator discriminator conversion optim runtime",
     "sources models objective meter synthesis",
     "preparation tracking checkpoint",
-    "golden evaluation proofs resumption",
+    "golden evaluation proofs resumption replay",
+    "watch",
     "trainer",
     "commands/*",
     "commands/demo commands/check commands/train_feedback",  # run other commands

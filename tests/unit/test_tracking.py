@@ -100,6 +100,6 @@ def test_online_the_same_run_goes_on_and_holds_each_update_once(
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     with Tracker(tmp_path / "run", CONFIG, {}, False) as tracker:
         tracker.record(1, 0, {"generator/mel": 1.0})
-        tracker.rejected(1, 0, [])
+        tracker.incidents(1, 0, [])
         tracker.settle()
     assert not (tmp_path / "run").exists()

@@ -34,10 +34,10 @@ def run(config: TrainConfig) -> int:
     rows, held_out = split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)
     if config.validate_on_training_clips:
         held_out = rows[: config.validation_max_clips]
-    runtime = Runtime(config.precision, config.gradient_accumulation_steps, config.deterministic)
+    runtime = Runtime(config.precision, config.gradient_accumulation_steps, config.deterministic, config.rank_timeout_s)
     log_to_console(runtime.is_main)
     _refuse_dropped_layers(config, runtime)
-    with checkpoint.claimed(Path(config.checkpoint_dir), runtime):
+    with runtime.telling(), checkpoint.claimed(Path(config.checkpoint_dir), runtime):
         outcome = _train(config, prepared, rows, held_out, runtime)
     runtime.close()
     return outcome.exit_code

@@ -1,0 +1,162 @@
+"""What becomes of every clip in an epoch: nothing is left out uncounted, and nothing is taken twice."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vits_trainer.errors import AccountingError, TooManyRejectedError
+
+_FIRST = 5
+"""As many clips are named in a message."""
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A clip that could not be used, or an update that came to no finite number: a record, as an error would end the
+    iterator that meets it."""
+
+    clip: str
+    """Its id; several between commas where they were one micro-batch."""
+    stage: str
+    """``read``, ``validation`` or ``update``."""
+    kind: str
+    """One of few words, to be counted by."""
+    message: str
+    trace: str = ""
+    """The traceback, where the error was none that is expected of data."""
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.clip}: {self.kind} ({self.message})"
+
+
+class Accounts:
+    """Counts what this rank does with each clip in an epoch; the ranks' counts add up at its end.
+
+    Clips are told apart by id as the batches bring them, not by their places in the order, so that a mistake in the
+    order, in reading or in resuming shows here.
+    """
+
+    def __init__(self, training: Sequence[str], held_out: Sequence[str], max_rejected_fraction: float) -> None:
+        """Args:
+        training: ids of the clips to train on, each once.
+        held_out: ids of those to validate with; none of them is trained on.
+        max_rejected_fraction: of all clips; more end the run.
+        """
+        self.max_rejected_fraction = max_rejected_fraction
+        self.clips = len(training) + len(held_out)
+        self._names = list(training)
+        self._place = {name: place for place, name in enumerate(training)}
+        self._held_out = set(held_out)
+        self._counts = self._nothing()
+        self._rejections: dict[str, Incident] = {}
+
+    @property
+    def rejected_by_kind(self) -> dict[str, int]:
+        """Clips of all ranks that could not be used in this epoch, and validation's."""
+        return dict(sorted(Counter(rejection.kind for rejection in self._rejections.values()).items()))
+
+    def knows(self, clip: str) -> bool:
+        """Whether it was rejected already."""
+        return clip in self._rejections
+
+    def take(self, trained: Iterable[str], rejected: Iterable[str]) -> None:
+        """Counts the clips of one update of this rank's."""
+        self._count("trained", trained)
+        self._count("rejected", rejected)
+
+    def mask(self, trained: Iterable[str]) -> None:
+        """The clips of an update that was masked did not reach the weights after all."""
+        places = self._places(trained)
+        np.add.at(self._counts["trained"], places, -1)
+        np.add.at(self._counts["masked"], places, 1)
+
+    def reject(self, rejections: Iterable[Incident]) -> None:
+        """Notes what all ranks could not use.
+
+        Raises:
+            TooManyRejectedError: more than the part that may be lost; gives the reasons.
+        """
+        self._rejections |= {rejection.clip: rejection for rejection in rejections}
+        if len(self._rejections) > self.max_rejected_fraction * self.clips:
+            raise TooManyRejectedError(
+                f"{len(self._rejections)} of {self.clips} clips cannot be used, more than --max_rejected_fraction "
+                f"{self.max_rejected_fraction:g} allows: {self._reasons()}. Run prepare_data again, and compare the "
+                "voice's vocabulary with the texts."
+            )
+
+    def own(self) -> NDArray[np.int64]:
+        """This rank's counts, (kinds, clips), to be added up over the ranks."""
+        return np.stack(list(self._counts.values()))
+
+    def close(self, epoch: int, totals: NDArray[np.int64], not_reached: int = 0) -> str:
+        """Says how an epoch's clips add up, and begins the next one where all have had their turn.
+
+        Args:
+            epoch: from 0.
+            totals: :meth:`own` of all ranks, added up.
+            not_reached: how many training clips the end of the run left out.
+
+        Raises:
+            AccountingError: a clip was taken twice, or left out: our own bug.
+            TooManyRejectedError: not one clip was trained on, though all of them had their turn.
+        """
+        taken = totals.sum(axis=0)
+        twice, never = np.flatnonzero((taken > 1) | (totals < 0).any(axis=0)), np.flatnonzero(taken == 0)
+        if len(twice) or len(never) != not_reached:
+            raise AccountingError(
+                f"epoch {epoch + 1}: the clips do not add up. Taken more than once: {self._some(twice)}; not taken: "
+                f"{self._some(never)}, where {not_reached} were to be left. This is a bug of vits_trainer: report it "
+                "with train.log."
+            )
+        trained, masked, rejected = (int(count) for count in totals.sum(axis=1))
+        lost = len(self._held_out & self._rejections.keys())
+        parts = [f"{trained} trained", f"{rejected + lost} rejected", f"{len(self._held_out) - lost} validation"]
+        parts += [f"{masked} in masked updates"] if masked else []
+        parts += [f"{not_reached} not reached, as the run ended before"] if not_reached else []
+        words = f"epoch {epoch + 1}: {' + '.join(parts)} = {self.clips} clips"
+        if not (trained or masked or not_reached):
+            raise TooManyRejectedError(f"{words}. Nothing was trained: {self._reasons()}. Run prepare_data again.")
+        if not not_reached:
+            self._counts = self._nothing()
+            self._rejections = {name: found for name, found in self._rejections.items() if name in self._held_out}
+        return words
+
+    def save(self, totals: NDArray[np.int64]) -> dict[str, Any]:
+        """Plain values for a checkpoint, from :meth:`own` of all ranks, added up."""
+        kinds = {kind: np.packbits(row > 0).tobytes().hex() for kind, row in zip(self._counts, totals, strict=True)}
+        return {**kinds, "rejections": [vars(rejection) for rejection in self._rejections.values()]}
+
+    def restore(self, saved: Mapping[str, Any], is_main: bool) -> None:
+        """Takes up what :meth:`save` gave: the main rank has the counts of all, the others begin with none."""
+        for kind, row in self._counts.items():
+            bits = np.unpackbits(np.frombuffer(bytes.fromhex(saved[kind]), np.uint8), count=len(row))
+            row[:] = bits if is_main else 0
+        self._rejections = {found["clip"]: Incident(**found) for found in saved["rejections"]}
+
+    def _nothing(self) -> dict[str, NDArray[np.int64]]:
+        return {kind: np.zeros(len(self._names), dtype=np.int64) for kind in ("trained", "masked", "rejected")}
+
+    def _count(self, kind: str, names: Iterable[str]) -> None:
+        np.add.at(self._counts[kind], self._places(names), 1)
+
+    def _places(self, names: Iterable[str]) -> NDArray[np.int64]:
+        try:
+            return np.array([self._place[name] for name in names], dtype=np.int64)
+        except KeyError as error:
+            raise AccountingError(
+                f"clip {error} was trained on, and is none of the training clips. This is a bug of vits_trainer: "
+                "report it with train.log."
+            ) from error
+
+    def _some(self, places: NDArray[np.int64]) -> str:
+        named = ", ".join(self._names[place] for place in places[:_FIRST])
+        return f"{len(places)} ({named}{', ...' if len(places) > _FIRST else ''})" if len(places) else "none"
+
+    def _reasons(self) -> str:
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.rejected_by_kind.items())
+        return f"{counts}; the first: {'; '.join(map(str, list(self._rejections.values())[:_FIRST]))}"
