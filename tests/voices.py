@@ -40,10 +40,11 @@ MINIATURE: dict[str, Any] = {
 }
 
 
-def prepared_folder(folder: Path, clips: int = 10, rate_hz: int = 16000) -> Path:
+def prepared_folder(folder: Path, clips: int = 10, rate_hz: int = 16000, longest_s: float = 9.9) -> Path:
     """``clips`` made-up clips, prepared."""
     names = [f"clip{n}" for n in range(clips)]
-    audio = {f"wavs/{name}.wav": encode(voice(0.8 + 0.05 * n, rate_hz), rate_hz) for n, name in enumerate(names)}
+    lengths_s = [min(0.8 + 0.05 * n, longest_s) for n in range(clips)]
+    audio = {f"wavs/{n}.wav": encode(voice(s, rate_hz), rate_hz) for n, s in zip(names, lengths_s, strict=True)}
     lines = [f"{name}|number {n} speaks" for n, name in enumerate(names)]
     source = write_lj_speech(folder / "source", lines, audio)
     argv = ["--dataset", str(source), "--output_dir", str(folder / "training"), "--target_sr", str(rate_hz)]

@@ -96,14 +96,14 @@ def _run(batch: Batch, objective: Objective, networks: Sequence[nn.Module], runt
         if discriminator is not None:
             losses = objective.discriminator_losses(discriminator, comparison)
             losses["total"].backward()  # type: ignore[no-untyped-call]
-            values |= {f"discriminator/{name}": float(loss) for name, loss in losses.items()}
+            values |= {f"discriminator/{name}": float(loss.detach()) for name, loss in losses.items()}
             values["grad_norm/discriminator"] = _norm(discriminator)
             with frozen(discriminator):
                 losses = objective.generator_losses(discriminator, comparison)
         else:
             losses = objective.generator_losses(None, comparison)
     losses["total"].backward()  # type: ignore[no-untyped-call]
-    values |= {f"generator/{name}": float(loss) for name, loss in losses.items()}
+    values |= {f"generator/{name}": float(loss.detach()) for name, loss in losses.items()}
     values["grad_norm/generator"] = _norm(generator)
     return Finding(batch.clip_ids, values)
 

@@ -70,14 +70,6 @@ def test_two_processes_end_with_equal_weights(prepared: Path, tmp_path: Path) ->
     assert [line["data/trained"] for line in metrics(tmp_path) if "data/trained" in line] == [8, 9, 17]
 
 
-@pytest.mark.parametrize("config", ["cpu", "cpu_2proc"])
-def test_failing_step_ends_every_process_with_the_error_shown(config: str, prepared: Path, tmp_path: Path) -> None:
-    ended = launch(config, [str(ROOT / "tests/distributed/broken_step.py")], flags_for(prepared, tmp_path))
-    assert ended.returncode == 1
-    assert "RuntimeError: broken on purpose" in ended.stderr
-    assert not (tmp_path / "final_model").exists()
-
-
 def test_gradients_of_unequal_ranks_are_the_joined_batchs(prepared: Path) -> None:
     """And each network is synchronised once in its own step, however many micro-batches it has."""
     script = str(ROOT / "tests/distributed/gradients.py")

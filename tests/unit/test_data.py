@@ -286,7 +286,9 @@ def test_trimmed_batch_is_no_longer_than_its_longest_clip():
     assert trimmed.waveform.shape == (2, 5 * 256)
 
 
-@pytest.mark.parametrize("records", [[], [Incident("x", "read", "too-short", "3 samples")]], ids=["no clip", "a bad one"])
+@pytest.mark.parametrize(
+    "records", [[], [Incident("x", "read", "too-short", "3 samples")]], ids=["no clip", "a bad one"]
+)
 def test_silence_stands_in_where_no_clip_is_good(records):
     batch = collate(records, PLACE, SPEC, SILENCE)
     assert batch.clip_ids == ()

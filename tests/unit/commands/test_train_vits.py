@@ -244,7 +244,8 @@ def test_missing_folder_is_refused_with_the_remedy(tmp_path: Path, capsys: pytes
 
 def test_clip_damaged_since_preparation_is_recorded_and_counted(folder: Path) -> None:
     (folder / "training/wavs/audio_000004.wav").write_bytes(b"RIFF, but not for long")
-    assert main(["train_vits", *train_flags(folder, validation_fraction=0, max_updates=3, max_rejected_fraction=0.1)]) == 0
+    flags = train_flags(folder, validation_fraction=0, max_updates=3, max_rejected_fraction=0.1)
+    assert main(["train_vits", *flags]) == 0
     last = metrics(folder)[-1]
     # One epoch: 10 clips in three updates, one of them bad.
     assert (last["data/trained"], last["data/rejected"]) == (9, 1)

@@ -1,0 +1,27 @@
+"""``vits-trainer`` whose last rank fails from update FAIL_AT on, in the way that FAIL names: for test_failures.py."""
+
+import os
+import sys
+import time
+
+from vits_trainer.__main__ import main
+from vits_trainer.trainer import Trainer
+
+works = Trainer.step
+
+
+def failing(self, update, normalisers):
+    last = self.runtime.rank == self.runtime.world_size - 1
+    if last and self.state.update + 1 >= int(os.environ["FAIL_AT"]):
+        match os.environ["FAIL"]:
+            case "raises":
+                raise RuntimeError("broken on purpose")
+            case "dies":
+                os._exit(9)
+            case "sleeps":
+                time.sleep(100)
+    works(self, update, normalisers)
+
+
+Trainer.step = failing
+sys.exit(main(sys.argv[1:]))
