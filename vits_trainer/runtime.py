@@ -200,7 +200,7 @@ class Runtime:
             return "rank 0's machine or its launcher is gone, with what the ranks know of one another"
         behind = [str(rank) for rank, count in zip(others, counts, strict=True) if count < own]
         if not behind:
-            return f"one of the ranks {', '.join(map(str, others))} died in the midst of an exchange"
+            return f"rank {' or '.join(map(str, others))} died in the midst of an exchange"
         return (
             f"rank {', '.join(behind)} died or does not keep up: waited for it at most {self._timeout_s:g} s "
             "(--rank_timeout_s). Look at its messages and its machine, then --resume_from_checkpoint auto"

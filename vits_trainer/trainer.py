@@ -220,7 +220,7 @@ class Trainer:
         """
         self.generator.train()
         places = self.order.after(self.state.update, self.plan.total_updates, self.runtime.rank)
-        with self.interruption, logging_redirect_tqdm(), self._progress() as progress, self._saving_before_it_ends():
+        with logging_redirect_tqdm(), self._progress() as progress, self._saving_before_it_ends():
             # Not before: workers that a signal reaches while they start have what they inherited from this process.
             updates = by_update(load(self.reader, places, self.config.data_workers))
             self.watch.held_out(self.validation.examine(), self.state)

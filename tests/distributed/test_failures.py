@@ -132,8 +132,7 @@ def test_rank_that_is_missing_is_named_within_the_timeout(dozen: Path, tmp_path:
     flags = flags_of(tmp_path, dozen, batch_size=2, epochs=3, rank_timeout_s=5)
     ended = run(2, "failing", flags, FAIL=how, FAIL_AT="2")
     assert ended.returncode == 1
-    assert "vits-trainer: " in ended.stderr
-    assert ("rank 1 died or does not keep up" in ended.stderr) or ("one of the ranks 1 died" in ended.stderr)
+    assert "vits-trainer: rank 1 died" in ended.stderr
     assert exit_codes(tmp_path) == [1]
 
 

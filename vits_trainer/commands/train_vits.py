@@ -69,10 +69,12 @@ def _train(
     runs_dir = Path(config.runs_dir or Path(config.data_dir) / "runs")
     facts = {"plan": asdict(plan), "versions": versions(), "machine": runtime.describe(), "data": prepared.summary}
     resumed_at = None if resume_from is None else int(checkpoint.read_record(resume_from)["state"]["update"])
-    with Tracker(runs_dir / name, config, facts, runtime.is_main, resumed_at) as tracker:
+    interruption = Interruption(runs_dir / name / "STOP", config.save_before_s)
+    # Signals are noted up to the end, as a launcher sends one where another rank has failed: this one must still tell.
+    with interruption, Tracker(runs_dir / name, config, facts, runtime.is_main, resumed_at) as tracker:
         trainer = Trainer(
             config, plan, runtime, objective, generator, discriminator, tokenizer, order, reader, validation,
-            checkpoints, tracker, Interruption(tracker.run_dir / "STOP", config.save_before_s),
+            checkpoints, tracker, interruption,
         )  # fmt: skip
         runtime.from_main(lambda: resumption.make_way(checkpoints.directory, resume_from))
         if resume_from is not None:
