@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test chaos check fix clean
+.PHONY: help demo test chaos scaling check fix clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -19,6 +19,9 @@ chaos: $(INSTALLED) ## kill runs at 25 random moments, resume, compare with one 
 
 test: $(INSTALLED) ## run all tests (those that need a GPU or ../shared skip, saying so)
 	$(BIN)/python -m pytest
+
+scaling: $(INSTALLED) ## one rank against two on this machine, and what the exchange of gradients takes (5 min)
+	$(BIN)/python -m tests.scaling --rounds 3
 
 check: $(INSTALLED) ## lint, format and types, as CI does
 	$(BIN)/ruff check
