@@ -31,7 +31,7 @@ from transformers import VitsTokenizer
 
 from vits_trainer.config import TrainConfig, save_config
 from vits_trainer.discriminator import Discriminator
-from vits_trainer.errors import CheckpointError
+from vits_trainer.errors import CheckpointError, SavingError
 from vits_trainer.files import lock, set_aside, sha256, sync, sync_tree, write_whole
 from vits_trainer.generator import Generator
 from vits_trainer.metrics import SavedMeans
@@ -147,7 +147,7 @@ class Checkpoints:
         try:
             return self.runtime.from_main(write)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(
+            raise SavingError(
                 f"{self.directory}: checkpoint-{state.update} could not be written ({error}). The ones before are as "
                 "they were: make room, then go on with --resume_from_checkpoint latest."
             ) from error

@@ -43,6 +43,10 @@ class NonFiniteLossError(VitsTrainerError):
     """Update after update came to no finite number."""
 
 
+class SavingError(VitsTrainerError):
+    """A checkpoint could not be written; those before are as they were."""
+
+
 class OutOfMemoryError(VitsTrainerError):
     """A batch does not fit into the device's memory."""
 

@@ -13,7 +13,7 @@ import shutil
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -162,7 +162,9 @@ def _state_of(source: Source, output_dir: Path) -> str:
     """Changes when a file of the source does: by names, sizes and times, as reading all of it would take long."""
     found = source.files
     if found is None and source.root is not None:
-        found = [path for path in source.root.rglob("*") if output_dir.resolve() not in path.resolve().parents]
+        # Not where links lead: some lead in a circle.
+        root, output = source.root.resolve(), output_dir.resolve()
+        found = [path for path in root.rglob("*") if output not in path.parents]
     digest = hashlib.sha256()
     for path in sorted(found or ()):
         if path.is_file():
@@ -271,10 +273,9 @@ def _outcomes(
     waiting: deque[tuple[SourceClip, Path, Future[int | Rejection] | Rejection]] = deque()
     with ProcessPoolExecutor(processes, context, initializer=_begin_worker) as pool:
         try:
-            for index, clip in enumerate(islice(source.clips, done, None), start=done):
+            for index, (clip, known) in islice(enumerate(_judged(source.clips)), done, None):
                 # With our number, as workers of a killed preparation may live on for a moment.
                 part = wavs / f"{index}-{os.getpid()}.part"
-                known = clip.rejection or _judge_text(clip)
                 waiting.append(
                     (clip, part, known or pool.submit(convert_clip, clip.audio, _tokens(clip), config, part))
                 )
@@ -297,8 +298,18 @@ def _finished(
     return clip, part, outcome if isinstance(outcome, Rejection) else outcome.result()
 
 
-def _judge_text(clip: SourceClip) -> Rejection | None:
-    return None if one_line(clip.text) else Rejection(Reason.EMPTY_TEXT, repr(clip.text[:40]))
+def _judged(clips: Iterator[SourceClip]) -> Iterator[tuple[SourceClip, Rejection | None]]:
+    """Each clip with the reason to leave it out, where that shows without opening the audio."""
+    seen: set[Path] = set()
+    for clip in clips:
+        rejection = clip.rejection
+        if rejection is None and isinstance(clip.audio, Path):
+            if clip.audio in seen:
+                rejection = Rejection(Reason.DUPLICATE, f"{clip.audio.name} stands there before")
+            seen.add(clip.audio)
+        if rejection is None and not one_line(clip.text):
+            rejection = Rejection(Reason.EMPTY_TEXT, repr(clip.text[:40]))
+        yield clip, rejection
 
 
 def _tokens(clip: SourceClip) -> int:

@@ -51,6 +51,8 @@ class Reason(StrEnum):
     """The metadata name a file outside the data set's folder."""
     MISSING_FILE = "missing-file"
     """No such file, or no audio in the row."""
+    DUPLICATE = "duplicate"
+    """The metadata name the same file before."""
     EMPTY_TEXT = "empty-text"
     """Nothing to say."""
     TRUNCATED_AUDIO = "truncated-audio"

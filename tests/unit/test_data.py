@@ -315,7 +315,7 @@ def test_batch_without_a_good_clip_is_a_record_from_a_worker_too(folder, workers
     (folder / "wavs" / "3.wav").unlink()
     batches = load(reader_of(folder), [MicroBatch((3,), 0, 0, True), MicroBatch((2,), 0, 1, True)], workers)
     bad, good = batches
-    assert [(r.clip, r.kind) for r in bad.rejections] == [("3.wav", "unreadable-audio")]
+    assert [(r.clip, r.kind) for r in bad.rejections] == [("3.wav", "missing-file")]
     assert good.clip_ids == ("2.wav",)
 
 
