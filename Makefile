@@ -23,10 +23,11 @@ test: $(INSTALLED) ## run all tests (those that need a GPU or ../shared skip, sa
 scaling: $(INSTALLED) ## one rank against two on this machine, and what the exchange of gradients takes (5 min)
 	$(BIN)/python -m tests.scaling --rounds 3
 
-check: $(INSTALLED) ## lint, format and types, as CI does
+check: $(INSTALLED) ## lint, format, types and security, as CI does
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check vits_trainer
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml vits_trainer
 
 fix: $(INSTALLED) ## let ruff repair and format
 	$(BIN)/ruff check --fix

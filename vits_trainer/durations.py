@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.vits.modeling_vits import VitsDurationPredictor, VitsStochasticDurationPredictor
+from transformers.models.vits.modeling_vits import VitsStochasticDurationPredictor
 
 LOG_2_PI = math.log(2 * math.pi)
 
@@ -35,7 +35,6 @@ def duration_loss(
         speaker = None if speaker is None else speaker.float()
         if isinstance(predictor, VitsStochasticDurationPredictor):
             return _stochastic_nll(predictor, hidden, text_mask, speaker, durations, noise)
-        assert isinstance(predictor, VitsDurationPredictor)  # noqa: S101 - transformers has no third kind
         log_durations = torch.log(durations + 1e-6) * text_mask
         predicted = predictor(hidden, text_mask, speaker)
         error: Tensor = predicted - log_durations

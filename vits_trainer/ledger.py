@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from vits_trainer.errors import DataError
 from vits_trainer.files import lock
@@ -49,7 +49,7 @@ class Ledger:
         self.asked = dict(asked)
         self.accepted: list[Accepted] = []
         self.entries: list[Accepted | LeftOut] = []
-        self._file: BinaryIO | None = None
+        self._file: Any = None
 
     def __enter__(self) -> "Ledger":
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -82,13 +82,11 @@ class Ledger:
             self.accepted.append(entry)
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        assert self._file is not None  # noqa: S101 - set on entry
         self._file.write((json.dumps(line) + "\n").encode())
         self._file.flush()
 
     def _take_up(self) -> None:
         """Reads what is there, as far as it can be relied upon, and forgets the rest."""
-        assert self._file is not None  # noqa: S101 - set on entry
         self._file.seek(0)
         lines = self._file.read().splitlines(keepends=True)
         trusted = 0

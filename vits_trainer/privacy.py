@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 Value = TypeVar("Value")
 
 HIDDEN = "[redacted]"
-_SECRET_NAME = re.compile(r"token(?!s|iz)|secret|passw|api_?key|credential|authorization", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"token$|secret|passw|api_?key|credential|authorization", re.IGNORECASE)
 """Of a setting or an environment variable."""
 _SECRETS = (
     re.compile(r"hf_[A-Za-z0-9]{16,}"),  # Hugging Face

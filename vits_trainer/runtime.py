@@ -27,6 +27,9 @@ from vits_trainer.interruption import is_restarted
 
 Value = TypeVar("Value")
 
+_HOW_TO_LAUNCH = (
+    "Start with accelerate launch --config_file accelerate_configs/multi_gpu.yaml, or cpu_2proc.yaml without a GPU."
+)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -54,22 +57,26 @@ class Runtime:
         _refuse_other_accumulation(accumulation)
         if is_restarted() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
             _meet_anew(on_gpu, timeout)
-        self.accelerator = Accelerator(
-            cpu=not on_gpu,
-            mixed_precision="no",
-            # Neither network has buffers to broadcast, and no parameter of theirs goes unused. A static graph needs its
-            # first backward pass to be a synchronised one (torch 2.14): Trainer.rehearse has it.
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=True),
-                InitProcessGroupKwargs(timeout=timeout),
-            ],
-        )
+        try:
+            self.accelerator = Accelerator(
+                cpu=not on_gpu,
+                mixed_precision="no",
+                # Neither network has buffers to broadcast, and no parameter of theirs goes unused. A static graph needs
+                # its first backward pass to be a synchronised one (torch 2.14): Trainer.rehearse has it.
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=True),
+                    InitProcessGroupKwargs(timeout=timeout),
+                ],
+            )
+        except (ValueError, torch.distributed.DistError) as error:
+            raise ConfigError(
+                f"The processes that the launcher speaks of cannot meet ({error}). {_HOW_TO_LAUNCH}"
+            ) from error
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self.world_size != expected:
             raise ConfigError(
                 f"The launcher started {expected} processes, but they are not connected: each believes to be one of "
-                f"{self.world_size}. Start with accelerate launch --config_file accelerate_configs/multi_gpu.yaml, or "
-                "cpu_2proc.yaml without a GPU."
+                f"{self.world_size}. {_HOW_TO_LAUNCH}"
             )
         # What ranks agree upon must not wait for the device, which is busy with the last update: a group of its own.
         self._host_group: Any = None

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TextIO, cast
+from typing import Any, Literal, cast
 
 import transformers
 import wandb
@@ -80,11 +80,13 @@ class Tracker:
         self.resumed_at = resumed_at
         self.outcome = Outcome("done", 0)
         """What is said of the run in the end, unless it fails."""
-        self._metrics: TextIO | None = None
+        self._metrics: Any = None
         self._run: Any = None
         self._sent_update = -1
         """What an online run holds already: the same values would come again."""
-        self._log_handler: logging.Handler | None = None
+        self._log_handler: Any = None
+        self._update = resumed_at or 0
+        """The last one that is on record."""
         self._told = 0
         self._untold: list[tuple[Any, ...]] = []
         """Incidents that W&B's table does not have yet."""
@@ -112,7 +114,7 @@ class Tracker:
             return
         if error is not None:
             logger.error("The run failed.", exc_info=error if not isinstance(error, SystemExit) else None)
-            self.outcome = Outcome(f"failed: {type(error).__name__}: {error}", self.outcome.update, exit_code=1)
+            self.outcome = Outcome(f"failed: {type(error).__name__}: {error}", self._update, exit_code=1)
             self.alert("The run failed", self.outcome.words)
         if self._untold:
             self._run.log(self._errors_table())
@@ -121,9 +123,7 @@ class Tracker:
         if self.outcome.words.startswith("stopped"):
             self._run.mark_preempting()
         self._run.finish(exit_code=self.outcome.exit_code)
-        assert self._metrics is not None  # noqa: S101 - set on entry
         self._metrics.close()
-        assert self._log_handler is not None  # noqa: S101
         logging.getLogger("vits_trainer").removeHandler(self._log_handler)
         self._log_handler.close()
 
@@ -150,6 +150,7 @@ class Tracker:
         if broken:
             words = ", ".join(f"{name} is {values[name]}" for name in broken)
             self.incidents(update, epoch, [Incident("no clip", "metrics", "non-finite-metric", words)])
+        self._update = update
         line = {"update": update, "epoch": epoch} | {n: value for n, value in values.items() if n not in broken}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
@@ -246,7 +247,7 @@ class Tracker:
             resume="allow" if mode == "online" else None,
             name=self.run_dir.name,
             group=self.run_dir.name,
-            tags=list(self.config.wandb_tags) or None,
+            tags=redacted(list(self.config.wandb_tags)) or None,
             config=redacted({**to_dict(self.config), **self.facts, "attempt": attempt, "resumed_at": self.resumed_at}),
             allow_val_change=True,
             dir=self.run_dir,

@@ -373,7 +373,7 @@ def _full_disk(place: Path) -> subprocess.CompletedProcess[str] | str:
 
     small = place / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", str(small)], capture_output=True)
     if mounted.returncode:
         return "only root may mount a small file system"
     try:
@@ -406,8 +406,8 @@ MACHINE = (
     MachineRow("read-only folder, as a plain user", "exit 2", "cannot be written (Permission denied)", _read_only),
     MachineRow("no space left while a checkpoint is saved", "exit 1", "could not be written", _full_disk),
     MachineRow("--fp16 without a GPU", "exit 2", "fp16 needs a GPU", lambda place: _process([*_trained(_nothing)(place), "--fp16"], CUDA_VISIBLE_DEVICES="")),
-    MachineRow("launcher's port taken", "exit 1", "in use", _port_taken),
-    MachineRow("launcher that counts two processes and starts one", "exit 2", "they are not connected", lambda place: _process(_trained(_nothing)(place), WORLD_SIZE="2")),
+    MachineRow("launcher's port taken: it takes another", "accepted", "already in use", _port_taken),
+    MachineRow("launcher that counts two processes and starts one", "exit 2", "cannot meet", lambda place: _process(_trained(_nothing)(place), WORLD_SIZE="2")),
     MachineRow("launcher's precision is another", "exit 2", "but the launcher says fp16", lambda place: _process([*_trained(_nothing)(place), "--precision", "bf16"], ACCELERATE_MIXED_PRECISION="fp16")),
     MachineRow("checkpoints in the way", "exit 2", "already holds checkpoint-3", lambda place: ((place / "checkpoints/checkpoint-3").mkdir(parents=True), _process(_trained(_nothing)(place)))[1]),
 )  # fmt: skip

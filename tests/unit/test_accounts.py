@@ -1,0 +1,132 @@
+"""The clips of an epoch add up, or it is said that they do not."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vits_trainer.accounts import Accounts, Incident
+from vits_trainer.errors import AccountingError, TooManyRejectedError
+
+CLIPS = [f"{n}.wav" for n in range(8)]
+
+
+def accounts(allowed: float = 1.0) -> Accounts:
+    return Accounts(CLIPS, ["v.wav", "w.wav"], allowed)
+
+
+def bad(clip: str, kind: str = "too-short") -> Incident:
+    return Incident(clip, "read", kind, "why")
+
+
+def totals(*ranks: Accounts) -> np.ndarray:
+    return np.sum([one.own() for one in ranks], axis=0)
+
+
+def test_ranks_add_up() -> None:
+    first, second = accounts(), accounts()
+    first.take(CLIPS[:4], ())
+    second.take(CLIPS[4:7], CLIPS[7:])
+    for rank in (first, second):
+        rank.reject([bad("7.wav")])
+    words = "epoch 1: 7 trained + 1 rejected + 2 validation = 10 clips"
+    assert first.close(0, totals(first, second)) == second.close(0, totals(first, second)) == words
+    assert not totals(first, second).any()  # the next epoch begins
+
+
+def test_masked_clips_are_counted_by_themselves() -> None:
+    one = accounts()
+    one.take(CLIPS, ())
+    one.mask(CLIPS[:3])
+    assert one.close(1, totals(one)) == "epoch 2: 5 trained + 0 rejected + 2 validation + 3 in masked updates = 10 clips"
+
+
+def test_validation_clips_that_cannot_be_used_are_rejected_in_every_epoch() -> None:
+    one = accounts()
+    one.reject([bad("w.wav")])
+    for epoch in range(2):
+        one.take(CLIPS, ())
+        assert one.close(epoch, totals(one)).endswith("8 trained + 1 rejected + 1 validation = 10 clips")
+
+
+def test_epoch_that_is_cut_says_so_and_goes_on() -> None:
+    one = accounts()
+    one.take(CLIPS[:5], ())
+    assert one.close(0, totals(one), not_reached=3).endswith("+ 3 not reached, as the run ended before = 10 clips")
+    one.take(CLIPS[5:], ())
+    assert one.close(0, totals(one)).endswith("8 trained + 0 rejected + 2 validation = 10 clips")
+
+
+@pytest.mark.parametrize(
+    ("taken", "said"),
+    [
+        (CLIPS[:7], "not taken: 1 (7.wav)"),
+        ([*CLIPS, "3.wav"], "Taken more than once: 1 (3.wav)"),
+        ([*CLIPS[:7], "3.wav"], r"once: 1 (3.wav); not taken: 1 (7.wav)"),
+    ],
+)
+def test_clip_left_out_or_taken_twice_ends_the_run(taken: list[str], said: str) -> None:
+    one = accounts()
+    one.take(taken, ())
+    with pytest.raises(AccountingError) as raised:
+        one.close(0, totals(one))
+    assert said in str(raised.value)
+
+
+def test_clip_that_is_none_of_the_training_clips_ends_the_run() -> None:
+    with pytest.raises(AccountingError, match=r"v\.wav"):
+        accounts().take(["v.wav"], ())
+
+
+def test_mask_of_clips_that_were_not_trained_is_seen() -> None:
+    one = accounts()
+    one.take(CLIPS, ())
+    one.mask(["3.wav"])
+    one.mask(["3.wav"])
+    with pytest.raises(AccountingError):
+        one.close(0, totals(one))
+
+
+@pytest.mark.parametrize(("allowed", "clips", "ends"), [(0.1, 1, False), (0.1, 2, True), (0, 1, True), (1, 10, False)])
+def test_more_rejections_than_allowed_end_the_run_with_the_reasons(allowed: float, clips: int, ends: bool) -> None:
+    one = accounts(allowed)
+    found = [bad(name, "too-short" if n else "truncated-audio") for n, name in enumerate([*CLIPS, "v.wav", "w.wav"][:clips])]
+    if not ends:
+        one.reject(found)
+        return
+    with pytest.raises(TooManyRejectedError) as raised:
+        one.reject(found)
+    assert f"{clips} of 10 clips" in str(raised.value)
+    assert "1 truncated-audio" in str(raised.value)
+    assert "0.wav: truncated-audio (why)" in str(raised.value)
+
+
+def test_the_same_clip_again_is_one() -> None:
+    one = accounts(0.1)
+    one.reject([bad("1.wav")])
+    one.reject([bad("1.wav")])
+    assert one.rejected_by_kind == {"too-short": 1}
+
+
+def test_nothing_trained_is_no_success() -> None:
+    one = accounts()
+    one.take((), CLIPS)
+    one.reject([bad(name) for name in CLIPS])
+    with pytest.raises(TooManyRejectedError, match="Nothing was trained: 8 too-short"):
+        one.close(0, totals(one))
+
+
+def test_resumed_epoch_goes_on_with_other_ranks() -> None:
+    first, second = accounts(), accounts()
+    first.take(CLIPS[:3], ["5.wav"])
+    second.take(CLIPS[3:5], ())
+    first.mask(["0.wav"])
+    first.reject([bad("5.wav")])
+    saved = json.loads(json.dumps(first.save(totals(first, second))))
+    resumed = [accounts() for _ in range(3)]
+    for rank, one in enumerate(resumed):
+        one.restore(saved, is_main=rank == 0)
+    resumed[1].take(["6.wav"], ())
+    resumed[2].take(["7.wav"], ())
+    found = resumed[0].close(0, totals(*resumed))
+    assert found == "epoch 1: 6 trained + 1 rejected + 2 validation + 1 in masked updates = 10 clips"
