@@ -122,8 +122,7 @@ class Accounts:
         if not (trained or masked or not_reached):
             raise TooManyRejectedError(f"{words}. Nothing was trained: {self._reasons()}. Run prepare_data again.")
         if not not_reached:
-            self._counts = self._nothing()
-            self._rejections = {name: found for name, found in self._rejections.items() if name in self._held_out}
+            self._begin_epoch()
         return words
 
     def save(self, totals: NDArray[np.int64]) -> dict[str, Any]:
@@ -131,12 +130,18 @@ class Accounts:
         kinds = {kind: np.packbits(row > 0).tobytes().hex() for kind, row in zip(self._counts, totals, strict=True)}
         return {**kinds, "rejections": [vars(rejection) for rejection in self._rejections.values()]}
 
-    def restore(self, saved: Mapping[str, Any], is_main: bool) -> None:
+    def restore(self, saved: Mapping[str, Any], is_main: bool, begins_epoch: bool) -> None:
         """Takes up what :meth:`save` gave: the main rank has the counts of all, the others begin with none."""
         for kind, row in self._counts.items():
             bits = np.unpackbits(np.frombuffer(bytes.fromhex(saved[kind]), np.uint8), count=len(row))
             row[:] = bits if is_main else 0
         self._rejections = {found["clip"]: Incident(**found) for found in saved["rejections"]}
+        if begins_epoch:
+            self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._counts = self._nothing()
+        self._rejections = {name: found for name, found in self._rejections.items() if name in self._held_out}
 
     def _nothing(self) -> dict[str, NDArray[np.int64]]:
         return {kind: np.zeros(len(self._names), dtype=np.int64) for kind in ("trained", "masked", "rejected")}

@@ -4,9 +4,9 @@ import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 
@@ -37,14 +37,26 @@ def parse(command: str, config_class: type[Config], argv: Sequence[str]) -> Conf
     try:
         namespace = parser.parse_args(words)
         values = parser.instantiate(namespace).as_dict()
-    except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError, ValueError) as error:
+    except (argparse.ArgumentError, jsonargparse.ArgumentError, AttributeError, TypeError, ValueError) as error:
+        # AttributeError: of jsonargparse 4.53 itself, for a file with a key such as config.0.
         raise ConfigError(_explain(command, str(error), parser, files)) from error
     values.pop("config", None)
     if values.pop("fp16", False):
         if values["precision"] not in ("auto", "fp16"):
             raise ConfigError(f"--fp16 and --precision {values['precision']} contradict one another: give one of them.")
         values["precision"] = "fp16"
+    _refuse_nulls(command, config_class, values)
     return config_class(**values)
+
+
+def _refuse_nulls(command: str, config_class: type, values: Mapping[str, Any], prefix: str = "") -> None:
+    """jsonargparse takes null for anything; here it must be among the field's types."""
+    for name, kind in get_type_hints(config_class).items():
+        value = values[name]
+        if value is None and type(None) not in get_args(kind):
+            raise ConfigError(f"{command}: --{prefix}{name} null: give a value, or leave it out for the default.")
+        if dataclasses.is_dataclass(value):
+            _refuse_nulls(command, type(value), vars(value), f"{prefix}{name}.")
 
 
 def unknown_word(kind: str, word: str, known: Sequence[str]) -> str:

@@ -209,7 +209,8 @@ class Trainer:
         networks = (self.generator, self.discriminator, self.learners)
         self.state, losses = self.checkpoints.restore(place, *networks)
         self.meter.restore(losses)
-        self.watch.accounts.restore(self.state.accounts, self.runtime.is_main)
+        begins_epoch = self.state.update % self.order.updates_per_epoch == 0
+        self.watch.accounts.restore(self.state.accounts, self.runtime.is_main, begins_epoch)
         self._saved_update = self.state.update
 
     def fit(self) -> bool:
@@ -228,10 +229,10 @@ class Trainer:
                 self._record(self._validate())
             for update in self.meter.timed(updates):
                 agreed = self._agree(update)
-                self.watch.heed(update, self.state, agreed.has_incidents)
                 if agreed.stops:
                     self._stop(agreed.own_reason)
                     return False
+                self.watch.heed(update, self.state, agreed.has_incidents)
                 if agreed.normalisers.clips:
                     self.step(update, agreed.normalisers)
                 self.state.update += 1

@@ -160,7 +160,6 @@ class Watch:
         """
         readings, self._due = self._due, []
         own = [rejection for batch in update for rejection in batch.rejections]
-        self.accounts.take((), (rejection.clip for rejection in own))
         reports = [report for reading in readings if (report := self._report(reading))]
         told = self.runtime.gather((own, reports)) if any_rank else []
         for reading in readings:
@@ -168,6 +167,8 @@ class Watch:
         rejections = [rejection for found, _ in told for rejection in found]
         if rejections:
             self._reject(rejections, state.update + 1, update[0].place.epoch, state)
+            # Not before: if that ends the run, they come again when it goes on.
+            self.accounts.take((), (rejection.clip for rejection in own))
 
     def settle(self, state: TrainState) -> None:
         """Waits for all verdicts that are out, and takes them up. Runs on every rank. A CPU-GPU sync point."""
@@ -210,9 +211,9 @@ class Watch:
         return readings
 
     def _reject(self, rejections: Sequence[Incident], update: int, epoch: int, state: TrainState) -> None:
-        state.clips_rejected += len(rejections)
         self.tracker.incidents(update, epoch, rejections)
         self.accounts.reject(rejections)
+        state.clips_rejected += len(rejections)
 
     def _judge(self, reading: _Reading, reports: Sequence[_Report], state: TrainState) -> None:
         """Counts one update, the same on every rank, and tells of it."""

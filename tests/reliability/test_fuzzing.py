@@ -5,6 +5,7 @@ The number of examples is Hypothesis's; FUZZ_EXAMPLES=10000 pytest tests/reliabi
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,8 @@ from vits_trainer.preparation import one_line
 from vits_trainer.sources import open_source
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
-FUZZ = settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)  # fmt: skip
+FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW_FUZZ = settings(FUZZ, max_examples=EXAMPLES // 3)
 
 WORDS = st.text(st.characters(codec="utf-8"), max_size=20)
 LINES = st.lists(st.one_of(WORDS, st.builds("|".join, st.lists(WORDS, min_size=1, max_size=4))), max_size=6)
@@ -45,6 +45,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def require_place(error: VitsTrainerError, place: Path) -> None:
+    assert str(place) in str(error), "it does not say where"
+
+
 @FUZZ
 @given(content=CONTENTS)
 def test_metadata_of_a_data_set(source: Path, content: bytes) -> None:
@@ -53,7 +57,7 @@ def test_metadata_of_a_data_set(source: Path, content: bytes) -> None:
         opened = open_source(PrepareConfig(dataset=str(source)))
         clips = list(opened.clips)
     except VitsTrainerError as error:
-        assert str(source) in str(error)  # says where
+        require_place(error, source)
         return
     assert len(clips) == opened.clip_count
     for clip in clips:
@@ -68,7 +72,7 @@ def test_metadata_of_a_prepared_folder(source: Path, content: bytes) -> None:
     try:
         prepared = open_prepared(source)
     except VitsTrainerError as error:
-        assert str(source) in str(error)
+        require_place(error, source)
         return
     finally:
         (source / "dataset.json").unlink()
@@ -83,10 +87,9 @@ def test_text_in_one_line(text: str) -> None:
     assert "|" not in line
     assert len(line.splitlines()) <= 1
     assert one_line(line) == line
-    assert line.encode("utf-8", errors="surrogatepass")
 
 
-@FUZZ
+@SLOW_FUZZ
 @given(
     values=st.dictionaries(
         st.one_of(st.sampled_from(sorted(TrainConfig.__dataclass_fields__)), WORDS), PLAIN, max_size=4
@@ -97,21 +100,18 @@ def test_configuration(tmp_path_factory: pytest.TempPathFactory, values: dict[st
     path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     try:
         config = cli.parse("train_vits", TrainConfig, ["--config", str(path)])
-    except ConfigError as error:
-        assert str(error)
+    except ConfigError:
         return
     assert isinstance(config, TrainConfig)
 
 
-@FUZZ
+@SLOW_FUZZ
 @given(text=st.text(max_size=100))
 def test_configuration_of_any_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed_text.yaml"
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
-    try:
+    with suppress(ConfigError):
         cli.parse("train_vits", TrainConfig, ["--config", str(path)])
-    except ConfigError as error:
-        assert str(error)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,8 @@ def test_ranks_add_up() -> None:
     for rank in (first, second):
         rank.reject([bad("7.wav")])
     words = "epoch 1: 7 trained + 1 rejected + 2 validation = 10 clips"
-    assert first.close(0, totals(first, second)) == second.close(0, totals(first, second)) == words
+    both = totals(first, second)
+    assert first.close(0, both) == second.close(0, both) == words
     assert not totals(first, second).any()  # the next epoch begins
 
 
@@ -38,7 +39,8 @@ def test_masked_clips_are_counted_by_themselves() -> None:
     one = accounts()
     one.take(CLIPS, ())
     one.mask(CLIPS[:3])
-    assert one.close(1, totals(one)) == "epoch 2: 5 trained + 0 rejected + 2 validation + 3 in masked updates = 10 clips"
+    words = "epoch 2: 5 trained + 0 rejected + 2 validation + 3 in masked updates = 10 clips"
+    assert one.close(1, totals(one)) == words
 
 
 def test_validation_clips_that_cannot_be_used_are_rejected_in_every_epoch() -> None:
@@ -90,7 +92,8 @@ def test_mask_of_clips_that_were_not_trained_is_seen() -> None:
 @pytest.mark.parametrize(("allowed", "clips", "ends"), [(0.1, 1, False), (0.1, 2, True), (0, 1, True), (1, 10, False)])
 def test_more_rejections_than_allowed_end_the_run_with_the_reasons(allowed: float, clips: int, ends: bool) -> None:
     one = accounts(allowed)
-    found = [bad(name, "too-short" if n else "truncated-audio") for n, name in enumerate([*CLIPS, "v.wav", "w.wav"][:clips])]
+    names = [*CLIPS, "v.wav", "w.wav"][:clips]
+    found = [bad(name, "too-short" if n else "truncated-audio") for n, name in enumerate(names)]
     if not ends:
         one.reject(found)
         return
@@ -125,7 +128,7 @@ def test_resumed_epoch_goes_on_with_other_ranks() -> None:
     saved = json.loads(json.dumps(first.save(totals(first, second))))
     resumed = [accounts() for _ in range(3)]
     for rank, one in enumerate(resumed):
-        one.restore(saved, is_main=rank == 0)
+        one.restore(saved, is_main=rank == 0, begins_epoch=False)
     resumed[1].take(["6.wav"], ())
     resumed[2].take(["7.wav"], ())
     found = resumed[0].close(0, totals(*resumed))
