@@ -44,7 +44,7 @@ logger = logging.getLogger("vits_trainer")
 MANIFEST = "manifest.json"
 BEST = "best.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_FORMAT = 2
+_FORMAT = 3
 _PATIENCE_S = 60
 
 
