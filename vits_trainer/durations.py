@@ -6,9 +6,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.vits.modeling_vits import VitsStochasticDurationPredictor
+from transformers.models.vits.modeling_vits import VitsConvFlow, VitsStochasticDurationPredictor
 
 LOG_2_PI = math.log(2 * math.pi)
+MIN_BIN, MIN_DERIVATIVE = 1e-3, 1e-3
+"""VITS's: least share of the spline's interval for a bin, least slope at a knot."""
 
 Noise = Callable[[Tensor], Tensor]
 """Draws noise in the shape, type and device of its argument: ``torch.randn_like``, or zeros to compare with."""
@@ -80,8 +82,63 @@ def _through(flows: nn.ModuleList, latents: Tensor, mask: Tensor, condition: Ten
     """An element-wise affine flow, then spline flows each followed by a flip of the two channels."""
     affine, *splines = flows
     latents, log_det = affine(latents, mask, global_conditioning=condition)
-    for spline in splines:
-        latents, spline_log_det = spline(latents, mask, global_conditioning=condition)
+    for flow in splines:
+        latents, spline_log_det = _coupled(flow, latents, mask, condition)
         latents = torch.flip(latents, [1])
         log_det = log_det + spline_log_det
     return latents, log_det
+
+
+def _coupled(flow: VitsConvFlow, latents: Tensor, mask: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    """The first channel shapes a spline through which the second one goes. Not ``flow(...)``, which reads back to the
+    host which values lie within the spline's bounds, some 150 times an update."""
+    first, second = latents.chunk(2, dim=1)  # (B, 1, S) each
+    hidden = flow.conv_dds(flow.conv_pre(first), mask, condition)
+    shape = (flow.conv_proj(hidden) * mask).transpose(1, 2)[:, None]  # (B, 1, S, 3 bins - 1)
+    widths, heights, derivatives = shape.split([flow.num_bins, flow.num_bins, flow.num_bins - 1], dim=-1)
+    scale = flow.filter_channels**-0.5
+    second, log_det = rational_quadratic_spline(second, widths * scale, heights * scale, derivatives, flow.tail_bound)
+    return torch.cat([first, second], dim=1) * mask, (log_det * mask).sum((1, 2))
+
+
+def rational_quadratic_spline(
+    inputs: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, bound: float
+) -> tuple[Tensor, Tensor]:
+    """A monotonic spline on ``[-bound, bound]``, the identity beyond (Durkan et al. 2019, eq. 4 to 8). Branch-free.
+
+    Args:
+        inputs: any shape.
+        widths: the same shape with bins behind it, before the softmax.
+        heights: likewise.
+        derivatives: likewise at the inner knots, one fewer, before the softplus; at both ends they are 1.
+        bound: of the interval, in both directions.
+
+    Returns:
+        Outputs and the logarithm of their derivatives, shaped like ``inputs``.
+    """
+    inside = inputs.abs() <= bound
+    x = inputs.clamp(-bound, bound)
+    left, width = _bins(widths, bound)
+    bottom, height = _bins(heights, bound)
+    slopes = F.pad(MIN_DERIVATIVE + F.softplus(derivatives), (1, 1), value=1.0)
+    # The bin of each input is the last whose left knot is not beyond it.
+    index = (x[..., None] >= left).sum(-1, keepdim=True) - 1
+    left, width, bottom, height, slope, next_slope = (
+        knots.gather(-1, index)[..., 0] for knots in (left, width, bottom, height, slopes[..., :-1], slopes[..., 1:])
+    )
+    mean_slope = height / width
+    theta = (x - left) / width
+    both = theta * (1 - theta)
+    denominator = mean_slope + (slope + next_slope - 2 * mean_slope) * both
+    outputs = bottom + height * (mean_slope * theta.square() + slope * both) / denominator
+    rise = next_slope * theta.square() + 2 * mean_slope * both + slope * (1 - theta).square()
+    log_det = torch.log(mean_slope.square() * rise) - 2 * torch.log(denominator)
+    return torch.where(inside, outputs, inputs), torch.where(inside, log_det, 0.0)
+
+
+def _bins(unnormalised: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    """Where each bin begins, and how long it is: both shaped like ``unnormalised``, together all of the interval."""
+    shares = MIN_BIN + (1 - MIN_BIN * unnormalised.shape[-1]) * torch.softmax(unnormalised, dim=-1)
+    inner = 2 * bound * torch.cumsum(shares, dim=-1)[..., :-1] - bound
+    knots = F.pad(F.pad(inner, (1, 0), value=-bound), (0, 1), value=bound)
+    return knots[..., :-1], knots.diff(dim=-1)

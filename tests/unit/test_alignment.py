@@ -1,6 +1,10 @@
 """Monotonic alignment search against the PyPI package and against every path there is."""
 
+import importlib.util
 import itertools
+import os
+import subprocess
+import sys
 
 import monotonic_alignment_search
 import numpy as np
@@ -127,3 +131,54 @@ def test_expansion_is_the_product_with_the_path_and_so_is_its_gradient():
     torch.testing.assert_close(expanded, values @ hot)
     (expanded * weights).sum().backward()
     torch.testing.assert_close(values.grad, weights @ hot.transpose(1, 2))
+
+
+def test_path_with_nan_is_a_path_all_the_same() -> None:
+    """The update is masked elsewhere; here nothing may run out of bounds."""
+    scores = torch.full((1, 9, 4), torch.nan)
+    found = search(scores, lengths(9), lengths(4))[0]
+    assert found.min() >= 0
+    assert found.max() < 4
+
+
+ON_GPU = """
+import numpy as np, torch
+from vits_trainer.alignment import search
+from vits_trainer.alignment_gpu import search_on_gpu
+generator = torch.Generator().manual_seed(1)
+cases = 0
+for frames, tokens in [(1, 1), (2, 1), (9, 9), (40, 17), (33, 32), (70, 64)]:
+    for clips in (1, 3):
+        for kind in ("random", "ties", "steep"):
+            token_lengths = torch.randint(1, tokens + 1, (clips,), generator=generator)
+            frame_lengths = torch.maximum(token_lengths, torch.randint(1, frames + 1, (clips,), generator=generator))
+            scores = torch.randn(clips, frames, tokens, generator=generator) * 30
+            scores = {"random": scores, "ties": scores.sign(), "steep": scores * 1e4}[kind]
+            kept = scores.clone()
+            found = search_on_gpu(scores, frame_lengths, token_lengths)
+            assert torch.equal(scores, kept), "the input was changed"
+            assert torch.equal(found, search(scores, frame_lengths, token_lengths)), (frames, tokens, kind)
+            cases += 1
+print(cases)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_gpu_search_is_the_cpus_in_tritons_interpreter() -> None:
+    """Its own process, as Triton decides when it is imported. On a GPU: the next test."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    ended = subprocess.run([sys.executable, "-c", ON_GPU], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) == 36
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("clips", "frames", "tokens"), [(1, 1, 1), (16, 400, 180), (64, 500, 180), (3, 1024, 600)])
+def test_gpu_search_is_the_cpus(clips: int, frames: int, tokens: int) -> None:
+    generator = torch.Generator().manual_seed(frames)
+    token_lengths = torch.randint(1, tokens + 1, (clips,), generator=generator)
+    frame_lengths = torch.maximum(token_lengths, torch.randint(1, frames + 1, (clips,), generator=generator))
+    scores = torch.randn(clips, frames, tokens, generator=generator) * 30
+    found = search(scores.cuda(), frame_lengths.cuda(), token_lengths.cuda())
+    assert torch.equal(found.cpu(), search(scores, frame_lengths, token_lengths))

@@ -13,7 +13,7 @@ PACKAGE = Path(vits_trainer.__file__).parent
 
 # From the ground up. A file imports only from rows above its own.
 ROWS = (
-    "errors privacy",
+    "errors privacy alignment_gpu",
     "config audio alignment losses durations metrics text recordings pictures order files accounts interruption",
     "cli corpus tables ledger data generator discriminator conversion optim runtime",
     "sources models objective meter synthesis",
