@@ -9,6 +9,7 @@ from typing import Any
 from vits_trainer import __version__
 from vits_trainer.cli import parse, unknown_word
 from vits_trainer.config import (
+    BenchmarkConfig,
     CheckConfig,
     DemoConfig,
     ExportConfig,
@@ -27,6 +28,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "synthesize": (SynthesizeConfig, "let a voice say a text into an audio file"),
     "demo": (DemoConfig, "see it work in minutes, on a built-in corpus"),
     "check": (CheckConfig, "prove on this machine that training works"),
+    "benchmark": (BenchmarkConfig, "measure what an update, the alignment search and the data take here"),
 }
 
 

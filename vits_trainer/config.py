@@ -443,6 +443,45 @@ class CheckConfig:
         )
 
 
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Measure this machine: an update of training, the alignment search, or the way of the data."""
+
+    suite: Literal["update", "alignment", "data"] = "update"
+    """update: a fixed, seeded workload of VITS's size. alignment: the search beside the PyPI package. data: decoding,
+    batches, the loader, prepare_data."""
+    compare: Literal["none", "reference"] = "none"
+    """reference: the textbook's update in the same process on the same batches, in turn with ours, and the ratio."""
+    batch_size: int = 8
+    """Clips in an update."""
+    clip_s: float = 6.0
+    """Length of each clip, in seconds."""
+    tokens: int = 180
+    """Tokens of each clip's text."""
+    updates: int = 5
+    """How many are measured, after one to warm up; medians are given."""
+    precision: Precision = "auto"
+    """fp32, bf16, fp16, or auto: bf16 on GPUs that have it, else fp32."""
+    size: Literal["mms", "tiny"] = "mms"
+    """mms: MMS-TTS's and VITS's own size (36 M and 47 M parameters). tiny: to try it out."""
+    compile: bool = False
+    """Compile the decoder and the discriminators with torch.compile."""
+    seed: int = 1234
+    """Seed of weights and workload."""
+    json: str | None = None
+    """A file for the figures, beside the table."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "tokens", "updates"):
+            require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: give 1 or more.")
+        require(0.1 <= self.clip_s <= 60, f"--clip_s {self.clip_s}: give 0.1 to 60 seconds.")
+        frames = int(self.clip_s * 16000 / 256)
+        require(
+            self.tokens <= frames,
+            f"--tokens {self.tokens}: a clip of {self.clip_s:g} s has {frames} frames, and each token needs one.",
+        )
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain values that YAML and JSON hold (tuples become lists)."""
     return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}

@@ -69,7 +69,7 @@ class Meter:
             "throughput/utterances_per_s": self._clips / elapsed_s,
             "throughput/audio_s_per_s": audio_s / elapsed_s,
             "time/data_wait_fraction": waited / self.runtime.world_size,
-            "memory/max_allocated_gib": _peak_memory_gib(self.runtime.device),
+            "memory/max_allocated_gib": peak_memory_gib(self.runtime.device),
         }
         self.means.reset()
         self._restart()
@@ -93,7 +93,7 @@ class Meter:
         self._started = time.perf_counter()
 
 
-def _peak_memory_gib(device: torch.device) -> float:
+def peak_memory_gib(device: torch.device) -> float:
     """The most memory that tensors took on the GPU, or this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30

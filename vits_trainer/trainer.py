@@ -4,7 +4,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -25,11 +25,12 @@ from vits_trainer.evaluation import Validation
 from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
 from vits_trainer.meter import Meter
-from vits_trainer.objective import Normalisers, Objective, frozen
+from vits_trainer.objective import Normalisers, Objective
 from vits_trainer.optim import Learner, build_optimizer, learning_rate
 from vits_trainer.order import Order
 from vits_trainer.runtime import Runtime, is_out_of_memory
 from vits_trainer.tracking import Outcome, Tracker
+from vits_trainer.turns import Turns
 from vits_trainer.watch import Watch
 
 logger = logging.getLogger("vits_trainer")
@@ -147,11 +148,6 @@ def _is_due(update: int, every: int, last: int) -> bool:
     return update == last or (every > 0 and update % every == 0)
 
 
-def named(network: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Losses under the names they are logged by."""
-    return {f"{network}/{name}": loss for name, loss in losses.items()}
-
-
 class Trainer:
     """Two networks, their data, and the clock. Building it runs on every rank."""
 
@@ -186,8 +182,8 @@ class Trainer:
         self.checkpoints = checkpoints
         self.tracker = tracker
         self.interruption = interruption
-        self.generator_learner = self._learner("generator", generator)
-        self.discriminator_learner = None if discriminator is None else self._learner("discriminator", discriminator)
+        judge = None if discriminator is None else self._learner("discriminator", discriminator)
+        self.turns = Turns(runtime, objective, self._learner("generator", generator), discriminator, judge)
         # Where it stands
         self.state = TrainState()
         self.meter = Meter(runtime)
@@ -195,18 +191,13 @@ class Trainer:
         self._saved_update = 0
 
     @property
-    def learners(self) -> list[Learner]:
-        """Both networks as they are trained; the generator alone under the mel objective."""
-        return [self.generator_learner, *([self.discriminator_learner] if self.discriminator_learner else [])]
-
-    @property
     def checkpoint_gib(self) -> float:
         """Size of one checkpoint: each trained weight with AdamW's two moments, in float32."""
-        return sum(p.numel() for learner in self.learners for p in learner.network.parameters()) * 12 / 2**30
+        return sum(p.numel() for learner in self.turns.learners for p in learner.network.parameters()) * 12 / 2**30
 
     def resume(self, place: Path) -> None:
         """Goes back to the checkpoint at ``place``. Runs on every rank."""
-        networks = (self.generator, self.discriminator, self.learners)
+        networks = (self.generator, self.discriminator, self.turns.learners)
         self.state, losses = self.checkpoints.restore(place, *networks)
         self.meter.restore(losses)
         begins_epoch = self.state.update % self.order.updates_per_epoch == 0
@@ -250,11 +241,11 @@ class Trainer:
         took_s = 0.0
         for batch in load(self.reader, self.order.rehearsal(self.runtime.rank), workers=0):
             began = time.perf_counter()
-            self._turns(batch, self._agree([batch]).normalisers, discriminators_alone=False, closes=True, rate=None)
+            self._take(batch, self._agree([batch]).normalisers, discriminators_alone=False, closes=True, rate=None)
             if self.runtime.device.type == "cuda":
                 torch.cuda.synchronize(self.runtime.device)
             took_s = time.perf_counter() - began
-        for learner in self.learners:
+        for learner in self.turns.learners:
             learner.optimizer.zero_grad(set_to_none=True)
         return float(max(self.runtime.gather(took_s))) * self.order.accumulation
 
@@ -275,50 +266,12 @@ class Trainer:
         found = []
         for batch in update:
             closes = batch is update[-1]
-            found.append(self._turns(batch, normalisers, alone, closes, rate if closes else None))
+            found.append(self._take(batch, normalisers, alone, closes, rate if closes else None))
             shares |= {name: shares[name] + value if name in shares else value for name, value in found[-1].items()}
         norms = [value for name, value in shares.items() if name.startswith("grad_norm/")]
         self.meter.add(shares, update, normalisers.clips, reached=torch.isfinite(torch.stack(norms)).all())
         self.watch.add(self.state.update + 1, int(normalisers.clips), update, found)
         self.state.clips_trained += int(normalisers.clips)
-
-    def _turns(
-        self, batch: Batch, normalisers: Normalisers, discriminators_alone: bool, closes: bool, rate: float | None
-    ) -> dict[str, Tensor]:
-        """Each network's turn with one micro-batch: its share of the update's losses. Runs on every rank.
-
-        Args:
-            batch: on the CPU.
-            normalisers: of the update.
-            discriminators_alone: the generator's losses are only measured.
-            closes: whether the ranks' gradients meet.
-            rate: to step with; None where the networks only accumulate.
-        """
-        found: dict[str, Tensor] = {}
-        networks = [learner.network for learner in self.learners]
-        with self._explaining(batch), self.runtime.accumulating(*networks, synchronise=closes):
-            batch = batch.to(self.runtime.device)
-            with self.runtime.autocast(), torch.set_grad_enabled(not discriminators_alone):
-                comparison = self.objective.synthesize(self.generator_learner.network, batch, normalisers=normalisers)
-            if self.discriminator_learner is not None:
-                with self.runtime.autocast():
-                    d_losses = self.objective.discriminator_losses(self.discriminator_learner.network, comparison)
-                found |= named("discriminator", d_losses) | self._learn(self.discriminator_learner, d_losses, rate)
-            judging = frozen(self.discriminator) if self.discriminator else nullcontext()
-            with self.runtime.autocast(), judging, torch.set_grad_enabled(not discriminators_alone):
-                g_losses = self.objective.generator_losses(self.discriminator, comparison)
-            found |= named("generator", g_losses)
-            if not discriminators_alone:
-                found |= self._learn(self.generator_learner, g_losses, rate)
-        return found
-
-    def _learn(self, learner: Learner, losses: dict[str, Tensor], rate: float | None) -> dict[str, Tensor]:
-        """One network's backward, and its step where there is a ``rate``: its share of the gradient's norm, then."""
-        # DistributedDataParallel gives the mean of the ranks' gradients; the losses are shares of a sum.
-        learner.backward(losses["total"] * self.runtime.world_size)
-        if rate is None:
-            return {}
-        return {f"grad_norm/{learner.name}": learner.update(rate) / self.runtime.world_size}
 
     def _agree(self, update: Sequence[Batch]) -> Agreement:
         """What all ranks must know before an update, in one exchange on the host's side. Runs on every rank."""
@@ -349,11 +302,13 @@ class Trainer:
     def _keep_networks(self, folder: Path) -> None:
         write_networks(folder, self.generator, self.discriminator, self.tokenizer, self.config)
 
-    @contextmanager
-    def _explaining(self, batch: Batch) -> Iterator[None]:
-        """Says what to do where memory runs out, and which rank is missing where the gradients do not meet."""
+    def _take(
+        self, batch: Batch, normalisers: Normalisers, discriminators_alone: bool, closes: bool, rate: float | None
+    ) -> dict[str, Tensor]:
+        """:meth:`Turns.take`, saying what to do where memory runs out, and which rank is missing where gradients do not
+        meet. Runs on every rank."""
         try:
-            yield
+            return self.turns.take(batch, normalisers, discriminators_alone, closes, rate)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise self.runtime.lost(error) or error from error
@@ -433,7 +388,7 @@ class Trainer:
         self.tracker.settle()
         self.state.accounts = self.watch.save()
         plan = {"total_updates": self.plan.total_updates, "warmup_updates": self.plan.warmup_updates}
-        networks = (self.generator, self.discriminator, self.learners)
+        networks = (self.generator, self.discriminator, self.turns.learners)
         place = self.checkpoints.save(self.state, *networks, self.tokenizer, plan, self.meter.save())
         self._saved_update = self.state.update
         if self.runtime.is_main:
@@ -455,7 +410,7 @@ class Trainer:
     def _compare_ranks(self) -> None:
         """Raises if the ranks' weights differ at the end: they took different steps. Runs on every rank."""
         digest = hashlib.sha256()
-        for learner in self.learners:
+        for learner in self.turns.learners:
             for parameter in learner.network.parameters():
                 digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
         found = self.runtime.gather(digest.hexdigest())

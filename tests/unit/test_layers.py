@@ -17,9 +17,9 @@ ROWS = (
     "config audio alignment losses durations metrics text recordings pictures order files accounts interruption",
     "cli corpus tables ledger data generator discriminator conversion optim runtime",
     "sources models objective meter synthesis",
-    "preparation tracking checkpoint",
-    "golden evaluation proofs resumption replay",
-    "watch",
+    "preparation tracking checkpoint turns",
+    "golden evaluation proofs resumption replay benchmark suites",
+    "watch textbook",
     "trainer",
     "commands/*",
     "commands/demo commands/check commands/train_feedback",  # run other commands

@@ -1,0 +1,237 @@
+"""Measures what an update of training takes: on a fixed, seeded workload, part by part, and beside the textbook's."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from vits_trainer import alignment, models
+from vits_trainer.config import Architecture, BenchmarkConfig, DiscriminatorShape, TrainConfig
+from vits_trainer.data import Batch
+from vits_trainer.discriminator import Discriminator
+from vits_trainer.generator import Generator
+from vits_trainer.meter import peak_memory_gib
+from vits_trainer.objective import Objective
+from vits_trainer.optim import Learner, build_optimizer
+from vits_trainer.order import MicroBatch
+from vits_trainer.runtime import Runtime, seed_all
+from vits_trainer.text import build_tokenizer
+from vits_trainer.turns import Turns
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz '-.,!?"
+SIZES = {
+    "mms": (Architecture(), DiscriminatorShape()),
+    "tiny": (
+        Architecture(
+            hidden_size=64, num_hidden_layers=2, ffn_dim=128, posterior_encoder_num_wavenet_layers=4,
+            prior_encoder_num_flows=2, prior_encoder_num_wavenet_layers=2, upsample_initial_channel=64,
+        ),
+        DiscriminatorShape(channels_divisor=8),
+    ),
+}  # fmt: skip
+PARTS = ("data", "synthesis", "alignment", "discriminator", "generator", "optimiser")
+
+_FREE = {
+    *("empty.memory_format", "empty_like.default", "new_empty.default", "empty_strided.default"),
+    *("new_empty_strided.default", "detach.default", "is_pinned.default", "_unsafe_view.default"),
+}
+"""Operations that start nothing on a device, beside views."""
+_READS_BACK = {
+    *("_local_scalar_dense.default", "nonzero.default", "is_nonzero.default", "equal.default"),
+    *("masked_select.default", "unique_consecutive.default", "_unique2.default"),
+}
+"""Operations for which the host must wait for the device."""
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts what an eager update asks of a device: operations that launch work, and those that the host waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launching = 0
+        self.host_syncs = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = f"{func.overloadpacket.__name__}.{func._overloadname}"
+        self.launching += not (func.is_view or name in _FREE)
+        self.host_syncs += name in _READS_BACK or (name.startswith("index.") and _by_mask(args))
+        return func(*args, **(kwargs or {}))
+
+
+def _by_mask(args: Any) -> bool:
+    return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1])
+
+
+class Clock:
+    """Time spent in named parts, the device's work included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.spent_s = dict.fromkeys(PARTS, 0.0)
+        self._open: list[float] = []
+
+    def now(self) -> float:
+        """Seconds, once the device has done all that it was asked for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def timed(self, owner: Any, name: str, part: str) -> None:
+        """Counts calls of ``owner.name`` as ``part``, less what is counted inside of them."""
+        call = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            began = self.now()
+            self._open.append(0.0)
+            result = call(*args, **kwargs)
+            took_s = self.now() - began
+            self.spent_s[part] += took_s - self._open.pop()
+            if self._open:
+                self._open[-1] += took_s
+            return result
+
+        setattr(owner, name, wrapped)
+
+
+def networks(config: BenchmarkConfig) -> tuple[Generator, Discriminator]:
+    """Fresh ones of the asked size, the same for the same seed."""
+    seed_all(config.seed)
+    architecture, shape = SIZES[config.size]
+    tokenizer = build_tokenizer([ALPHABET])
+    model = models.new_model(architecture, tokenizer, [])
+    return Generator(model, "posterior", segment_frames=32).train(), Discriminator(shape)
+
+
+def workload(config: BenchmarkConfig) -> Batch:
+    """Noise under a syllable-like envelope, and random texts; every clip of the same length. On the CPU."""
+    rate_hz, hop = 16000, 256
+    frames = int(config.clip_s * rate_hz) // hop
+    draw = torch.Generator().manual_seed(config.seed)
+    time_s = torch.arange(frames * hop) / rate_hz
+    envelope = 0.1 + 0.09 * torch.sin(2 * torch.pi * 3 * time_s)
+    shape = (config.batch_size,)
+    return Batch(
+        tokens=torch.randint(1, len(ALPHABET), (*shape, config.tokens), generator=draw),
+        token_lengths=torch.full(shape, config.tokens),
+        waveform=torch.randn(*shape, frames * hop, generator=draw).clamp(-3, 3) * envelope,
+        frame_lengths=torch.full(shape, frames),
+        speaker_ids=None,
+        clip_ids=tuple(map(str, range(config.batch_size))),
+        audio_s=config.batch_size * config.clip_s,
+        place=MicroBatch((), 0, 0, closes_update=True),
+        rejections=(),
+    )
+
+
+def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[Turns, Callable[[], dict[str, Tensor]]]:
+    """The parts of an update as training has it, and the update itself."""
+    generator, discriminator = networks(config)
+    spec = models.audio_spec(generator.model.config)
+    training = TrainConfig(model_name="none")
+    objective = Objective("vits", training.loss_weights, spec, segment_frames=32)
+    learners = []
+    for name, network in (("generator", generator), ("discriminator", discriminator)):
+        network.to(runtime.device)
+        optimizer = build_optimizer(network.parameters(), training)
+        learners.append(Learner(name, network, optimizer, runtime.gradient_scaler(), 0.0))
+    if config.compile:
+        compile_fixed_shapes(generator, discriminator)
+    turns = Turns(runtime, objective, learners[0], discriminator, learners[1])
+    batch = workload(config)
+    normalisers = objective.normalisers(batch)
+
+    def update() -> dict[str, Tensor]:
+        return turns.take(batch, normalisers, discriminators_alone=False, closes=True, rate=training.learning_rate)
+
+    return turns, update
+
+
+def compile_fixed_shapes(generator: Generator, discriminator: Discriminator | None) -> None:
+    """Compiles what always sees segments of one length; the rest has a shape of its own in each batch."""
+    generator.model.decoder.compile()
+    for judge in discriminator.discriminators if discriminator else ():
+        judge.compile()
+
+
+def measure_update(config: BenchmarkConfig, runtime: Runtime) -> dict[str, float]:
+    """All figures of our update, but for the comparison. What is counted and the split have runs of their own."""
+    turns, update = our_update(config, runtime)
+    update()
+    with OperationCounter() as counter:
+        update()
+    with FlopCounterMode(display=False) as flops:
+        update()
+    clock = Clock(runtime.device)
+    update_s = statistics.median(_durations(update, config.updates, clock))
+    _split(turns, clock)
+    for _ in range(config.updates):
+        update()
+    parts = {f"ms_{name}": 1000 * spent_s / config.updates for name, spent_s in clock.spent_s.items()}
+    return {
+        **throughput(config, update_s),
+        **parts,
+        "memory_gib": peak_memory_gib(runtime.device),
+        "launching_operations": counter.launching,
+        "host_syncs": counter.host_syncs,
+        "tflop_per_update": flops.get_total_flops() / 1e12,
+        "tflop_per_s": flops.get_total_flops() / 1e12 / update_s,
+    }
+
+
+def compare(config: BenchmarkConfig, runtime: Runtime, other: Callable[[], object]) -> dict[str, float]:
+    """Ours and another update in turn, so that both meet the same moments of the machine; medians, and their ratio."""
+    _, update = our_update(config, runtime)
+    clock = Clock(runtime.device)
+    took: tuple[list[float], list[float]] = ([], [])
+    for number in range(config.updates + 1):
+        for which, one in enumerate((update, other)):
+            (seconds,) = _durations(one, 1, clock)
+            if number:  # the first one is to warm up
+                took[which].append(seconds)
+    ours_s, theirs_s = map(statistics.median, took)
+    pairs = [theirs / ours for ours, theirs in zip(*took, strict=True)]
+    return {"ms_ours": 1000 * ours_s, "ms_reference": 1000 * theirs_s, "ratio": statistics.median(pairs)}
+
+
+def throughput(config: BenchmarkConfig, update_s: float) -> dict[str, float]:
+    """What an update's seconds come to."""
+    return {
+        "ms_update": 1000 * update_s,
+        "clips_per_s": config.batch_size / update_s,
+        "audio_s_per_s": config.batch_size * config.clip_s / update_s,
+    }
+
+
+def _durations(update: Callable[[], object], times: int, clock: Clock) -> list[float]:
+    found = []
+    for _ in range(times):
+        began = clock.now()
+        update()
+        found.append(clock.now() - began)
+    return found
+
+
+def _split(turns: Turns, clock: Clock) -> None:
+    clock.timed(turns.objective, "synthesize", "synthesis")
+    clock.timed(turns.objective, "discriminator_losses", "discriminator")
+    clock.timed(turns.objective, "generator_losses", "generator")
+    for learner in turns.learners:
+        clock.timed(learner, "backward", learner.name)
+        clock.timed(learner, "update", "optimiser")
+    clock.timed(alignment, "search", "alignment")
+
+
+@contextmanager
+def unsplit() -> Iterator[None]:
+    """Puts the alignment search back as it was."""
+    search = alignment.search
+    try:
+        yield
+    finally:
+        alignment.search = search

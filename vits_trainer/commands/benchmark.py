@@ -1,0 +1,36 @@
+"""``benchmark``: measures this machine, in one table."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from vits_trainer import benchmark, suites
+from vits_trainer.config import BenchmarkConfig
+from vits_trainer.runtime import Runtime
+from vits_trainer.textbook import textbook_update
+
+
+def run(config: BenchmarkConfig) -> int:
+    """Prints a row a figure, and writes them where ``--json`` says."""
+    if config.suite == "update":
+        runtime = Runtime(config.precision, 1)
+        print(
+            f"{runtime.describe()}, {torch.get_num_threads()} thread(s), size {config.size}, {config.batch_size} clips "
+            f"of {config.clip_s:g} s and {config.tokens} tokens; medians of {config.updates}",
+            flush=True,
+        )
+        with benchmark.unsplit():
+            figures = benchmark.measure_update(config, runtime)
+        if config.compare == "reference":
+            figures |= benchmark.compare(config, runtime, textbook_update(config, runtime))
+    elif config.suite == "alignment":
+        figures = suites.alignment_figures(config)
+    else:
+        figures = suites.data_figures(config)
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        print(f"{name:<{width}}  {value:,.6g}")
+    if config.json is not None:
+        Path(config.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
