@@ -9,15 +9,13 @@ from typing import Any
 from vits_trainer import __version__
 from vits_trainer.cli import parse, unknown_word
 from vits_trainer.config import (
-    BenchmarkConfig,
-    CheckConfig,
-    DemoConfig,
     ExportConfig,
     FeedbackConfig,
     PrepareConfig,
     SynthesizeConfig,
     TrainConfig,
 )
+from vits_trainer.config_tools import BenchmarkConfig, CheckConfig, DemoConfig
 from vits_trainer.errors import ConfigError, InstallationError, VitsTrainerError
 
 COMMANDS: dict[str, tuple[type, str]] = {

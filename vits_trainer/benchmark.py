@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vits_trainer import alignment, models
-from vits_trainer.config import Architecture, BenchmarkConfig, DiscriminatorShape, TrainConfig
+from vits_trainer.config import Architecture, DiscriminatorShape, TrainConfig
+from vits_trainer.config_tools import BenchmarkConfig
 from vits_trainer.data import Batch
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.generator import Generator
@@ -49,11 +50,11 @@ _READS_BACK = {
 """Operations for which the host must wait for the device."""
 
 
-class OperationCounter(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what an eager update asks of a device: operations that launch work, and those that the host waits for."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launching = 0
         self.host_syncs = 0
 

@@ -9,6 +9,7 @@ from transformers import VitsModel
 from vits_trainer import alignment
 from vits_trainer.audio import cut_segments, frame_mask, random_segment_starts
 from vits_trainer.durations import Noise, duration_loss
+from vits_trainer.encoders import encode_text, flow, reversed_flow, wavenet
 
 
 class Synthesis(NamedTuple):
@@ -78,13 +79,8 @@ class Generator(nn.Module):
         frames = frame_mask(frame_lengths, spectrogram.shape[2])
         speaker = None if speaker_ids is None else self.model.embed_speaker(speaker_ids)[:, :, None]
 
-        text = self.model.text_encoder(
-            tokens, padding_mask=text_mask.transpose(1, 2), attention_mask=text_mask[:, 0].long()
-        )
-        hidden = text.last_hidden_state.transpose(1, 2)
-        token_mean = text.prior_means.float().transpose(1, 2)
-        # transformers calls it a log-variance, and uses it as what it is: VITS's log standard deviation.
-        token_log_std = text.prior_log_variances.float().transpose(1, 2)
+        hidden, token_mean, token_log_std = encode_text(self.model.text_encoder, tokens, text_mask)
+        token_mean, token_log_std = token_mean.float(), token_log_std.float()
 
         posterior, posterior_log_std, latents = self._posterior(spectrogram, frames, speaker)
         with torch.no_grad():
@@ -97,7 +93,7 @@ class Generator(nn.Module):
         decoded = posterior
         if self.decode_from == "prior":
             sample = prior_mean + self.noise(prior_mean) * torch.exp(prior_log_std)
-            decoded = self.model.flow(sample * frames, frames, speaker, reverse=True)
+            decoded = reversed_flow(self.model.flow, sample * frames, frames, speaker)
         if segment_starts is None:
             segment_starts = random_segment_starts(frame_lengths, self.segment_frames)
         segment = cut_segments(decoded * frames, segment_starts, self.segment_frames)
@@ -120,11 +116,11 @@ class Generator(nn.Module):
         """The posterior's sample, its log standard deviation, and the sample after the flow: (B, C, T) float32 each."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.decode_from == "posterior"):
             sample, log_std = self._sample(spectrogram, frames, speaker)
-            return sample, log_std, self.model.flow(sample, frames, speaker).float()
+            return sample, log_std, flow(self.model.flow, sample, frames, speaker).float()
 
     def _sample(self, spectrogram: Tensor, frames: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor]:
         # Not ``encoder(...)``, which draws its noise itself.
         encoder = self.model.posterior_encoder
-        hidden = encoder.wavenet(encoder.conv_pre(spectrogram) * frames, frames, speaker)
+        hidden = wavenet(encoder.wavenet, encoder.conv_pre(spectrogram) * frames, frames, speaker)
         mean, log_std = (encoder.conv_proj(hidden) * frames).float().chunk(2, dim=1)
         return (mean + self.noise(mean) * torch.exp(log_std)) * frames, log_std

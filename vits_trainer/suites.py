@@ -5,6 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,10 +16,11 @@ import torch
 
 from vits_trainer.alignment import search
 from vits_trainer.audio import AudioSpec
-from vits_trainer.config import BenchmarkConfig, PrepareConfig
+from vits_trainer.config import PrepareConfig
+from vits_trainer.config_tools import BenchmarkConfig
 from vits_trainer.data import ClipReader, load, open_prepared
 from vits_trainer.errors import InstallationError
-from vits_trainer.order import Order
+from vits_trainer.order import MicroBatch, Order
 from vits_trainer.preparation import prepare
 from vits_trainer.recordings import read_recording, to_rate
 from vits_trainer.text import build_tokenizer
@@ -42,22 +44,18 @@ def alignment_figures(config: BenchmarkConfig) -> dict[str, float]:
     except ImportError as error:
         raise InstallationError("--suite alignment needs the package monotonic-alignment-search.") from error
     draw = torch.Generator().manual_seed(config.seed)
-    figures = {}
+    figures: dict[str, float] = {}
     for clips, tokens, frames in _SIZES:
         scores = torch.randn(clips, frames, tokens, generator=draw) * 30
         turned, mask = scores.transpose(1, 2).contiguous(), torch.ones(clips, tokens, frames)
-        lengths = torch.full((clips,), frames), torch.full((clips,), tokens)
-        times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(2 * config.updates + 1):
-            ours, took_s = _timed(lambda scores=scores, lengths=lengths: search(scores, *lengths))
-            times[0].append(took_s)
-            theirs, took_s = _timed(lambda turned=turned, mask=mask: maximum_path(turned, mask))
-            times[1].append(took_s)
-        path = torch.nn.functional.one_hot(ours, tokens).transpose(1, 2)
+        ours = partial(search, scores, torch.full((clips,), frames), torch.full((clips,), tokens))
+        theirs = partial(maximum_path, turned, mask)
+        took_s = [(_timed(ours)[1], _timed(theirs)[1]) for _ in range(2 * config.updates + 1)]
+        ours_s, theirs_s = map(statistics.median, zip(*took_s[1:], strict=True))
         name = f"{clips}x{tokens}x{frames}"
-        ours_s, theirs_s = (statistics.median(took[1:]) for took in times)
         figures |= {f"{name} ms": 1000 * ours_s, f"{name} ms_pypi": 1000 * theirs_s, f"{name} ratio": theirs_s / ours_s}
-        figures[f"{name} equal_paths"] = float(torch.equal(path, theirs.to(path.dtype)))
+        path = torch.nn.functional.one_hot(ours(), tokens).transpose(1, 2)
+        figures[f"{name} equal_paths"] = float(torch.equal(path, theirs().to(path.dtype)))
     return figures
 
 
@@ -80,12 +78,14 @@ def data_figures(config: BenchmarkConfig) -> dict[str, float]:
             "prepare_cores": float(cores),
         }
         for workers in (0, 2):
-            seconds = []
-            for epoch in range(3):
-                places = list(order.epoch(epoch, 0))
-                seconds.append(_timed(lambda places=places, n=workers: sum(1 for _ in load(reader, places, n)))[1])
-            figures[f"read_and_collate_clips_per_s_workers_{workers}"] = _CLIPS / min(seconds)
+            passes = [partial(_read, reader, list(order.epoch(epoch, 0)), workers) for epoch in range(3)]
+            figures[f"read_and_collate_clips_per_s_workers_{workers}"] = _CLIPS / min(_timed(one)[1] for one in passes)
         return figures
+
+
+def _read(reader: ClipReader, places: list[MicroBatch], workers: int) -> None:
+    for _ in load(reader, places, workers):
+        pass
 
 
 def _recordings(folder: Path, config: BenchmarkConfig) -> Path:

@@ -10,7 +10,8 @@ from torch import Tensor
 from vits_trainer import models
 from vits_trainer.audio import frame_mask, log_mel, spectrogram
 from vits_trainer.benchmark import networks, workload
-from vits_trainer.config import BenchmarkConfig, LossWeights
+from vits_trainer.config import LossWeights
+from vits_trainer.config_tools import BenchmarkConfig
 from vits_trainer.data import Batch
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import InstallationError
@@ -36,7 +37,7 @@ def textbook_update(config: BenchmarkConfig, runtime: Runtime) -> Callable[[], d
     generator, discriminator = networks(config)
     generator.to(runtime.device)
     discriminator.to(runtime.device)
-    options = {"lr": 2e-5, "betas": (0.8, 0.99), "eps": 1e-9}
+    options = {"lr": 2e-5, "betas": (0.8, 0.99), "eps": 1e-9, "foreach": True}
     optimizer_g = torch.optim.AdamW(generator.parameters(), **options)  # type: ignore[arg-type]
     optimizer_d = torch.optim.AdamW(discriminator.parameters(), **options)  # type: ignore[arg-type]
     batch = workload(config)
@@ -47,12 +48,10 @@ def textbook_update(config: BenchmarkConfig, runtime: Runtime) -> Callable[[], d
         with runtime.autocast():
             fake, real, terms, mels = _synthesize(generator, moved, maximum_path)
             real_scores, fake_scores = discriminator(real), discriminator(fake.detach())
-        loss = sum(
-            (1 - r.float()).square().mean() + f.float().square().mean()
-            for r, f in zip(real_scores.scores, fake_scores.scores, strict=True)
-        )
+        judged = zip(real_scores.scores, fake_scores.scores, strict=True)
+        loss = torch.stack([(1 - r.float()).square().mean() + f.float().square().mean() for r, f in judged]).sum()
         optimizer_d.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(discriminator.parameters(), 1000)
         optimizer_d.step()
         found["discriminator"] = loss.item()
@@ -61,7 +60,7 @@ def textbook_update(config: BenchmarkConfig, runtime: Runtime) -> Callable[[], d
         terms["mel"] = F.l1_loss(*mels)
         loss = torch.stack([getattr(WEIGHTS, name) * term for name, term in terms.items()]).sum()
         optimizer_g.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(generator.parameters(), 1000)
         optimizer_g.step()
         return found | {name: term.item() for name, term in terms.items()}
@@ -84,7 +83,7 @@ def _synthesize(
         batch.tokens, padding_mask=text_mask.transpose(1, 2), attention_mask=text_mask[:, 0].long()
     )
     mean, log_std = text.prior_means.transpose(1, 2), text.prior_log_variances.transpose(1, 2)
-    latents, posterior_mean, posterior_log_std = model.posterior_encoder(magnitude, frames)
+    latents, _, posterior_log_std = model.posterior_encoder(magnitude, frames)
     prior_latents = model.flow(latents, frames)
     with torch.no_grad():
         precision = torch.exp(-2 * log_std)

@@ -7,7 +7,8 @@ import yaml
 
 from vits_trainer.__main__ import main
 from vits_trainer.cli import parse
-from vits_trainer.config import RECIPES_DIR, CheckConfig, PrepareConfig, TrainConfig, save_config
+from vits_trainer.config import RECIPES_DIR, PrepareConfig, TrainConfig, save_config
+from vits_trainer.config_tools import CheckConfig
 from vits_trainer.errors import ConfigError
 
 FLAGS_OF_OLD = {

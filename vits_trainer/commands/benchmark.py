@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from vits_trainer import benchmark, suites
-from vits_trainer.config import BenchmarkConfig
+from vits_trainer.config_tools import BenchmarkConfig
 from vits_trainer.runtime import Runtime
 from vits_trainer.textbook import textbook_update
 

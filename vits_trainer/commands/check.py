@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vits_trainer import golden
 from vits_trainer.commands import train_vits
-from vits_trainer.config import CheckConfig
+from vits_trainer.config_tools import CheckConfig
 from vits_trainer.errors import CheckFailedError
 from vits_trainer.proofs import run_proofs
 from vits_trainer.replay import replay
