@@ -55,7 +55,12 @@ def spectrogram(waveform: Tensor, frame_lengths: Tensor, spec: AudioSpec) -> Ten
 
     Returns:
         (B, F, T) float32, T = N // hop; zero behind each clip's end.
+
+    Raises:
+        TypeError: integers, as a batch has them before it is moved.
     """
+    if not waveform.is_floating_point():
+        raise TypeError(f"samples are {waveform.dtype}, where -1 to 1 is expected: move the batch to its device first")
     reflected = _reflect_ends(waveform.float(), frame_lengths * spec.hop, spec.reflected_samples)
     window = torch.hann_window(spec.window, device=waveform.device)
     with torch.autocast(waveform.device.type, enabled=False):

@@ -157,6 +157,6 @@ class Validation:
         places = held_out_places(self.rows, 1, 0, 1)
         batches = load(self.reader, places, workers=0)
         hop = self.objective.spec.hop
-        mels = [self._mel(batch.trimmed(hop).waveform) for batch in batches]
+        mels = [self._mel(batch.trimmed(hop).to(torch.device("cpu")).waveform) for batch in batches]
         frames = torch.from_numpy(np.concatenate(mels, axis=1))
         return float((frames - frames.median(dim=1, keepdim=True).values).abs().mean())

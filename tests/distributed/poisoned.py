@@ -26,7 +26,7 @@ def poisoned(self, update, normalisers):
 def _poison(batch):
     asked = os.environ.get("POISON", "").split(",")
     rows = [row for row, clip in enumerate(batch.clip_ids) if clip in asked or asked == ["all"]]
-    waveform = batch.waveform.clone()
+    waveform = batch.to(torch.device("cpu")).waveform
     waveform[rows, 1000] = torch.nan
     return replace(batch, waveform=waveform)
 

@@ -49,7 +49,7 @@ SILENCE = Clip("", np.zeros(1, np.int64), np.zeros(512, np.int16), None)
 
 
 def batch_of(*clips: Clip) -> Batch:
-    return collate(clips, PLACE, SPEC, SILENCE)
+    return collate(clips, PLACE, SPEC, SILENCE).to(torch.device("cpu"))
 
 
 def build(kind: str = "vits", architecture: Architecture = TINY, speakers: tuple[str, ...] = ()) -> Generator:
