@@ -18,6 +18,7 @@ from vits_trainer.data import Batch
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.generator import Generator
 from vits_trainer.meter import peak_memory_gib
+from vits_trainer.metrics import RunningMeans
 from vits_trainer.objective import Objective
 from vits_trainer.optim import Learner, build_optimizer
 from vits_trainer.order import MicroBatch
@@ -147,8 +148,13 @@ def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[Turns, Callab
     batch = workload(config)
     normalisers = objective.normalisers(batch)
 
+    means = RunningMeans()
+
     def update() -> dict[str, Tensor]:
-        return turns.take(batch, normalisers, discriminators_alone=False, closes=True, rate=training.learning_rate)
+        found = turns.take(batch, normalisers, discriminators_alone=False, closes=True, rate=training.learning_rate)
+        norms = torch.stack([value for name, value in found.items() if name.startswith("grad_norm/")])
+        means.add(found, normalisers.clips, counts=torch.isfinite(norms).all())
+        return found
 
     return turns, update
 

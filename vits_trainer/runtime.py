@@ -219,7 +219,10 @@ class Runtime:
         try:
             yield
         except RuntimeError as error:
-            raise self.lost(error) or error from error
+            lost = self.lost(error)
+            if lost is None:
+                raise
+            raise lost from error
 
     def _from_main(self, box: list[Any]) -> None:
         with self._exchange():

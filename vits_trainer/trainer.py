@@ -311,7 +311,10 @@ class Trainer:
             return self.turns.take(batch, normalisers, discriminators_alone, closes, rate)
         except RuntimeError as error:
             if not is_out_of_memory(error):
-                raise self.runtime.lost(error) or error from error
+                lost = self.runtime.lost(error)
+                if lost is None:
+                    raise
+                raise lost from error
             spec = self.objective.spec
             lengths_s = sorted((batch.frame_lengths * spec.hop / spec.sampling_rate).tolist())
             raise OutOfMemoryError(
