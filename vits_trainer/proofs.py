@@ -123,7 +123,7 @@ def _gradients(prepared_dir: Path) -> str:
     norms: dict[str, float] = {}
     for _ in range(2):  # layers that start at zero let no gradient through before they have moved once
         optimizer.zero_grad()
-        comparison = objective.synthesize(generator, batch)
+        comparison = objective.synthesize(generator, batch.to(torch.device("cpu")))
         objective.discriminator_losses(discriminator, comparison)["total"].backward()  # type: ignore[no-untyped-call]
         with frozen(discriminator):
             losses = objective.generator_losses(discriminator, comparison)

@@ -48,7 +48,8 @@ def main(data_dir: Path) -> None:
     objective, reader = Objective("vits", LossWeights(), spec, 16), ClipReader(prepared, tokenizer, spec, None)
 
     def batches(parts: list[tuple[int, ...]]) -> list:
-        return [reader.__getitems__(MicroBatch(rows, 0, 0, rows == parts[-1]))[0] for rows in parts]
+        read = [reader.__getitems__(MicroBatch(rows, 0, 0, rows == parts[-1]))[0] for rows in parts]
+        return [batch.to(runtime.device) for batch in read]
 
     def turns(networks: dict[str, nn.Module], own: list, counts: Normalisers, scale: float) -> dict[str, Tensor]:
         for batch in own:
