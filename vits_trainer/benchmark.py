@@ -142,8 +142,6 @@ def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[Turns, Callab
         network.to(runtime.device)
         optimizer = build_optimizer(network.parameters(), training)
         learners.append(Learner(name, network, optimizer, runtime.gradient_scaler(), 0.0))
-    if config.compile:
-        compile_fixed_shapes(generator, discriminator)
     turns = Turns(runtime, objective, learners[0], discriminator, learners[1])
     batch = workload(config)
     normalisers = objective.normalisers(batch)
@@ -157,13 +155,6 @@ def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[Turns, Callab
         return found
 
     return turns, update
-
-
-def compile_fixed_shapes(generator: Generator, discriminator: Discriminator | None) -> None:
-    """Compiles what always sees segments of one length; the rest has a shape of its own in each batch."""
-    generator.model.decoder.compile()
-    for judge in discriminator.discriminators if discriminator else ():
-        judge.compile()
 
 
 def measure_update(config: BenchmarkConfig, runtime: Runtime) -> dict[str, float]:

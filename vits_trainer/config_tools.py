@@ -59,8 +59,6 @@ class BenchmarkConfig:
     """fp32, bf16, fp16, or auto: bf16 on GPUs that have it, else fp32."""
     size: Literal["mms", "tiny"] = "mms"
     """mms: MMS-TTS's and VITS's own size (36 M and 47 M parameters). tiny: to try it out."""
-    compile: bool = False
-    """Compile the decoder and the discriminators with torch.compile."""
     seed: int = 1234
     """Seed of weights and workload."""
     json: str | None = None
