@@ -79,7 +79,7 @@ class Accounts:
         """Notes what all ranks could not use.
 
         Raises:
-            TooManyRejectedError: more than the part that may be lost; gives the reasons.
+            TooManyRejectedError: more than the part that may be lost, or all of validation's; gives the reasons.
         """
         self._rejections |= {rejection.clip: rejection for rejection in rejections}
         if len(self._rejections) > self.max_rejected_fraction * self.clips:
@@ -87,6 +87,10 @@ class Accounts:
                 f"{len(self._rejections)} of {self.clips} clips cannot be used, more than --max_rejected_fraction "
                 f"{self.max_rejected_fraction:g} allows: {self._reasons()}. Run prepare_data again, and compare the "
                 "voice's vocabulary with the texts."
+            )
+        if self._held_out and self._held_out <= self._rejections.keys():
+            raise TooManyRejectedError(
+                f"Not one of the {len(self._held_out)} held-out clips can be used: {self._reasons()}. Prepare again."
             )
 
     def own(self) -> NDArray[np.int64]:

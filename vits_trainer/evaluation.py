@@ -15,7 +15,7 @@ from vits_trainer.accounts import Incident
 from vits_trainer.audio import log_mel, spectrogram
 from vits_trainer.data import Batch, ClipReader, load
 from vits_trainer.discriminator import Discriminator
-from vits_trainer.errors import DataError
+from vits_trainer.errors import TooManyRejectedError
 from vits_trainer.generator import Generator
 from vits_trainer.objective import Normalisers, Objective
 from vits_trainer.order import held_out_places
@@ -47,16 +47,10 @@ class Validation:
 
         Returns:
             Why, for each that is left out, on every rank the same.
-
-        Raises:
-            DataError: not one is left.
         """
         bad = self.runtime.from_main(
             lambda: {row: record for row in self.rows if isinstance(record := self.reader[row], Incident)}
         )
-        if self.rows and len(bad) == len(self.rows):
-            reasons = "; ".join(map(str, list(bad.values())[:5]))
-            raise DataError(f"Not one of the {len(self.rows)} held-out clips can be used: {reasons}. Prepare again.")
         self.rows = [row for row in self.rows if row not in bad]
         return [replace(incident, stage="validation") for incident in bad.values()]
 
@@ -75,7 +69,7 @@ class Validation:
         lost = [rejection for batch in batches for rejection in batch.rejections]
         if self.runtime.sum(torch.tensor([len(lost)])).item():
             told = [rejection for found in self.runtime.gather(lost) for rejection in found]
-            raise DataError(
+            raise TooManyRejectedError(
                 f"Held-out clips that were good at the start cannot be read any more: {'; '.join(map(str, told[:5]))}. "
                 "Put the files back, then --resume_from_checkpoint auto."
             )

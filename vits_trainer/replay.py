@@ -77,8 +77,8 @@ def replay(file: Path) -> Iterator[Finding]:
     )
     networks = [network.to(runtime.device) for network in (generator, discriminator) if network is not None]
     seed_all(record["seed"], record["update"] - 1, record["rank"])
-    for batch in batches:
-        finding = _run(batch, objective, networks, runtime)
+    findings = [_run(batch, objective, networks, runtime) for batch in batches]
+    for batch, finding in zip(batches, findings, strict=True):
         yield finding
         if not finding.is_finite and len(batch.clip_ids) > 1:
             for row in range(len(batch.clip_ids)):

@@ -204,6 +204,14 @@ class Trainer:
         self.watch.accounts.restore(self.state.accounts, self.runtime.is_main, begins_epoch)
         self._saved_update = self.state.update
 
+    def examine(self) -> None:
+        """Leaves out the held-out clips that cannot be used, before anything is judged by them. Runs on every rank.
+
+        Raises:
+            TooManyRejectedError: too many, or all of them.
+        """
+        self.watch.held_out(self.validation.examine(), self.state)
+
     def fit(self) -> bool:
         """Trains up to the plan's last update. Runs on every rank.
 
@@ -215,7 +223,6 @@ class Trainer:
         with logging_redirect_tqdm(), self._progress() as progress, self._saving_before_it_ends():
             # Not before: workers that a signal reaches while they start have what they inherited from this process.
             updates = by_update(load(self.reader, places, self.config.data_workers))
-            self.watch.held_out(self.validation.examine(), self.state)
             if self.plan.validates_before(self.state.update):
                 self._record(self._validate())
             for update in self.meter.timed(updates):

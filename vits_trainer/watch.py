@@ -42,7 +42,7 @@ class _Report(NamedTuple):
     clips: tuple[str, ...]
     """Of the micro-batches with these losses; all of the update's if only the gradient is none."""
     file: str
-    """Where these micro-batches are kept; nowhere if empty."""
+    """Where the update's micro-batches are kept; nowhere if empty."""
 
     def incident(self) -> Incident:
         """For the record."""
@@ -261,7 +261,8 @@ class Watch:
         others = [place for place in file.parent.parent.glob("update-*") if place != file.parent]
         if len(others) >= _KEPT:
             return _Report(reading.update, terms, clips, "")
-        write_batches(file, batches, reading.update, self.runtime.rank, self.config.seed)
+        # All of them, as each draws its random numbers behind those before it.
+        write_batches(file, reading.batches, reading.update, self.runtime.rank, self.config.seed)
         return _Report(reading.update, terms, clips, str(file))
 
     def _place(self, update: int) -> Path:

@@ -89,7 +89,7 @@ def test_mask_of_clips_that_were_not_trained_is_seen() -> None:
         one.close(0, totals(one))
 
 
-@pytest.mark.parametrize(("allowed", "clips", "ends"), [(0.1, 1, False), (0.1, 2, True), (0, 1, True), (1, 10, False)])
+@pytest.mark.parametrize(("allowed", "clips", "ends"), [(0.1, 1, False), (0.1, 2, True), (0, 1, True), (1, 8, False)])
 def test_more_rejections_than_allowed_end_the_run_with_the_reasons(allowed: float, clips: int, ends: bool) -> None:
     one = accounts(allowed)
     names = [*CLIPS, "v.wav", "w.wav"][:clips]
@@ -102,6 +102,13 @@ def test_more_rejections_than_allowed_end_the_run_with_the_reasons(allowed: floa
     assert f"{clips} of 10 clips" in str(raised.value)
     assert "1 truncated-audio" in str(raised.value)
     assert "0.wav: truncated-audio (why)" in str(raised.value)
+
+
+def test_nothing_left_to_validate_with_ends_the_run_whatever_is_allowed() -> None:
+    one = accounts(1)
+    one.reject([bad("v.wav")])
+    with pytest.raises(TooManyRejectedError, match="Not one of the 2 held-out clips can be used: 2 too-short"):
+        one.reject([bad("w.wav")])
 
 
 def test_the_same_clip_again_is_one() -> None:

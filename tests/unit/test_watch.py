@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,22 @@ from vits_trainer.config import TrainConfig
 from vits_trainer.objective import Objective
 from vits_trainer.optim import Learner, build_optimizer
 from vits_trainer.trainer import Trainer
+from vits_trainer.turns import Turns
 from vits_trainer.watch import LAG_UPDATES, Watch
+
+Poison = Callable[..., None]
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
+    """Makes the samples of these clips NaN in these updates, all of them if none is named."""
+
+    def begin(clips: str, updates: str = "") -> None:
+        monkeypatch.setattr(Trainer, "step", poisoned)
+        monkeypatch.setenv("POISON", clips)
+        monkeypatch.setenv("POISON_UPDATES", updates)
+
+    return begin
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +105,9 @@ def test_overflow_under_fp16_is_the_scalers(tmp_path: Path) -> None:
     assert one.scaler.get_scale() == 2.0**119
 
 
-def test_masked_update_leaves_the_run_as_if_it_had_not_been(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_masked_update_leaves_the_run_as_if_it_had_not_been(prepared: Path, tmp_path: Path, poison: Poison) -> None:
     """But for the clock: weights before and after are equal, and its losses are in no mean."""
-    monkeypatch.setattr(Trainer, "step", poisoned)
-    monkeypatch.setenv("POISON", "all")
-    monkeypatch.setenv("POISON_UPDATES", "3")
+    poison("all", "3")
     assert main(["train_vits", *flags(tmp_path, prepared, save_every_updates=1, keep_checkpoints=0)]) == 0
     before, masked, after = (
         load_file(tmp_path / f"checkpoints/checkpoint-{update}/generator.safetensors") for update in (2, 3, 4)
@@ -112,11 +124,9 @@ def test_masked_update_leaves_the_run_as_if_it_had_not_been(
 
 
 def test_verdict_is_read_a_few_updates_later_without_waiting(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, tmp_path: Path, poison: Poison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trainer, "step", poisoned)
-    monkeypatch.setenv("POISON", "all")
-    monkeypatch.setenv("POISON_UPDATES", "2")
+    poison("all", "2")
     seen: list[int] = []
     heed = Watch.heed
 
@@ -134,10 +144,9 @@ def test_verdict_is_read_a_few_updates_later_without_waiting(
 
 
 def test_the_one_clip_is_found_by_replay(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    prepared: Path, tmp_path: Path, poison: Poison, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Trainer, "step", poisoned)
-    monkeypatch.setenv("POISON", "audio_000002.wav")
+    poison("audio_000002.wav")
     assert main(["train_vits", *flags(tmp_path, prepared, max_updates=3)]) == 0
     (record,) = incidents(tmp_path)
     assert "audio_000002.wav" in record["clip"].split(", ")
@@ -185,11 +194,9 @@ def test_what_cannot_be_replayed_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_bad_numbers_in_a_row_end_the_run_saved_and_told(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    prepared: Path, tmp_path: Path, poison: Poison, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Trainer, "step", poisoned)
-    monkeypatch.setenv("POISON", "all")
-    monkeypatch.setenv("POISON_UPDATES", "4,5,6,7,8,9")
+    poison("all", "4,5,6,7,8,9")
     given = {"max_updates": 30, "log_every_updates": 100, "max_nonfinite_updates": 1}
     assert main(["train_vits", *flags(tmp_path, prepared, **given)]) == 1
     assert "2 updates in a row came to no finite number" in capsys.readouterr().err
@@ -203,8 +210,7 @@ def test_bad_numbers_in_a_row_end_the_run_saved_and_told(
     tables = [line for line in wandb_history(file) if any(name.startswith("errors") for name in line)]
     assert tables
     # It goes on from there, and the accounts with it: the epoch that was left adds up.
-    monkeypatch.delenv("POISON_UPDATES")
-    monkeypatch.setenv("POISON", "none")
+    poison("none")
     update = int(place.name.split("-")[1])
     again = flags(tmp_path, prepared, max_updates=9, resume_from_checkpoint="latest")
     assert main(["train_vits", *again]) == 0
@@ -266,3 +272,31 @@ def test_run_that_rejected_too_many_goes_on_where_more_are_allowed(prepared: Pat
     log = (tmp_path / "training/runs/run/train.log").read_text()
     assert "2 of 12 clips cannot be used, more than --max_rejected_fraction 0.1 allows" in log
     assert "epoch 1: 10 trained + 2 rejected + 0 validation = 12 clips" in log
+
+
+def test_replay_draws_the_random_numbers_of_that_update(
+    prepared: Path, tmp_path: Path, poison: Poison, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The fault is in the last micro-batch of three: what the good ones came to then, they come to again."""
+    seen: dict[str, float] = {}
+    take = Turns.take
+
+    def noting(self: Turns, batch: Any, *turn: Any, **turns: Any) -> dict[str, torch.Tensor]:
+        found = take(self, batch, *turn, **turns)
+        kl = float(found["generator/kl"].detach()) * turn[0].frames / float(batch.frame_lengths.sum())
+        seen[", ".join(batch.clip_ids)] = kl
+        return found
+
+    poison("audio_000011.wav", "1")
+    given = {"max_updates": 1, "batch_size": 4, "gradient_accumulation_steps": 3, "learning_rate": 1e-12}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Turns, "take", noting)
+        assert main(["train_vits", *flags(tmp_path, prepared, **given)]) == 0
+    (file,) = (tmp_path / "training/runs/run/nonfinite").glob("update-*/rank0.safetensors")
+    capsys.readouterr()
+    assert main(["check", "--replay", str(file)]) == 1
+    good, other, bad, *alone = capsys.readouterr().out.splitlines()
+    assert (good[:2], other[:2], bad[:5], len(alone)) == ("ok", "ok", "WRONG", 4)
+    for line in (good, other):
+        clips, values = line.split(maxsplit=1)[1].split(": ")
+        assert f"generator/kl {seen[clips]:.4g}" in values

@@ -20,8 +20,7 @@ def run(config: BenchmarkConfig) -> int:
             f"of {config.clip_s:g} s and {config.tokens} tokens; medians of {config.updates}",
             flush=True,
         )
-        with benchmark.unsplit():
-            figures = benchmark.measure_update(config, runtime)
+        figures = benchmark.measure_update(config, runtime)
         if config.compare == "reference":
             figures |= benchmark.compare(config, runtime, textbook_update(config, runtime))
     elif config.suite == "alignment":

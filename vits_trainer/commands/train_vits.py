@@ -79,6 +79,7 @@ def _train(
         runtime.from_main(lambda: resumption.make_way(checkpoints.directory, resume_from))
         if resume_from is not None:
             trainer.resume(resume_from)
+        trainer.examine()
         seconds_per_update = trainer.rehearse()
         trainer.plan = Plan.of(config, order, len(held_out), fresh_judges, seconds_per_update, kept)
         if runtime.is_main:

@@ -13,7 +13,13 @@ from safetensors.torch import load_file
 
 from tests.voices import metrics, prepared_folder, train_flags, wandb_history, wandb_records, weights
 from vits_trainer.__main__ import main
+from vits_trainer.audio import AudioSpec
+from vits_trainer.config import LossWeights
+from vits_trainer.data import ClipReader, open_prepared, split
+from vits_trainer.evaluation import Validation
 from vits_trainer.objective import Objective
+from vits_trainer.runtime import Runtime
+from vits_trainer.text import build_tokenizer
 
 SCALARS = {
     *(f"generator/{name}" for name in ("total", "mel", "kl", "duration", "adversarial", "feature_matching")),
@@ -267,3 +273,20 @@ def test_failing_step_ends_the_run_and_marks_it_failed(folder: Path, monkeypatch
     codes = [r.exit.exit_code for r in wandb_records(file) if r.WhichOneof("record_type") == "exit"]
     assert codes == [1]
     assert not (folder / "final_model").exists()
+
+
+def test_bad_held_out_clip_is_recorded_and_changes_no_figure(folder: Path) -> None:
+    """No silence stands in for it: neither in the losses, nor in the best constant frame that they are held against."""
+    given = {"max_updates": 1, "max_rejected_fraction": 0.2, "validation_fraction": 0.2, "model_name": "null"}
+    _, (lost, kept) = split(open_prepared(folder / "training"), 0.2, 64, seed=1234)
+    (folder / f"training/wavs/audio_{lost:06}.wav").unlink()
+    assert main(["train_vits", *train_flags(folder, **given)]) == 0
+    run = folder / "training/runs/run"
+    (record,) = map(json.loads, (run / "rejected.jsonl").read_text().splitlines())
+    assert (record["clip"], record["stage"], record["kind"]) == (f"audio_{lost:06}.wav", "validation", "missing-file")
+    last = metrics(folder)[-1]
+    assert last["data/rejected"] == 1
+    spec = AudioSpec(16000)
+    reader = ClipReader(open_prepared(folder / "training"), build_tokenizer(["number"]), spec, None)
+    alone = Validation(Runtime("fp32", 1), Objective("mel", LossWeights(), spec, 32), reader, [kept], 4, 0)
+    assert last["validation/constant_frame_mel"] == alone.constant_frame_mel
