@@ -30,11 +30,10 @@ class RunningMeans:
             weight: of the update, the same on every rank.
             counts: () bool on the device, the same on every rank: where it is false, the update is left out.
         """
+        own_weight = counts.double() * (weight / self.world_size)
         for name, share in shares.items():
-            weighted = share.detach().double() * weight
             # Not a product with zero: the share may be no number.
-            kept = torch.where(counts, weighted, torch.zeros_like(weighted))
-            self._add(name, kept, counts.double() * (weight / self.world_size))
+            self._add(name, torch.where(counts, share.detach().double() * weight, 0.0), own_weight)
 
     def names(self) -> list[str]:
         """What was added since the last reset, sorted."""
