@@ -81,21 +81,33 @@ def weights(folder: Path, update: int) -> str:
     return digest.hexdigest()
 
 
-def wandb_records(path: Path) -> Iterator[Any]:
-    """The records of an offline run's own file: LevelDB's log format, each chunk with its CRC."""
+def wandb_records(path: Path) -> list[Any]:
+    """The records of an ended offline run's own file, whose last ones W&B's own process may write late."""
+    for _ in range(300):
+        records = list(_records_so_far(path.read_bytes()))
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end after 30 s")
+
+
+def _records_so_far(data: bytes) -> Iterator[Any]:
+    """LevelDB's log format, each chunk with its CRC; a last chunk that is being written is left out."""
     from wandb.proto import wandb_internal_pb2 as messages
 
     block = 32768
-    data = path.read_bytes()
-    magic, version, _ = struct.unpack("<4sHB", data[:7])
-    assert (magic, version) == (b":W&B", 0xBEE1)
     at, content = 7, b""
-    while at < len(data):
+    if len(data) >= at:
+        magic, version, _ = struct.unpack("<4sHB", data[:at])
+        assert (magic, version) == (b":W&B", 0xBEE1)
+    while at + 7 <= len(data):
         if block - at % block < 7:
             at += block - at % block
             continue
         crc, size, kind = struct.unpack("<IHB", data[at : at + 7])
         chunk = data[at + 7 : at + 7 + size]
+        if len(chunk) < size:
+            return
         assert crc == zlib.crc32(chunk, zlib.crc32(bytes([kind]))) & 0xFFFFFFFF
         at += 7 + size
         content = chunk if kind in (1, 2) else content + chunk
@@ -106,14 +118,9 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 
 def ended_wandb_run(run: Path) -> list[Any]:
-    """The records of the one offline run in a run's folder, whose last ones W&B's own process may write late."""
+    """The records of the one offline run in a run's folder."""
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    for _ in range(100):
-        records = list(wandb_records(file)) if file.stat().st_size > 7 else []
-        if any(record.WhichOneof("record_type") == "exit" for record in records):
-            return records
-        time.sleep(0.1)
-    raise AssertionError(f"{file} has no end after 10 s")
+    return wandb_records(file)
 
 
 def wandb_history(path: Path) -> list[dict[str, Any]]:

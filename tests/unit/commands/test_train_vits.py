@@ -94,7 +94,7 @@ def test_offline_wandb_run_holds_the_same_scalars(trained: Path) -> None:
     assert len(history) == len(written)
     for logged, line in zip(history, written, strict=True):
         assert {key: logged[key] for key in line} == line
-    records = list(wandb_records(file))
+    records = wandb_records(file)
     (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert config["learning_rate"] == 1e-3
