@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vits_trainer import alignment, models
+from vits_trainer.compilation import compile_fixed_shapes
 from vits_trainer.config import Architecture, DiscriminatorShape, TrainConfig
 from vits_trainer.config_tools import BenchmarkConfig
 from vits_trainer.data import Batch
@@ -143,6 +145,9 @@ def workload(config: BenchmarkConfig) -> Batch:
 def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[Turns, Callable[[], dict[str, Tensor]]]:
     """The parts of an update as training has it, and the update itself."""
     generator, discriminator = networks(config)
+    generator.recomputes = config.gradient_checkpointing
+    if config.compile:
+        compile_fixed_shapes(generator, discriminator)
     spec = models.audio_spec(generator.model.config)
     training = TrainConfig(model_name="none")
     objective = Objective("vits", training.loss_weights, spec, segment_frames=32)
@@ -151,7 +156,7 @@ def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[Turns, Callab
         network.to(runtime.device)
         optimizer = build_optimizer(network.parameters(), training)
         learners.append(Learner(name, network, optimizer, runtime.gradient_scaler(), 0.0))
-    turns = Turns(runtime, objective, learners[0], discriminator, learners[1])
+    turns = Turns(runtime, objective, learners[0], discriminator, learners[1], config.compile)
     batch = workload(config)
     normalisers = objective.normalisers(batch)
 
@@ -167,28 +172,55 @@ def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[Turns, Callab
 
 
 def measure_update(config: BenchmarkConfig, runtime: Runtime) -> dict[str, float]:
-    """All figures of our update, but for the comparison. What is counted and the split have runs of their own."""
+    """All figures of our update, but for the comparison. What is counted and the split have runs of their own.
+
+    What a compiled update would have launched is counted in an eager one.
+    """
+    counts = _counted(replace(config, compile=False), runtime)
     turns, update = our_update(config, runtime)
+    began = time.perf_counter()
     update()
-    with OperationCounter() as counter:
-        update()
-    with FlopCounterMode(display=False) as flops:
-        update()
+    first_s = time.perf_counter() - began
     with Clock(runtime.device) as clock:
         update_s = statistics.median(_durations(update, config.updates, clock))
         _split(turns, clock)
         for _ in range(config.updates):
             update()
+        peak = matmul_tflop_per_s(runtime, clock)
     parts = {f"ms_{name}": 1000 * spent_s / config.updates for name, spent_s in clock.spent_s.items()}
     return {
         **throughput(config, update_s),
         **parts,
+        "ms_first_update": 1000 * first_s,
         "memory_gib": peak_memory_gib(runtime.device),
+        **counts,
+        "tflop_per_s": counts["tflop_per_update"] / update_s,
+        "matmul_tflop_per_s": peak,
+        "share_of_matmul": counts["tflop_per_update"] / update_s / peak,
+    }
+
+
+def _counted(config: BenchmarkConfig, runtime: Runtime) -> dict[str, float]:
+    _, update = our_update(config, runtime)
+    update()
+    with OperationCounter() as counter:
+        update()
+    with FlopCounterMode(display=False) as flops:
+        update()
+    return {
         "launching_operations": counter.launching,
         "host_syncs": counter.host_syncs,
         "tflop_per_update": flops.get_total_flops() / 1e12,
-        "tflop_per_s": flops.get_total_flops() / 1e12 / update_s,
     }
+
+
+def matmul_tflop_per_s(runtime: Runtime, clock: Clock) -> float:
+    """The device's peak as it can be had: the best of ten products of large matrices in the run's precision."""
+    size = 8192 if runtime.device.type == "cuda" else 2048
+    matrix = torch.randn(size, size, device=runtime.device)
+    with runtime.autocast():
+        best_s = min(_durations(lambda: matrix @ matrix, 10, clock))
+    return 2 * size**3 / best_s / 1e12
 
 
 def compare(config: BenchmarkConfig, runtime: Runtime, other: Callable[[], object]) -> dict[str, float]:

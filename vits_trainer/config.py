@@ -225,6 +225,10 @@ class TrainConfig:
     deterministic: bool = False
     """On a GPU, use kernels that repeat their results, which are slower: a resumed run then ends with the very weights
     of an uninterrupted one. On a CPU it does so anyway."""
+    compile: bool = False
+    """Compile decoder and discriminators, whose shapes are fixed: their first update takes minutes, the others less."""
+    gradient_checkpointing: bool = False
+    """Compute the generator's activations again in the backward pass instead of keeping them: less memory, slower."""
     data_workers: int = 2
     """Processes that decode clips, for each training process (0 = decode in the training process)."""
 

@@ -59,6 +59,12 @@ class BenchmarkConfig:
     """fp32, bf16, fp16, or auto: bf16 on GPUs that have it, else fp32."""
     size: Literal["mms", "tiny"] = "mms"
     """mms: MMS-TTS's and VITS's own size (36 M and 47 M parameters). tiny: to try it out."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU where there is one."""
+    compile: bool = False
+    """As in training: decoder and discriminators compiled."""
+    gradient_checkpointing: bool = False
+    """As in training: the generator's activations computed again in the backward pass."""
     seed: int = 1234
     """Seed of weights and workload."""
     json: str | None = None

@@ -1,9 +1,11 @@
 """The generator's forward in the training direction, over transformers' own modules (``VitsModel`` only infers)."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import VitsModel
 
 from vits_trainer import alignment
@@ -45,6 +47,8 @@ class Generator(nn.Module):
 
     ``decode_from`` says whose sample is decoded: the posterior's (VITS), or the prior's through the reversed flow,
     which is what inference does (the mel objective: the posterior encoder then only serves the alignment, frozen).
+    With ``recomputes``, activations are computed again in the backward pass instead of being kept: less memory, the
+    same values, a forward pass more.
     """
 
     def __init__(self, model: VitsModel, decode_from: Literal["posterior", "prior"], segment_frames: int) -> None:
@@ -53,6 +57,8 @@ class Generator(nn.Module):
         self.decode_from = decode_from
         self.segment_frames = segment_frames
         self.noise: Noise = torch.randn_like
+        self.recomputes = False
+        self.compiled_decoder: Callable[..., Tensor] | None = None
         if decode_from == "prior":
             model.posterior_encoder.requires_grad_(False)
 
@@ -79,7 +85,7 @@ class Generator(nn.Module):
         frames = frame_mask(frame_lengths, spectrogram.shape[2])
         speaker = None if speaker_ids is None else self.model.embed_speaker(speaker_ids)[:, :, None]
 
-        hidden, token_mean, token_log_std = encode_text(self.model.text_encoder, tokens, text_mask)
+        hidden, token_mean, token_log_std = self._run(encode_text, self.model.text_encoder, tokens, text_mask)
         token_mean, token_log_std = token_mean.float(), token_log_std.float()
 
         posterior, posterior_log_std, latents = self._posterior(spectrogram, frames, speaker)
@@ -93,12 +99,12 @@ class Generator(nn.Module):
         decoded = posterior
         if self.decode_from == "prior":
             sample = prior_mean + self.noise(prior_mean) * torch.exp(prior_log_std)
-            decoded = reversed_flow(self.model.flow, sample * frames, frames, speaker)
+            decoded = self._run(reversed_flow, self.model.flow, sample * frames, frames, speaker)
         if segment_starts is None:
             segment_starts = random_segment_starts(frame_lengths, self.segment_frames)
         segment = cut_segments(decoded * frames, segment_starts, self.segment_frames)
         return Synthesis(
-            waveform=self.model.decoder(segment, speaker),
+            waveform=self._run(self.compiled_decoder or self.model.decoder, segment, speaker),
             segment_starts=segment_starts,
             duration_loss=duration_loss(
                 self.model.duration_predictor, hidden, text_mask, speaker, token_durations, self.noise
@@ -116,11 +122,16 @@ class Generator(nn.Module):
         """The posterior's sample, its log standard deviation, and the sample after the flow: (B, C, T) float32 each."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.decode_from == "posterior"):
             sample, log_std = self._sample(spectrogram, frames, speaker)
-            return sample, log_std, flow(self.model.flow, sample, frames, speaker).float()
+            return sample, log_std, self._run(flow, self.model.flow, sample, frames, speaker).float()
 
     def _sample(self, spectrogram: Tensor, frames: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor]:
         # Not ``encoder(...)``, which draws its noise itself.
         encoder = self.model.posterior_encoder
-        hidden = wavenet(encoder.wavenet, encoder.conv_pre(spectrogram) * frames, frames, speaker)
+        hidden = self._run(wavenet, encoder.wavenet, encoder.conv_pre(spectrogram) * frames, frames, speaker)
         mean, log_std = (encoder.conv_proj(hidden) * frames).float().chunk(2, dim=1)
         return (mean + self.noise(mean) * torch.exp(log_std)) * frames, log_std
+
+    def _run(self, part: Callable[..., Any], *given: Any) -> Any:
+        if self.recomputes and torch.is_grad_enabled():
+            return checkpoint(part, *given, use_reentrant=False)
+        return part(*given)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from vits_trainer import losses
 from vits_trainer.audio import AudioSpec, cut_segments, frame_mask, log_mel, spectrogram
@@ -151,13 +150,12 @@ class Objective:
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """The network's parameters take no gradient inside: it is only looked through, its weight norm computed once."""
+    """The network's parameters take no gradient inside: it is only looked through."""
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
-        with parametrize.cached():
-            yield
+        yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)

@@ -37,13 +37,22 @@ class Runtime:
     """This process among the others, its device and its precision. Building it runs on every rank."""
 
     def __init__(
-        self, precision: Precision, accumulation: int, deterministic: bool = False, timeout_s: float = 600
+        self,
+        precision: Precision,
+        accumulation: int,
+        deterministic: bool = False,
+        timeout_s: float = 600,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> None:
         """Args:
         precision: to compute in.
         accumulation: micro-batches in an update; a launcher that says otherwise is an error.
         deterministic: kernels that repeat their results.
         timeout_s: how long the ranks wait for one another.
+        device: auto takes the GPU where there is one.
+
+        Raises:
+            ConfigError: the machine or its launcher cannot do what is asked for.
         """
         timeout = timedelta(seconds=timeout_s)
         if deterministic:
@@ -52,7 +61,9 @@ class Runtime:
             torch.backends.cudnn.benchmark = False
         # The relative embeddings' gradients have one dimension of size 1, whose stride costs nothing.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        on_gpu = torch.cuda.is_available()
+        on_gpu = device != "cpu" and torch.cuda.is_available()
+        if device == "cuda" and not on_gpu:
+            raise ConfigError("--device cuda, and there is no GPU here. Use --device cpu, or leave it at auto.")
         self.precision = resolve_precision(precision, on_gpu)
         _refuse_other_accumulation(accumulation)
         if is_restarted() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():

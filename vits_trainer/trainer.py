@@ -17,6 +17,7 @@ from transformers import VitsTokenizer
 
 from vits_trainer.accounts import Accounts
 from vits_trainer.checkpoint import Checkpoints, TrainState, write_networks
+from vits_trainer.compilation import compile_fixed_shapes, compiler_failure
 from vits_trainer.config import TrainConfig
 from vits_trainer.data import Batch, ClipReader, by_update, load
 from vits_trainer.discriminator import Discriminator
@@ -182,8 +183,12 @@ class Trainer:
         self.checkpoints = checkpoints
         self.tracker = tracker
         self.interruption = interruption
+        generator.recomputes = config.gradient_checkpointing
+        if config.compile:
+            compile_fixed_shapes(generator, discriminator)
         judge = None if discriminator is None else self._learner("discriminator", discriminator)
-        self.turns = Turns(runtime, objective, self._learner("generator", generator), discriminator, judge)
+        learner = self._learner("generator", generator)
+        self.turns = Turns(runtime, objective, learner, discriminator, judge, config.compile)
         # Where it stands
         self.state = TrainState()
         self.meter = Meter(runtime)
@@ -318,17 +323,17 @@ class Trainer:
             return self.turns.take(batch, normalisers, discriminators_alone, closes, rate)
         except RuntimeError as error:
             if not is_out_of_memory(error):
-                lost = self.runtime.lost(error)
-                if lost is None:
+                meaning = self.runtime.lost(error) or (compiler_failure(error) if self.config.compile else None)
+                if meaning is None:
                     raise
-                raise lost from error
+                raise meaning from error
             spec = self.objective.spec
             lengths_s = sorted((batch.frame_lengths * spec.hop / spec.sampling_rate).tolist())
             raise OutOfMemoryError(
                 f"Out of memory on {self.runtime.device} with {len(lengths_s)} clips of "
                 f"{', '.join(f'{length:.1f}' for length in lengths_s)} s. Lower --batch_size (and raise "
-                "--gradient_accumulation_steps as much), use --precision bf16, lower --segment_frames, or prepare the "
-                "data with a lower --max_duration_s."
+                "--gradient_accumulation_steps as much), use --gradient_checkpointing true or --precision bf16, lower "
+                "--segment_frames, or prepare the data with a lower --max_duration_s."
             ) from error
 
     def _learner(self, name: str, network: Generator | Discriminator) -> Learner:

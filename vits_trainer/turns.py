@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from vits_trainer.data import Batch
 from vits_trainer.discriminator import Discriminator
@@ -22,6 +23,7 @@ class Turns:
         generator: Learner,
         discriminator: Discriminator | None,
         discriminator_learner: Learner | None,
+        compiled: bool = False,
     ) -> None:
         """Args:
         runtime: device and precision.
@@ -29,12 +31,15 @@ class Turns:
         generator: as it is trained.
         discriminator: the judge itself, not wrapped; None under the mel objective.
         discriminator_learner: the same, as it is trained.
+        compiled: whether the networks are: a compiled one would be compiled again for each state of the cache of
+            its weights.
         """
         self.runtime = runtime
         self.objective = objective
         self.generator = generator
         self.discriminator = discriminator
         self.discriminator_learner = discriminator_learner
+        self.compiled = compiled
 
     @property
     def learners(self) -> list[Learner]:
@@ -64,7 +69,8 @@ class Turns:
                     d_losses = self.objective.discriminator_losses(self.discriminator_learner.network, comparison)
                 found |= _named("discriminator", d_losses) | self._learn(self.discriminator_learner, d_losses, rate)
             judging = frozen(self.discriminator) if self.discriminator else nullcontext()
-            with self.runtime.autocast(), judging, torch.set_grad_enabled(not discriminators_alone):
+            weights_once = nullcontext() if self.compiled else parametrize.cached()
+            with self.runtime.autocast(), judging, weights_once, torch.set_grad_enabled(not discriminators_alone):
                 g_losses = self.objective.generator_losses(self.discriminator, comparison)
             found |= _named("generator", g_losses)
             if not discriminators_alone:

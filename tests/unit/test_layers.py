@@ -16,7 +16,7 @@ ROWS = (
     "errors privacy alignment_gpu",
     "config audio alignment losses durations encoders metrics text recordings order files accounts interruption",
     "config_tools pictures cli corpus tables ledger data generator discriminator conversion optim runtime",
-    "sources models objective meter synthesis",
+    "sources models objective meter synthesis compilation",
     "preparation tracking checkpoint turns",
     "golden evaluation proofs resumption replay benchmark suites",
     "watch textbook",

@@ -14,7 +14,7 @@ from vits_trainer.textbook import textbook_update
 def run(config: BenchmarkConfig) -> int:
     """Prints a row a figure, and writes them where ``--json`` says."""
     if config.suite == "update":
-        runtime = Runtime(config.precision, 1)
+        runtime = Runtime(config.precision, 1, device=config.device)
         print(
             f"{runtime.describe()}, {torch.get_num_threads()} thread(s), size {config.size}, {config.batch_size} clips "
             f"of {config.clip_s:g} s and {config.tokens} tokens; medians of {config.updates}",
