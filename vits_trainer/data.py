@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import signal
+import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,12 @@ class Batch:
             frame_lengths=self.frame_lengths.pin_memory(),
             speaker_ids=None if self.speaker_ids is None else self.speaker_ids.pin_memory(),
         )
+
+    def __reduce__(self) -> tuple[Callable[..., "Batch"], tuple[dict[str, Any]]]:
+        """On its way from a worker only the samples take shared memory: a tensor there costs a connection, 0.5 ms."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        small = {name: value.numpy() for name, value in given.items() if isinstance(value, Tensor)}
+        return _received, ({**given, **small, "waveform": self.waveform},)
 
     def trimmed(self, hop: int) -> "Batch":
         """The same batch, no longer than its longest clip."""
@@ -237,6 +245,12 @@ def split(prepared: PreparedSet, fraction: float, most: int, seed: int) -> tuple
     return sorted(drawn[held_out:]), sorted(drawn[:held_out])
 
 
+def _received(sent: dict[str, Any]) -> Batch:
+    tensors = {name: torch.from_numpy(value) for name, value in sent.items() if isinstance(value, np.ndarray)}
+    whole: dict[str, Any] = {**sent, **tensors}
+    return Batch(**whole)
+
+
 class ClipReader(Dataset[Clip | Incident]):
     """Decodes and tokenizes clips where a DataLoader's worker asks for them; never raises for what a clip holds."""
 
@@ -349,5 +363,16 @@ def _only(batches: list[Batch]) -> Batch:
 
 def _leave_signals_to_the_process(worker: int) -> None:  # noqa: ARG001 - what a DataLoader calls it with
     """Ctrl-C and a scheduler's signals reach the whole group: the workers must live until the process has saved."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: the scheduler's SIGTERM ends the workers there
+        return
+    # The process itself ends its workers by SIGTERM, and then waits for them for ever.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_end_when_the_process_asks, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_the_process_asks(process: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != process:
+        pass
+    os._exit(0)

@@ -135,7 +135,8 @@ def read_recording(
         reject(Reason.UNREADABLE_AUDIO, _plain_message(error))
     if not np.isfinite(samples).all():
         reject(Reason.NON_FINITE_AUDIO, f"{np.count_nonzero(~np.isfinite(samples))} samples")
-    return samples.mean(axis=1, dtype=np.float32), rate_hz
+    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+    return mono, rate_hz
 
 
 def require_duration(duration_s: float, min_duration_s: float, max_duration_s: float) -> None:

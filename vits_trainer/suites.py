@@ -1,12 +1,17 @@
 """Benchmarks of what stands beside the networks: the alignment search, and the way of the data."""
 
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import chain, count, islice
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +23,7 @@ from vits_trainer.alignment import search
 from vits_trainer.audio import AudioSpec
 from vits_trainer.config import PrepareConfig
 from vits_trainer.config_tools import BenchmarkConfig
-from vits_trainer.data import ClipReader, load, open_prepared
+from vits_trainer.data import Batch, ClipReader, load, open_prepared
 from vits_trainer.errors import InstallationError
 from vits_trainer.order import MicroBatch, Order
 from vits_trainer.preparation import prepare
@@ -28,7 +33,7 @@ from vits_trainer.text import build_tokenizer
 Result = TypeVar("Result")
 
 _SIZES = ((16, 180, 400), (64, 180, 500), (64, 256, 1024))
-_CLIPS = 256
+_FEW, _CLIPS = 64, 1024
 _SOURCE_RATE_HZ = 48_000
 _TEXT = "the old boat crossed the quiet river and came home before the rain "
 
@@ -60,27 +65,84 @@ def alignment_figures(config: BenchmarkConfig) -> dict[str, float]:
 
 
 def data_figures(config: BenchmarkConfig) -> dict[str, float]:
-    """Clips a second: what decoding and resampling allow, prepare_data, reading back with batches, the loader."""
+    """Clips a second: what decoding and resampling allow on all cores, prepare_data, reading back, the loader.
+
+    Rates are of clips in an amount of work less those in a smaller one, so that no start of a process is in them.
+    """
     with tempfile.TemporaryDirectory(prefix="vits_trainer-benchmark-") as folder:
         source = _recordings(Path(folder, "source"), config)
-        paths = sorted((source / "wavs").iterdir())
-        _, limit_s = _timed(lambda: [to_rate(*read_recording(path), 16000) for path in paths[:64]])
-        cores = len(os.sched_getaffinity(0))
-        target = Path(folder, "prepared")
-        _, prepare_s = _timed(lambda: prepare(PrepareConfig(dataset=str(source), output_dir=str(target))))
+        limit = _limit_clips_per_s(sorted((source / "wavs").iterdir()))
+        (_, few_s), (target, all_s) = (_timed(partial(_prepared, source, clips)) for clips in (_FEW, _CLIPS))
+        figures = {
+            "limit_clips_per_s": limit,
+            "prepare_clips_per_s": (_CLIPS - _FEW) / (all_s - few_s),
+            "prepare_share_of_limit": (_CLIPS - _FEW) / (all_s - few_s) / limit,
+            "prepare_clips_per_s_with_start": _CLIPS / all_s,
+            "cores": float(len(os.sched_getaffinity(0))),
+        }
         prepared = open_prepared(target)
         reader = ClipReader(prepared, build_tokenizer([_TEXT]), AudioSpec(16000), None)
         rows = list(range(len(prepared.rows)))
         order = Order(rows, prepared.frames(rows, 256), config.seed, config.batch_size, 1, 1)
-        figures = {
-            "limit_clips_per_s_a_core": 64 / limit_s,
-            "prepare_clips_per_s_with_start": _CLIPS / prepare_s,
-            "prepare_cores": float(cores),
-        }
-        for workers in (0, 2):
-            passes = [partial(_read, reader, list(order.epoch(epoch, 0)), workers) for epoch in range(3)]
-            figures[f"read_and_collate_clips_per_s_workers_{workers}"] = _CLIPS / min(_timed(one)[1] for one in passes)
+        few, many = (list(islice(_for_ever(order), passes * order.updates_per_epoch)) for passes in (2, 12))
+        for workers in (0, 1, 2):
+            _read(reader, few, 0)  # texts known, files in the machine's cache
+            (_, few_s), (_, many_s) = (_timed(partial(_read, reader, places, workers)) for places in (few, many))
+            figures[f"loader_clips_per_s_workers_{workers}"] = 10 * _CLIPS / (many_s - few_s)
+        unread = ClipReader(prepared, build_tokenizer([_TEXT]), AudioSpec(16000), None)
+        for rate in (500, 1000):
+            fraction = _wait_fraction(_handed_over(load(unread, few, 2)), config.batch_size / rate)
+            figures[f"data_wait_fraction_at_{rate}_clips_per_s"] = fraction
         return figures
+
+
+def _handed_over(batches: Iterator[Batch]) -> Iterator[Batch | None]:
+    """Takes batches from the workers in a thread, as the loader itself does where it pins memory for a GPU."""
+    ready: Queue[Batch | None] = Queue(1)
+
+    def hand_over() -> None:
+        for batch in chain(batches, [None]):
+            ready.put(batch)
+
+    Thread(target=hand_over, daemon=True).start()
+    return iter(ready.get, None)
+
+
+def _wait_fraction(batches: Iterator[Batch | None], update_s: float) -> float:
+    """Share of its time that a device which takes ``update_s`` for each batch would wait; texts not yet known."""
+    next(batches)  # the workers have started
+    began, waited_s = time.perf_counter(), 0.0
+    while True:
+        time.sleep(update_s)
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        waited_s += time.perf_counter() - asked
+        if batch is None:
+            return waited_s / (time.perf_counter() - began)
+
+
+def _prepared(source: Path, clips: int) -> Path:
+    target = source.with_name(f"prepared-{clips}")
+    prepare(PrepareConfig(dataset=str(source), output_dir=str(target), max_samples=clips))
+    return target
+
+
+def _limit_clips_per_s(paths: list[Path]) -> float:
+    """What decoding and resampling alone come to, with a process on each core."""
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_decode, paths[: 8 * cores]))  # the processes have started
+        _, limit_s = _timed(lambda: list(pool.map(_decode, paths, chunksize=8)))
+    return len(paths) / limit_s
+
+
+def _decode(path: Path) -> int:
+    return len(to_rate(*read_recording(path), 16000))
+
+
+def _for_ever(order: Order) -> Iterator[MicroBatch]:
+    for epoch in count(1):
+        yield from order.epoch(epoch, 0)
 
 
 def _read(reader: ClipReader, places: list[MicroBatch], workers: int) -> None:

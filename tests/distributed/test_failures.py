@@ -114,10 +114,13 @@ def exit_codes(folder: Path) -> list[int]:
     return [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_step_that_raises_on_each_batch_ends_the_run_at_the_first(dozen: Path, tmp_path: Path, ranks: int) -> None:
-    """The bug of old, re-made: there it was swallowed on 42,139 clips."""
-    ended = run(ranks, "failing", flags_of(tmp_path, dozen, epochs=3), FAIL="raises", FAIL_AT="1")
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 2)])
+def test_step_that_raises_on_each_batch_ends_the_run_at_the_first(
+    dozen: Path, tmp_path: Path, ranks: int, workers: int
+) -> None:
+    """The bug of old, re-made: there it was swallowed on 42,139 clips. Nor do data workers keep a failed run alive."""
+    flags = flags_of(tmp_path, dozen, epochs=30, data_workers=workers)
+    ended = run(ranks, "failing", flags, FAIL="raises", FAIL_AT="1")
     assert ended.returncode == 1
     assert "RuntimeError: broken on purpose" in ended.stderr
     assert metrics(tmp_path) == []
