@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test chaos scaling check fix clean
+.PHONY: help demo test chaos scaling benchmark check fix clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -22,6 +22,14 @@ test: $(INSTALLED) ## run all tests (those that need a GPU or ../shared skip, sa
 
 scaling: $(INSTALLED) ## one rank against two on this machine, and what the exchange of gradients takes (5 min)
 	$(BIN)/python -m tests.scaling --rounds 3
+
+benchmark: $(INSTALLED) ## all figures of this machine, as JSON in benchmark/ (GPU: 5 min; try it out: FLAGS="--size tiny")
+	@mkdir -p benchmark
+	for batch in 16 64; do for compile in false true; do $(BIN)/vits-trainer benchmark --batch_size $$batch \
+		--compile $$compile --compare reference --json benchmark/update-$$batch-compile-$$compile.json $(FLAGS) || exit; done; done
+	$(BIN)/vits-trainer benchmark --batch_size 4 --gradient_checkpointing true --json benchmark/update-4-checkpointing.json $(FLAGS)
+	$(BIN)/vits-trainer benchmark --suite alignment --json benchmark/alignment.json
+	$(BIN)/vits-trainer benchmark --suite data --batch_size 64 --json benchmark/data.json
 
 check: $(INSTALLED) ## lint, format, types and security, as CI does
 	$(BIN)/ruff check
