@@ -1,7 +1,7 @@
 """From a prepared folder to batches: good and bad records, padding, the stand-in."""
 
 import json
-import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -328,10 +328,20 @@ def test_signals_to_the_group_leave_the_workers_alive(folder, tmp_path):
         batches = load(reader_of(folder), places, 2)
         first = [next(batches).place, next(batches).place]  # both workers have begun
         for worker in batches._workers:
-            for number in SIGNALS:
-                os.kill(worker.pid, number)
+            for number in SIGNALS:  # from another process, as a terminal or a scheduler sends them
+                subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
         assert [*first, *(batch.place for batch in batches)] == places
     assert interruption.signal is None  # it was theirs
+
+
+def test_process_can_end_its_own_workers(folder):
+    """As multiprocessing does at exit, where it then waits for them without a limit."""
+    batches = load(reader_of(folder), [MicroBatch((n % 6,), 0, n, True) for n in range(40)], 2)
+    next(batches)
+    for worker in batches._workers:
+        worker.terminate()
+        worker.join(timeout=20)
+        assert worker.exitcode == 0
 
 
 def test_micro_batches_are_joined_by_update(folder):
