@@ -1,5 +1,6 @@
 """The compiled half of an update, and the recomputed one, against the plain one."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -81,6 +82,7 @@ def kept_bytes(config: BenchmarkConfig) -> int:
     return sum(kept.values())
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler (g++)")
 def test_compiled_kernels_agree_with_eager_ones() -> None:
     """Really compiled: the smallest discriminators and a decoder; each output, and each gradient."""
     found = []
