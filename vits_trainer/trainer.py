@@ -251,7 +251,9 @@ class Trainer:
         The longest clips go first, so that what does not fit into memory is known now, not in the run's third hour.
         """
         took_s = 0.0
-        for batch in load(self.reader, self.order.rehearsal(self.runtime.rank), workers=0):
+        places = self.order.rehearsal(self.runtime.rank)
+        # The first time round, compiling takes minutes that no update after it does.
+        for batch in load(self.reader, places * 2 if self.config.compile else places, workers=0):
             began = time.perf_counter()
             self._take(batch, self._agree([batch]).normalisers, discriminators_alone=False, closes=True, rate=None)
             if self.runtime.device.type == "cuda":

@@ -1,10 +1,12 @@
 """The compiled half of an update, and the recomputed one, against the plain one."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,8 @@ from vits_trainer.discriminator import Discriminator
 from vits_trainer.generator import Generator
 from vits_trainer.runtime import Runtime
 from vits_trainer.text import build_tokenizer
+from vits_trainer.trainer import Trainer
+from vits_trainer.turns import Turns
 
 SMALL = BenchmarkConfig(size="tiny", batch_size=2, clip_s=2.0, tokens=40, precision="fp32")
 
@@ -126,6 +130,27 @@ def test_compiled_run_learns_as_the_eager_one_does(tmp_path: Path, monkeypatch: 
     # The decoder, and the discriminators on twice the clips, on the recorded and on the generated ones: once for the
     # first size of a batch, once for any other; validation has sizes of its own.
     assert compiled_graphs() <= 12
+
+
+def test_time_of_compiling_is_not_taken_for_an_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--target_hours divides by what an update takes: there the two sizes of batches compile for 3 s each."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    take, rehearse, calls, found = Turns.take, Trainer.rehearse, [], []
+
+    def slow(self: Turns, *given: Any, **named: Any) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        time.sleep(3 if len(calls) <= 2 else 0)
+        return take(self, *given, **named)
+
+    def rehearsed(self: Trainer) -> float:
+        found.append(rehearse(self))
+        return found[0]
+
+    monkeypatch.setattr(Turns, "take", slow)
+    monkeypatch.setattr(Trainer, "rehearse", rehearsed)
+    prepared_folder(tmp_path, clips=10)
+    assert main(["train_vits", *train_flags(tmp_path, compile="true", max_updates=1)]) == 0
+    assert 0 < found[0] < 3
 
 
 def compiled_graphs() -> int:
