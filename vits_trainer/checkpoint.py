@@ -8,7 +8,7 @@ checkpoint-<update>/
     config.yaml                         the run's configuration
     state.json                          counts, losses since the last logging point, what a resume compares
     manifest.json                       size and SHA-256 of all of these; written last
-best.json                               which checkpoint has the best validation so far
+best.json                               which checkpoint has the best validation so far, and the value
 
 No random generator is in it: what an update draws is a pure function of the seed, the update and the rank.
 """
@@ -27,9 +27,9 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import VitsTokenizer
+from transformers import VitsModel, VitsTokenizer
 
-from vits_trainer.config import TrainConfig, save_config
+from vits_trainer.config import HIGHER_IS_BETTER, TrainConfig, save_config
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import CheckpointError, SavingError
 from vits_trainer.files import lock, set_aside, sha256, sync, sync_tree, write_whole
@@ -44,7 +44,7 @@ logger = logging.getLogger("vits_trainer")
 MANIFEST = "manifest.json"
 BEST = "best.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_FORMAT = 3
+_FORMAT = 4
 _PATIENCE_S = 60
 
 
@@ -66,8 +66,14 @@ class TrainState:
     nonfinite_in_a_row: int = 0
     accounts: dict[str, Any] = field(default_factory=dict)
     """What has become of each clip of the epoch; filled in when it is saved."""
-    validation_mel: float | None = None
-    """Of this very update, where it was validated."""
+    score: float | None = None
+    """The best metric's value at this very update, where it was validated."""
+    score_before: float | None = None
+    """Before the first update."""
+    best_score: float | None = None
+    """Of all updates validated so far."""
+    best_update: int = 0
+    validations_since_best: int = 0
 
 
 @dataclass(frozen=True)
@@ -167,9 +173,7 @@ class Checkpoints:
         """
         record = read_record(place)
         try:
-            generator.model.load_state_dict(load_file(place / "generator.safetensors"))
-            if discriminator is not None:
-                discriminator.load_state_dict(load_file(place / "discriminator.safetensors"))
+            load_networks(place, generator.model, discriminator)
             for learner in learners:
                 _load_optimizer_state(learner, load_file(place / f"optimizer_{learner.name}.safetensors"))
                 learner.scaler.load_state_dict(record["scales"][learner.name])
@@ -185,9 +189,11 @@ class Checkpoints:
     def _prune(self, written: Path) -> None:
         """Deletes all but the newest ``keep`` and the best; ``written`` was the last of them to be made whole."""
         scores = {place: score for place in newest_first(self.directory) if (score := _score(place)) is not None}
-        best = min(scores, key=lambda place: scores[place], default=None)
+        metric = self.config.best_metric
+        sign = -1 if metric in HIGHER_IS_BETTER else 1
+        best = min(scores, key=lambda place: sign * scores[place], default=None)
         if best is not None:
-            pointer = {"checkpoint": best.name, "validation/mel": scores[best]}
+            pointer = {"checkpoint": best.name, f"validation/{metric}": scores[best]}
             write_whole(self.directory / BEST, json.dumps(pointer, indent=1) + "\n")
         for place in newest_first(self.directory)[self.keep :] if self.keep else []:
             if place not in (best, written):
@@ -209,6 +215,13 @@ def write_networks(
     if discriminator is not None:
         save_discriminator(discriminator, folder / "discriminator.safetensors")
     save_config(config, folder / "config.yaml")
+
+
+def load_networks(place: Path, model: VitsModel, discriminator: Discriminator | None) -> None:
+    """Puts a checkpoint's weights into networks in training form. Raises as safetensors and ``load_state_dict`` do."""
+    model.load_state_dict(load_file(place / "generator.safetensors"))
+    if discriminator is not None:
+        discriminator.load_state_dict(load_file(place / "discriminator.safetensors"))
 
 
 @contextmanager
@@ -298,9 +311,9 @@ def update_of(place: Path) -> int:
 
 
 def _score(place: Path) -> float | None:
-    """Its validation's mel L1, where it was validated."""
+    """The best metric's value, where it was validated."""
     try:
-        score: float | None = read_record(place)["state"]["validation_mel"]
+        score: float | None = read_record(place)["state"]["score"]
     except CheckpointError:  # damaged: named when someone wants to resume from it
         return None
     return score

@@ -6,6 +6,7 @@ and never written back here.
 """
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,21 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ObjectiveKind = Literal["vits", "mel"]
 
 
+SCORES = {
+    "mcd": ("mcd_db",),
+    "f0": ("log_f0_rmse", "voicing_error"),
+    "duration": ("duration_error",),
+    "cer": ("cer", "wer"),
+    "utmos": ("utmos",),
+    "similarity": ("speaker_similarity",),
+}
+"""What speech can be judged by, and the figures that each gives."""
+HIGHER_IS_BETTER = frozenset({"utmos", "speaker_similarity"})
+"""Figures; of all others, and of losses, less is better."""
+VALIDATION_LOSSES = ("mel", "mel_from_text", "total", "kl", "duration", "adversarial", "feature_matching")
+"""Under ``validation/``."""
+TRACKERS = ("wandb", "tensorboard", "trackio")
+
 SPEECH_FORMATS = {".wav": "WAV", ".flac": "FLAC", ".mp3": "MP3", ".ogg": "OGG"}
 """Endings of the files that synthesize writes, and libsndfile's names for them."""
 
@@ -28,6 +44,19 @@ def require(condition: bool, message: str) -> None:
     """Raises :class:`ConfigError` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def listed(flag: str, words: str, known: Collection[str]) -> tuple[str, ...]:
+    """``"mcd, f0"`` as its words, in their order.
+
+    Raises:
+        ConfigError: one is not among ``known``, or comes twice.
+    """
+    found = tuple(word.strip() for word in words.split(",") if word.strip())
+    for word in found:
+        require(word in known, f"--{flag} {words}: {word} is none of {', '.join(known)}.")
+    require(len(set(found)) == len(found), f"--{flag} {words}: one comes twice.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -250,6 +279,19 @@ class TrainConfig:
     """How many of the held-out sentences to speak and picture at each validation (0 = none)."""
     validate_every_updates: int = 500
     """Updates between validations; there is one at the end in any case (0 = only there)."""
+    validation_scores: str = ""
+    """What else to judge the voice by at each validation, as mcd,f0,duration,cer: held-out sentences are spoken and
+    compared with their recordings (see evaluate; also utmos, similarity)."""
+    validation_score_clips: int = 16
+    """How many held-out sentences are spoken for these scores."""
+    asr: str = "pocketsphinx"
+    """What listens for cer: pocketsphinx (English, offline), or a speech recognition model of transformers."""
+    best_metric: str = "mel"
+    """What the best checkpoint is chosen by, on the held-out clips: mel, mel_from_text or another loss, or a score's
+    figure: mcd_db, log_f0_rmse, voicing_error, duration_error, cer, wer, utmos, speaker_similarity."""
+    patience: int = 0
+    """Stop after so many validations in a row without a better best_metric; the best checkpoint is the voice then
+    (0 = train to the end; the last update is the voice)."""
     log_every_updates: int = 10
     """Updates between log lines."""
     save_every_updates: int = 500
@@ -262,6 +304,10 @@ class TrainConfig:
     """Where to go on from: latest; auto (the latest, or a new run where there is none); best; or a checkpoint's
     path."""
 
+    report_to: str = "wandb"
+    """Where metrics go beside metrics.jsonl, separated by commas: wandb, tensorboard, trackio; or none."""
+    wandb_checkpoints: bool = False
+    """Send each checkpoint to Weights & Biases as an artifact too (latest, best)."""
     wandb_project: str = "vits_trainer"
     """Weights & Biases project. Without an API key the run is kept offline, to be synced later."""
     wandb_entity: str | None = None
@@ -288,6 +334,8 @@ class TrainConfig:
             "batch_seconds",
             "save_before_s",
             "max_nonfinite_updates",
+            "validation_score_clips",
+            "patience",
         ):
             require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: give 0 or more.")
         require(
@@ -313,6 +361,7 @@ class TrainConfig:
         )
         require(self.rank_timeout_s >= 1, f"--rank_timeout_s {self.rank_timeout_s}: give 1 or more.")
         require(0 <= self.layerdrop < 1, f"--layerdrop {self.layerdrop}: give a number from 0 to below 1.")
+        self._check_selection()
         if self.architecture is None:
             require(
                 bool(self.model_name),
@@ -325,94 +374,37 @@ class TrainConfig:
                 "leave out the architecture (or the recipe that brings it), or give --model_name null.",
             )
 
-
-@dataclass(frozen=True)
-class FeedbackConfig:
-    """Learn users' corrections of a voice: NAME.wav with NAME.txt in a folder, into a new voice beside the old one."""
-
-    feedback_dir: str = "training/feedback"
-    """The corrections: NAME.wav (or flac, mp3, ogg), how it should sound, with NAME.txt, its text."""
-    model_dir: str = "training/final_model"
-    """The voice that is served; it is left as it is."""
-    output_dir: str = "training/feedback_model"
-    """Where the new voice goes. What training it leaves behind goes to the folder of this name with _work behind it."""
-    base_model: str = "facebook/mms-tts-kmr-script_latin"
-    """The voice to start from where model_dir holds none."""
-    batch_size: int = 2
-    """Corrections in an update, for each process."""
-    learning_rate: float = 1e-5
-    """AdamW's learning rate: low, as few clips must not change the rest of the voice."""
-    epochs: int = 5
-    """Passes over the corrections."""
-    precision: Precision = "auto"
-    """fp32, bf16, fp16, or auto: bf16 on GPUs that have it, else fp32. The old --fp16 means fp16."""
-    seed: int = 1234
-    """Seed of everything random."""
-    run_name: str | None = None
-    """Name of the run (null = train_vits- and the start time)."""
-    wandb_project: str = "vits_trainer"
-    """Weights & Biases project. Without an API key the run is kept offline, to be synced later."""
-    wandb_entity: str | None = None
-    """Weights & Biases team or user (null = your default)."""
-    wandb_tags: tuple[str, ...] = ()
-    """Weights & Biases tags, as [a, b]."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs"):
-            require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: give 1 or more.")
-        require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: give a number above 0, such as 1e-5.")
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Make a voice of a checkpoint, as the end of a run does: vits-trainer export CHECKPOINT."""
-
-    checkpoint: str
-    """The checkpoint-<update> folder."""
-    output_dir: str | None = None
-    """Where the voice goes (null = exported/checkpoint-<update>, beside the folder of the checkpoints)."""
-
-
-@dataclass(frozen=True)
-class SynthesizeConfig:
-    """Let a voice say a text, of any length, into an audio file."""
-
-    model: str = "training/final_model"
-    """The voice: a local folder or a Hub name."""
-    text: str = ""
-    """What to say (without this and --text_file: standard input)."""
-    text_file: str | None = None
-    """A UTF-8 file of what to say."""
-    output: str = "speech.wav"
-    """The file to write, overwritten if it exists; its ending decides the format: .wav (16 bits), .flac, .mp3, .ogg."""
-    speaker: str | None = None
-    """Name or number of the speaker, for voices with several (null = the first)."""
-    speaking_rate: float | None = None
-    """2 speaks twice as fast, 0.5 at half speed (null = the voice's own)."""
-    noise_scale: float | None = None
-    """Variation of the sound; 0 has none (null = the voice's own, mostly 0.667)."""
-    noise_scale_duration: float | None = None
-    """Variation of the rhythm; 0 has none (null = the voice's own, mostly 0.8)."""
-    seed: int = 1234
-    """The same seed speaks the same samples on the same kind of device."""
-
-    def __post_init__(self) -> None:
+    def _check_selection(self) -> None:
+        figures = [figure for names in SCORES.values() for figure in names]
         require(
-            not self.text or self.text_file is None,
-            f"--text and --text_file {self.text_file} exclude one another: give one of them.",
+            self.best_metric in (*VALIDATION_LOSSES, *figures),
+            f"--best_metric {self.best_metric}: give one of {', '.join((*VALIDATION_LOSSES, *figures))}.",
         )
         require(
-            Path(self.output).suffix.lower() in SPEECH_FORMATS,
-            f"--output {self.output}: give a name that ends with {', '.join(SPEECH_FORMATS)}.",
+            self.objective == "vits" or self.best_metric in ("mel", "total", "duration", *figures),
+            f"--best_metric {self.best_metric}: --objective mel has no such loss. Give mel, total or a score.",
+        )
+        require(not self.patience or self.validate_every_updates > 0, "--patience needs --validate_every_updates.")
+        require(
+            not self.patience or self.validation_fraction > 0 or self.validate_on_training_clips,
+            "--patience needs held-out clips: give a --validation_fraction above 0.",
         )
         require(
-            self.speaking_rate is None or 0.1 <= self.speaking_rate <= 10,
-            f"--speaking_rate {self.speaking_rate}: give a number from 0.1 to 10.",
+            not self.scores or self.validation_score_clips > 0, "--validation_score_clips 0: give 1 or more for scores."
         )
-        for name in ("noise_scale", "noise_scale_duration"):
-            value = getattr(self, name)
-            require(value is None or 0 <= value <= 10, f"--{name} {value}: give a number from 0 to 10.")
-        require(self.seed >= 0, f"--seed {self.seed}: give 0 or more.")
+        require(bool(self.trackers) or self.report_to == "none", "--report_to is empty: give a tracker, or none.")
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Of the validation: as asked for, and what gives the best metric."""
+        asked = listed("validation_scores", self.validation_scores, SCORES)
+        needed = [score for score, figures in SCORES.items() if self.best_metric in figures and score not in asked]
+        return (*asked, *needed)
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Where metrics go, beside the run's folder."""
+        return () if self.report_to == "none" else listed("report_to", self.report_to, TRACKERS)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -43,6 +43,10 @@ class NonFiniteLossError(VitsTrainerError):
     """Update after update came to no finite number."""
 
 
+class RefusedVoiceError(VitsTrainerError):
+    """A voice that learnt corrections is not better than the one before, which stays in its place."""
+
+
 class SavingError(VitsTrainerError):
     """A checkpoint could not be written; those before are as they were."""
 

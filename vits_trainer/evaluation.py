@@ -17,10 +17,12 @@ from vits_trainer.data import Batch, ClipReader, load
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import TooManyRejectedError
 from vits_trainer.generator import Generator
+from vits_trainer.models import unhurried
 from vits_trainer.objective import Normalisers, Objective
 from vits_trainer.order import held_out_places
 from vits_trainer.pictures import Sample
-from vits_trainer.runtime import Runtime
+from vits_trainer.runtime import Runtime, seed_all
+from vits_trainer.scores import ClipScore, Jury, worst_first
 
 
 class Validation:
@@ -116,6 +118,33 @@ class Validation:
         generator.train(training)
         return found
 
+    def scores(self, generator: Generator, jury: Jury, count: int) -> list[ClipScore]:
+        """What a jury says of the first ``count`` held-out sentences, spoken now: the worst first. Runs on every rank.
+
+        Each is spoken with noise of its own, the same each time. Leaves the networks in the mode they were in, and the
+        random generators elsewhere.
+        """
+        training = generator.training
+        generator.eval()
+        mine = list(self.rows[:count])[self.runtime.rank :: self.runtime.world_size]
+        places = held_out_places(mine, 1, 0, 1)
+        found = [
+            self._score(generator.model, batch.trimmed(self.objective.spec.hop).to(self.runtime.device), row, jury)
+            for row, batch in zip(mine, load(self.reader, places, workers=0), strict=True)
+        ]
+        generator.train(training)
+        return worst_first([score for told in self.runtime.gather(found) for score in told])
+
+    def _score(self, model: VitsModel, batch: Batch, row: int, jury: Jury) -> ClipScore:
+        speaker = None if batch.speaker_ids is None else int(batch.speaker_ids)
+        seed_all(self.seed, row)
+        with torch.no_grad(), unhurried(model):
+            mask = torch.ones_like(batch.tokens)
+            spoken = model(batch.tokens, attention_mask=mask, speaker_id=speaker).waveform[0].float().cpu().numpy()
+        text = str(self.reader.prepared.rows["text"][row])
+        judgement = jury.judge(text, batch.waveform[0].cpu().numpy(), spoken)
+        return ClipScore(batch.clip_ids[0], text, judgement.heard, judgement.figures)
+
     def _sample(self, model: VitsModel, batch: Batch) -> Sample:
         spec = self.objective.spec
         magnitude = spectrogram(batch.waveform, batch.frame_lengths, spec)
@@ -123,11 +152,13 @@ class Validation:
         starts = torch.zeros_like(batch.frame_lengths)
         synthesis = whole(batch.tokens, batch.token_lengths, magnitude, batch.frame_lengths, batch.speaker_ids, starts)
         speaker = None if batch.speaker_ids is None else int(batch.speaker_ids)
-        speech = model(batch.tokens, attention_mask=torch.ones_like(batch.tokens), speaker_id=speaker).waveform
+        with unhurried(model):
+            speech = model(batch.tokens, attention_mask=torch.ones_like(batch.tokens), speaker_id=speaker).waveform
         waveforms = {"recorded": batch.waveform, "decoded": synthesis.waveform[:, 0], "spoken from text": speech}
         tokenizer = self.reader.tokenizer
         return Sample(
             text=tokenizer.decode(batch.tokens[0]),
+            recorded=batch.waveform[0].cpu().numpy(),
             speech=speech[0].cpu().numpy(),
             mels={title: self._mel(waveform) for title, waveform in waveforms.items()},
             token_of_frame=synthesis.token_of_frame[0].cpu().numpy(),

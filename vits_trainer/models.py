@@ -2,7 +2,10 @@
 
 import copy
 import json
+import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +23,8 @@ from vits_trainer.errors import ModelError
 from vits_trainer.files import replace_directory
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
+LONGEST_TOKEN_S = 2.0
+"""Of speech from text: longer than any sound or pause of a sentence."""
 
 
 def read_config(name_or_dir: str) -> VitsConfig:
@@ -150,6 +155,25 @@ def _reset(layer: nn.Conv1d | nn.ConvTranspose1d | nn.Linear) -> None:
             nn.init.uniform_(layer.bias, -(fan_in**-0.5), fan_in**-0.5)
     else:
         layer.reset_parameters()
+
+
+@contextmanager
+def unhurried(model: VitsModel) -> Iterator[None]:
+    """Inside, no token lasts longer than :data:`LONGEST_TOKEN_S` of speech from text.
+
+    Durations are exponentials: those of a voice that has diverged would ask for hours of speech, and all memory.
+    """
+    spec = audio_spec(model.config)
+    most = math.log(LONGEST_TOKEN_S * spec.sampling_rate / spec.hop)
+
+    def cap(module: nn.Module, arguments: object, log_durations: Tensor) -> Tensor:  # noqa: ARG001 - a hook's arguments
+        return log_durations.nan_to_num(0.0).clamp(max=most)
+
+    hook = model.duration_predictor.register_forward_hook(cap)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def audio_spec(config: VitsConfig) -> AudioSpec:

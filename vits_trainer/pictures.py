@@ -19,6 +19,8 @@ class Sample:
     """One held-out sentence as the voice has it at some update."""
 
     text: str
+    recorded: NDArray[np.float32]
+    """(M,) the recording."""
     speech: NDArray[np.float32]
     """(N,) spoken from the text alone, as inference does."""
     mels: dict[str, NDArray[np.float32]]

@@ -18,6 +18,7 @@ from transformers import AutoConfig, VitsConfig, VitsModel, VitsTokenizer
 from vits_trainer.cli import unknown_word
 from vits_trainer.config import SPEECH_FORMATS
 from vits_trainer.errors import ConfigError, DataError, ModelError
+from vits_trainer.models import unhurried
 from vits_trainer.recordings import to_pcm16
 from vits_trainer.text import encode, load_tokenizer
 
@@ -146,7 +147,7 @@ class Voice:
             own.noise_scale_duration if manner.noise_scale_duration is None else manner.noise_scale_duration
         )
         tokens = torch.from_numpy(token_ids)[None].to(model.device)  # (1, S)
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with unhurried(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(int(np.random.SeedSequence((manner.seed, index)).generate_state(1)[0]))
             waveform = model(tokens, speaker_id=speaker_id, speaking_rate=manner.speaking_rate).waveform  # (1, T)
         samples: NDArray[np.float32] = waveform[0].float().cpu().numpy()

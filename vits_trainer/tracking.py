@@ -4,13 +4,15 @@ The only writer of metrics. Ranks other than the main one hold a tracker that do
 
     runs/<run_name>/
         config.yaml      the configuration of the last start
+        facts.json       versions, plan, machine, the data set's figures
         outcome.json     running, done, stopped or failed, and at which update
         metrics.jsonl    one line of scalars an update that has some: update, epoch and the names of docs/metrics.md
         rejected.jsonl   one line an incident: a clip that could not be used, an update that came to no finite number
         nonfinite/       such updates, to be run again by check --replay
         train.log        what was said
+        worst_clips.json what was said worst at the last validation with scores
         samples/         speech, mel spectrograms and alignments of the same sentences at each validation
-        wandb/           the Weights & Biases run
+        wandb/           the Weights & Biases run; tensorboard/, trackio/: where these are asked for
         wandb.json       its id, and how often the run was started
 """
 
@@ -27,16 +29,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, cast
 
+import numpy as np
 import transformers
 import wandb
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from vits_trainer.accounts import Incident
 from vits_trainer.audio import AudioSpec
-from vits_trainer.config import TrainConfig, save_config, to_dict
+from vits_trainer.config import TrainConfig, flatten, save_config, to_dict
+from vits_trainer.config_voices import EvaluateConfig
+from vits_trainer.errors import ConfigError
 from vits_trainer.files import set_aside, sync, write_whole
 from vits_trainer.pictures import Sample, alignment_picture, mel_picture
 from vits_trainer.privacy import redacted
 from vits_trainer.recordings import to_pcm16, write_pcm16_wav
+from vits_trainer.scores import ClipScore
 
 logger = logging.getLogger("vits_trainer")
 
@@ -82,6 +89,10 @@ class Tracker:
         """What is said of the run in the end, unless it fails."""
         self._metrics: Any = None
         self._run: Any = None
+        self._others: list[Any] = []
+        """Accelerate's trackers."""
+        self._environment: dict[str, str | None] = {}
+        """Variables as they were before the run."""
         self._sent_update = -1
         """What an online run holds already: the same values would come again."""
         self._log_handler: Any = None
@@ -103,7 +114,10 @@ class Tracker:
         for name in ("metrics.jsonl", "rejected.jsonl"):
             self._forget_what_comes_again(self.run_dir / name)
         self._metrics = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        self._start_wandb()
+        write_whole(self.run_dir / "facts.json", json.dumps(redacted(dict(self.facts)), indent=1, default=str) + "\n")
+        if "wandb" in self.config.trackers:
+            self._start_wandb()
+        self._others = [self._other(name) for name in self.config.trackers if name != "wandb"]
         self._write_outcome(Outcome("running", 0))
         return self
 
@@ -116,13 +130,18 @@ class Tracker:
             logger.error("The run failed.", exc_info=error if not isinstance(error, SystemExit) else None)
             self.outcome = Outcome(f"failed: {type(error).__name__}: {error}", self._update, exit_code=1)
             self.alert("The run failed", self.outcome.words)
-        if self._untold:
-            self._run.log(self._errors_table())
         self._write_outcome(self.outcome)
         self.summarise({"outcome": redacted(self.outcome.words)})
-        if self.outcome.words.startswith("stopped"):
-            self._run.mark_preempting()
-        self._run.finish(exit_code=self.outcome.exit_code)
+        if self._run is not None:
+            if self._untold:
+                self._run.log(self._errors_table())
+            if self.outcome.words.startswith("stopped"):
+                self._run.mark_preempting()
+            self._run.finish(exit_code=self.outcome.exit_code)
+        for other in self._others:
+            other.finish()
+        for name, value in self._environment.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
         self._metrics.close()
         logging.getLogger("vits_trainer").removeHandler(self._log_handler)
         self._log_handler.close()
@@ -134,6 +153,7 @@ class Tracker:
         values: Mapping[str, float],
         samples: Sequence[Sample] = (),
         spec: AudioSpec | None = None,
+        scores: Sequence[ClipScore] = (),
     ) -> None:
         """Records all there is to say of one update.
 
@@ -143,6 +163,7 @@ class Tracker:
             values: named scalars.
             samples: what the voice makes of the validation sentences: speech, mel spectrograms, alignments.
             spec: of the voice, where there are samples.
+            scores: of held-out sentences that were spoken, the worst first.
         """
         if self._metrics is None:
             return
@@ -155,8 +176,16 @@ class Tracker:
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
         media = self._media(update, samples, spec) if spec else {}
-        if update > self._sent_update:
-            self._run.log({**line, **media, **(self._errors_table() if self._untold else {})})
+        if scores:
+            write_whole(
+                self.run_dir / "worst_clips.json", json.dumps([clip.to_dict() for clip in scores], indent=1) + "\n"
+            )
+        if self._run is not None and update > self._sent_update:
+            errors = self._errors_table() if self._untold else {}
+            worst = {"worst clips": clips_table(update, scores)} if scores else {}
+            self._run.log({**line, **media, **errors, **worst})
+        for other in self._others:
+            other.log({name: value for name, value in line.items() if name != "update"}, step=update)
 
     def _errors_table(self) -> dict[str, Any]:
         if self._table is None:
@@ -170,14 +199,23 @@ class Tracker:
         folder = self.run_dir / "samples" / f"update-{update:06}"
         media: dict[str, Any] = {}
         for number, sample in enumerate(samples):
-            names = {kind: folder / f"{number}_{kind}" for kind in ("speech.wav", "mel.png", "alignment.png")}
+            kinds = ("speech.wav", "recorded.wav", "mel.png", "alignment.png")
+            names = {kind: folder / f"{number}_{kind}" for kind in kinds}
             folder.mkdir(parents=True, exist_ok=True)
+            write_pcm16_wav(names["recorded.wav"], to_pcm16(sample.recorded), spec.sampling_rate)
             write_pcm16_wav(names["speech.wav"], to_pcm16(sample.speech), spec.sampling_rate)
             mel_picture(sample.mels, spec.hop / spec.sampling_rate, names["mel.png"])
             alignment_picture(sample.token_of_frame, sample.tokens, names["alignment.png"])
+            if self._run is None:
+                continue
             media[f"samples/{number}/speech"] = wandb.Audio(str(names["speech.wav"]), caption=sample.text)
             media[f"samples/{number}/mel"] = wandb.Image(str(names["mel.png"]), caption=sample.text)
             media[f"samples/{number}/alignment"] = wandb.Image(str(names["alignment.png"]), caption=sample.text)
+        if samples:
+            texts = [sample.text for sample in samples]
+            (folder / "texts.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+            durations = np.concatenate([np.bincount(s.token_of_frame, minlength=len(s.tokens)) for s in samples])
+            media["samples/durations_frames"] = wandb.Histogram(durations.tolist())
         return media
 
     def incidents(self, update: int, epoch: int, incidents: Sequence[Incident]) -> None:
@@ -189,7 +227,8 @@ class Tracker:
                 record = {"update": update, "epoch": epoch, "clip": found.clip, "kind": found.kind}
                 record |= {"message": found.message, "stage": found.stage, "traceback": found.trace}
                 file.write(json.dumps(record) + "\n")
-                self._untold.append(tuple(redacted(list(record.values()))))
+                if self._run is not None:
+                    self._untold.append(tuple(redacted(list(record.values()))))
                 self._tell(update, found)
 
     def _tell(self, update: int, found: Incident) -> None:
@@ -201,10 +240,18 @@ class Tracker:
         if self._told == _TOLD:
             logger.warning("More of them are not shown: see %s", self.run_dir / "rejected.jsonl")
 
-    def alert(self, title: str, text: str) -> None:
+    def alert(self, title: str, text: str, level: Literal["INFO", "WARN"] = "WARN") -> None:
         """Tells people by Weights & Biases' alerts."""
         if self._run is not None:
-            self._run.alert(title=title, text=redacted(text)[:2000], level="WARN")
+            self._run.alert(title=title, text=redacted(text)[:2000], level=level)
+
+    def keep_checkpoint(self, place: Path, is_best: bool) -> None:
+        """Sends a checkpoint to Weights & Biases as an artifact, where that is asked for."""
+        if self._run is None or not self.config.wandb_checkpoints:
+            return
+        artifact = wandb.Artifact(f"checkpoint-{self._run.id}", "checkpoint", metadata={"name": place.name})
+        artifact.add_dir(str(place))  # a copy, in the run's folder: the checkpoint may be pruned before it is sent
+        self._run.log_artifact(artifact, aliases=["latest", place.name, *(["best"] if is_best else [])])
 
     def settle(self) -> None:
         """Returns once what was recorded would survive a loss of power: before a checkpoint says that it is there."""
@@ -240,6 +287,11 @@ class Tracker:
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self.resumed_at is not None else {}
         first_id, attempt = known.get("id") or secrets.token_hex(4), known.get("attempts", 0) + 1
         write_whole(path, json.dumps({"id": first_id, "attempts": attempt}) + "\n")
+        # Beside the run, or what is to be synced later would lie in the home directory.
+        for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
+            if variable not in os.environ:
+                self._environment[variable] = None
+                os.environ[variable] = str((self.run_dir / "wandb").resolve())
         self._run = wandb.init(
             project=self.config.wandb_project,
             entity=self.config.wandb_entity,
@@ -263,6 +315,60 @@ class Tracker:
             reason = "WANDB_MODE says so" if "WANDB_MODE" in os.environ else "there is no API key"
             folder = Path(self._run.dir).parent
             logger.info("Weights & Biases: offline, as %s. Sync with: wandb sync %s", reason, folder)
+
+    def _other(self, name: str) -> Any:
+        """One of Accelerate's trackers, started, with its files in the run's folder.
+
+        Raises:
+            ConfigError: its package is not there.
+        """
+        project, folder = self.config.wandb_project, self.run_dir / name
+        if name == "trackio":
+            self._environment.setdefault("TRACKIO_DIR", os.environ.get("TRACKIO_DIR"))
+            os.environ.setdefault("TRACKIO_DIR", str(folder.resolve()))
+        try:
+            if name == "trackio":
+                tracker = LOGGER_TYPE_TO_CLASS[name](project, name=self.run_dir.name, resume="allow")
+            else:
+                tracker = LOGGER_TYPE_TO_CLASS[name]("", str(folder))
+            tracker.start()
+        except ImportError as error:
+            raise ConfigError(f"--report_to {name}: its package is not there ({error}): pip install {name}.") from error
+        settings = {
+            key: value if isinstance(value, (int, float)) else str(value)
+            for key, value in flatten(to_dict(self.config)).items()
+        }
+        tracker.store_init_configuration(redacted(settings))
+        return tracker
+
+
+def clips_table(update: int, clips: Sequence[ClipScore]) -> Any:
+    """For W&B: a row a clip, as they come."""
+    names = sorted({name for clip in clips for name in clip.figures})
+    table = wandb.Table(columns=["update", "clip", "text", "heard", *names])
+    for clip in clips:
+        table.add_data(update, clip.clip, clip.text, clip.heard or "", *(clip.figures.get(name) for name in names))
+    return table
+
+
+def report_evaluation(folder: Path, config: EvaluateConfig, record: Mapping[str, Any]) -> None:
+    """What ``evaluate`` found, as a W&B run of its own in ``folder``: means in the summary, a table a voice."""
+    mode = os.environ.get("WANDB_MODE") or ("online" if _has_api_key() else "offline")
+    run = wandb.init(
+        project=config.wandb_project,
+        entity=config.wandb_entity,
+        job_type="evaluate",
+        config=redacted(to_dict(config)),
+        dir=folder,
+        mode=cast("Literal['online', 'offline', 'disabled']", mode),
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    for name, voice in record["voices"].items():
+        clips = [ClipScore(**clip) for clip in voice["clips"]]
+        run.log({f"worst clips/{name}": clips_table(0, clips)})
+        run.summary.update({f"{name}/{figure}": values["mean"] for figure, values in voice["figures"].items()})
+    run.finish()
+    logger.info("The Weights & Biases run: %s", Path(run.dir).parent)
 
 
 def log_to_console(is_main: bool) -> None:

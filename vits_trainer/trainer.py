@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -30,6 +30,9 @@ from vits_trainer.objective import Normalisers, Objective
 from vits_trainer.optim import Learner, build_optimizer, learning_rate
 from vits_trainer.order import Order
 from vits_trainer.runtime import Runtime, is_out_of_memory
+from vits_trainer.scores import ClipScore, Jury, means
+from vits_trainer.selection import Selection
+from vits_trainer.stall import StallAlarm
 from vits_trainer.tracking import Outcome, Tracker
 from vits_trainer.turns import Turns
 from vits_trainer.watch import Watch
@@ -193,6 +196,8 @@ class Trainer:
         self.state = TrainState()
         self.meter = Meter(runtime)
         self.watch = Watch(config, runtime, self._accounts(), tracker, self._keep_networks)
+        self.selection = Selection(config.best_metric, config.patience)
+        self.jury = Jury(config.scores, objective.spec.sampling_rate, config.asr) if config.scores else None
         self._saved_update = 0
 
     @property
@@ -225,11 +230,12 @@ class Trainer:
         """
         self.generator.train()
         places = self.order.after(self.state.update, self.plan.total_updates, self.runtime.rank)
-        with logging_redirect_tqdm(), self._progress() as progress, self._saving_before_it_ends():
+        alarm = StallAlarm(self.config.rank_timeout_s, lambda words: self.tracker.alert("Stalled", words))
+        with logging_redirect_tqdm(), self._progress() as progress, self._saving_before_it_ends(), alarm:
             # Not before: workers that a signal reaches while they start have what they inherited from this process.
             updates = by_update(load(self.reader, places, self.config.data_workers))
             if self.plan.validates_before(self.state.update):
-                self._record(self._validate())
+                self._record(*self._validate())
             for update in self.meter.timed(updates):
                 agreed = self._agree(update)
                 if agreed.stops:
@@ -242,6 +248,9 @@ class Trainer:
                 self.state.epoch = update[0].place.epoch
                 progress.update()
                 self._do_what_is_due(progress)
+                alarm.alive()
+                if self.state.update == self.plan.total_updates:  # sooner than planned, where patience ends it
+                    break
         self._compare_ranks()
         return True
 
@@ -348,18 +357,39 @@ class Trainer:
         """Logs, validates and saves as the plan says for the update just done. Runs on every rank."""
         update = self.state.update
         ends_epoch = update % self.order.updates_per_epoch == 0
-        if ends_epoch or update == self.plan.total_updates or self.plan.logs_at(update) or self.plan.saves_at(update):
+        plan = self.plan
+        if ends_epoch or plan.logs_at(update) or plan.validates_at(update) or plan.saves_at(update):
             self.watch.settle(self.state)
-        scalars = self._measure(progress) if self.plan.logs_at(update) else {}
-        self.state.validation_mel = None
+        scalars = self._measure(progress) if plan.logs_at(update) else {}
+        self.state.score = None
         with self.meter.paused():
+            scores: list[ClipScore] = []
+            if plan.validates_at(update):
+                found, scores = self._validate()
+                scalars |= found
+                self._end_where_nothing_improves()
             if ends_epoch or update == self.plan.total_updates:
                 self._close_epoch()
-            if self.plan.validates_at(update):
-                scalars |= self._validate()
-            self._record(scalars)
-            if self.plan.saves_at(update):
+            self._record(scalars, scores)
+            if self.plan.saves_at(update) or self._is_best_now:
                 self._save()
+
+    @property
+    def _is_best_now(self) -> bool:
+        return self.state.score is not None and self.state.best_update == self.state.update
+
+    def _end_where_nothing_improves(self) -> None:
+        """Makes this update the last where there was nothing better for long enough."""
+        state = self.state
+        if self.selection.is_over(state) and state.update < self.plan.total_updates:
+            words = (
+                f"nothing better than validation/{self.selection.metric} {state.best_score:.4f} of update "
+                f"{state.best_update} in {state.validations_since_best} validations: the run ends at {state.update}"
+            )
+            if self.runtime.is_main:
+                logger.info("%s", words)
+            self.tracker.alert("Nothing improves", words, "INFO")
+            self.plan = replace(self.plan, total_updates=state.update)
 
     def _close_epoch(self) -> None:
         """Says how the epoch's clips add up; raises if they do not. Runs on every rank."""
@@ -381,25 +411,31 @@ class Trainer:
             logger.info("update %d/%d  %s  %.0f s left", self.state.update, self.plan.total_updates, words, left_s)
         return scalars
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self) -> tuple[dict[str, float], list[ClipScore]]:
+        """Judges the voice by the held-out clips. Runs on every rank."""
         found = self.validation.run(self.generator, self.discriminator)
         if not found:
-            return {}
+            return {}, []
         if self.objective.adversarial:
             found["validation/mel_from_text"] = self.validation.mel_from_text(self.generator)
         found["validation/constant_frame_mel"] = self.validation.constant_frame_mel
-        self.state.validation_mel = found["validation/mel"]
+        scores: list[ClipScore] = []
+        if self.jury is not None:
+            scores = self.validation.scores(self.generator, self.jury, self.config.validation_score_clips)
+            found |= {f"validation/{name}": value for name, value in means(scores).items()}
+        for words in self.selection.heed(self.state, found):
+            self.tracker.alert("Better than before", words, "INFO")
         if self.runtime.is_main:
             words = " ".join(f"{name.partition('/')[2]} {value:.4f}" for name, value in found.items())
             logger.info("update %d  validation: %s", self.state.update, words)
-        return found
+        return found, scores
 
-    def _record(self, scalars: dict[str, float]) -> None:
+    def _record(self, scalars: dict[str, float], scores: Sequence[ClipScore] = ()) -> None:
         """Writes down what there is to say of the update just done."""
         if scalars and self.runtime.is_main:
             wanted = self.config.validation_samples if "validation/mel" in scalars else 0
             samples = self.validation.samples(self.generator, wanted)
-            self.tracker.record(self.state.update, self.state.epoch, scalars, samples, self.objective.spec)
+            self.tracker.record(self.state.update, self.state.epoch, scalars, samples, self.objective.spec, scores)
 
     def _save(self) -> None:
         self.tracker.settle()
@@ -410,6 +446,10 @@ class Trainer:
         self._saved_update = self.state.update
         if self.runtime.is_main:
             logger.info("update %d  saved %s", self.state.update, place)
+            self.tracker.keep_checkpoint(place, self._is_best_now)
+            if self._is_best_now:
+                best = {"metric": self.selection.metric, "value": self.state.score, "update": self.state.update}
+                self.tracker.summarise({"best": {**best, "checkpoint": str(place)}})
 
     def _stop(self, own_reason: str) -> None:
         """Saves, and says who asked for it. Runs on every rank."""

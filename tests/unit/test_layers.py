@@ -14,12 +14,13 @@ PACKAGE = Path(vits_trainer.__file__).parent
 # From the ground up. A file imports only from rows above its own.
 ROWS = (
     "errors privacy alignment_gpu",
-    "config audio alignment losses durations encoders metrics text recordings order files accounts interruption",
-    "config_tools pictures cli corpus tables ledger data generator discriminator conversion optim runtime",
-    "sources models objective meter synthesis compilation",
-    "preparation tracking checkpoint turns",
-    "golden evaluation proofs resumption replay benchmark suites",
-    "watch textbook",
+    "config audio alignment losses durations encoders metrics text recordings order files accounts interruption stall",
+    "config_tools config_voices scores versions pictures cli corpus tables ledger data",
+    "generator discriminator conversion optim runtime",
+    "sources models objective meter compilation",
+    "preparation tracking checkpoint turns synthesis",
+    "golden evaluation judging selection proofs resumption replay benchmark suites",
+    "watch textbook feedback",
     "trainer",
     "commands/*",
     "commands/demo commands/check commands/train_feedback",  # run other commands

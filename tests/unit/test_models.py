@@ -15,6 +15,7 @@ from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ModelError
 from vits_trainer.models import (
     DISCRIMINATOR_FILE,
+    LONGEST_TOKEN_S,
     audio_spec,
     discriminator_for,
     export,
@@ -23,6 +24,7 @@ from vits_trainer.models import (
     new_model,
     save_discriminator,
     speaker_ids,
+    unhurried,
 )
 from vits_trainer.text import build_tokenizer
 
@@ -366,3 +368,24 @@ def test_damaged_discriminators_are_refused(tmp_path, damage):
         save_file(tensors, path, metadata={"shape": json.dumps([2, 16])})
     with pytest.raises(ModelError, match=r"no discriminators could be loaded .*Delete it"):
         load_discriminator(path)
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_voice_that_has_diverged_does_not_speak_for_hours(stochastic: bool) -> None:
+    """Log durations of 20 are 485 million frames a token."""
+    model = new_voice(architecture=replace(SMALL, use_stochastic_duration_prediction=stochastic)).eval()
+    tokens = torch.ones((1, 5), dtype=torch.long)
+    hop = audio_spec(model.config).hop
+    frames_a_token = LONGEST_TOKEN_S * 16000 / hop
+    diverged = model.duration_predictor.register_forward_hook(lambda *_: torch.full((1, 1, 5), 20.0))
+    with unhurried(model), torch.no_grad():
+        spoken = model(tokens).waveform
+    diverged.remove()
+    assert spoken.shape[1] <= 5 * (frames_a_token + 1) * hop
+    with torch.no_grad():
+        torch.manual_seed(0)
+        free = model(tokens).waveform
+        torch.manual_seed(0)
+        with unhurried(model):
+            assert torch.equal(model(tokens).waveform, free)
+    assert not model.duration_predictor._forward_hooks

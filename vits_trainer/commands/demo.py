@@ -6,8 +6,9 @@ from pathlib import Path
 
 from vits_trainer.cli import parse
 from vits_trainer.commands import prepare_data, synthesize, train_vits
-from vits_trainer.config import PrepareConfig, SynthesizeConfig, TrainConfig
+from vits_trainer.config import PrepareConfig, TrainConfig
 from vits_trainer.config_tools import DemoConfig
+from vits_trainer.config_voices import SynthesizeConfig
 from vits_trainer.corpus import speak_corpus
 from vits_trainer.errors import ConfigError
 from vits_trainer.pictures import loss_picture

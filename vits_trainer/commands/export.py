@@ -5,7 +5,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from vits_trainer import checkpoint, models
-from vits_trainer.config import ExportConfig
+from vits_trainer.config_voices import ExportConfig
 from vits_trainer.text import load_tokenizer
 
 

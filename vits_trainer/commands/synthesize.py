@@ -6,7 +6,7 @@ from pathlib import Path
 
 import transformers
 
-from vits_trainer.config import SynthesizeConfig
+from vits_trainer.config_voices import SynthesizeConfig
 from vits_trainer.errors import ConfigError, DataError
 from vits_trainer.synthesis import Manner, Voice, join, write_speech
 

@@ -1,53 +1,181 @@
-"""``train_feedback``: users' corrections of a voice into a better one beside it, through the same trainer."""
+"""``train_feedback``: users' corrections into a voice that takes the old one's place, if it is better."""
 
+import json
+import logging
+import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vits_trainer import feedback, versions
 from vits_trainer.commands import prepare_data, train_vits
-from vits_trainer.config import FeedbackConfig, PrepareConfig, TrainConfig
-from vits_trainer.errors import DataError
+from vits_trainer.config import PrepareConfig, TrainConfig
+from vits_trainer.config_voices import FeedbackConfig
+from vits_trainer.data import PreparedSet, open_prepared, require_rate, split
+from vits_trainer.errors import ConfigError, DataError, RefusedVoiceError
+from vits_trainer.feedback import Correction, Verdict
+from vits_trainer.files import write_whole
 from vits_trainer.models import audio_spec, read_config
+from vits_trainer.runtime import Runtime
+
+logger = logging.getLogger("vits_trainer")
 
 
 def run(config: FeedbackConfig) -> int:
-    """Checks each correction like any clip, learns from them at a low rate, and writes the new voice beside the old.
-
-    The prepared corrections, checkpoints and the run's record go to ``<output_dir>_work``.
+    """Learns what is new, judges the voice before and after, and puts the new one into place or refuses it.
 
     Raises:
-        DataError: there is no correction, or the new voice would take the old one's place.
+        ConfigError: several processes were started, or there is no version to roll back to.
+        DataError: there is no correction, or the new voice would be written over the one that is served.
+        RefusedVoiceError: the new voice is not better.
     """
-    feedback, served, output = Path(config.feedback_dir), Path(config.model_dir), Path(config.output_dir)
-    if not any(feedback.glob("*.txt")):
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("Corrections are few: train_feedback runs in one process, without accelerate launch.")
+    served = Path(config.model_dir)
+    with versions.claimed(served):
+        if config.rollback:
+            gone, back = versions.roll_back(served)
+            print(f"{served}: version {back} is served again; kept is {served}_versions/rolled-back-{gone}")
+            return 0
+        return _learn(config, served)
+
+
+def _learn(config: FeedbackConfig, served: Path) -> int:
+    corrections = _corrections(config, served)
+    learnt = versions.read_learnt(served)
+    new = feedback.new_ones(corrections, learnt.corrections)
+    if not new:
+        print(f"Nothing new: {served} has learnt all {len(corrections)} corrections of {config.feedback_dir}.")
+        return 0
+    old = [correction for correction in corrections if correction not in new]
+    voice = str(served) if (served / "config.json").is_file() else config.base_model
+    spec = audio_spec(read_config(voice))
+    output = Path(config.output_dir)
+    work = output.with_name(f"{output.name}_work")
+    shutil.rmtree(work, ignore_errors=True)
+
+    to_learn = _prepared(new, work / "corrections", spec.sampling_rate)
+    known = _known_clips(config)
+    if known is not None:
+        require_rate(known[0], spec)
+    replayable = [] if known is None else [(known[0], known[1])]
+    if old:
+        earlier = _prepared(old, work / "learnt_before", spec.sampling_rate)
+        replayable.append((earlier, list(range(len(earlier.rows)))))
+    replayed = feedback.write_mix(
+        work / "mix", to_learn, replayable, config.replay_fraction, config.epochs, config.seed
+    )
+    logger.info(
+        "%d new corrections, %d learnt before; %d passes, with %d clips replayed.",
+        len(to_learn.rows), len(old), config.epochs, replayed,
+    )  # fmt: skip
+    before = _judged(voice, to_learn, known, config)
+    code = train_vits.run(_training(config, voice, work))
+    if code:
+        return code
+    after = _judged(str(output), to_learn, known, config)
+    verdict = Verdict(
+        feedback.changes(before["corrections"], after["corrections"]),
+        feedback.changes(before["held_out"], after["held_out"]) if known is not None and known[2] else None,
+        config.max_regression,
+    )
+    rejected = _rejected(work / "corrections")
+    learnt_now = {c.name: c.sha256 for c in new if c.name not in rejected}
+    return _decide(config, served, verdict, learnt, learnt_now)
+
+
+def _decide(
+    config: FeedbackConfig, served: Path, verdict: Verdict, learnt: versions.Learnt, learnt_now: Mapping[str, str]
+) -> int:
+    """Puts the new voice into place, or aside. Raises :class:`RefusedVoiceError`."""
+    output = Path(config.output_dir)
+    work = output.with_name(f"{output.name}_work")
+    version = versions.next_version(served)
+    record = verdict.to_dict(list(learnt_now), version)
+    write_whole(work / "verdict.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    if verdict.complaints:
+        output.rename(work / "refused")
+        raise RefusedVoiceError(f"{verdict} {served} is as it was; the refused voice is {work / 'refused'}.")
+    told = {name: record[name] for name in ("words", "learnt", "version")}
+    versions.write_learnt(
+        output, versions.Learnt(version, {**learnt.corrections, **learnt_now}, (*learnt.verdicts, told))
+    )
+    versions.install(output, served, config.keep_versions)
+    print(f"{verdict}\n{served} is version {version} now. Back to the one before: train_feedback --rollback")
+    return 0
+
+
+def _corrections(config: FeedbackConfig, served: Path) -> list[Correction]:
+    folder, output = Path(config.feedback_dir), Path(config.output_dir)
+    corrections = feedback.find_corrections(folder) if folder.is_dir() else []
+    if not any(file.suffix == ".txt" for correction in corrections for file in correction.files):
         raise DataError(
-            f"{feedback} holds no correction. Each is two files: NAME.wav (what to say) and NAME.txt (its text)."
+            f"{folder} holds no correction. Each is two files: NAME.wav (what to say) and NAME.txt (its text)."
         )
     if output.resolve() == served.resolve():
         raise DataError(f"--output_dir {output} is the voice that is served. Name another folder for the new voice.")
-    voice = str(served) if (served / "config.json").is_file() else config.base_model
-    work = output.with_name(f"{output.name}_work")
-    shutil.rmtree(work, ignore_errors=True)
-    rate = audio_spec(read_config(voice)).sampling_rate
-    prepare_data.run(PrepareConfig(dataset=str(feedback), output_dir=str(work / "corrections"), target_sr=rate))
-    return train_vits.run(
-        TrainConfig(
-            data_dir=str(work / "corrections"),
-            checkpoint_dir=str(work / "checkpoints"),
-            output_dir=str(output),
-            runs_dir=str(work / "runs"),
-            model_name=voice,
-            run_name=config.run_name,
-            batch_size=config.batch_size,
-            gradient_accumulation_steps=1,
-            learning_rate=config.learning_rate,
-            epochs=config.epochs,
-            precision=config.precision,
-            seed=config.seed,
-            # All corrections are learnt from; the same ones are what the voice is judged by, before and after.
-            validation_fraction=0,
-            validate_on_training_clips=True,
-            wandb_project=config.wandb_project,
-            wandb_entity=config.wandb_entity,
-            wandb_tags=config.wandb_tags,
+    return corrections
+
+
+def _prepared(corrections: Sequence[Correction], folder: Path, rate_hz: int) -> PreparedSet:
+    """Checked like any clips."""
+    source = folder.with_name(f"{folder.name}_source")
+    feedback.copy_corrections(corrections, source)
+    prepare_data.run(PrepareConfig(dataset=str(source), output_dir=str(folder), target_sr=rate_hz))
+    return open_prepared(folder)
+
+
+def _rejected(folder: Path) -> set[str]:
+    lines = (folder / "rejected.csv").read_text(encoding="utf-8").splitlines()[1:]
+    return {line.partition(",")[0] for line in lines}
+
+
+def _known_clips(config: FeedbackConfig) -> tuple[PreparedSet, list[int], list[int]] | None:
+    """What the voice was trained on, and the rows that were trained on and held out; None where that is not here."""
+    folder = Path(config.data_dir or Path(config.feedback_dir).resolve().parent)
+    if config.data_dir is None and not (folder / "metadata.csv").is_file():
+        logger.warning(
+            "NO TRAINING CLIPS: nothing is replayed, and what the voice forgets is NOT SEEN. Give --data_dir, the "
+            "folder that it was trained on."
         )
+        return None
+    prepared = open_prepared(folder)
+    return prepared, *split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)
+
+
+def _judged(
+    voice: str, to_learn: PreparedSet, known: tuple[PreparedSet, list[int], list[int]] | None, config: FeedbackConfig
+) -> dict[str, dict[str, float]]:
+    runtime = Runtime(config.precision, 1)
+    asked = {"corrections": (to_learn, list(range(len(to_learn.rows))))}
+    if known is not None and known[2]:
+        asked["held_out"] = (known[0], known[2])
+    found = {name: feedback.judge(voice, *which, runtime, config.seed) for name, which in asked.items()}
+    runtime.close()
+    return found
+
+
+def _training(config: FeedbackConfig, voice: str, work: Path) -> TrainConfig:
+    return TrainConfig(
+        data_dir=str(work / "mix"),
+        checkpoint_dir=str(work / "checkpoints"),
+        output_dir=config.output_dir,
+        runs_dir=str(work / "runs"),
+        model_name=voice,
+        run_name=config.run_name,
+        batch_size=config.batch_size,
+        gradient_accumulation_steps=1,
+        learning_rate=config.learning_rate,
+        epochs=1,  # the mix holds every pass
+        precision=config.precision,
+        seed=config.seed,
+        # All corrections are learnt from; the first pass is what its curves are of. The verdict has clips of its own.
+        validation_fraction=0,
+        validate_on_training_clips=True,
+        report_to=config.report_to,
+        wandb_project=config.wandb_project,
+        wandb_entity=config.wandb_entity,
+        wandb_tags=config.wandb_tags,
     )

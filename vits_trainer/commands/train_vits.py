@@ -87,6 +87,10 @@ def _train(
         if trainer.fit():
             tracker.outcome = Outcome("done", trainer.state.update)
             if runtime.is_main:
+                if config.patience and trainer.state.best_update:
+                    best = checkpoints.directory / f"checkpoint-{trainer.state.best_update}"
+                    checkpoint.load_networks(best, model, discriminator)
+                    logger.info("The voice is that of the best update, %s.", best)
                 models.export(model, tokenizer, discriminator, Path(config.output_dir))
                 logger.info("The voice: %s   The run: %s", config.output_dir, tracker.run_dir)
     return tracker.outcome

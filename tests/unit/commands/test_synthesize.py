@@ -14,7 +14,7 @@ import soundfile as sf
 from tests.unit.test_synthesis import RATE_HZ, TEXT, save_voice
 from vits_trainer.cli import parse
 from vits_trainer.commands.synthesize import run
-from vits_trainer.config import SynthesizeConfig
+from vits_trainer.config_voices import SynthesizeConfig
 from vits_trainer.errors import ConfigError, DataError, ModelError, VitsTrainerError
 from vits_trainer.synthesis import Voice
 

@@ -1,0 +1,177 @@
+"""What the commands are told that use, judge and correct a voice: as in ``config``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vits_trainer.config import SCORES, SPEECH_FORMATS, TRACKERS, Precision, listed, require
+
+
+@dataclass(frozen=True)
+class FeedbackConfig:
+    """Learn users' corrections of a voice, NAME.wav with NAME.txt in a folder, beside clips that it knows. The new
+    voice takes the old one's place only if the corrections improved and the rest did not worsen."""
+
+    feedback_dir: str = "training/feedback"
+    """The corrections: NAME.wav (or flac, mp3, ogg), how it should sound, with NAME.txt, its text."""
+    model_dir: str = "training/final_model"
+    """The voice that is served. A better one takes its place; those before are kept in <model_dir>_versions."""
+    output_dir: str = "training/feedback_model"
+    """Where the new voice goes first. What training it leaves behind, with verdict.json, goes to the folder of this
+    name with _work behind it; a voice that is refused, too."""
+    data_dir: str | None = None
+    """The prepared folder that the voice was trained on, to replay clips from and to see by its held-out clips what was
+    forgotten (null = the folder around feedback_dir, where it is a prepared one)."""
+    base_model: str = "facebook/mms-tts-kmr-script_latin"
+    """The voice to start from where model_dir holds none."""
+    batch_size: int = 2
+    """Corrections in an update, for each process."""
+    learning_rate: float = 1e-5
+    """AdamW's learning rate: low, as few clips must not change the rest of the voice."""
+    epochs: int = 5
+    """Passes over the corrections."""
+    replay_fraction: float = 0.5
+    """This part of what is learnt from are clips that the voice knows, so that it does not forget them (0 = none)."""
+    max_regression: float = 0.02
+    """The new voice is refused if the mel loss of the held-out clips rises by more than this part."""
+    rollback: bool = False
+    """Put the version before back into its place, and do nothing else. It forgets what was learnt since."""
+    keep_versions: int = 5
+    """How many of the voices served before are kept (0 = all)."""
+    validation_fraction: float = 0.05
+    """As in training: which clips of data_dir are held out depends on it."""
+    validation_max_clips: int = 64
+    """As in training."""
+    precision: Precision = "auto"
+    """fp32, bf16, fp16, or auto: bf16 on GPUs that have it, else fp32. The old --fp16 means fp16."""
+    seed: int = 1234
+    """Seed of everything random; which clips of data_dir are held out depends on it, as in training."""
+    run_name: str | None = None
+    """Name of the run (null = train_vits- and the start time)."""
+    report_to: str = "wandb"
+    """Where metrics go beside metrics.jsonl, separated by commas: wandb, tensorboard, trackio; or none."""
+    wandb_project: str = "vits_trainer"
+    """Weights & Biases project. Without an API key the run is kept offline, to be synced later."""
+    wandb_entity: str | None = None
+    """Weights & Biases team or user (null = your default)."""
+    wandb_tags: tuple[str, ...] = ()
+    """Weights & Biases tags, as [a, b]."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs"):
+            require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: give 1 or more.")
+        require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: give a number above 0, such as 1e-5.")
+        require(
+            0 <= self.replay_fraction <= 0.95,
+            f"--replay_fraction {self.replay_fraction}: give a number from 0 to 0.95.",
+        )
+        for name in ("max_regression", "keep_versions", "validation_max_clips", "seed"):
+            require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: give 0 or more.")
+        require(
+            0 <= self.validation_fraction < 1,
+            f"--validation_fraction {self.validation_fraction}: give a number from 0 to below 1.",
+        )
+        if self.report_to != "none":
+            listed("report_to", self.report_to, TRACKERS)
+
+
+@dataclass(frozen=True)
+class SynthesizeConfig:
+    """Let a voice say a text, of any length, into an audio file."""
+
+    model: str = "training/final_model"
+    """The voice: a local folder or a Hub name."""
+    text: str = ""
+    """What to say (without this and --text_file: standard input)."""
+    text_file: str | None = None
+    """A UTF-8 file of what to say."""
+    output: str = "speech.wav"
+    """The file to write, overwritten if it exists; its ending decides the format: .wav (16 bits), .flac, .mp3, .ogg."""
+    speaker: str | None = None
+    """Name or number of the speaker, for voices with several (null = the first)."""
+    speaking_rate: float | None = None
+    """2 speaks twice as fast, 0.5 at half speed (null = the voice's own)."""
+    noise_scale: float | None = None
+    """Variation of the sound; 0 has none (null = the voice's own, mostly 0.667)."""
+    noise_scale_duration: float | None = None
+    """Variation of the rhythm; 0 has none (null = the voice's own, mostly 0.8)."""
+    seed: int = 1234
+    """The same seed speaks the same samples on the same kind of device."""
+
+    def __post_init__(self) -> None:
+        require(
+            not self.text or self.text_file is None,
+            f"--text and --text_file {self.text_file} exclude one another: give one of them.",
+        )
+        require(
+            Path(self.output).suffix.lower() in SPEECH_FORMATS,
+            f"--output {self.output}: give a name that ends with {', '.join(SPEECH_FORMATS)}.",
+        )
+        require(
+            self.speaking_rate is None or 0.1 <= self.speaking_rate <= 10,
+            f"--speaking_rate {self.speaking_rate}: give a number from 0.1 to 10.",
+        )
+        for name in ("noise_scale", "noise_scale_duration"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value <= 10, f"--{name} {value}: give a number from 0 to 10.")
+        require(self.seed >= 0, f"--seed {self.seed}: give 0 or more.")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Judge voices by held-out clips: each says their texts, and that is compared with the recordings."""
+
+    models: str = "training/final_model"
+    """The voices, separated by commas: folders or Hub names; or folders of WAV files named as the clips (speech of
+    any other system). The first one is what the others are compared with."""
+    data_dir: str = "training"
+    """The prepared folder with the recordings."""
+    clips: Literal["held_out", "all"] = "held_out"
+    """held_out: those that train_vits holds out under the same seed and validation_fraction. all: every clip."""
+    max_clips: int = 64
+    """At most this many clips are judged (0 = all)."""
+    validation_fraction: float = 0.05
+    """As in training: which clips are held out depends on it."""
+    validation_max_clips: int = 64
+    """As in training."""
+    seed: int = 1234
+    """As in training; also of what the voices vary."""
+    scores: str = "mcd,f0,duration,cer"
+    """What to judge by: mcd (mel-cepstral distance), f0 (log F0 RMSE, voicing error), duration, cer (and wer), utmos
+    and similarity where their packages are installed (utmos-pytorch, resemblyzer)."""
+    asr: str = "pocketsphinx"
+    """What listens for cer: pocketsphinx (English, offline), or a speech recognition model of transformers."""
+    output_dir: str = "evaluation"
+    """Where scores.json goes, and what each voice said."""
+    report_to: Literal["none", "wandb"] = "none"
+    """wandb: the figures and the worst clips as a Weights & Biases run, too."""
+    wandb_project: str = "vits_trainer"
+    """Weights & Biases project. Without an API key the run is kept offline, to be synced later."""
+    wandb_entity: str | None = None
+    """Weights & Biases team or user (null = your default)."""
+
+    def __post_init__(self) -> None:
+        require(bool(listed("scores", self.scores, SCORES)), "--scores is empty: give some of " + ", ".join(SCORES))
+        require(bool(self.names), "--models is empty: give a voice.")
+        require(len(set(self.names)) == len(self.names), f"--models {self.models}: one comes twice.")
+        for name in ("max_clips", "validation_max_clips", "seed"):
+            require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: give 0 or more.")
+        require(
+            0 < self.validation_fraction < 1,
+            f"--validation_fraction {self.validation_fraction}: give a number between 0 and 1 (or --clips all).",
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the voices."""
+        return tuple(name.strip() for name in self.models.split(",") if name.strip())
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Make a voice of a checkpoint, as the end of a run does: vits-trainer export CHECKPOINT."""
+
+    checkpoint: str
+    """The checkpoint-<update> folder."""
+    output_dir: str | None = None
+    """Where the voice goes (null = exported/checkpoint-<update>, beside the folder of the checkpoints)."""
