@@ -15,7 +15,7 @@ from vits_trainer.config import (
     SynthesizeConfig,
     TrainConfig,
 )
-from vits_trainer.config_tools import BenchmarkConfig, CheckConfig, DemoConfig
+from vits_trainer.config_tools import BenchmarkConfig, CheckConfig, DemoConfig, ReportConfig
 from vits_trainer.errors import ConfigError, InstallationError, VitsTrainerError
 
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "train_feedback": (FeedbackConfig, "learn users' corrections of a voice"),
     "export": (ExportConfig, "make a voice of a checkpoint"),
     "synthesize": (SynthesizeConfig, "let a voice say a text into an audio file"),
+    "report": (ReportConfig, "one HTML page of a run: curves, samples to play, errors, settings"),
     "demo": (DemoConfig, "see it work in minutes, on a built-in corpus"),
     "check": (CheckConfig, "prove on this machine that training works"),
     "benchmark": (BenchmarkConfig, "measure what an update, the alignment search and the data take here"),

@@ -6,7 +6,7 @@ and never written back here.
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -367,7 +367,7 @@ class FeedbackConfig:
 class ExportConfig:
     """Make a voice of a checkpoint, as the end of a run does: vits-trainer export CHECKPOINT."""
 
-    checkpoint: str
+    checkpoint: str = field(metadata={"example": "training/checkpoints/checkpoint-500"})
     """The checkpoint-<update> folder."""
     output_dir: str | None = None
     """Where the voice goes (null = exported/checkpoint-<update>, beside the folder of the checkpoints)."""

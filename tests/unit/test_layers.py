@@ -14,8 +14,8 @@ PACKAGE = Path(vits_trainer.__file__).parent
 # From the ground up. A file imports only from rows above its own.
 ROWS = (
     "errors privacy alignment_gpu",
-    "config audio alignment losses durations encoders metrics text recordings order files accounts interruption",
-    "config_tools pictures cli corpus tables ledger data generator discriminator conversion optim runtime",
+    "config audio alignment losses durations encoders metrics text recordings order files accounts interruption charts",
+    "config_tools pictures cli corpus tables ledger data generator discriminator conversion optim runtime report",
     "sources models objective meter synthesis compilation",
     "preparation tracking checkpoint turns",
     "golden evaluation proofs resumption replay benchmark suites",
