@@ -34,8 +34,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Data": ("data",),
 }
 """Panels by the first part of the metrics' names; any other part makes a section of its own."""
-FIRST_PANELS = ("mel", "mel_from_text")
-"""Of a section: what tells most."""
+LOSSES = ("mel", "mel_from_text", "kl", "duration", "adversarial", "feature_matching", "total")
+"""What tells most comes first."""
 UNITS = {
     "mel": "nats",
     "mel_from_text": "nats",
@@ -320,9 +320,9 @@ def sections(curves: Mapping[str, Curve], last_update: float) -> dict[str, tuple
 def _rank(name: str) -> tuple[int, int, str]:
     group, _, rest = name.partition("/")
     order = [part for parts in SECTIONS.values() for part in parts]
-    place = FIRST_PANELS.index(rest) if rest in FIRST_PANELS else len(FIRST_PANELS)
+    place = LOSSES.index(rest) if rest in LOSSES else len(LOSSES)
     is_loss = group in SECTIONS["Losses"]
-    return 0 if is_loss else order.index(group) if group in order else len(order), place, name
+    return 0 if is_loss else order.index(group) if group in order else len(order), is_loss * place, name
 
 
 def _panel(name: str, curves: Mapping[str, Curve], last_update: float) -> Panel:
@@ -334,7 +334,7 @@ def _panel(name: str, curves: Mapping[str, Curve], last_update: float) -> Panel:
     elif group == "generator" and f"validation/{rest}" in curves:
         marks.append(Mark("validation", curves[f"validation/{rest}"], "dots"))
     if rest in ("mel", "mel_from_text") and BASELINE in curves:
-        marks.append(Mark("best constant frame", curves[BASELINE], "rule"))
+        marks.append(Mark("constant frame", curves[BASELINE], "rule"))
     svg = panel(name, UNITS.get(rest, ""), marks, last_update, may_be_log=group != "data")
     return Panel(name, svg, [(mark.style, mark.label, figure(mark.curve.values[-1])) for mark in marks])
 
@@ -397,7 +397,9 @@ def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
         return [(prefix, figure(values) if math.isfinite(values) and abs(values) >= 1e-4 else f"{values:g}")]
     if isinstance(values, (list, dict)):
         return [(prefix, json.dumps(values, ensure_ascii=False))]
-    return [(prefix, {None: "null", True: "true", False: "false"}.get(values) or str(values))]
+    if values is None or isinstance(values, bool):
+        return [(prefix, json.dumps(values))]
+    return [(prefix, str(values))]
 
 
 def render(run: Run) -> str:

@@ -19,6 +19,8 @@ def run(config: ReportConfig) -> int:
     found = read_run(run_dir)
     page = render(found)
     output = Path(config.output) if config.output else run_dir / "report.html"
+    if output.is_dir():
+        raise ConfigError(f"--output {output}: cannot be written, as it is a folder. Name a file.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, page)
