@@ -98,17 +98,17 @@ def figure(value: float) -> str:
     """A number for people: four significant digits, whole ones with separators."""
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def tick_label(value: float) -> str:
     """Short: ``1.5k`` for 1500, ``4.95e-4`` for 0.000495."""
+    if value and not 1e-3 <= abs(value) < 1e12:
+        digits, power = f"{value:.3e}".split("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
-    if 0 < abs(value) < 1e-3:
-        digits, power = f"{value:.3e}".split("e")
-        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
     return f"{value:.4g}"
 
 

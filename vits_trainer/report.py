@@ -192,9 +192,9 @@ class _Reader:
 
 
 def number(value: Any) -> float | None:
-    """``value`` if it is a finite number."""
+    """``value`` if it is a finite number, of a size that can be drawn."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    return float(value) if is_number and -1e300 < value < 1e300 else None
 
 
 def read_run(run_dir: Path) -> Run:
@@ -276,7 +276,8 @@ def _sentences(reader: _Reader) -> list[Sentence]:
     shown = [folders[0], *folders[1:][-1:]]
     last = shown[-1][1]
     texts = reader.structure(last / "texts.json", [], "")
-    numbers = sorted({int(path.name.split("_")[0]) for path in last.glob("[0-9]*_*") if path.name[0].isdecimal()})
+    names = [path.name.partition("_")[0] for path in last.glob("*_*")]
+    numbers = sorted({int(name) for name in names if name.isdecimal()})
     return [
         Sentence(
             text=str(texts[n]) if n < len(texts) else f"sentence {n + 1}",

@@ -127,7 +127,10 @@ def test_ticks_are_round_numbers(found: list[float], expected: list[float]) -> N
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(0, "0"), (12_345_678, "12,345,678"), (1234.5, "1,234"), (0.123456, "0.1235"), (1e-5, "1e-05"), (-2.5, "-2.5")],
+    [
+        (0, "0"), (12_345_678, "12,345,678"), (1234.5, "1,234"), (0.123456, "0.1235"),
+        (1e-5, "1e-05"), (-2.5, "-2.5"), (1e37, "1e+37"),
+    ],
 )
 def test_figure_is_readable(value: float, words: str) -> None:
     assert figure(value) == words
@@ -137,7 +140,7 @@ def test_figure_is_readable(value: float, words: str) -> None:
     ("value", "words"),
     [
         (0, "0"), (1500, "1.5k"), (2e6, "2M"), (3e9, "3G"),
-        (0.000495, "4.95e-4"), (1e-5, "1e-5"), (0.25, "0.25"), (1e-100, "1e-100"),
+        (0.000495, "4.95e-4"), (1e-5, "1e-5"), (0.25, "0.25"), (1e-100, "1e-100"), (-5e36, "-5e36"),
     ],
 )
 def test_tick_label_is_short(value: float, words: str) -> None:
