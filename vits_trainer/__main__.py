@@ -9,7 +9,7 @@ from typing import Any
 from vits_trainer import __version__
 from vits_trainer.cli import parse, unknown_word
 from vits_trainer.config import PrepareConfig, TrainConfig
-from vits_trainer.config_tools import BenchmarkConfig, CheckConfig, DemoConfig
+from vits_trainer.config_tools import BenchmarkConfig, CheckConfig, DemoConfig, ReportConfig
 from vits_trainer.config_voices import EvaluateConfig, ExportConfig, FeedbackConfig, SynthesizeConfig
 from vits_trainer.errors import ConfigError, InstallationError, VitsTrainerError
 
@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "export": (ExportConfig, "make a voice of a checkpoint"),
     "synthesize": (SynthesizeConfig, "let a voice say a text into an audio file"),
     "evaluate": (EvaluateConfig, "judge voices by held-out clips, side by side"),
+    "report": (ReportConfig, "one HTML page of a run: curves, samples to play, errors, settings"),
     "demo": (DemoConfig, "see it work in minutes, on a built-in corpus"),
     "check": (CheckConfig, "prove on this machine that training works"),
     "benchmark": (BenchmarkConfig, "measure what an update, the alignment search and the data take here"),

@@ -88,7 +88,8 @@ def _name_first_word(argv: list[str], fields: dict[str, Any]) -> list[str]:
     if argv and not argv[0].startswith("-"):
         return [f"--{required[0]}", *argv]
     if not {f"--{required[0]}", "--help", "-h"} & {word.partition("=")[0] for word in argv}:
-        raise ConfigError(f"give the {required[0]} first, such as training/checkpoints/checkpoint-500.")
+        example = fields[required[0]].metadata.get("example", required[0].upper())
+        raise ConfigError(f"give the {required[0]} first, such as {example}.")
     return argv
 
 

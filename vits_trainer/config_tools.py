@@ -1,6 +1,6 @@
 """What the commands are told that show, prove and measure: as in ``config``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from vits_trainer.config import Precision, require
@@ -19,6 +19,16 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         require(self.updates >= 1, f"--updates {self.updates}: give 1 or more.")
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Make one HTML page of a run, to be sent to anybody: vits-trainer report RUN_DIR."""
+
+    run_dir: str = field(metadata={"example": "training/runs/demo"})
+    """The folder runs/<run_name>."""
+    output: str | None = None
+    """The page to write, overwritten if it exists (null = report.html in the run's folder)."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What the commands are told that use, judge and correct a voice: as in ``config``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -171,7 +171,7 @@ class EvaluateConfig:
 class ExportConfig:
     """Make a voice of a checkpoint, as the end of a run does: vits-trainer export CHECKPOINT."""
 
-    checkpoint: str
+    checkpoint: str = field(metadata={"example": "training/checkpoints/checkpoint-500"})
     """The checkpoint-<update> folder."""
     output_dir: str | None = None
     """Where the voice goes (null = exported/checkpoint-<update>, beside the folder of the checkpoints)."""

@@ -14,9 +14,10 @@ PACKAGE = Path(vits_trainer.__file__).parent
 # From the ground up. A file imports only from rows above its own.
 ROWS = (
     "errors privacy alignment_gpu",
-    "config audio alignment losses durations encoders metrics text recordings order files accounts interruption stall",
+    "config audio alignment losses durations encoders metrics text recordings order files accounts charts",
+    "interruption stall",
     "config_tools config_voices scores versions pictures cli corpus tables ledger data",
-    "generator discriminator conversion optim runtime",
+    "generator discriminator conversion optim runtime report",
     "sources models objective meter compilation",
     "preparation tracking checkpoint turns synthesis",
     "golden evaluation judging selection proofs resumption replay benchmark suites",
