@@ -15,13 +15,14 @@ from vits_trainer.config import (
     SynthesizeConfig,
     TrainConfig,
 )
-from vits_trainer.config_tools import BenchmarkConfig, CheckConfig, DemoConfig
+from vits_trainer.config_tools import BenchmarkConfig, CheckConfig, DemoConfig, FeedbackAppConfig
 from vits_trainer.errors import ConfigError, InstallationError, VitsTrainerError
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "prepare_data": (PrepareConfig, "recordings and texts into a folder that train_vits reads"),
     "train_vits": (TrainConfig, "train or fine-tune a voice"),
     "train_feedback": (FeedbackConfig, "learn users' corrections of a voice"),
+    "feedback_app": (FeedbackAppConfig, "correct a voice in the browser, and let it learn"),
     "export": (ExportConfig, "make a voice of a checkpoint"),
     "synthesize": (SynthesizeConfig, "let a voice say a text into an audio file"),
     "demo": (DemoConfig, "see it work in minutes, on a built-in corpus"),

@@ -1,5 +1,6 @@
 """What the commands are told that show, prove and measure: as in ``config``."""
 
+import ipaddress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,3 +80,65 @@ class BenchmarkConfig:
             self.tokens <= frames,
             f"--tokens {self.tokens}: a clip of {self.clip_s:g} s has {frames} frames, and each token needs one.",
         )
+
+
+@dataclass(frozen=True)
+class FeedbackAppConfig:
+    """Correct a voice in the browser: hear it, record how it should be, and let it learn.
+
+    A password, which the user "voice" gives, comes from --password_file or the environment variable
+    VITS_TRAINER_PASSWORD.
+    """
+
+    feedback_dir: str = "training/feedback"
+    """Where the corrections go, as NAME.wav with NAME.txt; marks go to marks.jsonl in it."""
+    model_dir: str = "training/final_model"
+    """The voice that speaks; learning replaces it once the new one has proved itself."""
+    output_dir: str = "training/feedback_model"
+    """Where learning works, as train_feedback's --output_dir."""
+    data_dir: str | None = None
+    """The prepared folder that the voice was trained on, for train_feedback (null = without)."""
+    epochs: int | None = None
+    """Passes over the corrections (null = train_feedback's own)."""
+    learning_rate: float | None = None
+    """AdamW's learning rate (null = train_feedback's own)."""
+    host: str = "127.0.0.1"
+    """Address to listen at: this machine alone, unless you name another (0.0.0.0 = all), which needs a password."""
+    port: int = 7860
+    """Port to listen at."""
+    password_file: str | None = None
+    """A file whose first line is the password (null = VITS_TRAINER_PASSWORD, or none)."""
+    max_clip_s: float = 30.0
+    """Longest recording, in seconds."""
+    max_upload_mb: float = 20.0
+    """Largest file, in MiB."""
+    max_corrections_per_hour: int = 60
+    """Corrections that one client may save in an hour; all together may save four times as many."""
+    max_text_characters: int = 400
+    """Longest text."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_corrections_per_hour", "max_text_characters"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name} {value}: give 1 or more.")
+        require(
+            self.learning_rate is None or self.learning_rate > 0,
+            f"--learning_rate {self.learning_rate}: give a number above 0, such as 1e-5.",
+        )
+        require(1 <= self.port <= 65535, f"--port {self.port}: give 1 to 65535.")
+        require(
+            0.1 < self.max_clip_s <= 60, f"--max_clip_s {self.max_clip_s:g}: give more than 0.1, at most 60 seconds."
+        )
+        require(
+            0 < self.max_upload_mb <= 256, f"--max_upload_mb {self.max_upload_mb:g}: give more than 0, at most 256."
+        )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether ``host`` can be reached from this machine alone."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
