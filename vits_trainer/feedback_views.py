@@ -162,6 +162,7 @@ STYLE = """
 .section button.lg { min-height: 2.9rem; }
 button.primary { background: #1d4ed8 !important; color: #fff !important; }
 button.primary:hover { background: #1e40af !important; }
+button.stop { background: #b91c1c !important; color: #fff !important; }
 button:disabled { opacity: 0.55; cursor: not-allowed; }
 figure { margin: 0; }
 figure img { display: block; width: 100%; height: auto; border-radius: 8px; background: #fff; }

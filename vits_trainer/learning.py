@@ -1,5 +1,6 @@
 """``train_feedback`` as a process of its own: its progress, its end, and the verdict it leaves. No torch, no gradio."""
 
+import contextlib
 import json
 import logging
 import os
@@ -157,7 +158,8 @@ class Learner:
         reader.join(patience_s)
         if reader.is_alive():
             logger.warning("learning has not stopped within %.0f s: killed", patience_s)
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its workers, too: they hold the pipe open
             reader.join(patience_s)
 
     def progress(self) -> Progress:
