@@ -177,9 +177,10 @@ figure audio { display: block; width: 100%; min-width: 0; margin-bottom: 0.5rem;
 #recording .source-selection button.selected { border-color: #1d4ed8; box-shadow: inset 0 0 0 1px #1d4ed8; }
 #recording .source-selection svg { width: 1.2rem; height: 1.2rem; flex: none; }
 #recording .source-selection button[aria-label="Upload file"]::after { content: "Upload a file"; }
-#recording .source-selection button[aria-label="Record audio"]::after { content: "Record"; }
+#recording .source-selection button[aria-label="Record audio"]::after { content: "Microphone"; }
 #recording :is(.record-button, .stop-button, .stop-button-paused, .pause-button, .resume-button, .mic-select) {
   min-height: 2.5rem; }
+#recording .upload-container { height: 9.5rem !important; min-height: 0 !important; }
 #recording .icon-button { min-width: 2rem; min-height: 2rem; }
 .notice { border-left: 4px solid; border-radius: 6px; padding: 0.55rem 0.75rem; margin: 0; overflow-wrap: anywhere;
   color: #111827 !important; }
@@ -188,8 +189,9 @@ figure audio { display: block; width: 100%; min-width: 0; margin-bottom: 0.5rem;
 .notice.warn { border-color: #b45309; background: #fef3c7; }
 .notice.bad { border-color: #b91c1c; background: #fee2e2; }
 .notice table { margin: 0.5rem 0; border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
-.notice :is(th, td) { text-align: left; padding: 0.2rem 0.6rem 0.2rem 0; font-weight: 500; border: 0 !important;
-  background: none; }
+.notice :is(table, thead, tbody, tr, th, td) { border: 0 !important; background: none !important; }
+.notice :is(th, td) { text-align: left; padding: 0.2rem 0.6rem 0.2rem 0; font-weight: 500; }
+.notice tbody tr { border-top: 1px solid rgb(0 0 0 / 15%) !important; }
 .wanted { font-size: 1.15rem; margin: 0; overflow-wrap: anywhere; }
 ul.saved { list-style: none; margin: 0.5rem 0 0; padding: 0; max-height: 32rem; overflow-y: auto; }
 ul.saved li { border-top: 1px solid var(--border-color-primary); padding: 0.7rem 0.2rem; margin: 0; }
@@ -202,7 +204,7 @@ button.delete { border: 1px solid #b91c1c; color: #b91c1c; background: transpare
 button.delete:hover { background: #b91c1c; color: #fff; }
 .dark button.delete { color: #fca5a5; border-color: #fca5a5; }
 .progress { display: flex; justify-content: space-between; margin: 0 0 0.3rem; font-variant-numeric: tabular-nums; }
-progress { appearance: none; display: block; width: 100%; height: 0.8rem; border: 0; border-radius: 0.4rem;
+progress { appearance: none; display: block; width: 100%; height: 0.8rem; margin-bottom: 0.6rem; border: 0; border-radius: 0.4rem;
   overflow: hidden; background: #d4d4d8; color: #1d4ed8; }
 progress::-webkit-progress-bar { background: #d4d4d8; }
 progress::-webkit-progress-value { background: #1d4ed8; transition: width 0.4s; }

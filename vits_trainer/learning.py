@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import signal
-import subprocess  # nosec B404 - starts this package's own command, from a list of words, without a shell
+import subprocess  # nosec B404
 import sys
 import threading
 import time
@@ -23,7 +23,7 @@ from vits_trainer.errors import DataError
 logger = logging.getLogger(__name__)
 
 SHOWN_LINES = 15
-PASSWORD_VARIABLE = "VITS_TRAINER_PASSWORD"  # noqa: S105  # nosec B105 - the variable's name
+PASSWORD_VARIABLE = "VITS_TRAINER_PASSWORD"  # noqa: S105 - the variable's name  # nosec B105
 _UPDATE = re.compile(r"\bupdate (\d+)/(\d+)\b")
 _LONGEST_LINE = 500
 _MAX_VERDICT_BYTES = 2**20
@@ -125,7 +125,7 @@ class Learner:
             environment = {name: value for name, value in os.environ.items() if name != PASSWORD_VARIABLE}
             try:
                 self.verdict_file.unlink(missing_ok=True)
-                self._process = subprocess.Popen(  # noqa: S603  # nosec B603 - our own command, as a list of words
+                self._process = subprocess.Popen(  # noqa: S603 - our own command, no shell  # nosec B603
                     self.command,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
@@ -172,7 +172,7 @@ class Learner:
             return Progress(stage, tuple(self._lines), self._update, self._total_updates, elapsed_s)
 
     def _follow(self, process: "subprocess.Popen[str]") -> None:
-        assert process.stdout is not None  # noqa: S101  # nosec B101 - a pipe was asked for
+        assert process.stdout is not None  # noqa: S101 - a pipe was asked for  # nosec B101
         with process.stdout:
             for line in process.stdout:
                 self._take(" ".join(line.split())[:_LONGEST_LINE])

@@ -42,6 +42,8 @@ CHROMIUM_FLAGS = [
     "--no-first-run",
     "--disable-sync",
     "--disable-component-update",
+    "--use-fake-ui-for-media-stream",  # a microphone that hears beeps
+    "--use-fake-device-for-media-stream",
 ]
 HAS_GRADIO = importlib.util.find_spec("gradio") is not None
 HAS_BROWSER = CHROMIUM.exists() and importlib.util.find_spec("playwright") is not None
@@ -175,7 +177,7 @@ def unlabelled(page: Any) -> list[str]:
 def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
     correction = voice(1.5, 16000, 200)
     feedback = tmp_path / "feedback"
-    limits = {"max_clip_s": 3, "max_upload_mb": 0.125, "max_corrections_per_hour": 1, "epochs": 1}
+    limits = {"max_clip_s": 3, "max_upload_mb": 0.5, "max_corrections_per_hour": 2, "epochs": 1}
     with app(tmp_path, model, **limits) as address:
         # By keyboard alone: type, hear, mark as wrong, and come to the upload.
         page.goto(address)
@@ -217,12 +219,25 @@ def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
         assert seconds_of(page, "ul.saved audio") == pytest.approx(1.5)
 
         page.click("#wrong")
+        page.click("#recording [aria-label='Record audio']")
+        page.click("#recording .record-button")
+        page.wait_for_timeout(1200)
+        page.click("#recording .stop-button:visible")
+        page.wait_for_selector("#correct figure img")
+        page.click("#save")
+        page.wait_for_selector("ul.saved li:nth-child(2)")
+        (recorded,) = set(feedback.glob("*.wav")) - {wav}
+        with wave.open(str(recorded)) as written:
+            assert written.getparams()[:3] == (1, 2, 16000)
+            assert 0.5 < written.getnframes() / 16000 < 3
+
+        page.click("#wrong")
         page.click("#recording [aria-label='Upload file']")
         upload(page, encode(correction, 16000))
         page.wait_for_selector("#correct figure img")
         page.click("#save")
         page.wait_for_selector("#correct-notice >> text=Too many corrections")
-        assert len(list(feedback.glob("*.wav"))) == 1
+        assert len(list(feedback.glob("*.wav"))) == 2
 
         page.click("#learn")
         page.wait_for_selector("#learning progress[max]", timeout=120_000)
@@ -236,15 +251,16 @@ def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
         assert unlabelled(page) == []
 
         page.once("dialog", lambda asked: asked.dismiss())
-        page.click("ul.saved button.delete")
+        page.click(f"ul.saved [data-name='{wav.stem}']")
         assert wav.exists()
-        page.once("dialog", lambda asked: asked.accept())
-        page.click("ul.saved button.delete")
-        page.wait_for_selector("text=0 corrections saved here.")
+        for name, left in ((wav.stem, "1 correction saved here."), (recorded.stem, "0 corrections saved here.")):
+            page.once("dialog", lambda asked: asked.accept())
+            page.click(f"ul.saved [data-name='{name}']")
+            page.wait_for_selector(f"text={left}")
         assert {path.name for path in feedback.iterdir()} == {"marks.jsonl", ".in_use"}
         assert page.errors == []
 
-        too_large = encode(voice(4.5, 16000), 16000)  # Gradio refuses it before we see it
+        too_large = encode(voice(20.0, 16000), 16000)  # Gradio refuses it before we see it
         page.click("#recording [aria-label='Clear']")
         upload(page, too_large)
         page.wait_for_selector("text=/(exceed|too large)/i")
