@@ -1,10 +1,17 @@
 """What the commands are told that show, prove and measure: as in ``config``."""
 
 import ipaddress
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from vits_trainer.config import Precision, require
+from vits_trainer.errors import ConfigError
+
+PASSWORD_VARIABLE = "VITS_TRAINER_PASSWORD"  # noqa: S105 - the variable's name  # nosec B105
+SHORTEST_PASSWORD = 8
+"""Characters."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +143,36 @@ class FeedbackAppConfig:
     @property
     def is_loopback(self) -> bool:
         """Whether ``host`` can be reached from this machine alone."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
+
+    def password(self) -> str | None:
+        """What visitors must give; None where they need none.
+
+        Raises:
+            ConfigError: there is none although others can reach ``host``, it is short, or its file cannot be read.
+        """
+        words = os.environ.get(PASSWORD_VARIABLE)
+        if self.password_file is not None:
+            try:
+                words = Path(self.password_file).read_text(encoding="utf-8").partition("\n")[0].strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"--password_file {self.password_file} cannot be read ({error}).") from error
+        require(
+            self.is_loopback or words is not None,
+            f"--host {self.host} can be reached by others: give --password_file or set {PASSWORD_VARIABLE}.",
+        )
+        require(
+            words is None or len(words) >= SHORTEST_PASSWORD,
+            f"The password is too short: give {SHORTEST_PASSWORD} characters or more.",
+        )
+        return words
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is that of this machine, which no other one can reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

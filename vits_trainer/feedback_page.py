@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import gradio as gr
 import soundfile as sf
 from starlette.middleware import Middleware
 
 from vits_trainer import feedback_views as views
-from vits_trainer.config_tools import FeedbackAppConfig
+from vits_trainer.config_tools import FeedbackAppConfig, is_loopback
 from vits_trainer.corrections import MARKS_FILE, Corrections, Mark, normalised_text
 from vits_trainer.errors import ConfigError, DataError, VitsTrainerError
 from vits_trainer.learning import AT_WORK, Learner, Stage
@@ -317,8 +318,10 @@ class FeedbackPage:
 class NothingFromOutside:
     """ASGI: a policy by which browsers send nothing elsewhere; Gradio's own fetching of other addresses is refused."""
 
-    def __init__(self, app: Callable[[_Scope, _Receive, _Send], Awaitable[None]]) -> None:
+    def __init__(self, app: Callable[[_Scope, _Receive, _Send], Awaitable[None]], local_only: bool) -> None:
+        """``local_only``: where there is no password, other sites in the user's browser must not use the page."""
         self.app = app
+        self.local_only = local_only
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Passes a request on, or answers it with 403."""
@@ -326,7 +329,7 @@ class NothingFromOutside:
             await self.app(scope, receive, send)
             return
         path = str(scope["path"])
-        if "/proxy=" in path or re.search(r"/file=\s*\w+:/", path):
+        if "/proxy=" in path or re.search(r"/file=\s*\w+:/", path) or (self.local_only and _is_foreign(scope)):
             await send({"type": "http.response.start", "status": 403, "headers": []})
             await send({"type": "http.response.body", "body": b""})
             return
@@ -338,6 +341,17 @@ class NothingFromOutside:
             await send(message)
 
         await self.app(scope, receive, send_with_policy)
+
+
+def _is_foreign(scope: _Scope) -> bool:
+    """Whether another site asks: under a name that it has made lead to this machine, or from its own pages."""
+    headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    host, origin = headers.get(b"host", ""), headers.get(b"origin")
+    try:
+        known = is_loopback(urlsplit(f"//{host}").hostname or "")
+        return not known or (origin is not None and urlsplit(origin).netloc != host)
+    except ValueError:
+        return True
 
 
 def serve(page: Any, config: FeedbackAppConfig, password: str | None) -> int:
@@ -361,7 +375,7 @@ def serve(page: Any, config: FeedbackAppConfig, password: str | None) -> int:
             blocked_paths=[str(feedback / MARKS_FILE)],
             theme=gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"], primary_hue="blue"),
             css=views.STYLE,
-            app_kwargs={"middleware": [Middleware(NothingFromOutside)]},
+            app_kwargs={"middleware": [Middleware(NothingFromOutside, local_only=password is None)]},
             prevent_thread_lock=True,
             share=False,
             quiet=True,

@@ -204,8 +204,8 @@ button.delete { border: 1px solid #b91c1c; color: #b91c1c; background: transpare
 button.delete:hover { background: #b91c1c; color: #fff; }
 .dark button.delete { color: #fca5a5; border-color: #fca5a5; }
 .progress { display: flex; justify-content: space-between; margin: 0 0 0.3rem; font-variant-numeric: tabular-nums; }
-progress { appearance: none; display: block; width: 100%; height: 0.8rem; margin-bottom: 0.6rem; border: 0; border-radius: 0.4rem;
-  overflow: hidden; background: #d4d4d8; color: #1d4ed8; }
+progress { appearance: none; display: block; width: 100%; height: 0.8rem; margin-bottom: 0.6rem; border: 0;
+  border-radius: 0.4rem; overflow: hidden; background: #d4d4d8; color: #1d4ed8; }
 progress::-webkit-progress-bar { background: #d4d4d8; }
 progress::-webkit-progress-value { background: #1d4ed8; transition: width 0.4s; }
 progress::-moz-progress-bar { background: #1d4ed8; }

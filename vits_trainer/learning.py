@@ -17,13 +17,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from vits_trainer.config_tools import FeedbackAppConfig
+from vits_trainer.config_tools import PASSWORD_VARIABLE, FeedbackAppConfig
 from vits_trainer.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 SHOWN_LINES = 15
-PASSWORD_VARIABLE = "VITS_TRAINER_PASSWORD"  # noqa: S105 - the variable's name  # nosec B105
 _UPDATE = re.compile(r"\bupdate (\d+)/(\d+)\b")
 _LONGEST_LINE = 500
 _MAX_VERDICT_BYTES = 2**20

@@ -51,6 +51,7 @@ class ServedVoice:
         if not all((self.folder / name).is_file() for name in (_WEIGHTS, _CONFIG)):
             raise ConfigError(f"--model_dir {model_dir} holds no voice: give a folder that train_vits wrote.")
         self._lock = threading.Lock()
+        self._unusable: tuple[tuple[int, int, int], ...] | None = None
         self._load()
 
     @property
@@ -99,14 +100,18 @@ class ServedVoice:
         return content.getvalue()
 
     def _refresh(self) -> bool:
-        if self._signature() in (None, self._loaded):  # None: it is being replaced just now
+        found = self._signature()
+        if found in (None, self._loaded, self._unusable):  # None: it is being replaced just now
             return False
+        self._unusable = found  # so that it is tried, and complained of, once
         self._load()
         return True
 
     def _load(self) -> None:
         signature = self._signature()
         voice = Voice(str(self.folder))
+        for weights in (*voice.model.parameters(), *voice.model.buffers()):
+            weights.data = weights.data.clone()  # out of the mapped file: who overwrites that would end this process
         self._model = sha256(self.folder / _WEIGHTS)
         self._voice, self._loaded = voice, signature
         logger.info("the voice in %s speaks: %s", self.folder, self._model[:12])

@@ -1,5 +1,6 @@
 """``feedback_app``: the page in a real browser, its password over HTTP, and its answers one by one."""
 
+import asyncio
 import contextlib
 import http.cookiejar
 import importlib.util
@@ -303,6 +304,40 @@ def test_password_and_policy_over_http(model: Path, tmp_path: Path) -> None:
         assert "default-src 'self'" in opener.open(address, timeout=30).headers["content-security-policy"]
 
 
+@needs_gradio
+@pytest.mark.parametrize(
+    ("headers", "path", "code"),
+    [
+        ({"host": "127.0.0.1:7860"}, "/", 200),
+        ({"host": "localhost:7860", "origin": "http://localhost:7860"}, "/", 200),
+        ({"host": "[::1]:7860"}, "/", 200),
+        ({"host": "rebound.example:7860"}, "/", 403),
+        ({"host": "127.0.0.1:7860", "origin": "http://evil.example"}, "/", 403),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:8000"}, "/", 403),
+        ({"host": "127.0.0.1:7860", "origin": "null"}, "/", 403),
+        ({"host": "[", "origin": "null"}, "/", 403),
+        ({}, "/", 403),
+        ({"host": "127.0.0.1:7860"}, "/gradio_api/file=https://example.org/x", 403),
+        ({"host": "127.0.0.1:7860"}, "/gradio_api/proxy=https://example.org/x", 403),
+    ],
+)
+def test_other_sites_do_not_use_the_page(headers: dict[str, str], path: str, code: int) -> None:
+    from vits_trainer.feedback_page import NothingFromOutside
+
+    sent: list[dict[str, Any]] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "path": path, "headers": encoded}
+    asyncio.run(NothingFromOutside(inner, local_only=True)(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == code
+
+
 # Answered with one line
 
 
@@ -427,6 +462,15 @@ def test_new_voice_speaks_once_the_folder_is_replaced(answers: Any, model: Path,
     after = answers.hear(TEXT, None)[answers.parts.heard].rendering
     assert after.model != before.model
     assert answers.voice.model[:12] in answers.watch()[answers.parts.banner]
+
+
+@needs_gradio
+def test_damaged_new_voice_is_said_once_and_the_old_one_speaks(answers: Any, model: Path) -> None:
+    before = answers.hear(TEXT, None)[answers.parts.heard].rendering
+    (model / "model.safetensors").write_bytes(b"damaged")
+    answer = answers._answering(answers.hear, answers.parts.heard_notice)
+    assert "no voice could be loaded" in answer(TEXT, None)[answers.parts.heard_notice]
+    assert answer(TEXT, None)[answers.parts.heard].rendering.model == before.model
 
 
 @needs_gradio

@@ -9,11 +9,8 @@ from pathlib import Path
 from vits_trainer.config import require
 from vits_trainer.config_tools import FeedbackAppConfig
 from vits_trainer.corrections import Corrections, Limits
-from vits_trainer.errors import ConfigError
-from vits_trainer.learning import PASSWORD_VARIABLE, Learner, train_feedback_command, verdict_file
+from vits_trainer.learning import Learner, train_feedback_command, verdict_file
 from vits_trainer.served import ServedVoice
-
-_SHORTEST_PASSWORD = 8
 
 
 def run(config: FeedbackAppConfig) -> int:
@@ -23,15 +20,9 @@ def run(config: FeedbackAppConfig) -> int:
         ConfigError: no password for a host that others reach, no gradio, no voice, or no free port.
         DataError: the folder of corrections cannot be used, or another feedback_app uses it.
     """
-    password = _password(config)
-    require(
-        config.is_loopback or password is not None,
-        f"--host {config.host} can be reached by others: give --password_file or set {PASSWORD_VARIABLE}.",
-    )
-    require(
-        importlib.util.find_spec("gradio") is not None,
-        "feedback_app needs gradio: pip install 'vits-trainer[app]'",
-    )
+    password = config.password()
+    found = importlib.util.find_spec("gradio") is not None
+    require(found, "feedback_app needs gradio: pip install 'vits-trainer[app]'")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("vits_trainer").setLevel(logging.INFO)
     limits = Limits(
@@ -53,18 +44,3 @@ def run(config: FeedbackAppConfig) -> int:
         finally:
             learner.close()
             corrections.close()
-
-
-def _password(config: FeedbackAppConfig) -> str | None:
-    words = os.environ.get(PASSWORD_VARIABLE)
-    if config.password_file is not None:
-        try:
-            words = Path(config.password_file).read_text(encoding="utf-8").partition("\n")[0].strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--password_file {config.password_file} cannot be read ({error}).") from error
-    if words is not None:
-        require(
-            len(words) >= _SHORTEST_PASSWORD,
-            f"The password is too short: give {_SHORTEST_PASSWORD} characters or more.",
-        )
-    return words
