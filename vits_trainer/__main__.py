@@ -10,13 +10,14 @@ from vits_trainer import __version__
 from vits_trainer.cli import parse, unknown_word
 from vits_trainer.config import PrepareConfig, TrainConfig
 from vits_trainer.config_tools import BenchmarkConfig, CheckConfig, DemoConfig, ReportConfig
-from vits_trainer.config_voices import EvaluateConfig, ExportConfig, FeedbackConfig, SynthesizeConfig
+from vits_trainer.config_voices import EvaluateConfig, ExportConfig, FeedbackAppConfig, FeedbackConfig, SynthesizeConfig
 from vits_trainer.errors import ConfigError, InstallationError, VitsTrainerError
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "prepare_data": (PrepareConfig, "recordings and texts into a folder that train_vits reads"),
     "train_vits": (TrainConfig, "train or fine-tune a voice"),
     "train_feedback": (FeedbackConfig, "learn users' corrections of a voice"),
+    "feedback_app": (FeedbackAppConfig, "correct a voice in the browser, and let it learn"),
     "export": (ExportConfig, "make a voice of a checkpoint"),
     "synthesize": (SynthesizeConfig, "let a voice say a text into an audio file"),
     "evaluate": (EvaluateConfig, "judge voices by held-out clips, side by side"),

@@ -1,10 +1,17 @@
 """What the commands are told that use, judge and correct a voice: as in ``config``."""
 
+import ipaddress
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from vits_trainer.config import SCORES, SPEECH_FORMATS, TRACKERS, Precision, listed, require
+from vits_trainer.errors import ConfigError
+
+PASSWORD_VARIABLE = "VITS_TRAINER_PASSWORD"  # noqa: S105 - the variable's name  # nosec B105
+SHORTEST_PASSWORD = 8
+"""Characters."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,95 @@ class FeedbackConfig:
         )
         if self.report_to != "none":
             listed("report_to", self.report_to, TRACKERS)
+
+
+@dataclass(frozen=True)
+class FeedbackAppConfig:
+    """Correct a voice in the browser: hear it, record how it should be, and let it learn.
+
+    A password, which the user "voice" gives, comes from --password_file or the environment variable
+    VITS_TRAINER_PASSWORD.
+    """
+
+    feedback_dir: str = "training/feedback"
+    """Where the corrections go, as NAME.wav with NAME.txt; marks go to marks.jsonl in it."""
+    model_dir: str = "training/final_model"
+    """The voice that speaks; learning replaces it once the new one has proved itself."""
+    output_dir: str = "training/feedback_model"
+    """Where learning works, as train_feedback's --output_dir."""
+    data_dir: str | None = None
+    """The prepared folder that the voice was trained on, for train_feedback (null = without)."""
+    epochs: int | None = None
+    """Passes over the corrections (null = train_feedback's own)."""
+    learning_rate: float | None = None
+    """AdamW's learning rate (null = train_feedback's own)."""
+    host: str = "127.0.0.1"
+    """Address to listen at: this machine alone, unless you name another (0.0.0.0 = all), which needs a password."""
+    port: int = 7860
+    """Port to listen at."""
+    password_file: str | None = None
+    """A file whose first line is the password (null = VITS_TRAINER_PASSWORD, or none)."""
+    max_clip_s: float = 30.0
+    """Longest recording, in seconds."""
+    max_upload_mb: float = 20.0
+    """Largest file, in MiB."""
+    max_corrections_per_hour: int = 60
+    """Corrections that one client may save in an hour; all together may save four times as many."""
+    max_text_characters: int = 400
+    """Longest text."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_corrections_per_hour", "max_text_characters"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name} {value}: give 1 or more.")
+        require(
+            self.learning_rate is None or self.learning_rate > 0,
+            f"--learning_rate {self.learning_rate}: give a number above 0, such as 1e-5.",
+        )
+        require(1 <= self.port <= 65535, f"--port {self.port}: give 1 to 65535.")
+        require(
+            0.1 < self.max_clip_s <= 60, f"--max_clip_s {self.max_clip_s:g}: give more than 0.1, at most 60 seconds."
+        )
+        require(
+            0 < self.max_upload_mb <= 256, f"--max_upload_mb {self.max_upload_mb:g}: give more than 0, at most 256."
+        )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether ``host`` can be reached from this machine alone."""
+        return is_loopback(self.host)
+
+    def password(self) -> str | None:
+        """What visitors must give; None where they need none.
+
+        Raises:
+            ConfigError: there is none although others can reach ``host``, it is short, or its file cannot be read.
+        """
+        words = os.environ.get(PASSWORD_VARIABLE)
+        if self.password_file is not None:
+            try:
+                words = Path(self.password_file).read_text(encoding="utf-8").partition("\n")[0].strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"--password_file {self.password_file} cannot be read ({error}).") from error
+        require(
+            self.is_loopback or words is not None,
+            f"--host {self.host} can be reached by others: give --password_file or set {PASSWORD_VARIABLE}.",
+        )
+        require(
+            words is None or len(words) >= SHORTEST_PASSWORD,
+            f"The password is too short: give {SHORTEST_PASSWORD} characters or more.",
+        )
+        return words
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is that of this machine, which no other one can reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)

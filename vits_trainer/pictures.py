@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib
 import numpy as np
@@ -30,15 +31,18 @@ class Sample:
     tokens: list[str]
 
 
-def mel_picture(mels: Mapping[str, NDArray[np.float32]], hop_s: float, path: Path) -> None:
+def mel_picture(
+    mels: Mapping[str, NDArray[np.float32]], hop_s: float, path: Path | BinaryIO, width_inches: float = 9
+) -> None:
     """Log-mel spectrograms, (M, T) each, one below the other on one time and colour scale.
 
     Args:
         mels: by title.
         hop_s: seconds in a frame.
         path: the PNG to write.
+        width_inches: of the whole picture, which has 900 pixels across: fewer inches, larger letters.
     """
-    figure = Figure(figsize=(9, 2.2 * len(mels)), layout="constrained")
+    figure = Figure(figsize=(width_inches, 2.2 * len(mels)), layout="constrained")
     longest_s = max(mel.shape[1] for mel in mels.values()) * hop_s
     norm = Normalize(min(mel.min() for mel in mels.values()), max(mel.max() for mel in mels.values()))
     axes = figure.subplots(len(mels), 1, sharex=True, squeeze=False)[:, 0]
@@ -48,7 +52,7 @@ def mel_picture(mels: Mapping[str, NDArray[np.float32]], hop_s: float, path: Pat
         axis.set(title=title, ylabel="mel band", xlim=(0, longest_s))
     axes[-1].set_xlabel("seconds")
     figure.colorbar(ScalarMappable(norm, "magma"), ax=list(axes), label="natural log of magnitude")
-    _save(figure, path)
+    _save(figure, path, dpi=round(900 / width_inches))
 
 
 def alignment_picture(token_of_frame: NDArray[np.int64], tokens: Sequence[str], path: Path) -> None:
@@ -93,6 +97,7 @@ def loss_picture(
     _save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+def _save(figure: Figure, path: Path | BinaryIO, dpi: int = 100) -> None:
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi, format="png")

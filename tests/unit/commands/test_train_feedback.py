@@ -90,7 +90,7 @@ def test_voice_that_forgets_is_refused_and_the_served_one_untouched(
 ) -> None:
     before = hashes(served)
     feedback = corrections(tmp_path / "feedback", loudness=0.001)  # it learns to whisper
-    asked = {"data_dir": trained / "training", "replay_fraction": 0, "learning_rate": 5e-3, "epochs": 10}
+    asked = {"data_dir": trained / "training", "replay_fraction": 0, "epochs": 10, "max_regression": 0}
     assert main(flags(served, feedback, tmp_path / "new", **asked)) == 1
     told = capsys.readouterr().err.splitlines()[-1]
     assert "REFUSED" in told
