@@ -14,6 +14,7 @@ SHOWN_CORRECTIONS = 200
 
 _ENDED = {
     Stage.ACCEPTED: ("good", "The voice has learnt"),
+    Stage.NOTHING_NEW: ("good", "There was nothing new to learn"),
     Stage.REFUSED: ("warn", "The new voice was not taken; the old one goes on speaking"),
     Stage.CANCELLED: ("warn", "Stopped; the old voice goes on speaking"),
     Stage.MISTAKE: ("bad", "Learning could not begin"),

@@ -38,6 +38,8 @@ class Stage(StrEnum):
     """It was asked to stop, and saves."""
     ACCEPTED = "accepted"
     """The new voice is served."""
+    NOTHING_NEW = "nothing new"
+    """The voice had learnt every correction before."""
     REFUSED = "refused"
     """The new voice was measured and not taken."""
     CANCELLED = "cancelled"
@@ -221,11 +223,13 @@ def verdict_file(output_dir: str) -> Path:
 
 
 def outcome(exit_code: int, verdict: Verdict | None, stopping: bool) -> Stage:
-    """What an exit code means; the voice counts as accepted only where no verdict says otherwise."""
+    """What an exit code means: 0 without a verdict, that there was nothing to learn."""
     if exit_code in (-signal.SIGTERM, 128 + signal.SIGTERM) or (stopping and exit_code < 0):
         return Stage.CANCELLED
     if exit_code == 0:
-        return Stage.REFUSED if verdict and not verdict.accepted else Stage.ACCEPTED
+        if verdict is None:
+            return Stage.NOTHING_NEW
+        return Stage.ACCEPTED if verdict.accepted else Stage.REFUSED
     if exit_code == 2:  # a user's mistake, in every command
         return Stage.MISTAKE
     return Stage.REFUSED if exit_code == 1 and verdict and not verdict.accepted else Stage.FAILED

@@ -178,7 +178,8 @@ def unlabelled(page: Any) -> list[str]:
 def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
     correction = voice(1.5, 16000, 200)
     feedback = tmp_path / "feedback"
-    limits = {"max_clip_s": 3, "max_upload_mb": 0.5, "max_corrections_per_hour": 2, "epochs": 1}
+    limits = {"max_clip_s": 3, "max_upload_mb": 0.5, "max_corrections_per_hour": 2}
+    limits |= {"epochs": 20, "learning_rate": 5e-3}  # a voice of random noise
     with app(tmp_path, model, **limits) as address:
         # By keyboard alone: type, hear, mark as wrong, and come to the upload.
         page.goto(address)
@@ -243,7 +244,13 @@ def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
         page.click("#learn")
         page.wait_for_selector("#learning progress[max]", timeout=120_000)
         page.wait_for_selector("#learning .notice.good >> text=The voice has learnt", timeout=120_000)
-        assert (tmp_path / "feedback_model/model.safetensors").is_file()
+        assert "version 1 of the voice" in page.inner_text("#learning .notice")
+        assert "2 corrections learnt" in page.inner_text("#learning .notice")
+        learnt = json.loads((model / "learnt.json").read_text())["corrections"]
+        assert learnt.keys() == {wav.stem, recorded.stem}
+        assert (tmp_path / "final_model_versions/0/model.safetensors").is_file()
+        page.click("#learn")
+        page.wait_for_selector("#learning .notice.good >> text=There was nothing new to learn", timeout=120_000)
 
         page.set_viewport_size({"width": 390, "height": 844})
         page.wait_for_timeout(500)

@@ -122,7 +122,7 @@ def test_verdict_is_taken_with_its_figures(tmp_path: Path, started: list[Started
 @pytest.mark.parametrize(
     ("source", "stage", "words"),
     [
-        ("print('noise'); print('The voice: there')", Stage.ACCEPTED, "The voice: there"),
+        ("print('noise'); print('The voice: there')", Stage.NOTHING_NEW, "The voice: there"),
         ("raise SystemExit('vits-trainer: It did not fit.')", Stage.FAILED, "It did not fit."),
         ("print('vits-trainer: no correction'); raise SystemExit(2)", Stage.MISTAKE, "no correction"),
         ("raise SystemExit(1)", Stage.FAILED, "It ended with exit code 1 and without a word."),
