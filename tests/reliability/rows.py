@@ -340,6 +340,56 @@ CONFIGURATION = (
 )  # fmt: skip
 
 
+# Judging, reporting and correcting
+
+
+def _correcting(*words: str) -> Callable[[Path], list[str]]:
+    """train_feedback with a good correction of a voice."""
+
+    def call(place: Path) -> list[str]:
+        _voice(place)
+        (place / "feedback").mkdir()
+        (place / "feedback/one.wav").write_bytes(wav(GOOD))
+        (place / "feedback/one.txt").write_text("a word")
+        flags = ["--feedback_dir", "feedback", "--model_dir", "voice", "--output_dir", "new"]
+        flags = [flag if flag.startswith("--") else str(place / flag) for flag in flags]
+        return ["train_feedback", *flags, *(word.format(place=place) for word in words)]
+
+    return call
+
+
+def _judged(**changes: str) -> Callable[[Path], list[str]]:
+    def call(place: Path) -> list[str]:
+        _prepared(place, ["0.wav|a word", "1.wav|a word"], clips=2)
+        settings = {"models": "{place}/training/wavs", "data_dir": "{place}/training", "clips": "all", "scores": "duration"}
+        settings |= {"output_dir": "{place}/evaluation", **changes}
+        return ["evaluate", *(word.format(place=place) for key, value in settings.items() for word in (f"--{key}", value))]
+
+    return call
+
+
+def _damaged_ledger(place: Path) -> list[str]:
+    words = _correcting()(place)
+    (place / "voice/learnt.json").write_text("{")
+    return words
+
+
+JUDGING = (
+    CallRow("feedback without a text or a recording", "exit 2", "holds no correction", lambda place: ["train_feedback", "--feedback_dir", str(place)]),
+    CallRow("served voice as the output", "exit 2", "Name another folder", _correcting("--output_dir", "{place}/voice")),
+    CallRow("rollback without an earlier voice", "exit 2", "holds no earlier voice", _correcting("--rollback", "true")),
+    CallRow("damaged list of what was learnt", "exit 2", "Delete it to learn every correction again", _damaged_ledger),
+    CallRow("training clips that are not there", "exit 2", "does not exist", _correcting("--data_dir", "{place}/nowhere")),
+    CallRow("unknown score", "exit 2", "mdc is none of mcd, f0", _judged(scores="mdc")),
+    CallRow("speech that lacks clips", "exit 2", "lacks 2 of 2 clips", _judged(models="{place}/training")),
+    CallRow("recogniser that is not there", "exit 2", "could not be loaded", _judged(scores="cer", asr="{place}/nowhere")),
+    CallRow("best metric that nothing gives", "exit 2", "--best_metric quality: give one of mel", _configured("best_metric: quality")),
+    CallRow("tracker that is unknown", "exit 2", "mlflow is none of wandb, tensorboard, trackio", _configured("report_to: mlflow")),
+    CallRow("report of a folder that is no run", "exit 2", "is not a run", lambda place: ["report", str(place)]),
+    CallRow("page for others without a password", "exit 2", "--password_file", lambda place: ["feedback_app", "--host", "192.168.1.2"]),
+)  # fmt: skip
+
+
 # The machine: in a process of its own
 
 
@@ -458,5 +508,6 @@ PARTS: dict[str, tuple[Row, ...]] = {
     "Clips, trained on": TRAINING,
     "Models": MODELS,
     "Configuration": CONFIGURATION,
+    "Judging and correcting": JUDGING,
     "The machine": MACHINE,
 }
