@@ -37,7 +37,7 @@ class FeedbackConfig:
     """AdamW's learning rate: low, as few clips must not change the rest of the voice."""
     epochs: int = 5
     """Passes over the corrections."""
-    replay_fraction: float = 0.5
+    replay_fraction: float = 0.85
     """This part of what is learnt from are clips that the voice knows, so that it does not forget them (0 = none)."""
     max_regression: float = 0.02
     """The new voice is refused if the mel loss of the held-out clips rises by more than this part."""
