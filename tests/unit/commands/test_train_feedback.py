@@ -36,7 +36,8 @@ def corrections(folder: Path, count: int = 4, loudness: float = 1) -> Path:
 
 def flags(served: Path, feedback: Path, output: Path, **changes: object) -> list[str]:
     # A voice of random noise, so it takes more than the default's low rate to hear it learn.
-    settings = {"learning_rate": 5e-3, "epochs": 20, "report_to": "none", "run_name": "learnt", "replay_fraction": 0.5, **changes}
+    settings = {"learning_rate": 5e-3, "epochs": 20, "replay_fraction": 0.5, "report_to": "none", "run_name": "learnt"}
+    settings |= changes
     settings |= {"feedback_dir": feedback, "model_dir": served, "output_dir": output}
     return ["train_feedback", *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
 
