@@ -109,7 +109,7 @@ def _verdict(progress: Progress) -> str:
             titles = ("Mel loss (less is better)", "before", "after")
             head = "".join(f'<th scope="col">{title}</th>' for title in titles)
             figures = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        facts = [f"{len(found.learnt)} corrections learnt"] if found.learnt else []
+        facts = [f"{len(found.learnt)} corrections learnt"] if found.learnt and found.accepted else []
         facts += [f"version {found.version} of the voice"] if found.version is not None and found.accepted else []
         figures += f'<p class="hint">{escape(", ".join(facts))} in {_clock(progress.elapsed_s)}.</p>' if facts else ""
     return f'<div class="notice {kind}" role="{role}"><h3>{title}</h3><p>{escape(progress.words)}</p>{figures}</div>'

@@ -20,6 +20,7 @@ import jinja2
 import yaml
 
 from vits_trainer.charts import Curve, Mark, figure, panel
+from vits_trainer.config import HIGHER_IS_BETTER
 from vits_trainer.errors import DataError
 from vits_trainer.privacy import redacted
 
@@ -375,12 +376,20 @@ def verdict(curves: Mapping[str, Curve]) -> str:
     )
 
 
-def validation_table(curves: Mapping[str, Curve]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows: each validation figure at the first, the best (by the mel) and the last validation."""
+def best_metric(run: Run) -> str:
+    """The curve by which the run chose its best checkpoint; the mel where it does not say, or does not have it."""
+    name = f"validation/{run.config.get('best_metric', 'mel')}"
+    return name if name in run.curves else MEL
+
+
+def validation_table(curves: Mapping[str, Curve], metric: str = MEL) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: each validation figure at the first, the best (by ``metric``) and the last validation."""
     if MEL not in curves:
         return [], []
-    mel = curves[MEL]
-    columns = {"first": mel.updates[0], "best": mel.lowest()[0], "last": mel.updates[-1]}
+    mel, judged = curves[MEL], curves[metric]
+    more_is_better = metric.partition("/")[2] in HIGHER_IS_BETTER
+    best = (max if more_is_better else min)(range(len(judged.values)), key=judged.values.__getitem__)
+    columns = {"first": mel.updates[0], "best": judged.updates[best], "last": mel.updates[-1]}
     rows = []
     for name in sorted((name for name in curves if name.startswith("validation/")), key=_rank):
         values = [curves[name].at(update) for update in columns.values()]
@@ -407,7 +416,7 @@ def render(run: Run) -> str:
     """The page."""
     data = run.facts.get("data") if isinstance(run.facts.get("data"), dict) else {}
     plan = run.facts.get("plan") if isinstance(run.facts.get("plan"), dict) else {}
-    heads, rows = validation_table(run.curves)
+    heads, rows = validation_table(run.curves, best_metric(run))
     return _template().render(
         run=run,
         state=str(run.outcome.get("outcome", "not known")),
@@ -417,6 +426,7 @@ def render(run: Run) -> str:
         key_figures=key_figures(run.curves),
         verdict=verdict(run.curves),
         sections=sections(run.curves, run.updates),
+        best_metric=best_metric(run),
         validation_heads=heads,
         validation_rows=rows,
         facts={str(part): flat(inner) for part, inner in run.facts.items()},

@@ -315,6 +315,7 @@ def test_validation_is_compared_at_first_best_and_last(tmp_path: Path) -> None:
         ["validation/kl", "5", "7", "6"],
         ["validation/constant_frame_mel", "1.5", "1.5", "1.5"],
     ]
+    assert report.validation_table(report.read_run(run).curves, "validation/kl")[0][1] == "best, update 0"
     keys = {key.name: (key.before, key.after) for key in report.key_figures(report.read_run(run).curves)}
     assert keys == {"validation/mel": ("2", "0.75"), "validation/kl": ("5", "6")}
 
