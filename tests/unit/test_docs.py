@@ -12,7 +12,7 @@ import torch
 from vits_trainer.__main__ import COMMANDS
 from vits_trainer.audio import AudioSpec
 from vits_trainer.cli import parse
-from vits_trainer.config import DiscriminatorShape, LossWeights
+from vits_trainer.config import SCORES, DiscriminatorShape, LossWeights
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.objective import Objective
 
@@ -83,7 +83,7 @@ def loss_names() -> set[str]:
     of_discriminator = objective.discriminator_losses(judges, comparison)  # type: ignore[arg-type]
     return {f"generator/{name}" for name in objective.generator_loss_names} | {
         f"discriminator/{name}" for name in of_discriminator
-    }
+    } | {f"validation/{figure}" for figures in SCORES.values() for figure in figures}
 
 
 def as_written(part: ast.AST) -> str:

@@ -55,7 +55,7 @@ def test_natural_speech_is_understood_and_less_so_in_noise():
     lines = (LJSPEECH / "metadata.csv").read_text(encoding="utf-8").splitlines()
     files = {path.stem: path for path in LJSPEECH.rglob("*.wav")}
     names_and_texts = [(line.split("|")[0], line.split("|")[-1]) for line in lines]
-    shortest = sorted(names_and_texts, key=lambda pair: files[pair[0]].stat().st_size)[:3]
+    shortest = sorted(names_and_texts, key=lambda pair: files[pair[0]].stat().st_size)[:2]
     natural = [(text, *sf.read(files[name], dtype="float32")) for name, text in shortest]
     by_noise = [with_noise(natural, noise_db) for noise_db in (None, 20, 10, 0)]
     assert by_noise[0]["mcd_db"] == 0
