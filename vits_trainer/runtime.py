@@ -9,7 +9,7 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 from vits_trainer.config import Precision
 from vits_trainer.errors import ConfigError, OtherRankError, VitsTrainerError
 from vits_trainer.interruption import is_restarted
+from vits_trainer.signs import Signs
 
 Value = TypeVar("Value")
 
@@ -91,12 +92,11 @@ class Runtime:
             )
         # What ranks agree upon must not wait for the device, which is busy with the last update: a group of its own.
         self._host_group: Any = None
-        self._timeout_s = timeout_s
-        self._signs: Any = None
-        """Of life: how often each rank has come to an exchange, and why it failed; where all ranks can read it."""
+        self._signs: Signs | None = None
         if self.world_size > 1:
             self._host_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
-            self._signs = PrefixStore("signs", _get_default_store())
+            store = PrefixStore("signs", _get_default_store())
+            self._signs = Signs(store, self.rank, self.world_size, timeout_s)
 
     @property
     def device(self) -> torch.device:
@@ -197,36 +197,19 @@ class Runtime:
         except BaseException as error:
             # What another rank's failure has caused names that one already.
             if self._signs is not None and not isinstance(error, OtherRankError):
-                with suppress(RuntimeError):  # the rank that keeps the store may be the one that died
-                    self._signs.set(f"failed/{self.rank}", f"{type(error).__name__}: {error}"[:500])
+                self._signs.leave(f"{type(error).__name__}: {error}")
             raise
 
     def lost(self, error: RuntimeError) -> OtherRankError | None:
         """What an error of an exchange between ranks means: who is missing. None if it is an error of another kind."""
         if self._signs is None or not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
             return None
-        return OtherRankError(f"{self._who_is_missing()} ({' '.join(str(error).split())[:200]})")
-
-    def _who_is_missing(self) -> str:
-        others = [rank for rank in range(self.world_size) if rank != self.rank]
-        try:
-            failed = [rank for rank in others if self._signs.check([f"failed/{rank}"])]
-            if failed:
-                return "; ".join(f"rank {rank} failed: {self._signs.get(f'failed/{rank}').decode()}" for rank in failed)
-            own, *counts = (self._signs.add(f"exchanges/{rank}", 0) for rank in (self.rank, *others))
-        except RuntimeError:
-            return "rank 0's machine or its launcher is gone, with what the ranks know of one another"
-        behind = [str(rank) for rank, count in zip(others, counts, strict=True) if count < own]
-        if not behind:
-            return f"rank {' or '.join(map(str, others))} died in the midst of an exchange"
-        return (
-            f"rank {', '.join(behind)} died or does not keep up: waited for it at most {self._timeout_s:g} s "
-            "(--rank_timeout_s). Look at its messages and its machine, then --resume_from_checkpoint auto"
-        )
+        return OtherRankError(f"{self._signs.who_is_missing()} ({' '.join(str(error).split())[:200]})")
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
-        self._signs.add(f"exchanges/{self.rank}", 1)
+        if self._signs is not None:
+            self._signs.come()
         try:
             yield
         except RuntimeError as error:
