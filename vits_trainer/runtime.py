@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
+from vits_trainer import launcher
 from vits_trainer.config import Precision
 from vits_trainer.errors import ConfigError, OtherRankError, VitsTrainerError
 from vits_trainer.interruption import is_restarted
@@ -28,9 +29,6 @@ from vits_trainer.signs import Signs
 
 Value = TypeVar("Value")
 
-_HOW_TO_LAUNCH = (
-    "Start with accelerate launch --config_file accelerate_configs/multi_gpu.yaml, or cpu_2proc.yaml without a GPU."
-)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,9 +60,12 @@ class Runtime:
             torch.backends.cudnn.benchmark = False
         # The relative embeddings' gradients have one dimension of size 1, whose stride costs nothing.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        on_gpu = device != "cpu" and torch.cuda.is_available()
+        launcher.refuse_other_machinery(os.environ)
+        on_gpu = device != "cpu" and not launcher.asks_for_cpu(os.environ) and torch.cuda.is_available()
         if device == "cuda" and not on_gpu:
             raise ConfigError("--device cuda, and there is no GPU here. Use --device cpu, or leave it at auto.")
+        if on_gpu:
+            launcher.refuse_crowded_gpus(os.environ, torch.cuda.device_count())
         self.precision = resolve_precision(precision, on_gpu)
         _refuse_other_accumulation(accumulation)
         if is_restarted() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
@@ -82,14 +83,9 @@ class Runtime:
             )
         except (ValueError, torch.distributed.DistError) as error:
             raise ConfigError(
-                f"The processes that the launcher speaks of cannot meet ({error}). {_HOW_TO_LAUNCH}"
+                f"The processes that the launcher speaks of cannot meet ({error}). {launcher.how_to_launch()}"
             ) from error
-        expected = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.world_size != expected:
-            raise ConfigError(
-                f"The launcher started {expected} processes, but they are not connected: each believes to be one of "
-                f"{self.world_size}. {_HOW_TO_LAUNCH}"
-            )
+        launcher.refuse_wrong_number(os.environ, self.world_size)
         # What ranks agree upon must not wait for the device, which is busy with the last update: a group of its own.
         self._host_group: Any = None
         self._signs: Signs | None = None

@@ -14,8 +14,8 @@ PACKAGE = Path(vits_trainer.__file__).parent
 # From the ground up. A file imports only from rows above its own.
 ROWS = (
     "errors privacy alignment_gpu",
-    "config audio alignment losses durations encoders metrics text recordings order files accounts charts signs",
-    "interruption stall",
+    "config audio alignment losses durations encoders metrics text recordings order files accounts charts",
+    "interruption stall signs launcher",
     "config_tools config_voices scores versions pictures corrections cli corpus tables ledger data",
     "generator discriminator conversion optim runtime report",
     "sources models objective meter compilation learning",
