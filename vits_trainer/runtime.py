@@ -9,7 +9,7 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -21,15 +21,14 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
+from vits_trainer import launcher
 from vits_trainer.config import Precision
 from vits_trainer.errors import ConfigError, OtherRankError, VitsTrainerError
 from vits_trainer.interruption import is_restarted
+from vits_trainer.signs import Signs
 
 Value = TypeVar("Value")
 
-_HOW_TO_LAUNCH = (
-    "Start with accelerate launch --config_file accelerate_configs/multi_gpu.yaml, or cpu_2proc.yaml without a GPU."
-)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -61,9 +60,12 @@ class Runtime:
             torch.backends.cudnn.benchmark = False
         # The relative embeddings' gradients have one dimension of size 1, whose stride costs nothing.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        on_gpu = device != "cpu" and torch.cuda.is_available()
+        launcher.refuse_other_machinery(os.environ)
+        on_gpu = device != "cpu" and not launcher.asks_for_cpu(os.environ) and torch.cuda.is_available()
         if device == "cuda" and not on_gpu:
             raise ConfigError("--device cuda, and there is no GPU here. Use --device cpu, or leave it at auto.")
+        if on_gpu:
+            launcher.refuse_crowded_gpus(os.environ, torch.cuda.device_count())
         self.precision = resolve_precision(precision, on_gpu)
         _refuse_other_accumulation(accumulation)
         if is_restarted() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
@@ -81,22 +83,16 @@ class Runtime:
             )
         except (ValueError, torch.distributed.DistError) as error:
             raise ConfigError(
-                f"The processes that the launcher speaks of cannot meet ({error}). {_HOW_TO_LAUNCH}"
+                f"The processes that the launcher speaks of cannot meet ({error}). {launcher.how_to_launch()}"
             ) from error
-        expected = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.world_size != expected:
-            raise ConfigError(
-                f"The launcher started {expected} processes, but they are not connected: each believes to be one of "
-                f"{self.world_size}. {_HOW_TO_LAUNCH}"
-            )
+        launcher.refuse_wrong_number(os.environ, self.world_size)
         # What ranks agree upon must not wait for the device, which is busy with the last update: a group of its own.
         self._host_group: Any = None
-        self._timeout_s = timeout_s
-        self._signs: Any = None
-        """Of life: how often each rank has come to an exchange, and why it failed; where all ranks can read it."""
+        self._signs: Signs | None = None
         if self.world_size > 1:
             self._host_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
-            self._signs = PrefixStore("signs", _get_default_store())
+            store = PrefixStore("signs", _get_default_store())
+            self._signs = Signs(store, self.rank, self.world_size, timeout_s)
 
     @property
     def device(self) -> torch.device:
@@ -197,36 +193,19 @@ class Runtime:
         except BaseException as error:
             # What another rank's failure has caused names that one already.
             if self._signs is not None and not isinstance(error, OtherRankError):
-                with suppress(RuntimeError):  # the rank that keeps the store may be the one that died
-                    self._signs.set(f"failed/{self.rank}", f"{type(error).__name__}: {error}"[:500])
+                self._signs.leave(f"{type(error).__name__}: {error}")
             raise
 
     def lost(self, error: RuntimeError) -> OtherRankError | None:
         """What an error of an exchange between ranks means: who is missing. None if it is an error of another kind."""
         if self._signs is None or not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
             return None
-        return OtherRankError(f"{self._who_is_missing()} ({' '.join(str(error).split())[:200]})")
-
-    def _who_is_missing(self) -> str:
-        others = [rank for rank in range(self.world_size) if rank != self.rank]
-        try:
-            failed = [rank for rank in others if self._signs.check([f"failed/{rank}"])]
-            if failed:
-                return "; ".join(f"rank {rank} failed: {self._signs.get(f'failed/{rank}').decode()}" for rank in failed)
-            own, *counts = (self._signs.add(f"exchanges/{rank}", 0) for rank in (self.rank, *others))
-        except RuntimeError:
-            return "rank 0's machine or its launcher is gone, with what the ranks know of one another"
-        behind = [str(rank) for rank, count in zip(others, counts, strict=True) if count < own]
-        if not behind:
-            return f"rank {' or '.join(map(str, others))} died in the midst of an exchange"
-        return (
-            f"rank {', '.join(behind)} died or does not keep up: waited for it at most {self._timeout_s:g} s "
-            "(--rank_timeout_s). Look at its messages and its machine, then --resume_from_checkpoint auto"
-        )
+        return OtherRankError(f"{self._signs.who_is_missing()} ({' '.join(str(error).split())[:200]})")
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
-        self._signs.add(f"exchanges/{self.rank}", 1)
+        if self._signs is not None:
+            self._signs.come()
         try:
             yield
         except RuntimeError as error:

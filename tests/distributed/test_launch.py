@@ -2,6 +2,8 @@
 
 import os
 import re
+import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +53,91 @@ def test_every_configuration_is_accelerates(path: Path) -> None:
     config = load_config_from_file(str(path))
     assert config.mixed_precision == "no"  # --precision decides
     assert config.use_cpu == path.stem.startswith("cpu")
+
+
+@pytest.mark.parametrize("config", ["single_gpu", "multi_gpu"])
+def test_configurations_for_gpus_start_as_many_on_the_cpu_if_told(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    ended = launch(config, ["-m", "vits_trainer"], flags_for(prepared, tmp_path, max_updates=1))
+    assert ended.returncode == 0, ended.stderr
+    assert f"weights of all {1 if config == 'single_gpu' else 2} rank(s)" in ended.stderr
+
+
+def documented_torchrun() -> list[str]:
+    """The line of docs/scaling.md for several machines."""
+    page = (ROOT / "docs/scaling.md").read_text("utf-8").replace("\\\n", " ")
+    (line,) = re.findall(r"^ +torchrun (--nnodes 2 .*)$", page, re.MULTILINE)
+    return shlex.split(line)
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def test_torchrun_line_of_the_docs_starts_two_machines(prepared: Path, tmp_path: Path) -> None:
+    words = documented_torchrun()
+    options = words[: words.index("-m")]
+    here = {"--nproc_per_node": "1", "--master_addr": "127.0.0.1", "--master_port": str(free_port())}
+    flags = flags_for(prepared, tmp_path, max_updates=1)
+    launchers = []
+    for machine in (0, 1):
+        settings = dict(zip(options[::2], options[1::2], strict=True)) | here | {"--node_rank": str(machine)}
+        given = [word for item in settings.items() for word in item]
+        command = [sys.executable, "-m", "torch.distributed.run", *given, "-m", "vits_trainer", "train_vits", *flags]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        launchers.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment))
+    said = [launcher.communicate(timeout=WATCHDOG_S)[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], said
+    assert "weights of all 2 rank(s)" in said[0]
+
+
+def test_one_process_in_place_of_two_is_refused(prepared: Path, tmp_path: Path) -> None:
+    """Which accelerate starts without a word."""
+    of_old = tmp_path / "multi_cpu.yaml"
+    of_old.write_text((CONFIGS / "cpu_2proc.yaml").read_text().replace("'MULTI_GPU'", "'MULTI_CPU'"))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    for options in (["--cpu", "--num_processes", "2"], ["--config_file", str(of_old)]):
+        ended = subprocess.run(
+            [*launcher, *options, "-m", "vits_trainer", "train_vits", *flags_for(prepared, tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=WATCHDOG_S,
+            cwd=ROOT,
+        )
+        assert ended.returncode == 1
+        (line,) = (line for line in ended.stderr.splitlines() if line.startswith("vits-trainer: "))
+        assert "asked for several processes and started one" in line
+        assert "--config_file accelerate_configs/cpu_2proc.yaml" in line
+        assert "returned non-zero exit status 2" in ended.stderr
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "Slurm has 2 tasks here, and each believes to be alone"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed"),
+    ],
+)
+def test_launcher_that_will_not_do_is_the_users_mistake(
+    prepared: Path, tmp_path: Path, environment: dict[str, str], said: str
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "vits_trainer", "train_vits", *flags_for(prepared, tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=WATCHDOG_S,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_one_process(prepared: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ CALL = re.compile(r"(?:vits-trainer|-m vits_trainer) ([a-z]\w*)(.*)")
 def command_lines(page: Path) -> list[tuple[str, str]]:
     """Command and flags of each call in a code block, a table or running text."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    blocks = re.findall(r"^ *((?:vits-trainer|accelerate launch) .*)", text, re.MULTILINE)
+    blocks = re.findall(r"^ *((?:vits-trainer|accelerate launch|torchrun) .*)", text, re.MULTILINE)
     running_text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", running_text)]
     calls = [CALL.search(block) for block in blocks] + [CALL.fullmatch(span) for span in spans]

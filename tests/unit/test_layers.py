@@ -15,7 +15,7 @@ PACKAGE = Path(vits_trainer.__file__).parent
 ROWS = (
     "errors privacy alignment_gpu",
     "config audio alignment losses durations encoders metrics text recordings order files accounts charts",
-    "interruption stall",
+    "interruption stall signs launcher",
     "config_tools config_voices scores versions pictures corrections cli corpus tables ledger data",
     "generator discriminator conversion optim runtime report",
     "sources models objective meter compilation learning",
