@@ -367,10 +367,10 @@ def _leave_signals_to_the_process(worker: int) -> None:  # noqa: ARG001 - what a
         signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS: the scheduler's SIGTERM ends the workers there
         return
-    # A thread that some library may have started before this does not block it: no signal may be fatal there.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    # The process itself ends its workers by SIGTERM, and then waits for them for ever.
+    # The process itself ends its workers by SIGTERM, and then waits for them for ever: none of its signals may get lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    # A thread that some library may have started before this does not block it: there it must not be fatal.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     threading.Thread(target=_end_when_the_process_asks, args=(os.getppid(),), daemon=True).start()
 
 

@@ -115,7 +115,7 @@ def test_verdict_is_taken_with_its_figures(tmp_path: Path, started: list[Started
     assert "&lt;b&gt;Mel 1.23 to 0.95.&lt;/b&gt;" in html
     assert "<td>1.230</td><td>0.950</td>" in html
     assert "<td>0.800</td><td>0.801</td>" in html
-    assert "2 corrections learnt" in html
+    assert ("2 corrections learnt" in html) is accepted
     assert ("version 2" in html) is accepted
 
 
