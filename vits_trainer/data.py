@@ -367,7 +367,7 @@ def _leave_signals_to_the_process(worker: int) -> None:  # noqa: ARG001 - what a
         signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS: the scheduler's SIGTERM ends the workers there
         return
-    # The process itself ends its workers by SIGTERM, and then waits for them for ever: none of its signals may get lost.
+    # The process itself ends its workers by SIGTERM, and then waits for them for ever: none of these may get lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     # A thread that some library may have started before this does not block it: there it must not be fatal.
     signal.signal(signal.SIGTERM, lambda *_: None)
