@@ -34,11 +34,6 @@ class Verdict:
     real_time_factor: float | None
     """Seconds that it takes to say a second; None where nothing was synthesised."""
 
-    def mean(self, figure: str) -> float | None:
-        """Over the clips that have it."""
-        values = [clip.figures[figure] for clip in self.clips if figure in clip.figures]
-        return float(np.mean(values)) if values else None
-
     def summary(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
         """Mean, 95 % interval and number of clips of each figure that any clip has."""
         found = {}

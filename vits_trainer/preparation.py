@@ -393,11 +393,11 @@ def _rejected_csv(ledger: Ledger) -> str:
     writer.writerow(("clip", "reason", "detail"))
     for entry in ledger.entries:
         if isinstance(entry, LeftOut):
-            writer.writerow((_cell(entry.clip_id), entry.reason, _cell(entry.detail)))
+            writer.writerow((csv_cell(entry.clip_id), entry.reason, csv_cell(entry.detail)))
     return content.getvalue()
 
 
-def _cell(value: str) -> str:
+def csv_cell(value: str) -> str:
     """One line that no spreadsheet takes for a formula."""
     line = one_line(value)
     return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line

@@ -18,7 +18,7 @@ from vits_trainer.tracking import versions
 
 logger = logging.getLogger("vits_trainer")
 
-_FIXED = ("seed", "objective", "model_name", "architecture", "discriminator", "layerdrop")
+_FIXED = ("seed", "objective", "model_name", "architecture", "discriminator", "layerdrop", "best_metric")
 """Settings that a resumed run must share with the one before."""
 
 

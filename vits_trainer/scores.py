@@ -95,6 +95,7 @@ class Jury:
         """
         self.scores = tuple(scores)
         self.rate_hz = rate_hz
+        logging.getLogger("mel_cepstral_distance").setLevel(logging.ERROR)  # it warns of frames that are no power of 2
         self._packages = {score: _package(score) for score in self.scores if score in _PACKAGES}
         self._recognise = _recogniser(asr) if "cer" in self.scores else None
         self._utmos = self._quality_judge() if "utmos" in self.scores else None
@@ -141,7 +142,7 @@ class Jury:
                 distance = self._packages["mcd"].compare_audio_files(*files, hop_len=_STEP_MS)[0]
                 figures["mcd_db"] = float(distance)
             if "f0" in self.scores:
-                path = _warping(files)
+                path = _warping(files, self.rate_hz)
                 figures |= _melody(self._packages["f0"], recorded, spoken, self.rate_hz, path)
         return figures
 
@@ -234,13 +235,12 @@ def _in_a_room(samples: Samples, rate_hz: int, noise_steps: int) -> Samples:
     return np.asarray(padded + noise, dtype=np.float32)
 
 
-def _warping(files: Sequence[Path]) -> NDArray[np.int64]:
+def _warping(files: Sequence[Path], rate_hz: int) -> NDArray[np.int64]:
     """Which frames belong together, (2, P), by dynamic time warping of the cepstra."""
     mcd, warp = _package("mcd"), importlib.import_module("fastdtw").fastdtw
     cepstra = []
     for file in files:
         magnitude = mcd.get_amplitude_spectrogram(file, hop_len=_STEP_MS)
-        rate_hz = importlib.import_module("scipy.io.wavfile").read(file)[0]
         cepstra.append(mcd.get_mfccs(mcd.get_mel_spectrogram(magnitude, rate_hz, 32))[1:17].T)
     _, path = warp(*cepstra, radius=10, dist=2)
     return np.asarray(path, dtype=np.int64).T
@@ -261,6 +261,3 @@ def _melody(
         difference = np.log(melodies[0][both]) - np.log(melodies[1][both])
         figures["log_f0_rmse"] = float(np.sqrt((difference**2).mean()))
     return figures
-
-
-logging.getLogger("mel_cepstral_distance").setLevel(logging.ERROR)  # it warns of frames that are no power of 2

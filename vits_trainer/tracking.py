@@ -22,7 +22,8 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -91,8 +92,8 @@ class Tracker:
         self._run: Any = None
         self._others: list[Any] = []
         """Accelerate's trackers."""
-        self._environment: dict[str, str | None] = {}
-        """Variables as they were before the run."""
+        self._until_the_end = ExitStack()
+        """Variables of the environment that hold for this run."""
         self._sent_update = -1
         """What an online run holds already: the same values would come again."""
         self._log_handler: Any = None
@@ -107,6 +108,8 @@ class Tracker:
         if not self.is_main:
             return self
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        # First, as their packages may be missing: then nothing of an earlier run has been touched.
+        self._others = [self._other(name) for name in self.config.trackers if name != "wandb"]
         self._log_handler = logging.FileHandler(self.run_dir / "train.log", encoding="utf-8")
         self._log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("vits_trainer").addHandler(self._log_handler)
@@ -117,7 +120,6 @@ class Tracker:
         write_whole(self.run_dir / "facts.json", json.dumps(redacted(dict(self.facts)), indent=1, default=str) + "\n")
         if "wandb" in self.config.trackers:
             self._start_wandb()
-        self._others = [self._other(name) for name in self.config.trackers if name != "wandb"]
         self._write_outcome(Outcome("running", 0))
         return self
 
@@ -140,8 +142,7 @@ class Tracker:
             self._run.finish(exit_code=self.outcome.exit_code)
         for other in self._others:
             other.finish()
-        for name, value in self._environment.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        self._until_the_end.close()
         self._metrics.close()
         logging.getLogger("vits_trainer").removeHandler(self._log_handler)
         self._log_handler.close()
@@ -282,16 +283,12 @@ class Tracker:
     def _start_wandb(self) -> None:
         """Online, a resumed run goes on as the same run. Offline that cannot be: each start is a run of its own, in
         one group, or the second would overwrite the first when they are synced."""
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_api_key() else "offline")
+        mode = _wandb_mode()
         path = self.run_dir / "wandb.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self.resumed_at is not None else {}
         first_id, attempt = known.get("id") or secrets.token_hex(4), known.get("attempts", 0) + 1
         write_whole(path, json.dumps({"id": first_id, "attempts": attempt}) + "\n")
-        # Beside the run, or what is to be synced later would lie in the home directory.
-        for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
-            if variable not in os.environ:
-                self._environment[variable] = None
-                os.environ[variable] = str((self.run_dir / "wandb").resolve())
+        self._until_the_end.enter_context(_staging_in(self.run_dir))
         self._run = wandb.init(
             project=self.config.wandb_project,
             entity=self.config.wandb_entity,
@@ -303,7 +300,7 @@ class Tracker:
             config=redacted({**to_dict(self.config), **self.facts, "attempt": attempt, "resumed_at": self.resumed_at}),
             allow_val_change=True,
             dir=self.run_dir,
-            mode=cast("Literal['online', 'offline', 'disabled']", mode),
+            mode=mode,
             settings=wandb.Settings(silent=True, console="off"),
         )
         # The update is the axis, not W&B's own step: that one drops what a resumed run logs again.
@@ -324,8 +321,7 @@ class Tracker:
         """
         project, folder = self.config.wandb_project, self.run_dir / name
         if name == "trackio":
-            self._environment.setdefault("TRACKIO_DIR", os.environ.get("TRACKIO_DIR"))
-            os.environ.setdefault("TRACKIO_DIR", str(folder.resolve()))
+            self._until_the_end.enter_context(_unless_set(TRACKIO_DIR=str(folder.resolve())))
         try:
             if name == "trackio":
                 tracker = LOGGER_TYPE_TO_CLASS[name](project, name=self.run_dir.name, resume="allow")
@@ -353,21 +349,21 @@ def clips_table(update: int, clips: Sequence[ClipScore]) -> Any:
 
 def report_evaluation(folder: Path, config: EvaluateConfig, record: Mapping[str, Any]) -> None:
     """What ``evaluate`` found, as a W&B run of its own in ``folder``: means in the summary, a table a voice."""
-    mode = os.environ.get("WANDB_MODE") or ("online" if _has_api_key() else "offline")
-    run = wandb.init(
-        project=config.wandb_project,
-        entity=config.wandb_entity,
-        job_type="evaluate",
-        config=redacted(to_dict(config)),
-        dir=folder,
-        mode=cast("Literal['online', 'offline', 'disabled']", mode),
-        settings=wandb.Settings(silent=True, console="off"),
-    )
-    for name, voice in record["voices"].items():
-        clips = [ClipScore(**clip) for clip in voice["clips"]]
-        run.log({f"worst clips/{name}": clips_table(0, clips)})
-        run.summary.update({f"{name}/{figure}": values["mean"] for figure, values in voice["figures"].items()})
-    run.finish()
+    with _staging_in(folder):
+        run = wandb.init(
+            project=config.wandb_project,
+            entity=config.wandb_entity,
+            job_type="evaluate",
+            config=redacted(to_dict(config)),
+            dir=folder,
+            mode=_wandb_mode(),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        for name, voice in record["voices"].items():
+            clips = [ClipScore(**clip) for clip in voice["clips"]]
+            run.log({f"worst clips/{name}": clips_table(0, clips)})
+            run.summary.update({f"{name}/{figure}": values["mean"] for figure, values in voice["figures"].items()})
+        run.finish()
     logger.info("The Weights & Biases run: %s", Path(run.dir).parent)
 
 
@@ -392,6 +388,26 @@ def _code() -> str:
     return digest.hexdigest()[:12]
 
 
-def _has_api_key() -> bool:
+def _wandb_mode() -> Literal["online", "offline", "disabled"]:
+    """As the environment says, else online where there is an API key."""
     # Without a prompt, which would wait for ever on a cluster, and without asking the network.
-    return bool(wandb.login(prompt=False, verify=False))
+    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+    return cast("Literal['online', 'offline', 'disabled']", mode)
+
+
+def _staging_in(folder: Path) -> AbstractContextManager[None]:
+    """Inside, W&B keeps tables and artifacts beside the run: by itself it puts what is to be synced into the home."""
+    place = str((folder / "wandb").resolve())
+    return _unless_set(WANDB_DATA_DIR=place, WANDB_CACHE_DIR=place, WANDB_ARTIFACT_DIR=place)
+
+
+@contextmanager
+def _unless_set(**variables: str) -> Iterator[None]:
+    """Inside, these variables of the environment hold, but for those that somebody has set."""
+    ours = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)

@@ -24,7 +24,7 @@ from vits_trainer.judging import (
     to_tables,
     voice_speaker,
 )
-from vits_trainer.scores import Jury
+from vits_trainer.scores import Jury, means
 from vits_trainer.synthesis import Voice
 from vits_trainer.tracking import report_evaluation
 
@@ -40,6 +40,7 @@ def run(config: EvaluateConfig) -> int:
         DataError: a voice and the recordings have different rates.
     """
     logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
     transformers.utils.logging.disable_progress_bar()
     prepared = open_prepared(Path(config.data_dir))
     rows = _rows(config, prepared)
@@ -86,7 +87,7 @@ def _is_speech(name: str) -> bool:
 
 
 def _doubt_the_recogniser(recorded: Verdict, asr: str) -> None:
-    cer = recorded.mean("cer")
+    cer = means(recorded.clips).get("cer")
     if cer is not None and cer > _USELESS_CER:
         logger.warning(
             "%s understands too little of the recordings themselves (CER %.2f): CER and WER of voices say nothing. "

@@ -1,5 +1,6 @@
 """``train_feedback``: users' corrections into a voice that takes the old one's place, if it is better."""
 
+import csv
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from vits_trainer.errors import ConfigError, DataError, RefusedVoiceError
 from vits_trainer.feedback import Correction, Verdict
 from vits_trainer.files import write_whole
 from vits_trainer.models import audio_spec, read_config
+from vits_trainer.preparation import csv_cell
 from vits_trainer.runtime import Runtime
 
 logger = logging.getLogger("vits_trainer")
@@ -82,7 +84,7 @@ def _learn(config: FeedbackConfig, served: Path) -> int:
         config.max_regression,
     )
     rejected = _rejected(work / "corrections")
-    learnt_now = {c.name: c.sha256 for c in new if c.name not in rejected}
+    learnt_now = {c.name: c.sha256 for c in new if csv_cell(c.name) not in rejected}
     return _decide(config, served, verdict, learnt, learnt_now)
 
 
@@ -128,8 +130,9 @@ def _prepared(corrections: Sequence[Correction], folder: Path, rate_hz: int) -> 
 
 
 def _rejected(folder: Path) -> set[str]:
-    lines = (folder / "rejected.csv").read_text(encoding="utf-8").splitlines()[1:]
-    return {line.partition(",")[0] for line in lines}
+    """As rejected.csv has their names."""
+    with (folder / "rejected.csv").open(encoding="utf-8", newline="") as file:
+        return {row["clip"] for row in csv.DictReader(file)}
 
 
 def _known_clips(config: FeedbackConfig) -> tuple[PreparedSet, list[int], list[int]] | None:

@@ -14,6 +14,7 @@ from vits_trainer.audio import AudioSpec
 from vits_trainer.checkpoint import Checkpoints
 from vits_trainer.config import TrainConfig
 from vits_trainer.data import ClipReader, PreparedSet, open_prepared, require_rate, split
+from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ConfigError
 from vits_trainer.evaluation import Validation
 from vits_trainer.generator import Generator
@@ -87,13 +88,21 @@ def _train(
         if trainer.fit():
             tracker.outcome = Outcome("done", trainer.state.update)
             if runtime.is_main:
-                if config.patience and trainer.state.best_update:
-                    best = checkpoints.directory / f"checkpoint-{trainer.state.best_update}"
-                    checkpoint.load_networks(best, model, discriminator)
-                    logger.info("The voice is that of the best update, %s.", best)
+                if config.patience:
+                    _take_the_best(trainer, model, discriminator)
                 models.export(model, tokenizer, discriminator, Path(config.output_dir))
                 logger.info("The voice: %s   The run: %s", config.output_dir, tracker.run_dir)
     return tracker.outcome
+
+
+def _take_the_best(trainer: Trainer, model: VitsModel, discriminator: Discriminator | None) -> None:
+    """Puts the weights of the best update into the networks."""
+    best = trainer.checkpoints.directory / f"checkpoint-{trainer.state.best_update}"
+    if not best.is_dir():  # a run that was resumed from another folder has its best there
+        logger.warning("The best update's %s is not there: the voice is that of the last one.", best)
+        return
+    checkpoint.load_networks(best, model, discriminator)
+    logger.info("The voice is that of the best update, %s.", best)
 
 
 def _refuse_dropped_layers(config: TrainConfig, runtime: Runtime) -> None:

@@ -170,9 +170,12 @@ def test_nothing_better_for_long_enough_ends_the_run_and_the_best_is_the_voice(t
     assert all(same)
     outcome = json.loads((tmp_path / "training/runs/run/outcome.json").read_text())
     assert outcome == {"outcome": "done", "update": least + 2}
+    # A resumed run may have its best elsewhere: then it says so, and the last update is the voice.
+    shutil.move(tmp_path / f"checkpoints/checkpoint-{least}", tmp_path / "elsewhere")
     # done is done: a resume has nothing left to do
     resumed = [*flags, "--resume_from_checkpoint", "latest"]
     assert main(["train_vits", *resumed]) == 0
+    assert f"checkpoint-{least} is not there" in caplog.text
     assert max(line["update"] for line in metrics(tmp_path)) == least + 2
 
 

@@ -124,6 +124,9 @@ def test_bad_corrections_are_rejected_like_any_clip_and_not_learnt(served: Path,
     feedback = corrections(tmp_path / "feedback")
     (feedback / "word0.wav").write_bytes(b"no audio")
     (feedback / "word1.txt").unlink()
+    for name in ("-word", "one, two"):  # as rejected.csv must write otherwise
+        (feedback / f"{name}.txt").write_text("number 4")
+        (feedback / f"{name}.wav").write_bytes(b"no audio")
     assert main(flags(served, feedback, tmp_path / "new")) == 0
     rejected = (tmp_path / "new_work/corrections/rejected.csv").read_text()
     assert "word0,unreadable-audio" in rejected

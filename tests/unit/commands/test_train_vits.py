@@ -180,6 +180,7 @@ def test_starting_over_checkpoints_offers_both_ways(
         ({"run_name": "other"}, "run_name run -> other"),
         ({"max_samples": 9}, "data "),
         ({"architecture.ffn_dim": 64}, "architecture.ffn_dim 32 -> 64"),
+        ({"best_metric": "total"}, "best_metric mel -> total"),
         ({"batch_seconds": 9}, "seconds in an update None -> 9.0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
