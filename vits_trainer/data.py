@@ -333,18 +333,22 @@ def _as_float(waveform: Tensor) -> Tensor:
 
 def load(reader: ClipReader, places: Iterator[MicroBatch] | list[MicroBatch], workers: int) -> Iterator[Batch]:
     """Reads batches in the order of ``places``, ahead of their use where there are workers."""
-    return iter(
-        DataLoader(
-            reader,
-            batch_sampler=places,  # type: ignore[arg-type]
-            collate_fn=_only,
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals_to_the_process,
-            # Of its own, so that making the loader does not advance the global generator: resuming needs that.
-            generator=torch.Generator(),
-        )
+    loader = DataLoader(
+        reader,
+        batch_sampler=places,  # type: ignore[arg-type]
+        collate_fn=_only,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_the_process,
+        # Of its own, so that making the loader does not advance the global generator: resuming needs that.
+        generator=torch.Generator(),
     )
+    # A worker's first threads (torch's pool) begin before its init function: they inherit the mask from here.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def by_update(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
@@ -366,11 +370,12 @@ def _leave_signals_to_the_process(worker: int) -> None:  # noqa: ARG001 - what a
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS: the scheduler's SIGTERM ends the workers there
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         return
-    # The process itself ends its workers by SIGTERM, and then waits for them for ever: none of these may get lost.
+    # The process itself ends its workers by SIGTERM, and then waits for them for ever: none may get lost to a thread
+    # that does not wait for it, so all block it (since the fork; here again for workers that were not forked).
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    # A thread that some library may have started before this does not block it: there it must not be fatal.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # a thread of a library's own making: not fatal there
     threading.Thread(target=_end_when_the_process_asks, args=(os.getppid(),), daemon=True).start()
 
 

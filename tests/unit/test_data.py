@@ -1,6 +1,8 @@
 """From a prepared folder to batches: good and bad records, padding, the stand-in."""
 
 import json
+import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -332,6 +334,24 @@ def test_signals_to_the_group_leave_the_workers_alive(folder, tmp_path):
                 subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
         assert [*first, *(batch.place for batch in batches)] == places
     assert interruption.signal is None  # it was theirs
+
+
+def test_no_thread_of_a_worker_takes_a_signal_from_the_one_that_waits_for_it(folder):
+    """torch starts its pool in a worker before anything of ours runs there; a SIGTERM that reached it got lost."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)  # makes the pool that the workers then make anew
+    batches = load(reader_of(folder), [MicroBatch((n % 6,), 0, n, True) for n in range(40)], 2)
+    torch.set_num_threads(usual)
+    next(batches), next(batches)
+    for worker in batches._workers:
+        masks = [
+            int(re.search(r"^SigBlk:\s*(\w+)", (task / "status").read_text(), re.M)[1], 16)
+            for task in Path(f"/proc/{worker.pid}/task").iterdir()
+        ]
+        unblocked = [mask >> (signal.SIGTERM - 1) & 1 == 0 for mask in masks]
+        assert len(masks) > 2  # the main thread, the one that waits, and torch's
+        assert sum(unblocked) == 1
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # the process itself still heeds it
 
 
 def test_process_can_end_its_own_workers(folder):
