@@ -1,4 +1,4 @@
-"""Three kills of ``make chaos``, with one process and with two; the whole of it has 25 of each."""
+"""Three kills of ``make chaos``, with one process; the whole of it has 25 of each, with one process and with two."""
 
 from pathlib import Path
 
@@ -10,6 +10,5 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_run_killed_three_times_ends_as_the_uninterrupted_one(ranks: int, tmp_path: Path) -> None:
-    assert chaos(tmp_path, kills=3, ranks=ranks, updates=24, seed=ranks)
+def test_run_killed_three_times_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
+    assert chaos(tmp_path, kills=3, ranks=1, updates=24, seed=1)
