@@ -8,7 +8,8 @@ from typing import Any
 
 from vits_trainer import __version__
 from vits_trainer.cli import parse, unknown_word
-from vits_trainer.config import PrepareConfig, TrainConfig
+from vits_trainer.config import TrainConfig
+from vits_trainer.config_data import PrepareConfig
 from vits_trainer.config_tools import BenchmarkConfig, CheckConfig, DemoConfig, ReportConfig
 from vits_trainer.config_voices import EvaluateConfig, ExportConfig, FeedbackAppConfig, FeedbackConfig, SynthesizeConfig
 from vits_trainer.errors import ConfigError, InstallationError, VitsTrainerError

@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
-import signal
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import VitsTokenizer
 
 from vits_trainer.accounts import Incident
@@ -329,57 +326,3 @@ def collate(records: Sequence[Clip | Incident], place: MicroBatch, spec: AudioSp
 
 def _as_float(waveform: Tensor) -> Tensor:
     return waveform.float() / 32768 if waveform.dtype == torch.int16 else waveform
-
-
-def load(reader: ClipReader, places: Iterator[MicroBatch] | list[MicroBatch], workers: int) -> Iterator[Batch]:
-    """Reads batches in the order of ``places``, ahead of their use where there are workers."""
-    loader = DataLoader(
-        reader,
-        batch_sampler=places,  # type: ignore[arg-type]
-        collate_fn=_only,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_the_process,
-        # Of its own, so that making the loader does not advance the global generator: resuming needs that.
-        generator=torch.Generator(),
-    )
-    # A worker's first threads (torch's pool) begin before its init function: they inherit the mask from here.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def by_update(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
-    """Joins the micro-batches of each update."""
-    update: list[Batch] = []
-    for batch in batches:
-        update.append(batch)
-        if batch.place.closes_update:
-            yield update
-            update = []
-
-
-def _only(batches: list[Batch]) -> Batch:
-    return batches[0]
-
-
-def _leave_signals_to_the_process(worker: int) -> None:  # noqa: ARG001 - what a DataLoader calls it with
-    """Ctrl-C and a scheduler's signals reach the whole group: the workers must live until the process has saved."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # macOS: the scheduler's SIGTERM ends the workers there
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-        return
-    # The process itself ends its workers by SIGTERM, and then waits for them for ever: none may get lost to a thread
-    # that does not wait for it, so all block it (since the fork; here again for workers that were not forked).
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    signal.signal(signal.SIGTERM, lambda *_: None)  # a thread of a library's own making: not fatal there
-    threading.Thread(target=_end_when_the_process_asks, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_when_the_process_asks(process: int) -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != process:
-        pass
-    os._exit(0)

@@ -13,10 +13,11 @@ from transformers import VitsModel
 
 from vits_trainer.accounts import Incident
 from vits_trainer.audio import log_mel, spectrogram
-from vits_trainer.data import Batch, ClipReader, load
+from vits_trainer.data import Batch, ClipReader
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import TooManyRejectedError
 from vits_trainer.generator import Generator
+from vits_trainer.loading import load
 from vits_trainer.models import unhurried
 from vits_trainer.objective import Normalisers, Objective
 from vits_trainer.order import held_out_places

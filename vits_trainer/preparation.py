@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vits_trainer import __version__
-from vits_trainer.config import PrepareConfig
+from vits_trainer.config_data import PrepareConfig
 from vits_trainer.errors import DataError, VitsTrainerError
 from vits_trainer.files import write_whole
 from vits_trainer.ledger import JOURNAL, Accepted, Ledger, LeftOut, wav_name

@@ -21,10 +21,11 @@ import torch
 
 from vits_trainer.alignment import search
 from vits_trainer.audio import AudioSpec
-from vits_trainer.config import PrepareConfig
+from vits_trainer.config_data import PrepareConfig
 from vits_trainer.config_tools import BenchmarkConfig
-from vits_trainer.data import Batch, ClipReader, load, open_prepared
+from vits_trainer.data import Batch, ClipReader, open_prepared
 from vits_trainer.errors import InstallationError
+from vits_trainer.loading import load
 from vits_trainer.order import MicroBatch, Order
 from vits_trainer.preparation import prepare
 from vits_trainer.recordings import read_recording, to_rate

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vits_trainer.config import PrepareConfig
+from vits_trainer.config_data import PrepareConfig
 from vits_trainer.errors import DataError
 from vits_trainer.recordings import Reason, Rejection
 

@@ -3,9 +3,9 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -19,16 +19,18 @@ from vits_trainer.accounts import Accounts
 from vits_trainer.checkpoint import Checkpoints, TrainState, write_networks
 from vits_trainer.compilation import compile_fixed_shapes, compiler_failure
 from vits_trainer.config import TrainConfig
-from vits_trainer.data import Batch, ClipReader, by_update, load
+from vits_trainer.data import Batch, ClipReader
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import DivergedRanksError, NonFiniteLossError, OutOfMemoryError, TooManyRejectedError
 from vits_trainer.evaluation import Validation
 from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
+from vits_trainer.loading import by_update, load
 from vits_trainer.meter import Meter
 from vits_trainer.objective import Normalisers, Objective
 from vits_trainer.optim import Learner, build_optimizer, learning_rate
 from vits_trainer.order import Order
+from vits_trainer.plan import Plan
 from vits_trainer.runtime import Runtime, is_out_of_memory
 from vits_trainer.scores import ClipScore, Jury, means
 from vits_trainer.selection import Selection
@@ -49,92 +51,6 @@ _SHOWN = (
 """What the progress bar shows: its word, the scalar, decimals."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the configuration comes to on this data and these processes."""
-
-    training_clips: int
-    validation_clips: int
-    world_size: int
-    clips_per_update: int
-    """0 where their seconds decide."""
-    updates_per_epoch: int
-    total_updates: int
-    tunes: bool
-    """Whether the voice was trained before."""
-    warmup_updates: int
-    """Updates in which the discriminators learn alone."""
-    log_every: int
-    validate_every: int
-    save_every: int
-
-    @classmethod
-    def of(
-        cls,
-        config: TrainConfig,
-        order: Order,
-        validation_clips: int,
-        fresh_judges: bool,
-        seconds_per_update: float = 0,
-        kept: Mapping[str, int] | None = None,
-    ) -> "Plan":
-        """Derives it.
-
-        Args:
-            config: what was asked for.
-            order: of the training clips.
-            validation_clips: held out.
-            fresh_judges: whether fresh discriminators meet a trained voice.
-            seconds_per_update: as measured; ``target_hours`` becomes whole epochs by it, at least one.
-            kept: what a checkpoint's plan came to, as far as the same was asked for then.
-        """
-        epochs = config.epochs
-        if config.target_hours and seconds_per_update:
-            epochs = max(1, int(config.target_hours * 3600 / (seconds_per_update * order.updates_per_epoch)))
-        total_updates = config.max_updates or epochs * order.updates_per_epoch
-        warmup_updates = config.discriminator_warmup_updates
-        if warmup_updates is None:
-            warmup_updates = min(200, total_updates // 10) if fresh_judges else 0
-        decided = {"total_updates": total_updates, "warmup_updates": warmup_updates} | dict(kept or {})
-        return cls(
-            training_clips=len(order.rows),
-            validation_clips=validation_clips,
-            world_size=order.world_size,
-            clips_per_update=0 if order.batch_frames else order.update_clips,
-            updates_per_epoch=order.updates_per_epoch,
-            tunes=config.model_name is not None,
-            log_every=config.log_every_updates,
-            validate_every=config.validate_every_updates,
-            save_every=config.save_every_updates,
-            **decided,
-        )
-
-    def __str__(self) -> str:
-        """For people."""
-        return (
-            f"{self.training_clips} clips to train on, {self.validation_clips} to validate with; "
-            f"{self.clips_per_update or self.training_clips // self.updates_per_epoch} clips an update"
-            f"{'' if self.clips_per_update else ' on the average'}, {self.updates_per_epoch} updates an epoch, "
-            f"{self.total_updates} updates in all"
-        )
-
-    def logs_at(self, update: int) -> bool:
-        """At the first update, at every ``log_every``-th, and at the last."""
-        return update in (1, self.total_updates) or update % self.log_every == 0
-
-    def validates_before(self, update: int) -> bool:
-        """Once before the first update, where a trained voice is tuned: what it is to be compared with."""
-        return self.tunes and update == 0
-
-    def validates_at(self, update: int) -> bool:
-        """At every ``validate_every``-th update, and at the last."""
-        return _is_due(update, self.validate_every, self.total_updates)
-
-    def saves_at(self, update: int) -> bool:
-        """At every ``save_every``-th update, and at the last."""
-        return _is_due(update, self.save_every, self.total_updates)
-
-
 class Agreement(NamedTuple):
     """What all ranks know before an update."""
 
@@ -146,10 +62,6 @@ class Agreement(NamedTuple):
     """Whether to stop before it."""
     own_reason: str
     """Why, if it was this rank that was asked to."""
-
-
-def _is_due(update: int, every: int, last: int) -> bool:
-    return update == last or (every > 0 and update % every == 0)
 
 
 class Trainer:

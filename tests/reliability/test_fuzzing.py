@@ -16,7 +16,8 @@ from tests.speech import encode, voice
 from tests.voices import prepared_folder, train_flags
 from vits_trainer import checkpoint, cli
 from vits_trainer.__main__ import main
-from vits_trainer.config import PrepareConfig, TrainConfig
+from vits_trainer.config import TrainConfig
+from vits_trainer.config_data import PrepareConfig
 from vits_trainer.data import open_prepared
 from vits_trainer.errors import CheckpointError, ConfigError, VitsTrainerError
 from vits_trainer.preparation import one_line

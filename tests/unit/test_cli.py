@@ -7,7 +7,8 @@ import yaml
 
 from vits_trainer.__main__ import main
 from vits_trainer.cli import parse
-from vits_trainer.config import RECIPES_DIR, PrepareConfig, TrainConfig, save_config
+from vits_trainer.config import RECIPES_DIR, TrainConfig, save_config
+from vits_trainer.config_data import PrepareConfig
 from vits_trainer.config_tools import CheckConfig
 from vits_trainer.errors import ConfigError
 

@@ -16,15 +16,14 @@ from vits_trainer.audio import AudioSpec
 from vits_trainer.data import (
     Clip,
     ClipReader,
-    by_update,
     collate,
-    load,
     open_prepared,
     require_rate,
     split,
 )
 from vits_trainer.errors import DataError
 from vits_trainer.interruption import SIGNALS, Interruption
+from vits_trainer.loading import by_update, load
 from vits_trainer.order import MicroBatch, Order
 from vits_trainer.recordings import to_pcm16, write_pcm16_wav
 from vits_trainer.text import build_tokenizer

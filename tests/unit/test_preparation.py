@@ -18,7 +18,7 @@ import soxr
 from tests import speech
 from tests.speech import MIXED_REJECTIONS, encode, good_utterances, mixed_utterances, voice
 from vits_trainer import preparation
-from vits_trainer.config import PrepareConfig
+from vits_trainer.config_data import PrepareConfig
 from vits_trainer.errors import ConfigError, DataError, VitsTrainerError
 from vits_trainer.ledger import Ledger
 from vits_trainer.preparation import one_line, prepare

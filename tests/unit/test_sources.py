@@ -25,7 +25,7 @@ from tests.speech import (
     write_parquet,
     write_release,
 )
-from vits_trainer.config import PrepareConfig
+from vits_trainer.config_data import PrepareConfig
 from vits_trainer.errors import DataError
 from vits_trainer.recordings import Reason
 from vits_trainer.sources import open_source
@@ -399,7 +399,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 # A process of its own: the client reads HF_ENDPOINT when it is imported, and keeps its cache in HF_HOME.
 LIST_CLIPS = """
 import json, sys
-from vits_trainer.config import PrepareConfig
+from vits_trainer.config_data import PrepareConfig
 from vits_trainer.sources import open_source
 for settings in json.loads(sys.argv[1]):
     try:

@@ -11,7 +11,7 @@ from vits_trainer.__main__ import main
 from vits_trainer.config import TrainConfig
 from vits_trainer.objective import Objective
 from vits_trainer.order import Order
-from vits_trainer.trainer import Plan
+from vits_trainer.plan import Plan
 
 
 def plan(seconds_per_update: float = 0, fresh_judges: bool = False, **settings: object) -> Plan:

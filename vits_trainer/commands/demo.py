@@ -6,7 +6,8 @@ from pathlib import Path
 
 from vits_trainer.cli import parse
 from vits_trainer.commands import prepare_data, synthesize, train_vits
-from vits_trainer.config import PrepareConfig, TrainConfig
+from vits_trainer.config import TrainConfig
+from vits_trainer.config_data import PrepareConfig
 from vits_trainer.config_tools import DemoConfig
 from vits_trainer.config_voices import SynthesizeConfig
 from vits_trainer.corpus import speak_corpus

@@ -3,7 +3,7 @@
 import logging
 import shlex
 
-from vits_trainer.config import PrepareConfig
+from vits_trainer.config_data import PrepareConfig
 from vits_trainer.preparation import PreparationSummary, prepare
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from vits_trainer import feedback, versions
 from vits_trainer.commands import prepare_data, train_vits
-from vits_trainer.config import PrepareConfig, TrainConfig
+from vits_trainer.config import TrainConfig
+from vits_trainer.config_data import PrepareConfig
 from vits_trainer.config_voices import FeedbackConfig
 from vits_trainer.data import PreparedSet, open_prepared, require_rate, split
 from vits_trainer.errors import ConfigError, DataError, RefusedVoiceError

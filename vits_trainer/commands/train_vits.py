@@ -21,10 +21,11 @@ from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
 from vits_trainer.objective import Objective
 from vits_trainer.order import Order
+from vits_trainer.plan import Plan
 from vits_trainer.runtime import Runtime
 from vits_trainer.text import build_tokenizer, load_tokenizer
 from vits_trainer.tracking import Outcome, Tracker, log_to_console, versions
-from vits_trainer.trainer import Plan, Trainer
+from vits_trainer.trainer import Trainer
 
 logger = logging.getLogger("vits_trainer")
 
