@@ -16,7 +16,7 @@ ROWS = (
     "errors privacy alignment_gpu",
     "config audio alignment losses durations encoders metrics text recordings order files accounts charts",
     "interruption stall signs launcher",
-    "config_tools config_voices config_data scores versions pictures corrections cli corpus ledger data",
+    "shards config_tools config_voices config_data scores versions pictures corrections cli corpus ledger data",
     "loading plan tables generator discriminator conversion optim runtime report",
     "sources models objective meter compilation learning",
     "preparation tracking checkpoint turns synthesis",
