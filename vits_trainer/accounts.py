@@ -1,15 +1,17 @@
 """What becomes of every clip in an epoch: nothing is left out uncounted, and nothing is taken twice."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vits_trainer.errors import AccountingError, TooManyRejectedError
+from vits_trainer.errors import AccountingError, TooManyRejectedError, UnreadableShardError
 
+UNREADABLE = "unreadable-shard"
+"""The kind of incident by which a data worker tells that what it streams from does not answer."""
 _FIRST = 5
 """As many clips are named in a message."""
 
@@ -41,16 +43,23 @@ class Accounts:
     order, in reading or in resuming shows here.
     """
 
-    def __init__(self, training: Sequence[str], held_out: Sequence[str], max_rejected_fraction: float) -> None:
+    def __init__(
+        self,
+        training: Sequence[str],
+        held_out: Sequence[str],
+        max_rejected_fraction: float,
+        place: Callable[[str], int] | None = None,
+    ) -> None:
         """Args:
         training: ids of the clips to train on, each once.
         held_out: ids of those to validate with; none of them is trained on.
         max_rejected_fraction: of all clips; more end the run.
+        place: finds an id's place in ``training``, or raises KeyError; for where they are too many to be listed.
         """
         self.max_rejected_fraction = max_rejected_fraction
         self.clips = len(training) + len(held_out)
-        self._names = list(training)
-        self._place = {name: place for place, name in enumerate(training)}
+        self._names = training
+        self._place = place or {name: place for place, name in enumerate(training)}.__getitem__
         self._held_out = set(held_out)
         self._counts = self._nothing()
         self._rejections: dict[str, Incident] = {}
@@ -80,7 +89,12 @@ class Accounts:
 
         Raises:
             TooManyRejectedError: more than the part that may be lost, or all of validation's; gives the reasons.
+            UnreadableShardError: a stream's shard cannot be read on a rank.
         """
+        rejections = list(rejections)
+        unreadable = [rejection for rejection in rejections if rejection.kind == UNREADABLE]
+        if unreadable:
+            raise UnreadableShardError(f"{unreadable[0].message} What was learnt is saved.")
         self._rejections |= {rejection.clip: rejection for rejection in rejections}
         if len(self._rejections) > self.max_rejected_fraction * self.clips:
             raise TooManyRejectedError(
@@ -93,11 +107,11 @@ class Accounts:
                 f"Not one of the {len(self._held_out)} held-out clips can be used: {self._reasons()}. Prepare again."
             )
 
-    def own(self) -> NDArray[np.int64]:
+    def own(self) -> NDArray[np.int32]:
         """This rank's counts, (kinds, clips), to be added up over the ranks."""
         return np.stack(list(self._counts.values()))
 
-    def close(self, epoch: int, totals: NDArray[np.int64], not_reached: int = 0) -> str:
+    def close(self, epoch: int, totals: NDArray[np.int32], not_reached: int = 0) -> str:
         """Says how an epoch's clips add up, and begins the next one where all have had their turn.
 
         Args:
@@ -129,7 +143,7 @@ class Accounts:
             self._begin_epoch()
         return words
 
-    def save(self, totals: NDArray[np.int64]) -> dict[str, Any]:
+    def save(self, totals: NDArray[np.int32]) -> dict[str, Any]:
         """Plain values for a checkpoint, from :meth:`own` of all ranks, added up."""
         kinds = {kind: np.packbits(row > 0).tobytes().hex() for kind, row in zip(self._counts, totals, strict=True)}
         return {**kinds, "rejections": [vars(rejection) for rejection in self._rejections.values()]}
@@ -147,15 +161,15 @@ class Accounts:
         self._counts = self._nothing()
         self._rejections = {name: found for name, found in self._rejections.items() if name in self._held_out}
 
-    def _nothing(self) -> dict[str, NDArray[np.int64]]:
-        return {kind: np.zeros(len(self._names), dtype=np.int64) for kind in ("trained", "masked", "rejected")}
+    def _nothing(self) -> dict[str, NDArray[np.int32]]:
+        return {kind: np.zeros(len(self._names), dtype=np.int32) for kind in ("trained", "masked", "rejected")}
 
     def _count(self, kind: str, names: Iterable[str]) -> None:
         np.add.at(self._counts[kind], self._places(names), 1)
 
     def _places(self, names: Iterable[str]) -> NDArray[np.int64]:
         try:
-            return np.array([self._place[name] for name in names], dtype=np.int64)
+            return np.array([self._place(name) for name in names], dtype=np.int64)
         except KeyError as error:
             raise AccountingError(
                 f"clip {error} was trained on, and is none of the training clips. This is a bug of vits_trainer: "

@@ -159,6 +159,12 @@ class TrainConfig:
     """Train for about this many hours: chooses the epochs from the speed measured at the start (0 = by epochs)."""
     max_samples: int = 0
     """Use only this many clips of the folder (0 = all)."""
+    streaming: bool = False
+    """Read shards (prepare_data --shards) where they lie, nothing kept on this disk: data_dir is then a folder, a
+    pattern of shards, an address as s3://bucket/folder, or a data set of shards on the Hub (owner/name)."""
+    streaming_window: int = 8
+    """Streaming: so many micro-batches are sorted by length together. More of them waste less on padding, and take more
+    memory."""
 
     objective: ObjectiveKind = "vits"
     """vits: the whole VITS objective. mel: the differentiable mel loss and the durations alone, without
@@ -286,6 +292,7 @@ class TrainConfig:
             not (self.target_hours and self.max_updates),
             "--target_hours and --max_updates both say how long to train: give one of them.",
         )
+        self._check_streaming()
         require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: give a number above 0, such as 2e-5.")
         require(
             0 < self.learning_rate_decay <= 1,
@@ -312,6 +319,15 @@ class TrainConfig:
                 self.model_name is None,
                 f"--model_name {self.model_name} and an architecture to train from scratch exclude one another: "
                 "leave out the architecture (or the recipe that brings it), or give --model_name null.",
+            )
+
+    def _check_streaming(self) -> None:
+        require(self.streaming_window >= 1, f"--streaming_window {self.streaming_window}: give 1 or more.")
+        for name, off in (("batch_seconds", 0), ("max_samples", 0), ("validate_on_training_clips", False)):
+            require(
+                not self.streaming or getattr(self, name) == off,
+                f"--streaming and --{name} exclude one another, as the clips' lengths and names are not known "
+                f"beforehand: leave out --{name}, or train on the shards without --streaming.",
             )
 
     def _check_selection(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
@@ -24,8 +24,10 @@ from vits_trainer.order import MicroBatch, rounded_up
 from vits_trainer.recordings import PCM16_BYTES, WAV_HEADER_BYTES, Reason, RecordingError, read_pcm16_wav, reject
 from vits_trainer.text import encode
 
-_UNEXPECTED = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+UNEXPECTED = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 """What nobody expects of a clip is a bad record all the same, with its traceback; the limit stops what hits many."""
+_KEPT_TEXTS = 2**16
+"""So many texts' tokens a process keeps at most."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,11 @@ class PreparedSet:
     def speakers(self) -> list[str]:
         """Names of the speakers, sorted: a name's place is its id."""
         return sorted(set(self.rows["speaker"]))
+
+    @property
+    def texts(self) -> list[str]:
+        """Of all clips."""
+        return list(self.rows["text"])
 
     @cached_property
     def _wavs(self) -> Path:
@@ -215,7 +222,19 @@ def _summary(data_dir: Path) -> dict[str, Any]:
     return summary
 
 
-def require_rate(prepared: PreparedSet, spec: AudioSpec) -> None:
+class Rated(Protocol):
+    """A prepared folder, or shards."""
+
+    @property
+    def root(self) -> object:
+        """Where it lies."""
+
+    @property
+    def sampling_rate(self) -> int:
+        """In Hz."""
+
+
+def require_rate(prepared: Rated, spec: AudioSpec) -> None:
     """Raises :class:`DataError` unless the clips have the voice's sampling rate."""
     if prepared.sampling_rate != spec.sampling_rate:
         raise DataError(
@@ -248,22 +267,54 @@ def _received(sent: dict[str, Any]) -> Batch:
     return Batch(**whole)
 
 
-class ClipReader(Dataset[Clip | Incident]):
+class Reader(Dataset[Clip | Incident]):
+    """What readers of clips share: tokens, speakers, and what is asked of a clip."""
+
+    def __init__(self, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None) -> None:
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.speaker_ids = speaker_ids
+        self._tokens: dict[str, NDArray[np.int64]] = {}
+        """Of texts that were read before: the tokenizer takes 1 ms for each."""
+        silence = np.zeros(spec.minimum_frames * spec.hop, dtype=np.int16)
+        self.stand_in = Clip("", np.zeros(1, dtype=np.int64), silence, None if speaker_ids is None else 0)
+
+    def clip(self, clip_id: str, pcm: NDArray[np.int16], text: str, speaker: str) -> Clip:
+        """A clip as it goes into a batch; ``pcm`` is (T,).
+
+        Raises:
+            RecordingError: it cannot be trained on; says why.
+        """
+        if text not in self._tokens:
+            if len(self._tokens) == _KEPT_TEXTS:  # of a stream there may be more texts than memory
+                self._tokens.clear()
+            self._tokens[text] = encode(self.tokenizer, text)
+        tokens = self._tokens[text]
+        frames = self.spec.frames(len(pcm))
+        if len(tokens) == 0:
+            reject(Reason.NO_KNOWN_CHARACTERS, repr(text[:200]))
+        if frames < self.spec.minimum_frames:
+            reject(Reason.TOO_SHORT, f"{len(pcm)} samples")
+        if len(tokens) > frames:
+            reject(Reason.TEXT_TOO_LONG, f"{len(tokens)} tokens, {frames} frames")
+        speaker_id = None if self.speaker_ids is None else self.speaker_ids[speaker]
+        return Clip(clip_id, tokens, pcm[: frames * self.spec.hop], speaker_id)
+
+
+class ClipReader(Reader):
     """Decodes and tokenizes clips where a DataLoader's worker asks for them; never raises for what a clip holds."""
 
     def __init__(
         self, prepared: PreparedSet, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
     ) -> None:
+        super().__init__(tokenizer, spec, speaker_ids)
         self.prepared = prepared
-        self.tokenizer = tokenizer
-        self.spec = spec
-        self.speaker_ids = speaker_ids
         # Lists, as a row of a Dataset takes longer to look up than its clip to be read.
         self._ids, self._texts, self._speakers = (list(prepared.rows[name]) for name in ("filename", "text", "speaker"))
-        self._tokens: dict[int, NDArray[np.int64]] = {}
-        """Of texts that were read before: the tokenizer takes 1 ms for each."""
-        silence = np.zeros(spec.minimum_frames * spec.hop, dtype=np.int16)
-        self.stand_in = Clip("", np.zeros(1, dtype=np.int64), silence, None if speaker_ids is None else 0)
+
+    def text(self, row: int) -> str:
+        """The text of a clip."""
+        return str(self._texts[row])
 
     def __getitem__(self, index: int) -> Clip | Incident:
         """The clip of row ``index`` as a good or a bad record."""
@@ -272,25 +323,14 @@ class ClipReader(Dataset[Clip | Incident]):
             return self._read(clip_id, index)
         except RecordingError as error:
             return Incident(clip_id, "read", str(error.rejection.reason), error.rejection.detail)
-        except _UNEXPECTED as error:
+        except UNEXPECTED as error:
             return Incident(clip_id, "read", type(error).__name__, str(error), traceback.format_exc())
 
     def _read(self, clip_id: str, index: int) -> Clip:
         pcm, rate_hz = read_pcm16_wav(self.prepared.path(clip_id))
         if rate_hz != self.spec.sampling_rate:
             reject(Reason.WRONG_RATE, f"{rate_hz} Hz, not {self.spec.sampling_rate}")
-        if index not in self._tokens:
-            self._tokens[index] = encode(self.tokenizer, self._texts[index])
-        tokens = self._tokens[index]
-        frames = self.spec.frames(len(pcm))
-        if len(tokens) == 0:
-            reject(Reason.NO_KNOWN_CHARACTERS, repr(self._texts[index][:200]))
-        if frames < self.spec.minimum_frames:
-            reject(Reason.TOO_SHORT, f"{len(pcm)} samples")
-        if len(tokens) > frames:
-            reject(Reason.TEXT_TOO_LONG, f"{len(tokens)} tokens, {frames} frames")
-        speaker_id = None if self.speaker_ids is None else self.speaker_ids[self._speakers[index]]
-        return Clip(clip_id, tokens, pcm[: frames * self.spec.hop], speaker_id)
+        return self.clip(clip_id, pcm, self._texts[index], self._speakers[index])
 
     def __getitems__(self, place: MicroBatch) -> list[Batch]:
         """What a DataLoader calls with the sampler's whole item. One batch, in a list as it asks for one."""

@@ -35,6 +35,10 @@ class TooManyRejectedError(VitsTrainerError):
     """More clips than allowed, or all of them, cannot be used: the data no longer is what ``prepare_data`` checked."""
 
 
+class UnreadableShardError(VitsTrainerError):
+    """A shard of a stream cannot be read, however often it was tried; names it."""
+
+
 class AccountingError(VitsTrainerError):
     """A clip was taken twice or left out: a bug of this package."""
 

@@ -24,6 +24,7 @@ from vits_trainer.order import held_out_places
 from vits_trainer.pictures import Sample
 from vits_trainer.runtime import Runtime, seed_all
 from vits_trainer.scores import ClipScore, Jury, worst_first
+from vits_trainer.stream import StreamReader
 
 
 class Validation:
@@ -33,7 +34,7 @@ class Validation:
         self,
         runtime: Runtime,
         objective: Objective,
-        reader: ClipReader,
+        reader: ClipReader | StreamReader,
         rows: Sequence[int],
         batch_size: int,
         seed: int,
@@ -142,7 +143,7 @@ class Validation:
         with torch.no_grad(), unhurried(model):
             mask = torch.ones_like(batch.tokens)
             spoken = model(batch.tokens, attention_mask=mask, speaker_id=speaker).waveform[0].float().cpu().numpy()
-        text = str(self.reader.prepared.rows["text"][row])
+        text = self.reader.text(row)
         judgement = jury.judge(text, batch.waveform[0].cpu().numpy(), spoken)
         return ClipScore(batch.clip_ids[0], text, judgement.heard, judgement.figures)
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader
 
-from vits_trainer.data import Batch, ClipReader
+from vits_trainer.data import Batch, Reader
 from vits_trainer.order import MicroBatch
 
 
-def load(reader: ClipReader, places: Iterator[MicroBatch] | list[MicroBatch], workers: int) -> Iterator[Batch]:
+def load(reader: Reader, places: Iterator[MicroBatch] | list[MicroBatch], workers: int) -> Iterator[Batch]:
     """Reads batches in the order of ``places``, ahead of their use where there are workers."""
     loader = DataLoader(
         reader,

@@ -67,6 +67,11 @@ class Order:
     part of a clip, as an update is filled as a whole; a longer clip has an update of its own."""
 
     @property
+    def clips(self) -> int:
+        """To train on, in all."""
+        return len(self.rows)
+
+    @property
     def update_clips(self) -> int:
         """Clips in an update where ``batch_size`` decides."""
         return self.batch_size * self.world_size * self.accumulation

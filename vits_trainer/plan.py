@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vits_trainer.config import TrainConfig
+from vits_trainer.lanes import LaneOrder
 from vits_trainer.order import Order
 
 
@@ -30,7 +31,7 @@ class Plan:
     def of(
         cls,
         config: TrainConfig,
-        order: Order,
+        order: Order | LaneOrder,
         validation_clips: int,
         fresh_judges: bool,
         seconds_per_update: float = 0,
@@ -55,7 +56,7 @@ class Plan:
             warmup_updates = min(200, total_updates // 10) if fresh_judges else 0
         decided = {"total_updates": total_updates, "warmup_updates": warmup_updates} | dict(kept or {})
         return cls(
-            training_clips=len(order.rows),
+            training_clips=order.clips,
             validation_clips=validation_clips,
             world_size=order.world_size,
             clips_per_update=0 if order.batch_frames else order.update_clips,

@@ -110,7 +110,7 @@ def _forward() -> str:
 
 def _gradients(prepared_dir: Path) -> str:
     prepared = open_prepared(prepared_dir)
-    tokenizer = build_tokenizer(prepared.rows["text"])
+    tokenizer = build_tokenizer(prepared.texts)
     torch.manual_seed(0)
     generator = Generator(new_model(SMALL, tokenizer, []), "posterior", 32).train()
     spec = audio_spec(generator.model.config)

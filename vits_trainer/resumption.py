@@ -12,8 +12,10 @@ from vits_trainer.data import PreparedSet
 from vits_trainer.errors import CheckpointError
 from vits_trainer.files import set_aside
 from vits_trainer.interruption import is_restarted, launch_id
+from vits_trainer.lanes import LaneOrder
 from vits_trainer.order import Order
 from vits_trainer.runtime import Runtime
+from vits_trainer.stream import StreamedSet
 from vits_trainer.tracking import versions
 
 logger = logging.getLogger("vits_trainer")
@@ -75,10 +77,10 @@ def find(directory: Path, asked: str | None) -> Path | None:
 def circumstances(
     name: str,
     config: TrainConfig,
-    prepared: PreparedSet,
+    prepared: PreparedSet | StreamedSet,
     rows: Sequence[int],
     held_out: Sequence[int],
-    order: Order,
+    order: Order | LaneOrder,
     runtime: Runtime,
 ) -> Circumstances:
     """What a resume compares: the order of clips and the networks must stay, the rest may change and is listed."""
@@ -91,6 +93,8 @@ def circumstances(
         "clips in an update": None if order.batch_frames else order.update_clips,
         "seconds in an update": config.batch_seconds * order.world_size * order.accumulation or None,
     }
+    if isinstance(order, LaneOrder):
+        fixed["lanes"] = f"{order.world_size * order.accumulation} of {order.batch_size} clips, window {order.window}"
     free = {**settings, "processes": order.world_size, "machine": runtime.describe()}
     return Circumstances(fixed, free | {f"version of {name}": value for name, value in versions().items()}, launch_id())
 

@@ -19,12 +19,19 @@ from vits_trainer.accounts import Accounts
 from vits_trainer.checkpoint import Checkpoints, TrainState, write_networks
 from vits_trainer.compilation import compile_fixed_shapes, compiler_failure
 from vits_trainer.config import TrainConfig
-from vits_trainer.data import Batch, ClipReader
+from vits_trainer.data import Batch, Reader
 from vits_trainer.discriminator import Discriminator
-from vits_trainer.errors import DivergedRanksError, NonFiniteLossError, OutOfMemoryError, TooManyRejectedError
+from vits_trainer.errors import (
+    DivergedRanksError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+    TooManyRejectedError,
+    UnreadableShardError,
+)
 from vits_trainer.evaluation import Validation
 from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
+from vits_trainer.lanes import LaneOrder
 from vits_trainer.loading import by_update, load
 from vits_trainer.meter import Meter
 from vits_trainer.objective import Normalisers, Objective
@@ -76,8 +83,9 @@ class Trainer:
         generator: Generator,
         discriminator: Discriminator | None,
         tokenizer: VitsTokenizer,
-        order: Order,
-        reader: ClipReader,
+        order: Order | LaneOrder,
+        reader: Reader,
+        accounts: Accounts,
         validation: Validation,
         checkpoints: Checkpoints,
         tracker: Tracker,
@@ -107,7 +115,7 @@ class Trainer:
         # Where it stands
         self.state = TrainState()
         self.meter = Meter(runtime)
-        self.watch = Watch(config, runtime, self._accounts(), tracker, self._keep_networks)
+        self.watch = Watch(config, runtime, accounts, tracker, self._keep_networks)
         self.selection = Selection(config.best_metric, config.patience)
         self.jury = Jury(config.scores, objective.spec.sampling_rate, config.asr) if config.scores else None
         self._saved_update = 0
@@ -223,16 +231,10 @@ class Trainer:
         """Bad clips or numbers end a run on all ranks alike, with good weights: these are not lost."""
         try:
             yield
-        except (NonFiniteLossError, TooManyRejectedError):
+        except (NonFiniteLossError, TooManyRejectedError, UnreadableShardError):
             if self._saved_update < self.state.update:
                 self._save()
             raise
-
-    def _accounts(self) -> Accounts:
-        names = self.reader.prepared.rows["filename"]
-        training = set(self.order.rows)
-        held_out = [names[row] for row in self.validation.rows if row not in training]
-        return Accounts([names[row] for row in self.order.rows], held_out, self.config.max_rejected_fraction)
 
     def _keep_networks(self, folder: Path) -> None:
         write_networks(folder, self.generator, self.discriminator, self.tokenizer, self.config)

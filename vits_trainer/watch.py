@@ -195,8 +195,8 @@ class Watch:
         """The accounts of all ranks, for a checkpoint. Runs on every rank."""
         return self.accounts.save(self._totals())
 
-    def _totals(self) -> NDArray[np.int64]:
-        totals: NDArray[np.int64] = self.runtime.sum(torch.from_numpy(self.accounts.own())).numpy()
+    def _totals(self) -> NDArray[np.int32]:
+        totals: NDArray[np.int32] = self.runtime.sum(torch.from_numpy(self.accounts.own())).numpy()
         return totals
 
     def _arrived(self, leave: int) -> list[_Reading]:

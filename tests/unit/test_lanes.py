@@ -1,9 +1,9 @@
-"""The order of streamed clips: each once an epoch over all ranks, whatever the shards hold; a pure function of counts."""
+"""The order of streamed clips: each once an epoch over all ranks, whatever the shards hold."""
 
 import subprocess
 import sys
 from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -118,7 +118,7 @@ def test_what_lies_ahead_is_what_the_lane_takes_next():
         if micro_batch.lane is not None:
             of_lane.setdefault(micro_batch.lane, []).append(micro_batch)
     for parts in of_lane.values():
-        for now, then in zip(parts, parts[1:], strict=False):
+        for now, then in pairwise(parts):
             needed = {row // 16 for row in then.indices}
             assert needed <= {row // 16 for row in now.indices} | set(now.ahead)
         assert max(len(m.ahead) for m in parts) <= 3

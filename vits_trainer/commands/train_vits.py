@@ -5,11 +5,13 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import VitsModel, VitsTokenizer
 
 from vits_trainer import checkpoint, models, resumption
+from vits_trainer.accounts import Accounts
 from vits_trainer.audio import AudioSpec
 from vits_trainer.checkpoint import Checkpoints
 from vits_trainer.config import TrainConfig
@@ -19,10 +21,12 @@ from vits_trainer.errors import ConfigError
 from vits_trainer.evaluation import Validation
 from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
+from vits_trainer.lanes import LaneOrder
 from vits_trainer.objective import Objective
 from vits_trainer.order import Order
 from vits_trainer.plan import Plan
 from vits_trainer.runtime import Runtime
+from vits_trainer.stream import StreamedSet, StreamReader, TrainedNames, open_stream
 from vits_trainer.text import build_tokenizer, load_tokenizer
 from vits_trainer.tracking import Outcome, Tracker, log_to_console, versions
 from vits_trainer.trainer import Trainer
@@ -32,23 +36,19 @@ logger = logging.getLogger("vits_trainer")
 
 def run(config: TrainConfig) -> int:
     """Trains, exports, and returns 0; or the code of what stopped it before. Runs on every rank."""
-    prepared = open_prepared(Path(config.data_dir), config.max_samples)
-    rows, held_out = split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)
-    if config.validate_on_training_clips:
-        held_out = rows[: config.validation_max_clips]
+    data = _data(config)
     runtime = Runtime(config.precision, config.gradient_accumulation_steps, config.deterministic, config.rank_timeout_s)
     log_to_console(runtime.is_main)
     _refuse_dropped_layers(config, runtime)
     with runtime.telling(), checkpoint.claimed(Path(config.checkpoint_dir), runtime):
-        outcome = _train(config, prepared, rows, held_out, runtime)
+        outcome = _train(config, data, runtime)
     runtime.close()
     return outcome.exit_code
 
 
-def _train(
-    config: TrainConfig, prepared: PreparedSet, rows: list[int], held_out: list[int], runtime: Runtime
-) -> Outcome:
+def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
     """Builds the parts, trains, exports. Runs on every rank."""
+    prepared, rows, held_out = data
     resume_from = runtime.from_main(lambda: resumption.choose(config))
     torch.manual_seed(config.seed)  # fresh weights, equal on all ranks; what updates draw has seeds of its own
     model, tokenizer = _voice(config, prepared, resume_from)
@@ -58,25 +58,25 @@ def _train(
     discriminator = models.discriminator_for(config.model_name, config.discriminator) if objective.adversarial else None
     generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
 
-    order = _order(config, prepared, rows, spec, runtime.world_size)
+    order = _order(config, data, spec, runtime.world_size)
     fresh_judges = config.model_name is not None and not models.has_discriminator(config.model_name)
     kept = {} if resume_from is None else resumption.kept_plan(checkpoint.read_record(resume_from), config)
     plan = Plan.of(config, order, len(held_out), fresh_judges, kept=kept)
-    reader = ClipReader(prepared, tokenizer, spec, models.speaker_ids(model.config, prepared.speakers))
+    reader = _reader(prepared, tokenizer, spec, models.speaker_ids(model.config, prepared.speakers))
     validation = Validation(runtime, objective, reader, held_out, config.batch_size, config.seed)
     name = _run_name(config, resume_from, runtime)
     now = resumption.circumstances(name, config, prepared, rows, held_out, order, runtime)
     changes = [] if resume_from is None else resumption.changes(resume_from, now)
     checkpoints = Checkpoints(Path(config.checkpoint_dir), config.keep_checkpoints, runtime, now, config)
-    runs_dir = Path(config.runs_dir or Path(config.data_dir) / "runs")
+    runs_dir = Path(config.runs_dir or _beside(config) / "runs")
     facts = {"plan": asdict(plan), "versions": versions(), "machine": runtime.describe(), "data": prepared.summary}
     resumed_at = None if resume_from is None else int(checkpoint.read_record(resume_from)["state"]["update"])
     interruption = Interruption(runs_dir / name / "STOP", config.save_before_s)
     # Signals are noted up to the end, as a launcher sends one where another rank has failed: this one must still tell.
     with interruption, Tracker(runs_dir / name, config, facts, runtime.is_main, resumed_at) as tracker:
         trainer = Trainer(
-            config, plan, runtime, objective, generator, discriminator, tokenizer, order, reader, validation,
-            checkpoints, tracker, interruption,
+            config, plan, runtime, objective, generator, discriminator, tokenizer, order, reader,
+            _accounts(config, data), validation, checkpoints, tracker, interruption,
         )  # fmt: skip
         runtime.from_main(lambda: resumption.make_way(checkpoints.directory, resume_from))
         if resume_from is not None:
@@ -114,7 +114,63 @@ def _refuse_dropped_layers(config: TrainConfig, runtime: Runtime) -> None:
         )
 
 
-def _order(config: TrainConfig, prepared: PreparedSet, rows: list[int], spec: AudioSpec, world_size: int) -> Order:
+class _Data(NamedTuple):
+    """What to train on."""
+
+    prepared: PreparedSet | StreamedSet
+    rows: list[int]
+    """To train on; of a stream, all that are not held out."""
+    held_out: list[int]
+
+
+def _data(config: TrainConfig) -> _Data:
+    if config.streaming:
+        stream = open_stream(config.data_dir)
+        return _Data(stream, [], stream.hold_out(config.validation_fraction, config.validation_max_clips, config.seed))
+    prepared = open_prepared(Path(config.data_dir), config.max_samples)
+    rows, held_out = split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)
+    return _Data(prepared, rows, rows[: config.validation_max_clips] if config.validate_on_training_clips else held_out)
+
+
+def _beside(config: TrainConfig) -> Path:
+    """The folder that a run's record lies in: with the data, where these are a folder of this machine."""
+    folder = Path(config.data_dir)
+    return folder if folder.is_dir() else Path(config.checkpoint_dir).parent
+
+
+def _reader(
+    prepared: PreparedSet | StreamedSet, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
+) -> ClipReader | StreamReader:
+    if isinstance(prepared, StreamedSet):
+        return StreamReader(prepared, tokenizer, spec, speaker_ids)
+    return ClipReader(prepared, tokenizer, spec, speaker_ids)
+
+
+def _accounts(config: TrainConfig, data: _Data) -> Accounts:
+    prepared, rows, held_out = data
+    if isinstance(prepared, StreamedSet):
+        training = TrainedNames(prepared, held_out)
+        names = [prepared.name(row) for row in held_out]
+        return Accounts(training, names, config.max_rejected_fraction, training.place)
+    names = prepared.rows["filename"]
+    trained = set(rows)
+    apart = [names[row] for row in held_out if row not in trained]
+    return Accounts([names[row] for row in rows], apart, config.max_rejected_fraction)
+
+
+def _order(config: TrainConfig, data: _Data, spec: AudioSpec, world_size: int) -> Order | LaneOrder:
+    prepared, rows, held_out = data
+    if isinstance(prepared, StreamedSet):
+        return LaneOrder(
+            groups=prepared.groups,
+            shard_of_group=prepared.shard_of_group,
+            held_out=held_out,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            world_size=world_size,
+            accumulation=config.gradient_accumulation_steps,
+            window=config.streaming_window,
+        )
     return Order(
         rows=rows,
         frames=prepared.frames(rows, spec.hop),
@@ -126,13 +182,15 @@ def _order(config: TrainConfig, prepared: PreparedSet, rows: list[int], spec: Au
     )
 
 
-def _voice(config: TrainConfig, prepared: PreparedSet, resume_from: Path | None) -> tuple[VitsModel, VitsTokenizer]:
+def _voice(
+    config: TrainConfig, prepared: PreparedSet | StreamedSet, resume_from: Path | None
+) -> tuple[VitsModel, VitsTokenizer]:
     """The voice to train, in training form: of the checkpoint, of ``model_name``, or a new one."""
     if resume_from is not None:
         return models.model_to_restore(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
     if config.architecture is None:
         return models.load_model(str(config.model_name), config.layerdrop), load_tokenizer(str(config.model_name))
-    tokenizer = build_tokenizer(prepared.rows["text"])
+    tokenizer = build_tokenizer(prepared.texts)
     return models.new_model(config.architecture, tokenizer, prepared.speakers, config.layerdrop), tokenizer
 
 
@@ -147,7 +205,7 @@ def _introduce(
     trainer: Trainer,
     seconds_per_update: float,
     config: TrainConfig,
-    prepared: PreparedSet,
+    prepared: PreparedSet | StreamedSet,
     resumed_from: Path | None,
     changes: list[str],
 ) -> None:
