@@ -75,6 +75,12 @@ class StreamedSet:
         return ends
 
     @cached_property
+    def begins(self) -> NDArray[np.int64]:
+        """The first row of each row group."""
+        begins: NDArray[np.int64] = self.ends - self.groups
+        return begins
+
+    @cached_property
     def shard_begins(self) -> NDArray[np.int64]:
         """The first row of each shard, and the number of all."""
         return np.cumsum([0, *(record.clips for record in self.shards.records)])
@@ -127,18 +133,22 @@ class StreamedSet:
             take = min(each, wanted - len(rows), self.groups[group])
             if not take:
                 break
-            first = int(self.ends[group]) - self.groups[group]
-            rows += (first + draw.permutation(self.groups[group])[:take]).tolist()
+            rows += (self.begins[group] + draw.permutation(self.groups[group])[:take]).tolist()
         # Row groups with fewer clips than their share: from what is left of the first ones.
         if len(rows) < wanted:
             rest = np.setdiff1d(np.arange(self.clips), rows)
             rows += draw.permutation(rest)[: wanted - len(rows)].tolist()
         return sorted(rows)
 
+    def groups_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The row groups that clips are in, and their places there."""
+        groups = np.searchsorted(self.ends, rows, side="right")
+        return groups, rows - self.begins[groups]
+
     def group_of(self, row: int) -> tuple[int, int]:
         """The row group that a clip is in, and its place there."""
         group = int(np.searchsorted(self.ends, row, side="right"))
-        return group, row - int(self.ends[group]) + self.groups[group]
+        return group, row - int(self.begins[group])
 
     def name(self, row: int) -> str:
         """What a clip is called in records: its shard and its row there, from 0."""
@@ -299,15 +309,18 @@ class StreamReader(Reader):
 
     def _part(self, place: WindowPart, tables: dict[int, pa.Table]) -> list[int]:
         """Rows of the part of a window that this micro-batch is."""
-        places = [(row, *self.prepared.group_of(row)) for row in place.indices]
-        by_length = sorted((tables[group]["samples"][at].as_py(), row) for row, group, at in places)
-        # As numpy.array_split deals, without its cost.
-        each, over = divmod(len(by_length), place.parts)
-        start = place.part * each + min(place.part, over)
-        return [row for _, row in by_length[start : start + each + (place.part < over)]]
+        rows = np.asarray(place.indices, np.int64)
+        groups, places = self.prepared.groups_of(rows)
+        lengths = np.zeros(len(rows), np.int64)
+        for group, table in tables.items():
+            of_group = groups == group
+            lengths[of_group] = table["samples"].to_numpy()[places[of_group]]
+        by_length = rows[np.lexsort((rows, lengths))]
+        part: list[int] = np.array_split(by_length, place.parts)[place.part].tolist()
+        return part
 
     def _tables_of(self, place: WindowPart) -> dict[int, pa.Table]:
-        needed = {self.prepared.group_of(row)[0] for row in place.indices}
+        needed = set(self.prepared.groups_of(np.asarray(place.indices, np.int64))[0].tolist())
         if place.lane is None:
             return {group: self._table(group) for group in needed}
         before = self._lanes.get(place.lane, {})
