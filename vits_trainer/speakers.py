@@ -59,9 +59,7 @@ class Balance:
         by_size = np.argsort(self._sizes, kind="stable")
         shown = by_size[[-1, (len(by_size) - 1) // 2, 0]]
         largest, median, smallest = self._sizes[shown]
-        words = (
-            f"{len(by_size)} speakers: the largest has {largest} clips, the median {median}, the smallest {smallest}"
-        )
+        words = f"{len(by_size)} speakers: clips of the largest {largest}, the median {median}, the smallest {smallest}"
         if self.temperature == 1:
             return words
         drawn, natural = self.shares[shown], self._sizes[shown] / len(self.speakers)
@@ -79,8 +77,9 @@ class Balance:
     @cached_property
     def _millionths(self) -> Counts:
         """Of a draw: each speaker's share of an epoch."""
-        weights = self._sizes.astype(np.float64) ** self.temperature
-        return np.rint(weights / weights.sum() * len(self.speakers) * _ONE).astype(np.int64)
+        weights = np.power(self._sizes, self.temperature, dtype=np.float64)
+        millionths: Counts = np.rint(weights / weights.sum() * len(self.speakers) * _ONE).astype(np.int64)
+        return millionths
 
     @cached_property
     def _by_speaker(self) -> Counts:
