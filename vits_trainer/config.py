@@ -159,6 +159,9 @@ class TrainConfig:
     """Train for about this many hours: chooses the epochs from the speed measured at the start (0 = by epochs)."""
     max_samples: int = 0
     """Use only this many clips of the folder (0 = all)."""
+    speaker_temperature: float = 1.0
+    """How speakers share an epoch: one of n clips gets a share like n ** temperature. 1 = every clip once; 0.5 = the
+    speakers of few clips more often; 0 = all speakers alike."""
 
     objective: ObjectiveKind = "vits"
     """vits: the whole VITS objective. mel: the differentiable mel loss and the durations alone, without
@@ -298,6 +301,16 @@ class TrainConfig:
         require(
             0 <= self.max_rejected_fraction <= 1,
             f"--max_rejected_fraction {self.max_rejected_fraction}: give a number from 0 to 1.",
+        )
+        require(
+            0 <= self.speaker_temperature <= 1,
+            f"--speaker_temperature {self.speaker_temperature}: give a number from 0 (all speakers alike) to 1 (every "
+            "clip once an epoch).",
+        )
+        require(
+            self.speaker_temperature == 1 or not self.batch_seconds,
+            f"--speaker_temperature {self.speaker_temperature} with --batch_seconds {self.batch_seconds}: epochs would "
+            "have more updates or fewer with the clips that they draw. Give a --batch_size instead of the seconds.",
         )
         require(self.rank_timeout_s >= 1, f"--rank_timeout_s {self.rank_timeout_s}: give 1 or more.")
         require(0 <= self.layerdrop < 1, f"--layerdrop {self.layerdrop}: give a number from 0 to below 1.")

@@ -30,6 +30,11 @@ class Balance:
     seed: int
 
     @property
+    def speaker_count(self) -> int:
+        """How many there are."""
+        return len(self._sizes)
+
+    @property
     def shares(self) -> NDArray[np.float64]:
         """Of each speaker in an epoch's draws, as parts of 1, in the order of their names."""
         return self._millionths / (_ONE * len(self.speakers))
@@ -68,7 +73,8 @@ class Balance:
 
     @cached_property
     def _speaker_of(self) -> Counts:
-        return np.unique(np.asarray(self.speakers), return_inverse=True)[1].astype(np.int64)
+        number = {name: number for number, name in enumerate(sorted(set(self.speakers)))}
+        return np.array([number[name] for name in self.speakers], dtype=np.int64)
 
     @cached_property
     def _sizes(self) -> Counts:

@@ -232,7 +232,8 @@ class Trainer:
         names = self.reader.prepared.rows["filename"]
         training = set(self.order.rows)
         held_out = [names[row] for row in self.validation.rows if row not in training]
-        return Accounts([names[row] for row in self.order.rows], held_out, self.config.max_rejected_fraction)
+        rows, allowed = self.order.rows, self.config.max_rejected_fraction
+        return Accounts([names[row] for row in rows], held_out, allowed, self.order.due)
 
     def _keep_networks(self, folder: Path) -> None:
         write_networks(folder, self.generator, self.discriminator, self.tokenizer, self.config)

@@ -23,6 +23,7 @@ from vits_trainer.objective import Objective
 from vits_trainer.order import Order
 from vits_trainer.plan import Plan
 from vits_trainer.runtime import Runtime
+from vits_trainer.speakers import Balance
 from vits_trainer.text import build_tokenizer, load_tokenizer
 from vits_trainer.tracking import Outcome, Tracker, log_to_console, versions
 from vits_trainer.trainer import Trainer
@@ -58,7 +59,8 @@ def _train(
     discriminator = models.discriminator_for(config.model_name, config.discriminator) if objective.adversarial else None
     generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
 
-    order = _order(config, prepared, rows, spec, runtime.world_size)
+    balance = _balance(config, prepared, rows)
+    order = _order(config, prepared, rows, spec, runtime.world_size, balance)
     fresh_judges = config.model_name is not None and not models.has_discriminator(config.model_name)
     kept = {} if resume_from is None else resumption.kept_plan(checkpoint.read_record(resume_from), config)
     plan = Plan.of(config, order, len(held_out), fresh_judges, kept=kept)
@@ -85,7 +87,7 @@ def _train(
         seconds_per_update = trainer.rehearse()
         trainer.plan = Plan.of(config, order, len(held_out), fresh_judges, seconds_per_update, kept)
         if runtime.is_main:
-            _introduce(trainer, seconds_per_update, config, prepared, resume_from, changes)
+            _introduce(trainer, seconds_per_update, config, balance, resume_from, changes)
         if trainer.fit():
             tracker.outcome = Outcome("done", trainer.state.update)
             if runtime.is_main:
@@ -114,7 +116,20 @@ def _refuse_dropped_layers(config: TrainConfig, runtime: Runtime) -> None:
         )
 
 
-def _order(config: TrainConfig, prepared: PreparedSet, rows: list[int], spec: AudioSpec, world_size: int) -> Order:
+def _balance(config: TrainConfig, prepared: PreparedSet, rows: list[int]) -> Balance:
+    speakers = prepared.rows["speaker"]
+    balance = Balance([speakers[row] for row in rows], config.speaker_temperature, config.seed)
+    if config.speaker_temperature < 1 and balance.speaker_count == 1:
+        raise ConfigError(
+            f"--speaker_temperature {config.speaker_temperature:g}: all clips of {prepared.root} that are trained on "
+            "are of one speaker. Leave it out; or prepare the data with --speaker_column."
+        )
+    return balance
+
+
+def _order(
+    config: TrainConfig, prepared: PreparedSet, rows: list[int], spec: AudioSpec, world_size: int, balance: Balance
+) -> Order:
     return Order(
         rows=rows,
         frames=prepared.frames(rows, spec.hop),
@@ -123,6 +138,7 @@ def _order(config: TrainConfig, prepared: PreparedSet, rows: list[int], spec: Au
         world_size=world_size,
         accumulation=config.gradient_accumulation_steps,
         batch_frames=round(config.batch_seconds * spec.sampling_rate / spec.hop),
+        drawn=balance.draw if config.speaker_temperature < 1 else None,
     )
 
 
@@ -147,7 +163,7 @@ def _introduce(
     trainer: Trainer,
     seconds_per_update: float,
     config: TrainConfig,
-    prepared: PreparedSet,
+    balance: Balance,
     resumed_from: Path | None,
     changes: list[str],
 ) -> None:
@@ -163,6 +179,8 @@ def _introduce(
     free_gib = shutil.disk_usage(existing).free / 2**30
     logger.info("%s", trainer.runtime.describe())
     logger.info("%s", plan)
+    if balance.speaker_count > 1:
+        logger.info("%s", balance)
     logger.info("expected time %.1f h (%.2f s an update)", left * seconds_per_update / 3600, seconds_per_update)
     logger.info(
         "checkpoints of %.2f GiB each, %s kept; %.1f GiB of disk are free",
@@ -170,7 +188,7 @@ def _introduce(
         config.keep_checkpoints or "all",
         free_gib,
     )
-    if len(prepared.speakers) > 1 and trainer.generator.model.config.num_speakers <= 1:
+    if balance.speaker_count > 1 and trainer.generator.model.config.num_speakers <= 1:
         logger.warning("The voice has one speaker and the data several: all of them will train the one.")
     if plan.warmup_updates:
         logger.info("The discriminators learn alone for the first %d updates.", plan.warmup_updates)
