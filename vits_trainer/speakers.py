@@ -1,5 +1,6 @@
 """Data of many speakers: whose clips an epoch takes, and how the speakers compare. Arithmetic alone."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 _ONE = 10**6
 """Shares are counted in millionths of a draw: whole numbers, so that machines whose powers differ in the last bit
 agree."""
+
+_NAMED = 16
+"""More speakers than this would be too many curves."""
 
 Counts = NDArray[np.int64]
 
@@ -93,3 +97,36 @@ class Balance:
         shuffled = np.random.default_rng(self.seed).permutation(len(self.speakers))
         placed: Counts = shuffled[np.argsort(self._speaker_of[shuffled], kind="stable")]
         return placed
+
+
+@dataclass(frozen=True)
+class SpeakerMel:
+    """How well one speaker's held-out clips are met."""
+
+    speaker: str
+    clips: int
+    mel: float
+    """Mel L1 over the segments of these clips, in nats."""
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.speaker} {self.mel:.4f} ({self.clips} clip(s))"
+
+
+def worst(speakers: Sequence[SpeakerMel]) -> SpeakerMel:
+    """The one of the largest mel L1, or whose is no number."""
+    return speakers[int(np.argmax([speaker.mel for speaker in speakers]))]
+
+
+def curves(speakers: Sequence[SpeakerMel]) -> dict[str, float]:
+    """The worst, the median and, where they are few, each speaker's mel L1, by name; nothing where there are none."""
+    if not speakers:
+        return {}
+    mels = [speaker.mel for speaker in speakers]
+    found = {"speaker_mel_worst": worst(speakers).mel, "speaker_mel_median": float(np.median(mels))}
+    if len(speakers) > _NAMED:
+        return found
+    names = [re.sub(r"[^\w.-]+", "_", speaker.speaker) or "_" for speaker in speakers]
+    # Two names that differ in such a character alone are told apart by their places.
+    own = [name if names.count(name) == 1 else f"{name}-{place}" for place, name in enumerate(names)]
+    return found | {f"speaker_mel/{name}": mel for name, mel in zip(own, mels, strict=True)}

@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.test_order import ORDERS, SIZES, clips_by_update, lengths
 from vits_trainer.order import Order
-from vits_trainer.speakers import Balance
+from vits_trainer.speakers import Balance, SpeakerMel, curves, worst
 
 
 def balance(sizes: list[int], temperature: float, seed: int = 1) -> Balance:
@@ -115,3 +115,35 @@ def test_rehearsal_has_the_longest_clips_although_the_first_epoch_may_not() -> N
     order = Order(range(240), frames, 1, 8, 1, 1, drawn=drawing.draw)
     assert absent in order.rehearsal(0)[0].indices
     assert len(order.rehearsal(0)[0].indices) == 8
+
+
+def test_curves_of_few_speakers_by_hand() -> None:
+    met = [SpeakerMel("ava", 2, 0.5), SpeakerMel("mem", 1, 0.9), SpeakerMel("zin", 3, 0.6)]
+    assert curves(met) == {
+        "speaker_mel_worst": 0.9,
+        "speaker_mel_median": 0.6,
+        "speaker_mel/ava": 0.5,
+        "speaker_mel/mem": 0.9,
+        "speaker_mel/zin": 0.6,
+    }
+    assert str(worst(met)) == "mem 0.9000 (1 clip(s))"
+    assert curves([]) == {}
+
+
+def test_curves_of_many_speakers_are_two() -> None:
+    met = [SpeakerMel(f"s{n}", 1, n / 10) for n in range(17)]
+    assert curves(met) == {"speaker_mel_worst": 1.6, "speaker_mel_median": 0.8}
+    assert len(curves(met[:16])) == 18
+
+
+def test_curves_have_names_that_trackers_take_and_none_hides_another() -> None:
+    named = {"Çiya Ö.": "Çiya_Ö.", "a/b c": "a_b_c", "x/y": "x_y-2", "x y": "x_y-3", "": "_"}
+    met = [SpeakerMel(name, 1, place) for place, name in enumerate(named)]
+    found = curves(met)
+    assert {f"speaker_mel/{name}": place for place, name in enumerate(named.values())}.items() <= found.items()
+    assert len(found) == len(named) + 2
+
+
+def test_speaker_without_a_number_is_the_worst() -> None:
+    met = [SpeakerMel("a", 1, 3.0), SpeakerMel("b", 1, float("nan")), SpeakerMel("c", 1, 4.0)]
+    assert worst(met).speaker == "b"

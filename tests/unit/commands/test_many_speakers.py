@@ -1,5 +1,6 @@
 """``train_vits`` on data of several speakers: drawn by temperature, stopped in mid-epoch, judged one by one."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -45,6 +46,26 @@ def test_closing_lines_add_up_in_clips_and_in_draws(trained: Path) -> None:
         assert f"epoch {epoch}: 13 trained + 0 rejected + {CLOSING}" in log(trained)
 
 
+def speakers_table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "training/runs/run/speakers.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_speaker_is_judged_in_curves_log_and_table(trained: Path) -> None:
+    validations = [line for line in metrics(trained) if "validation/mel" in line]
+    table = speakers_table(trained)
+    assert [(row["update"], row["speaker"], row["clips"]) for row in table] == [
+        (str(update), speaker, "1") for update in (4, 8) for speaker in ("ava", "mem", "zin")
+    ]
+    for line, rows in zip(validations, (table[:3], table[3:]), strict=True):
+        mels = {row["speaker"]: float(row["mel"]) for row in rows}
+        assert mels == {name: line[f"validation/speaker_mel/{name}"] for name in mels}
+        ordered = sorted(mels, key=mels.__getitem__)
+        assert line["validation/speaker_mel_worst"] == mels[ordered[2]]
+        assert line["validation/speaker_mel_median"] == mels[ordered[1]]
+        assert f"the worst speaker: {ordered[2]} {mels[ordered[2]]:.4f} (1 clip(s))" in log(trained)
+
+
 def test_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_weights(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "training", tmp_path / "training", ignore=shutil.ignore_patterns("runs"))
     assert main(["train_vits", *train_flags(tmp_path, **{**SETTINGS, "max_updates": 6})]) == 0
@@ -54,6 +75,9 @@ def test_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_weights(trained
     assert main(["train_vits", *flags]) == 0
     assert weights(tmp_path, 8) == weights(trained, 8)
     assert metrics(tmp_path)[-1]["data/trained"] == 32
+    # That of update 6, where the first run ended, stays; none comes twice.
+    assert [row["update"] for row in speakers_table(tmp_path)] == ["4"] * 3 + ["6"] * 3 + ["8"] * 3
+    assert speakers_table(tmp_path)[6:] == speakers_table(trained)[3:]
     assert f"epoch 2: 13 trained + 0 rejected + {CLOSING}" in log(tmp_path)
 
 
