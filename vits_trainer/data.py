@@ -228,8 +228,8 @@ def require_rate(prepared: PreparedSet, spec: AudioSpec) -> None:
 def split(prepared: PreparedSet, fraction: float, most: int, seed: int) -> tuple[list[int], list[int]]:
     """Rows for training and for validation; a clip's side depends on names and the seed, not on places.
 
-    Of several speakers each gives a clip in turn, so that as many as can be are heard, but none gives his last one
-    while there are others.
+    Of several speakers each gives a clip in turn, so that as many as can be are heard, but none gives the last one,
+    unless none has more than one.
 
     Raises:
         DataError: nothing would be left to train on.

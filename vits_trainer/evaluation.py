@@ -112,8 +112,8 @@ class Validation:
         table = zip(speakers, self.runtime.sum(by_speaker).tolist(), strict=True)
         met = tuple(SpeakerMel(name, int(clips), mel / frames) for name, (clips, frames, mel) in table if clips)
         met = met if len(met) > 1 else ()
-        scalars = dict(zip(names, sums, strict=True)) | curves(met)
-        return Judged({f"validation/{name}": value for name, value in scalars.items()}, met)
+        scalars = {f"validation/{name}": value for name, value in zip(names, sums, strict=True)}
+        return Judged(scalars | curves(met), met)
 
     def mel_from_text(self, generator: Generator) -> float:
         """Mel L1 of segments decoded from the text alone, along the recordings' alignments. Runs on every rank."""

@@ -22,7 +22,7 @@ Counts = NDArray[np.int64]
 class Balance:
     """What each epoch draws: as many clips as there are, a speaker of n clips a share of them like n ** temperature.
 
-    At 1 every clip comes once; at 0 all speakers come alike. A speaker's draws are dealt to his clips evenly: in an
+    At 1 every clip comes once; at 0 all speakers come alike. A speaker's draws are dealt to its clips evenly: in an
     epoch each comes as often as another, or once more, and the next epoch goes on where this one ended. Which these are
     is a pure function of the seed and the epoch.
     """
@@ -123,10 +123,13 @@ def curves(speakers: Sequence[SpeakerMel]) -> dict[str, float]:
     if not speakers:
         return {}
     mels = [speaker.mel for speaker in speakers]
-    found = {"speaker_mel_worst": worst(speakers).mel, "speaker_mel_median": float(np.median(mels))}
+    found = {
+        "validation/speaker_mel_worst": worst(speakers).mel,
+        "validation/speaker_mel_median": float(np.median(mels)),
+    }
     if len(speakers) > _NAMED:
         return found
     names = [re.sub(r"[^\w.-]+", "_", speaker.speaker) or "_" for speaker in speakers]
     # Two names that differ in such a character alone are told apart by their places.
     own = [name if names.count(name) == 1 else f"{name}-{place}" for place, name in enumerate(names)]
-    return found | {f"speaker_mel/{name}": mel for name, mel in zip(own, mels, strict=True)}
+    return found | {f"validation/speaker_mel/{name}": mel for name, mel in zip(own, mels, strict=True)}

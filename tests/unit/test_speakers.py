@@ -1,6 +1,7 @@
-"""Speakers are drawn by their shares, exactly, and evenly within each."""
+"""Speakers are drawn by their shares, exactly, and evenly within each; the figures of docs/training.md."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,11 +121,11 @@ def test_rehearsal_has_the_longest_clips_although_the_first_epoch_may_not() -> N
 def test_curves_of_few_speakers_by_hand() -> None:
     met = [SpeakerMel("ava", 2, 0.5), SpeakerMel("mem", 1, 0.9), SpeakerMel("zin", 3, 0.6)]
     assert curves(met) == {
-        "speaker_mel_worst": 0.9,
-        "speaker_mel_median": 0.6,
-        "speaker_mel/ava": 0.5,
-        "speaker_mel/mem": 0.9,
-        "speaker_mel/zin": 0.6,
+        "validation/speaker_mel_worst": 0.9,
+        "validation/speaker_mel_median": 0.6,
+        "validation/speaker_mel/ava": 0.5,
+        "validation/speaker_mel/mem": 0.9,
+        "validation/speaker_mel/zin": 0.6,
     }
     assert str(worst(met)) == "mem 0.9000 (1 clip(s))"
     assert curves([]) == {}
@@ -132,18 +133,42 @@ def test_curves_of_few_speakers_by_hand() -> None:
 
 def test_curves_of_many_speakers_are_two() -> None:
     met = [SpeakerMel(f"s{n}", 1, n / 10) for n in range(17)]
-    assert curves(met) == {"speaker_mel_worst": 1.6, "speaker_mel_median": 0.8}
+    assert curves(met) == {"validation/speaker_mel_worst": 1.6, "validation/speaker_mel_median": 0.8}
     assert len(curves(met[:16])) == 18
 
 
 def test_curves_have_names_that_trackers_take_and_none_hides_another() -> None:
     named = {"Çiya Ö.": "Çiya_Ö.", "a/b c": "a_b_c", "x/y": "x_y-2", "x y": "x_y-3", "": "_"}
     met = [SpeakerMel(name, 1, place) for place, name in enumerate(named)]
-    found = curves(met)
-    assert {f"speaker_mel/{name}": place for place, name in enumerate(named.values())}.items() <= found.items()
-    assert len(found) == len(named) + 2
+    found = [(name.removeprefix("validation/speaker_mel/"), mel) for name, mel in curves(met).items()]
+    assert found[2:] == [(name, place) for place, name in enumerate(named.values())]
 
 
 def test_speaker_without_a_number_is_the_worst() -> None:
     met = [SpeakerMel("a", 1, 3.0), SpeakerMel("b", 1, float("nan")), SpeakerMel("c", 1, 4.0)]
     assert worst(met).speaker == "b"
+
+
+def common_voice_shape() -> list[str]:
+    """The example of docs/training.md: 300 speakers, the k-th with 600 / k clips."""
+    return [f"speaker{k:03}" for k in range(1, 301) for _ in range(max(1, 600 // k))]
+
+
+def test_figures_of_the_docs() -> None:
+    page = Path(__file__).parents[2].joinpath("docs/training.md").read_text("utf-8")
+    speakers = common_voice_shape()
+    clips = Counter(speakers)
+    ranked = sorted(clips)
+    assert f"{len(speakers):,} clips" in page
+    assert (clips[ranked[0]], clips[ranked[9]], clips[ranked[149]], clips[ranked[299]]) == (600, 60, 4, 2)
+    for temperature in (1, 0.5, 0):
+        drawing = Balance(speakers, temperature, 0)
+        quotas = drawing.quotas(0)
+        cells = [f"{quotas[place]} ({100 * drawing.shares[place]:.2f} %)" for place in (0, 9, 149, 299)]
+        never = int((np.bincount(drawing.draw(0), minlength=len(speakers)) == 0).sum())
+        row = f"| {temperature} | {' | '.join(cells)} | {never:,} |"
+        assert row in page, row
+    # By another way: the 600 clips weigh sqrt(600) among the roots of all.
+    by_hand = 600**0.5 / sum(count**0.5 for count in clips.values())
+    assert Balance(speakers, 0.5, 0).shares[0] == pytest.approx(by_hand, abs=1e-9)
+    assert str(Balance(speakers, 0.5, 0)) in page.replace("\n    ", " ")
