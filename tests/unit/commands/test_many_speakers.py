@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.voices import many_speakers, metrics, train_flags, weights
+from tests.voices import many_speakers, metrics, train_flags, wandb_history, weights
 from vits_trainer.__main__ import main
 from vits_trainer.data import open_prepared, split
 
@@ -24,7 +24,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two epochs of 16 clips: 11 of ava, 3 of mem, 2 of zin; one of each is held out."""
     folder = tmp_path_factory.mktemp("many")
     many_speakers(folder, SIZES)
-    assert main(["train_vits", *train_flags(folder, **SETTINGS)]) == 0
+    assert main(["train_vits", *train_flags(folder, **{**SETTINGS, "report_to": "wandb"})]) == 0
     return folder
 
 
@@ -64,6 +64,14 @@ def test_each_speaker_is_judged_in_curves_log_and_table(trained: Path) -> None:
         assert line["validation/speaker_mel_worst"] == mels[ordered[2]]
         assert line["validation/speaker_mel_median"] == mels[ordered[1]]
         assert f"the worst speaker: {ordered[2]} {mels[ordered[2]]:.4f} (1 clip(s))" in log(trained)
+
+
+def test_wandb_has_the_table_and_the_curves(trained: Path) -> None:
+    (file,) = (trained / "training/runs/run/wandb").glob("offline-run-*/run-*.wandb")
+    told = [line for line in wandb_history(file) if "validation/speaker_mel/zin" in line]
+    assert [line["update"] for line in told] == [4, 8]
+    tables = [{name: value for name, value in line.items() if name.startswith("speakers")} for line in told]
+    assert [table.get("speakers/nrows") or table["speakers"]["nrows"] for table in tables] == [3, 3]
 
 
 def test_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_weights(trained: Path, tmp_path: Path) -> None:
