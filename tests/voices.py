@@ -5,7 +5,7 @@ import json
 import struct
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests.speech import encode, voice, write_lj_speech
 from vits_trainer.__main__ import main
+from vits_trainer.recordings import to_pcm16, write_pcm16_wav
 
 MINIATURE: dict[str, Any] = {
     "model_name": None,
@@ -49,6 +50,21 @@ def prepared_folder(folder: Path, clips: int = 10, rate_hz: int = 16000, longest
     source = write_lj_speech(folder / "source", lines, audio)
     argv = ["--dataset", str(source), "--output_dir", str(folder / "training"), "--target_sr", str(rate_hz)]
     assert main(["prepare_data", *argv, "--processes", "1"]) == 0
+    return folder / "training"
+
+
+def many_speakers(folder: Path, sizes: Mapping[str, int]) -> Path:
+    """A prepared folder of speakers with so many made-up clips each, ``NAME_<n>.wav``."""
+    wavs = folder / "training/wavs"
+    wavs.mkdir(parents=True)
+    lines = []
+    for number, (speaker, clips) in enumerate(sizes.items()):
+        for n in range(clips):
+            samples = to_pcm16(voice(0.8 + 0.05 * n + 0.02 * number, 16000, 100 + 40 * number))
+            write_pcm16_wav(wavs / f"{speaker}_{n}.wav", samples, 16000)
+            lines.append(f"{speaker}_{n}.wav|number {n} speaks|{speaker}\n")
+    (folder / "training/metadata.csv").write_text("".join(lines), encoding="utf-8")
+    (folder / "training/dataset.json").write_text('{"sampling_rate": 16000}', encoding="utf-8")
     return folder / "training"
 
 

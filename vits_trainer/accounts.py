@@ -1,4 +1,4 @@
-"""What becomes of every clip in an epoch: nothing is left out uncounted, and nothing is taken twice."""
+"""What becomes of every clip in an epoch: nothing is left out uncounted, and nothing is taken more often than due."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,15 +49,18 @@ class Accounts:
         held_out: Sequence[str],
         max_rejected_fraction: float,
         place: Callable[[str], int] | None = None,
+        due: Callable[[int], NDArray[np.int64]] | None = None,
     ) -> None:
         """Args:
         training: ids of the clips to train on, each once.
         held_out: ids of those to validate with; none of them is trained on.
         max_rejected_fraction: of all clips; more end the run.
         place: finds an id's place in ``training``, or raises KeyError; for where they are too many to be listed.
+        due: how often each training clip comes in an epoch (None = once).
         """
         self.max_rejected_fraction = max_rejected_fraction
         self.clips = len(training) + len(held_out)
+        self._due = due
         self._names = training
         self._place = place or {name: place for place, name in enumerate(training)}.__getitem__
         self._held_out = set(held_out)
@@ -117,26 +120,34 @@ class Accounts:
         Args:
             epoch: from 0.
             totals: :meth:`own` of all ranks, added up.
-            not_reached: how many training clips the end of the run left out.
+            not_reached: how many of the training clips' turns the end of the run left out.
 
         Raises:
-            AccountingError: a clip was taken twice, or left out: our own bug.
+            AccountingError: a clip was taken more often than due, or left out: our own bug.
             TooManyRejectedError: not one clip was trained on, though all of them had their turn.
         """
-        taken = totals.sum(axis=0)
-        twice, never = np.flatnonzero((taken > 1) | (totals < 0).any(axis=0)), np.flatnonzero(taken == 0)
-        if len(twice) or len(never) != not_reached:
+        due = np.ones(len(self._names), dtype=np.int64) if self._due is None else self._due(epoch)
+        missing = due - totals.sum(axis=0)
+        twice, never = np.flatnonzero((missing < 0) | (totals < 0).any(axis=0)), np.flatnonzero(missing > 0)
+        once = bool((due == 1).all())
+        if len(twice) or missing.sum() != not_reached:
             raise AccountingError(
-                f"epoch {epoch + 1}: the clips do not add up. Taken more than once: {self._some(twice)}; not taken: "
-                f"{self._some(never)}, where {not_reached} were to be left. This is a bug of vits_trainer: report it "
-                "with train.log."
+                f"epoch {epoch + 1}: the clips do not add up. Taken more {'than once' if once else 'often than due'}: "
+                f"{self._some(twice)}; not taken: {self._some(never)}, where {not_reached} were to be left. This is a "
+                "bug of vits_trainer: report it with train.log."
             )
-        trained, masked, rejected = (int(count) for count in totals.sum(axis=1))
+        # A clip that came several times counts once: as trained, else as masked, else as rejected.
+        fates = (totals > 0)[:, (totals > 0).any(axis=0)].argmax(axis=0)
+        trained, masked, rejected = (int(count) for count in np.bincount(fates, minlength=len(totals)))
+        not_drawn = int((due == 0).sum())
         lost = len(self._held_out & self._rejections.keys())
         parts = [f"{trained} trained", f"{rejected + lost} rejected", f"{len(self._held_out) - lost} validation"]
         parts += [f"{masked} in masked updates"] if masked else []
-        parts += [f"{not_reached} not reached, as the run ended before"] if not_reached else []
+        parts += [f"{not_drawn} not drawn"] if not_drawn else []
+        left = len(self._names) - len(fates) - not_drawn
+        parts += [f"{left} not reached, as the run ended before"] if left else []
         words = f"epoch {epoch + 1}: {' + '.join(parts)} = {self.clips} clips"
+        words += "" if once else f"; {self._draws(totals, not_reached)}"
         if not (trained or masked or not_reached):
             raise TooManyRejectedError(f"{words}. Nothing was trained: {self._reasons()}. Run prepare_data again.")
         if not not_reached:
@@ -145,15 +156,19 @@ class Accounts:
 
     def save(self, totals: NDArray[np.int32]) -> dict[str, Any]:
         """Plain values for a checkpoint, from :meth:`own` of all ranks, added up."""
-        kinds = {kind: np.packbits(row > 0).tobytes().hex() for kind, row in zip(self._counts, totals, strict=True)}
+        kinds = {kind: _packed(row) for kind, row in zip(self._counts, totals, strict=True)}
         return {**kinds, "rejections": [vars(rejection) for rejection in self._rejections.values()]}
 
     def restore(self, saved: Mapping[str, Any], is_main: bool, begins_epoch: bool) -> None:
         """Takes up what :meth:`save` gave: the main rank has the counts of all, the others begin with none."""
         for kind, row in self._counts.items():
-            bits = np.unpackbits(np.frombuffer(bytes.fromhex(saved[kind]), np.uint8), count=len(row))
-            row[:] = bits if is_main else 0
-        self._rejections = {found["clip"]: Incident(**found) for found in saved["rejections"]}
+            row[:] = _unpacked(saved[kind], len(row)) if is_main else 0
+        # A clip whose rejection ended the run was not taken: it comes again.
+        taken = {
+            self._names[place] for place in np.flatnonzero(_unpacked(saved["rejected"], len(self._names))).tolist()
+        }
+        known = [Incident(**found) for found in saved["rejections"]]
+        self._rejections = {found.clip: found for found in known if found.stage == "validation" or found.clip in taken}
         if begins_epoch:
             self._begin_epoch()
 
@@ -176,6 +191,13 @@ class Accounts:
                 "report it with train.log."
             ) from error
 
+    def _draws(self, totals: NDArray[np.int32], not_reached: int) -> str:
+        """The turns of clips that come several times: each is counted."""
+        kinds = {kind: int(row.sum()) for kind, row in zip(self._counts, totals, strict=True)}
+        kinds["not reached"] = not_reached
+        parts = [f"{count} {kind}" for kind, count in kinds.items() if count]
+        return f"{' + '.join(parts)} = {sum(kinds.values())} draws"
+
     def _some(self, places: NDArray[np.int64]) -> str:
         named = ", ".join(self._names[place] for place in places[:_FIRST])
         return f"{len(places)} ({named}{', ...' if len(places) > _FIRST else ''})" if len(places) else "none"
@@ -183,3 +205,17 @@ class Accounts:
     def _reasons(self) -> str:
         counts = ", ".join(f"{count} {kind}" for kind, count in self.rejected_by_kind.items())
         return f"{counts}; the first: {'; '.join(map(str, list(self._rejections.values())[:_FIRST]))}"
+
+
+def _packed(counts: NDArray[np.int64]) -> str:
+    """Small counts in hex: a bit for each, then the next bit for each while there is one."""
+    digits = np.arange(max(1, int(counts.max(initial=0)).bit_length()))
+    return np.packbits(counts >> digits[:, None] & 1, axis=1).tobytes().hex()
+
+
+def _unpacked(text: str, clips: int) -> NDArray[np.int64]:
+    """The counts of so many clips that :func:`_packed` wrote."""
+    digits = np.frombuffer(bytes.fromhex(text), np.uint8).reshape(-1, -(-clips // 8))
+    bits = np.unpackbits(digits, axis=1, count=clips).astype(np.int64)
+    counts: NDArray[np.int64] = (bits << np.arange(len(bits))[:, None]).sum(axis=0)
+    return counts

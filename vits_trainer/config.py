@@ -40,6 +40,15 @@ SPEECH_FORMATS = {".wav": "WAV", ".flac": "FLAC", ".mp3": "MP3", ".ogg": "OGG"}
 """Endings of the files that synthesize writes, and libsndfile's names for them."""
 
 
+_NOT_STREAMED = {
+    "batch_seconds": 0,
+    "max_samples": 0,
+    "speaker_temperature": 1,
+    "validate_on_training_clips": False,
+}
+"""Settings that need to know every clip beforehand, and what they are without."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raises :class:`ConfigError` with ``message`` unless ``condition`` holds."""
     if not condition:
@@ -165,6 +174,9 @@ class TrainConfig:
     streaming_window: int = 8
     """Streaming: so many micro-batches are sorted by length together. More of them waste less on padding, and take more
     memory."""
+    speaker_temperature: float = 1.0
+    """How speakers share an epoch: one of n clips gets a share like n ** temperature. 1 = every clip once; 0.5 = the
+    speakers of few clips more often; 0 = all speakers alike."""
 
     objective: ObjectiveKind = "vits"
     """vits: the whole VITS objective. mel: the differentiable mel loss and the durations alone, without
@@ -306,6 +318,16 @@ class TrainConfig:
             0 <= self.max_rejected_fraction <= 1,
             f"--max_rejected_fraction {self.max_rejected_fraction}: give a number from 0 to 1.",
         )
+        require(
+            0 <= self.speaker_temperature <= 1,
+            f"--speaker_temperature {self.speaker_temperature}: give a number from 0 (all speakers alike) to 1 (every "
+            "clip once an epoch).",
+        )
+        require(
+            self.speaker_temperature == 1 or not self.batch_seconds,
+            f"--speaker_temperature {self.speaker_temperature} with --batch_seconds {self.batch_seconds}: epochs would "
+            "have more updates or fewer with the clips that they draw. Give a --batch_size instead of the seconds.",
+        )
         require(self.rank_timeout_s >= 1, f"--rank_timeout_s {self.rank_timeout_s}: give 1 or more.")
         require(0 <= self.layerdrop < 1, f"--layerdrop {self.layerdrop}: give a number from 0 to below 1.")
         self._check_selection()
@@ -323,11 +345,11 @@ class TrainConfig:
 
     def _check_streaming(self) -> None:
         require(self.streaming_window >= 1, f"--streaming_window {self.streaming_window}: give 1 or more.")
-        for name, off in (("batch_seconds", 0), ("max_samples", 0), ("validate_on_training_clips", False)):
+        for name, off in _NOT_STREAMED.items():
             require(
                 not self.streaming or getattr(self, name) == off,
-                f"--streaming and --{name} exclude one another, as the clips' lengths and names are not known "
-                f"beforehand: leave out --{name}, or train on the shards without --streaming.",
+                f"--streaming and --{name} exclude one another, as it needs to know every clip beforehand: leave out "
+                f"--{name}, or train on the shards without --streaming.",
             )
 
     def _check_selection(self) -> None:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -244,7 +245,10 @@ def require_rate(prepared: Rated, spec: AudioSpec) -> None:
 
 
 def split(prepared: PreparedSet, fraction: float, most: int, seed: int) -> tuple[list[int], list[int]]:
-    """Rows for training and for validation; a clip's side depends on its name and the seed, not on its neighbours.
+    """Rows for training and for validation; a clip's side depends on names and the seed, not on places.
+
+    Of several speakers each gives a clip in turn, so that as many as can be are heard, but none gives the last one,
+    unless none has more than one.
 
     Raises:
         DataError: nothing would be left to train on.
@@ -256,9 +260,17 @@ def split(prepared: PreparedSet, fraction: float, most: int, seed: int) -> tuple
             f"{prepared.root} has {clips} clip(s), too few to hold out {held_out} for validation. "
             "Prepare more clips, or give --validation_fraction 0."
         )
-    names = prepared.rows["filename"]
-    drawn = sorted(range(clips), key=lambda row: hashlib.sha256(f"{seed}:{names[row]}".encode()).digest())
-    return sorted(drawn[held_out:]), sorted(drawn[:held_out])
+
+    def lot(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
+    names, speakers = (list(prepared.rows[name]) for name in ("filename", "speaker"))
+    waiting: dict[str, list[int]] = {speaker: [] for speaker in sorted(set(speakers), key=lot)}
+    for row in sorted(range(clips), key=lambda row: lot(names[row])):
+        waiting[speakers[row]].append(row)
+    turns = [row for turn in zip_longest(*(own[:-1] for own in waiting.values())) for row in turn if row is not None]
+    drawn = (turns or [own[-1] for own in waiting.values()])[:held_out]
+    return sorted(set(range(clips)) - set(drawn)), sorted(drawn)
 
 
 def _received(sent: dict[str, Any]) -> Batch:
@@ -315,6 +327,10 @@ class ClipReader(Reader):
     def text(self, row: int) -> str:
         """The text of a clip."""
         return str(self._texts[row])
+
+    def speaker(self, row: int) -> str:
+        """A clip's speaker, by name."""
+        return str(self._speakers[row])
 
     def __getitem__(self, index: int) -> Clip | Incident:
         """The clip of row ``index`` as a good or a bad record."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import VitsModel
 
+from vits_trainer import losses
 from vits_trainer.accounts import Incident
 from vits_trainer.audio import log_mel, spectrogram
 from vits_trainer.data import Batch, ClipReader
@@ -19,12 +20,23 @@ from vits_trainer.errors import TooManyRejectedError
 from vits_trainer.generator import Generator
 from vits_trainer.loading import load
 from vits_trainer.models import unhurried
-from vits_trainer.objective import Normalisers, Objective
+from vits_trainer.objective import Comparison, Normalisers, Objective
 from vits_trainer.order import held_out_places
 from vits_trainer.pictures import Sample
 from vits_trainer.runtime import Runtime, seed_all
 from vits_trainer.scores import ClipScore, Jury, worst_first
+from vits_trainer.speakers import SpeakerMel, curves
 from vits_trainer.stream import StreamReader
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came of the held-out clips."""
+
+    scalars: dict[str, float]
+    """Each generator loss as ``validation/<loss>``, and the speakers' curves; empty where no clip is held out."""
+    speakers: tuple[SpeakerMel, ...]
+    """In the order of their names; empty where the held-out clips are of one."""
 
 
 class Validation:
@@ -45,6 +57,12 @@ class Validation:
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
+        self._speaker_of = {row: reader.speaker(row) for row in rows}
+
+    @property
+    def speakers(self) -> int:
+        """How many of them the held-out clips are of."""
+        return len(set(self._speaker_of.values()))
 
     def examine(self) -> list[Incident]:
         """Reads all held-out clips once: those that cannot be used are left out from now on. Runs on every rank.
@@ -58,13 +76,13 @@ class Validation:
         self.rows = [row for row in self.rows if row not in bad]
         return [replace(incident, stage="validation") for incident in bad.values()]
 
-    def run(self, generator: Generator, discriminator: Discriminator | None) -> dict[str, float]:
-        """Each generator loss over all held-out clips, as ``validation/<loss>``. Runs on every rank.
+    def run(self, generator: Generator, discriminator: Discriminator | None) -> Judged:
+        """Each generator loss over all held-out clips, and the mel L1 of each speaker. Runs on every rank.
 
         Leaves the networks in the mode they were in, and the random generators elsewhere.
         """
         if not self.rows:
-            return {}
+            return Judged({}, ())
         places = held_out_places(self.rows, self.batch_size, self.runtime.rank, self.runtime.world_size)
         batches = list(load(self.reader, places, workers=0))
         own = [self.objective.normalisers(batch) for batch in batches]
@@ -79,6 +97,8 @@ class Validation:
             )
         names = self.objective.generator_loss_names
         totals = dict.fromkeys(names, torch.zeros((), dtype=torch.float64))
+        speakers = sorted(set(self._speaker_of.values()))
+        by_speaker = torch.zeros(len(speakers), 3, dtype=torch.float64)
         training = generator.training
         generator.eval()
         torch.manual_seed(self.seed)
@@ -88,11 +108,17 @@ class Validation:
                     comparison = self.objective.synthesize(
                         generator, batch.to(self.runtime.device), normalisers=normalisers
                     )
-                    losses = self.objective.generator_losses(discriminator, comparison)
-                totals = {name: totals[name] + losses[name].double().cpu() for name in names}
+                    found = self.objective.generator_losses(discriminator, comparison)
+                totals = {name: totals[name] + found[name].double().cpu() for name in names}
+                for row, parts in zip(batch.place.indices, self._mel_by_clip(comparison), strict=True):
+                    by_speaker[speakers.index(self._speaker_of[row])] += parts
         generator.train(training)
-        found = self.runtime.sum(torch.stack([totals[name] for name in names])).tolist()
-        return {f"validation/{name}": value for name, value in zip(names, found, strict=True)}
+        sums = self.runtime.sum(torch.stack([totals[name] for name in names])).tolist()
+        table = zip(speakers, self.runtime.sum(by_speaker).tolist(), strict=True)
+        met = tuple(SpeakerMel(name, int(clips), mel / frames) for name, (clips, frames, mel) in table if clips)
+        met = met if len(met) > 1 else ()
+        scalars = {f"validation/{name}": value for name, value in zip(names, sums, strict=True)}
+        return Judged(scalars | curves(met), met)
 
     def mel_from_text(self, generator: Generator) -> float:
         """Mel L1 of segments decoded from the text alone, along the recordings' alignments. Runs on every rank."""
@@ -100,7 +126,7 @@ class Validation:
         spoken.decode_from = "prior"
         objective = Objective("mel", self.objective.loss_weights, self.objective.spec, generator.segment_frames)
         alone = Validation(self.runtime, objective, self.reader, self.rows, self.batch_size, self.seed)
-        return alone.run(spoken, None)["validation/mel"]
+        return alone.run(spoken, None).scalars["validation/mel"]
 
     def samples(self, generator: Generator, count: int) -> list[Sample]:
         """The first ``count`` held-out sentences as the voice has them now. Needs no other rank.
@@ -136,6 +162,13 @@ class Validation:
         ]
         generator.train(training)
         return worst_first([score for told in self.runtime.gather(found) for score in told])
+
+    def _mel_by_clip(self, comparison: Comparison) -> Tensor:
+        """(B, 3) float64: one clip, its segment's frames, its mel L1 summed over them. A CPU-GPU sync point."""
+        clips = zip(comparison.generated_mel, comparison.recorded_mel, comparison.mel_mask, strict=True)
+        mels = [losses.mel_l1(generated[None], recorded[None], mask[None]) for generated, recorded, mask in clips]
+        frames = comparison.mel_mask.sum(dim=(1, 2))
+        return torch.stack([torch.ones_like(frames), frames, torch.stack(mels)], dim=1).double().cpu()
 
     def _score(self, model: VitsModel, batch: Batch, row: int, jury: Jury) -> ClipScore:
         speaker = None if batch.speaker_ids is None else int(batch.speaker_ids)

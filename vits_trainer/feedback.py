@@ -128,7 +128,7 @@ def judge(voice: str, prepared: PreparedSet, rows: Sequence[int], runtime: Runti
     objective = Objective("mel", LossWeights(), spec, segment_frames=32)
     generator = Generator(model.to(runtime.device), "posterior", 32)
     validation = Validation(runtime, objective, reader, rows, 8, seed)
-    mel = validation.run(generator, None)["validation/mel"]
+    mel = validation.run(generator, None).scalars["validation/mel"]
     return {"mel": mel, "mel_from_text": validation.mel_from_text(generator)}
 
 

@@ -4,7 +4,7 @@ An update's clips depend on how much all processes take together, not on how man
 two or four of them with equal global batches see the same clips in the same updates.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,10 +46,10 @@ class MicroBatch:
 class Order:
     """The updates of each epoch, and each process's micro-batches in them.
 
-    Every clip is taken exactly once an epoch. Clips of like length go into one update, and updates follow one another
-    in random order. An update is dealt to its micro-batches and the processes from short to long, so processes that
-    work side by side have like lengths. Where ``batch_size`` decides, the clips that fill no whole update are drawn at
-    random and make the epoch's last.
+    Every clip is taken exactly once an epoch, unless ``drawn`` says otherwise. Clips of like length go into one update,
+    and updates follow one another in random order. An update is dealt to its micro-batches and the processes from short
+    to long, so processes that work side by side have like lengths. Where ``batch_size`` decides, the clips that fill no
+    whole update are drawn at random and make the epoch's last.
     """
 
     rows: Sequence[int]
@@ -65,6 +65,9 @@ class Order:
     batch_frames: int = 0
     """Padded frames in a process's micro-batch, instead of ``batch_size`` (0 = off). A micro-batch may be longer by
     part of a clip, as an update is filled as a whole; a longer clip has an update of its own."""
+    drawn: Callable[[int], Places] | None = None
+    """Gives the clips that an epoch takes, as many as there are, some of them several times (None = each once). Not
+    with ``batch_frames``, as epochs would have more updates or fewer with the lengths that they draw."""
 
     @property
     def clips(self) -> int:
@@ -84,7 +87,8 @@ class Order:
     def updates(self, epoch: int) -> list[Places]:
         """The clips of each update of an epoch, from short to long."""
         draw = np.random.default_rng([self.seed, epoch])
-        whole, rest = np.split(draw.permutation(len(self.rows)), [len(self.rows) - self._left_over])
+        shuffled = self._drawn(epoch)[draw.permutation(len(self.rows))]
+        whole, rest = np.split(shuffled, [len(self.rows) - self._left_over])
         by_size = whole[np.argsort(self._sizes[whole], kind="stable")]
         groups = np.split(by_size, self._cuts)
         updates = [groups[index] for index in draw.permutation(len(groups))]
@@ -112,8 +116,12 @@ class Order:
                 if updates == until:
                     return
 
+    def due(self, epoch: int) -> Places:
+        """How often each clip is taken in an epoch."""
+        return np.bincount(self._drawn(epoch), minlength=len(self.rows))
+
     def clips_left(self, updates: int) -> int:
-        """How many clips of its epoch wait for their turn once ``updates``, at least 1, are done."""
+        """How many clips of its epoch, each as often as it is drawn, wait once ``updates``, at least 1, are done."""
         epoch, last = divmod(updates - 1, self.updates_per_epoch)
         return sum(len(places) for places in self.updates(epoch)[last + 1 :])
 
@@ -123,12 +131,18 @@ class Order:
         Each closes its update, as the processes' gradients meet in the very first backward pass, or never.
         """
         by_length = sorted(self.updates(0), key=lambda places: self._sizes[places[-1]])
+        if self.drawn is not None:  # the first epoch may leave out the longest clips
+            clips = np.repeat(np.arange(len(self.rows)), self.due(0).clip(min=1))
+            by_length.append(clips[np.argsort(self._sizes[clips])][-min(self.update_clips, len(self.rows)) :])
         found = []
         for places in (by_length[-1], by_length[len(by_length) // 2]):
             shares = np.array_split(places, self._micro_batches(places) * self.world_size)
             rows = tuple(int(self.rows[place]) for place in shares[rank - self.world_size])
             found.append(MicroBatch(rows, 0, 0, closes_update=True))
         return found
+
+    def _drawn(self, epoch: int) -> Places:
+        return np.arange(len(self.rows)) if self.drawn is None else self.drawn(epoch)
 
     @cached_property
     def _sizes(self) -> Places:

@@ -20,7 +20,10 @@ from vits_trainer.tracking import versions
 
 logger = logging.getLogger("vits_trainer")
 
-_FIXED = ("seed", "objective", "model_name", "architecture", "discriminator", "layerdrop", "best_metric")
+_FIXED = (
+    "seed", "objective", "model_name", "architecture", "discriminator", "layerdrop", "best_metric",
+    "speaker_temperature",
+)  # fmt: skip
 """Settings that a resumed run must share with the one before."""
 
 
@@ -88,6 +91,8 @@ def circumstances(
     fixed = {setting: settings.pop(setting) for setting in sorted(settings) if setting.split(".")[0] in _FIXED}
     fixed |= {
         "run_name": name,
+        # Checkpoints from before there was a temperature have none.
+        "speaker_temperature": None if config.speaker_temperature == 1 else config.speaker_temperature,
         "data": prepared.fingerprint(rows)[:16],
         "validation data": prepared.fingerprint(held_out)[:16],
         "clips in an update": None if order.batch_frames else order.update_clips,

@@ -268,6 +268,8 @@ class StreamReader(Reader):
         """Row groups that each lane has to do with now, fetched or on their way."""
         self._single: dict[int, Clip | Incident] = {}
         """Clips that were asked for one by one: those that validation comes back to."""
+        self._words: dict[int, dict[str, str]] = {}
+        """Their texts and speakers."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Where workers are not forked: what was fetched stays behind."""
@@ -279,8 +281,18 @@ class StreamReader(Reader):
 
     def text(self, row: int) -> str:
         """The text of a clip."""
-        group, place = self.prepared.group_of(row)
-        return str(self._table(group)["text"][place])
+        return self._told(row, "text")
+
+    def speaker(self, row: int) -> str:
+        """A clip's speaker, by name."""
+        return self._told(row, "speaker")
+
+    def _told(self, row: int, column: str) -> str:
+        if row not in self._words:
+            group, place = self.prepared.group_of(row)
+            table = self._table(group)
+            self._words[row] = {name: str(table[name][place]) for name in ("text", "speaker")}
+        return self._words[row][column]
 
     def __getitem__(self, index: int) -> Clip | Incident:
         """The clip of row ``index`` as a good or a bad record; it is kept."""

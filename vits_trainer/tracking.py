@@ -10,12 +10,14 @@ The only writer of metrics. Ranks other than the main one hold a tracker that do
         rejected.jsonl   one line an incident: a clip that could not be used, an update that came to no finite number
         nonfinite/       such updates, to be run again by check --replay
         train.log        what was said
+        speakers.csv     update, speaker, clips, mel: of each validation, where there are several speakers
         worst_clips.json what was said worst at the last validation with scores
         samples/         speech, mel spectrograms and alignments of the same sentences at each validation
         wandb/           the Weights & Biases run; tensorboard/, trackio/: where these are asked for
         wandb.json       its id, and how often the run was started
 """
 
+import csv
 import hashlib
 import json
 import logging
@@ -45,11 +47,15 @@ from vits_trainer.pictures import Sample, alignment_picture, mel_picture
 from vits_trainer.privacy import redacted
 from vits_trainer.recordings import to_pcm16, write_pcm16_wav
 from vits_trainer.scores import ClipScore
+from vits_trainer.speakers import SpeakerMel
 
 logger = logging.getLogger("vits_trainer")
 
 _TOLD = 10
 """Incidents that are printed whole."""
+_LOGS = ("metrics.jsonl", "rejected.jsonl", "speakers.csv")
+"""What grows in a run's folder, a line at a time."""
+_SPEAKER_COLUMNS = ("update", "speaker", "clips", "mel")
 _ERROR_COLUMNS = ("update", "epoch", "clip", "kind", "message", "stage", "traceback")
 
 
@@ -114,8 +120,9 @@ class Tracker:
         self._log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("vits_trainer").addHandler(self._log_handler)
         save_config(self.config, self.run_dir / "config.yaml")
-        for name in ("metrics.jsonl", "rejected.jsonl"):
+        for name in _LOGS:
             self._forget_what_comes_again(self.run_dir / name)
+        (self.run_dir / "rejected.jsonl").touch()
         self._metrics = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         write_whole(self.run_dir / "facts.json", json.dumps(redacted(dict(self.facts)), indent=1, default=str) + "\n")
         if "wandb" in self.config.trackers:
@@ -155,6 +162,7 @@ class Tracker:
         samples: Sequence[Sample] = (),
         spec: AudioSpec | None = None,
         scores: Sequence[ClipScore] = (),
+        speakers: Sequence[SpeakerMel] = (),
     ) -> None:
         """Records all there is to say of one update.
 
@@ -165,6 +173,7 @@ class Tracker:
             samples: what the voice makes of the validation sentences: speech, mel spectrograms, alignments.
             spec: of the voice, where there are samples.
             scores: of held-out sentences that were spoken, the worst first.
+            speakers: how well each is met, where the held-out clips are of several.
         """
         if self._metrics is None:
             return
@@ -181,12 +190,23 @@ class Tracker:
             write_whole(
                 self.run_dir / "worst_clips.json", json.dumps([clip.to_dict() for clip in scores], indent=1) + "\n"
             )
+        rows = [(update, found.speaker, found.clips, found.mel) for found in speakers]
+        if rows:
+            self._write_speakers(rows)
         if self._run is not None and update > self._sent_update:
             errors = self._errors_table() if self._untold else {}
             worst = {"worst clips": clips_table(update, scores)} if scores else {}
-            self._run.log({**line, **media, **errors, **worst})
+            table = {"speakers": wandb.Table(columns=list(_SPEAKER_COLUMNS), data=rows)} if rows else {}
+            self._run.log({**line, **media, **errors, **worst, **table})
         for other in self._others:
             other.log({name: value for name, value in line.items() if name != "update"}, step=update)
+
+    def _write_speakers(self, rows: Sequence[tuple[int, str, int, float]]) -> None:
+        with (self.run_dir / "speakers.csv").open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if not file.tell():
+                writer.writerow(_SPEAKER_COLUMNS)
+            writer.writerows(rows)
 
     def _errors_table(self) -> dict[str, Any]:
         if self._table is None:
@@ -256,8 +276,9 @@ class Tracker:
 
     def settle(self) -> None:
         """Returns once what was recorded would survive a loss of power: before a checkpoint says that it is there."""
-        for name in ("metrics.jsonl", "rejected.jsonl") if self.is_main else ():
-            sync(self.run_dir / name)
+        for path in map(self.run_dir.joinpath, _LOGS if self.is_main else ()):
+            if path.exists():
+                sync(path)
 
     def summarise(self, values: Mapping[str, Any]) -> None:
         """Sets values of the W&B run's summary."""
@@ -273,12 +294,12 @@ class Tracker:
         if self.resumed_at is None:
             if path.is_file() and path.stat().st_size:
                 set_aside(path, "earlier")
-            path.touch()
             return
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         # A line that has no end was being written when the run was killed.
-        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["update"] <= self.resumed_at]
-        write_whole(path, b"".join(kept))
+        kept = [line for line in lines if line.endswith(b"\n") and _update_of(line) <= self.resumed_at]
+        if lines:
+            write_whole(path, b"".join(kept))
 
     def _start_wandb(self) -> None:
         """Online, a resumed run goes on as the same run. Offline that cannot be: each start is a run of its own, in
@@ -336,6 +357,14 @@ class Tracker:
         }
         tracker.store_init_configuration(redacted(settings))
         return tracker
+
+
+def _update_of(line: bytes) -> int:
+    """Of a line of one of the logs; 0 for a header."""
+    if line.startswith(b"{"):
+        return int(json.loads(line)["update"])
+    first = line.partition(b",")[0]
+    return int(first) if first.isdigit() else 0
 
 
 def clips_table(update: int, clips: Sequence[ClipScore]) -> Any:

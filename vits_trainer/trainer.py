@@ -41,6 +41,7 @@ from vits_trainer.plan import Plan
 from vits_trainer.runtime import Runtime, is_out_of_memory
 from vits_trainer.scores import ClipScore, Jury, means
 from vits_trainer.selection import Selection
+from vits_trainer.speakers import SpeakerMel, worst
 from vits_trainer.stall import StallAlarm
 from vits_trainer.tracking import Outcome, Tracker
 from vits_trainer.turns import Turns
@@ -278,13 +279,14 @@ class Trainer:
         self.state.score = None
         with self.meter.paused():
             scores: list[ClipScore] = []
+            speakers: tuple[SpeakerMel, ...] = ()
             if plan.validates_at(update):
-                found, scores = self._validate()
+                found, scores, speakers = self._validate()
                 scalars |= found
                 self._end_where_nothing_improves()
             if ends_epoch or update == self.plan.total_updates:
                 self._close_epoch()
-            self._record(scalars, scores)
+            self._record(scalars, scores, speakers)
             if self.plan.saves_at(update) or self._is_best_now:
                 self._save()
 
@@ -325,11 +327,12 @@ class Trainer:
             logger.info("update %d/%d  %s  %.0f s left", self.state.update, self.plan.total_updates, words, left_s)
         return scalars
 
-    def _validate(self) -> tuple[dict[str, float], list[ClipScore]]:
+    def _validate(self) -> tuple[dict[str, float], list[ClipScore], tuple[SpeakerMel, ...]]:
         """Judges the voice by the held-out clips. Runs on every rank."""
-        found = self.validation.run(self.generator, self.discriminator)
+        judged = self.validation.run(self.generator, self.discriminator)
+        found = judged.scalars
         if not found:
-            return {}, []
+            return {}, [], ()
         if self.objective.adversarial:
             found["validation/mel_from_text"] = self.validation.mel_from_text(self.generator)
         found["validation/constant_frame_mel"] = self.validation.constant_frame_mel
@@ -340,16 +343,21 @@ class Trainer:
         for words in self.selection.heed(self.state, found):
             self.tracker.alert("Better than before", words, "INFO")
         if self.runtime.is_main:
-            words = " ".join(f"{name.partition('/')[2]} {value:.4f}" for name, value in found.items())
+            shown = {name.partition("/")[2]: value for name, value in found.items()}
+            words = " ".join(f"{name} {value:.4f}" for name, value in shown.items() if "/" not in name)
+            words += f"; the worst speaker: {worst(judged.speakers)}" if judged.speakers else ""
             logger.info("update %d  validation: %s", self.state.update, words)
-        return found, scores
+        return found, scores, judged.speakers
 
-    def _record(self, scalars: dict[str, float], scores: Sequence[ClipScore] = ()) -> None:
+    def _record(
+        self, scalars: dict[str, float], scores: Sequence[ClipScore] = (), speakers: Sequence[SpeakerMel] = ()
+    ) -> None:
         """Writes down what there is to say of the update just done."""
         if scalars and self.runtime.is_main:
             wanted = self.config.validation_samples if "validation/mel" in scalars else 0
             samples = self.validation.samples(self.generator, wanted)
-            self.tracker.record(self.state.update, self.state.epoch, scalars, samples, self.objective.spec, scores)
+            spec = self.objective.spec
+            self.tracker.record(self.state.update, self.state.epoch, scalars, samples, spec, scores, speakers)
 
     def _save(self) -> None:
         self.tracker.settle()

@@ -164,11 +164,12 @@ class Watch:
         told = self.runtime.gather((own, reports)) if any_rank else []
         for reading in readings:
             self._judge(reading, [r for _, found in told for r in found if r.update == reading.update], state)
-        rejections = [rejection for found, _ in told for rejection in found]
-        if rejections:
-            self._reject(rejections, state.update + 1, update[0].place.epoch, state)
-            # Not before: if that ends the run, they come again when it goes on.
-            self.accounts.take((), (rejection.clip for rejection in own))
+        # A clip may come several times an epoch, even in one update: it is told of once.
+        fresh = {found.clip: found for founds, _ in told for found in founds if not self.accounts.knows(found.clip)}
+        if fresh:
+            self._reject(list(fresh.values()), state.update + 1, update[0].place.epoch, state)
+        # Not before: if that ends the run, they come again when it goes on.
+        self.accounts.take((), (rejection.clip for rejection in own))
 
     def settle(self, state: TrainState) -> None:
         """Waits for all verdicts that are out, and takes them up. Runs on every rank. A CPU-GPU sync point."""

@@ -42,7 +42,7 @@ def main(data_dir: Path) -> None:
         nn.init.normal_(parameter, std=0.05)
     generator = Generator(model, "posterior", 16).eval()
     generator.noise = torch.zeros_like
-    generator.forward = _first_segments(generator)
+    generator.forward = first_segments(generator)
     judge = Discriminator(DiscriminatorShape((2, 3), 8)).eval()
     spec = audio_spec(model.config)
     objective, reader = Objective("vits", LossWeights(), spec, 16), ClipReader(prepared, tokenizer, spec, None)
@@ -88,7 +88,7 @@ def main(data_dir: Path) -> None:
     runtime.close()
 
 
-def _first_segments(generator: Generator):
+def first_segments(generator: Generator):
     """Segments from each clip's beginning."""
     works = generator.forward
 

@@ -1,5 +1,6 @@
 """Real ``accelerate launch`` with the configurations that come with the project."""
 
+import json
 import os
 import re
 import shlex
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from tests.voices import metrics, prepared_folder, train_flags
+from tests.voices import many_speakers, metrics, prepared_folder, train_flags
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "accelerate_configs"
@@ -174,3 +175,25 @@ def test_gradients_of_unequal_ranks_are_the_joined_batchs(prepared: Path) -> Non
     for _, synchronised, buckets, distance in found:
         assert synchronised == buckets
         assert float(distance) < 1e-12
+
+
+def test_speakers_are_judged_alike_on_one_rank_and_on_two(tmp_path: Path) -> None:
+    """Each speaker's clips lie on both ranks, and unequally many."""
+    data = many_speakers(tmp_path, {"ava": 4, "mem": 2, "zin": 1})
+    found = []
+    for config in ("cpu", "cpu_2proc"):
+        script, result = str(ROOT / "tests/distributed/speakers.py"), tmp_path / f"{config}.json"
+        ended = subprocess.run(
+            command_of(config, script, str(data), str(result)),
+            capture_output=True,
+            text=True,
+            timeout=WATCHDOG_S,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )
+        assert ended.returncode == 0, ended.stderr
+        found.append(json.loads(result.read_text()))
+    (one, one_each), (two, two_each) = found
+    assert two == pytest.approx(one, rel=1e-9)
+    assert [(row["speaker"], row["clips"]) for row in two_each] == [("ava", 4), ("mem", 2), ("zin", 1)]
+    assert [row["mel"] for row in two_each] == pytest.approx([row["mel"] for row in one_each], rel=1e-9)

@@ -140,3 +140,87 @@ def test_resumed_epoch_goes_on_with_other_ranks() -> None:
     resumed[2].take(["7.wav"], ())
     found = resumed[0].close(0, totals(*resumed))
     assert found == "epoch 1: 6 trained + 1 rejected + 2 validation + 1 in masked updates = 10 clips"
+
+
+DUE = np.array([3, 1, 2, 0, 1, 0, 1, 0])
+"""Eight turns of eight clips: 3.wav, 5.wav and 7.wav have none."""
+
+
+def uneven() -> Accounts:
+    return Accounts(CLIPS, ["v.wav", "w.wav"], 1.0, lambda epoch: np.roll(DUE, epoch))
+
+
+def turns(epoch: int = 0) -> list[str]:
+    return [name for name, often in zip(CLIPS, np.roll(DUE, epoch), strict=True) for _ in range(often)]
+
+
+def test_turns_and_clips_add_up_where_some_come_often() -> None:
+    one = uneven()
+    for epoch in range(2):
+        one.take(turns(epoch), ())
+        words = f"epoch {epoch + 1}: 5 trained + 0 rejected + 2 validation + 3 not drawn = 10 clips"
+        assert one.close(epoch, totals(one)) == f"{words}; 8 trained = 8 draws"
+
+
+def test_clip_that_came_often_counts_once_as_a_clip_and_each_time_as_a_draw() -> None:
+    one = uneven()
+    one.take(["0.wav", "0.wav", "0.wav", "1.wav", "4.wav", "6.wav"], ["2.wav", "2.wav"])
+    one.reject([bad("2.wav")])
+    one.mask(["0.wav", "0.wav", "1.wav"])
+    assert one.close(0, totals(one)) == (
+        "epoch 1: 3 trained + 1 rejected + 2 validation + 1 in masked updates + 3 not drawn = 10 clips; "
+        "3 trained + 3 masked + 2 rejected = 8 draws"
+    )
+
+
+def test_cut_epoch_of_turns_goes_on_behind_a_checkpoint_and_other_ranks() -> None:
+    one = uneven()
+    one.take(["0.wav", "0.wav", "2.wav", "4.wav"], ())
+    assert one.close(0, totals(one), not_reached=4) == (
+        "epoch 1: 3 trained + 0 rejected + 2 validation + 3 not drawn + 2 not reached, as the run ended before = "
+        "10 clips; 4 trained + 4 not reached = 8 draws"
+    )
+    saved = json.loads(json.dumps(one.save(totals(one))))
+    resumed = [uneven(), uneven()]
+    for rank, other in enumerate(resumed):
+        other.restore(saved, is_main=rank == 0, begins_epoch=False)
+    resumed[0].take(["0.wav", "1.wav"], ())
+    resumed[1].take(["2.wav", "6.wav"], ())
+    assert resumed[0].close(0, totals(*resumed)).endswith("3 not drawn = 10 clips; 8 trained = 8 draws")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (lambda names: names[1:], "more often than due: none; not taken: 1 (0.wav), where 0"),
+        (lambda names: [*names, "2.wav"], "more often than due: 1 (2.wav); not taken: none"),
+        (lambda names: [*names, "7.wav"], "more often than due: 1 (7.wav)"),
+        (lambda names: [*names[1:], "2.wav"], "due: 1 (2.wav); not taken: 1 (0.wav)"),
+    ],
+)
+def test_clip_that_came_more_or_less_often_than_due_ends_the_run(changed, said: str) -> None:
+    one = uneven()
+    one.take(changed(turns()), ())
+    with pytest.raises(AccountingError) as raised:
+        one.close(0, totals(one))
+    assert said in str(raised.value)
+
+
+def test_counts_of_one_are_saved_as_bits_and_larger_ones_behind_them() -> None:
+    one = accounts()
+    one.take([CLIPS[0], CLIPS[7]], ())
+    assert one.save(totals(one))["trained"] == "81"  # as every checkpoint of format 4 has it
+    one.take([CLIPS[0], CLIPS[0]], ())
+    assert one.save(totals(one))["trained"] == "8180"  # 3 and 1: the ones, then the twos
+
+
+def test_rejection_that_ended_the_run_comes_again() -> None:
+    one = accounts(0.1)
+    one.take((), ["1.wav"])
+    one.reject([bad("1.wav")])
+    with pytest.raises(TooManyRejectedError):
+        one.reject([bad("2.wav")])
+    saved = json.loads(json.dumps(one.save(totals(one))))
+    resumed = accounts()
+    resumed.restore(saved, is_main=False, begins_epoch=False)
+    assert (resumed.knows("1.wav"), resumed.knows("2.wav")) == (True, False)

@@ -1,9 +1,11 @@
 """From a prepared folder to batches: good and bad records, padding, the stand-in."""
 
+import hashlib
 import json
 import re
 import signal
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,58 @@ def test_split_goes_by_names_and_not_by_places(tmp_path):
     backwards = open_prepared(write_folder(tmp_path, [f"{name}|a" for name in reversed(names)]))
     held_out = {prepared.rows["filename"][row] for row in split(prepared, 0.3, 64, 1)[1]}
     assert held_out == {backwards.rows["filename"][row] for row in split(backwards, 0.3, 64, 1)[1]}
+
+
+def of_speakers(folder: Path, sizes: dict[str, int]):
+    lines = [f"{speaker}{n}.wav|a|{speaker}" for speaker, clips in sizes.items() for n in range(clips)]
+    return open_prepared(write_folder(folder, lines))
+
+
+def held_out_by_speaker(prepared, fraction: float, most: int = 64, seed: int = 1) -> dict[str, int]:
+    return dict(Counter(prepared.rows["speaker"][row] for row in split(prepared, fraction, most, seed)[1]))
+
+
+def test_split_of_one_speaker_is_that_of_old(tmp_path):
+    prepared = open_prepared(write_folder(tmp_path, [f"{n}.wav|a" for n in range(30)]))
+    by_lot = sorted(range(30), key=lambda row: hashlib.sha256(f"7:{row}.wav".encode()).digest())
+    assert split(prepared, 0.3, 64, 7) == (sorted(by_lot[9:]), sorted(by_lot[:9]))
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (3, {"a": 1, "b": 1, "c": 1}),  # one of each who has two; d keeps his only one
+        (5, {"a": 2, "b": 2, "c": 1}),
+        (9, {"a": 6, "b": 2, "c": 1}),  # each keeps one to be trained on
+        (64, {"a": 19, "b": 2, "c": 1}),
+    ],
+)
+def test_split_takes_a_clip_of_each_speaker_in_turn(tmp_path, most, expected):
+    prepared = of_speakers(tmp_path, {"a": 20, "b": 3, "c": 2, "d": 1})
+    assert held_out_by_speaker(prepared, 0.9, most) == expected
+
+
+def test_split_of_many_speakers_does_not_prefer_the_large_ones(tmp_path):
+    prepared = of_speakers(tmp_path, {f"s{n:02}_": 40 if n < 5 else 2 for n in range(40)})
+    heard = Counter(name for seed in range(60) for name in held_out_by_speaker(prepared, 0.5, 8, seed))
+    # 8 of 40 speakers: each of the five large ones is heard with a chance of one in five.
+    assert 40 < sum(heard[f"s{n:02}_"] for n in range(5)) < 80
+
+
+def test_split_of_speakers_goes_by_names_and_not_by_places(tmp_path):
+    lines = [f"{n}.wav|a|s{n % 7}" for n in range(30)]
+    found = []
+    for order in (lines, lines[::-1]):
+        prepared = open_prepared(write_folder(tmp_path, order))
+        training, held_out = split(prepared, 0.3, 64, 1)
+        assert sorted(training + held_out) == list(range(30))
+        found.append({prepared.rows["filename"][row] for row in held_out})
+    assert found[0] == found[1]
+
+
+def test_split_of_speakers_with_one_clip_each_holds_out_some_all_the_same(tmp_path):
+    prepared = of_speakers(tmp_path, dict.fromkeys("abcdefgh", 1))
+    assert len(held_out_by_speaker(prepared, 0.25)) == 2
 
 
 def test_split_that_leaves_nothing_to_train_is_refused(tmp_path):

@@ -26,6 +26,7 @@ from vits_trainer.objective import Objective
 from vits_trainer.order import Order
 from vits_trainer.plan import Plan
 from vits_trainer.runtime import Runtime
+from vits_trainer.speakers import Balance
 from vits_trainer.stream import StreamedSet, StreamReader, TrainedNames, open_stream
 from vits_trainer.text import build_tokenizer, load_tokenizer
 from vits_trainer.tracking import Outcome, Tracker, log_to_console, versions
@@ -58,11 +59,14 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
     discriminator = models.discriminator_for(config.model_name, config.discriminator) if objective.adversarial else None
     generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
 
-    order = _order(config, data, spec, runtime.world_size)
+    balance = _balance(config, data)
+    order = _order(config, data, spec, runtime.world_size, balance)
     fresh_judges = config.model_name is not None and not models.has_discriminator(config.model_name)
     kept = {} if resume_from is None else resumption.kept_plan(checkpoint.read_record(resume_from), config)
     plan = Plan.of(config, order, len(held_out), fresh_judges, kept=kept)
-    reader = _reader(prepared, tokenizer, spec, models.speaker_ids(model.config, prepared.speakers))
+    # Of a stream without dataset.json, nobody reads all shards for a voice of one speaker.
+    speakers = prepared.speakers if model.config.num_speakers > 1 else []
+    reader = _reader(prepared, tokenizer, spec, models.speaker_ids(model.config, speakers))
     validation = Validation(runtime, objective, reader, held_out, config.batch_size, config.seed)
     name = _run_name(config, resume_from, runtime)
     now = resumption.circumstances(name, config, prepared, rows, held_out, order, runtime)
@@ -76,7 +80,7 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
     with interruption, Tracker(runs_dir / name, config, facts, runtime.is_main, resumed_at) as tracker:
         trainer = Trainer(
             config, plan, runtime, objective, generator, discriminator, tokenizer, order, reader,
-            _accounts(config, data), validation, checkpoints, tracker, interruption,
+            _accounts(config, data, order), validation, checkpoints, tracker, interruption,
         )  # fmt: skip
         runtime.from_main(lambda: resumption.make_way(checkpoints.directory, resume_from))
         if resume_from is not None:
@@ -85,7 +89,7 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
         seconds_per_update = trainer.rehearse()
         trainer.plan = Plan.of(config, order, len(held_out), fresh_judges, seconds_per_update, kept)
         if runtime.is_main:
-            _introduce(trainer, seconds_per_update, config, prepared, resume_from, changes)
+            _introduce(trainer, seconds_per_update, config, balance, resume_from, changes)
         if trainer.fit():
             tracker.outcome = Outcome("done", trainer.state.update)
             if runtime.is_main:
@@ -146,19 +150,37 @@ def _reader(
     return ClipReader(prepared, tokenizer, spec, speaker_ids)
 
 
-def _accounts(config: TrainConfig, data: _Data) -> Accounts:
+def _accounts(config: TrainConfig, data: _Data, order: Order | LaneOrder) -> Accounts:
     prepared, rows, held_out = data
     if isinstance(prepared, StreamedSet):
         training = TrainedNames(prepared, held_out)
         names = [prepared.name(row) for row in held_out]
-        return Accounts(training, names, config.max_rejected_fraction, training.place)
+        return Accounts(training, names, config.max_rejected_fraction, place=training.place)
     names = prepared.rows["filename"]
     trained = set(rows)
     apart = [names[row] for row in held_out if row not in trained]
-    return Accounts([names[row] for row in rows], apart, config.max_rejected_fraction)
+    due = None if isinstance(order, LaneOrder) else order.due
+    return Accounts([names[row] for row in rows], apart, config.max_rejected_fraction, due=due)
 
 
-def _order(config: TrainConfig, data: _Data, spec: AudioSpec, world_size: int) -> Order | LaneOrder:
+def _balance(config: TrainConfig, data: _Data) -> Balance | None:
+    """How the speakers share an epoch; of a stream each clip comes once."""
+    prepared, rows, _ = data
+    if isinstance(prepared, StreamedSet):
+        return None
+    speakers = prepared.rows["speaker"]
+    balance = Balance([speakers[row] for row in rows], config.speaker_temperature, config.seed)
+    if config.speaker_temperature < 1 and balance.speaker_count == 1:
+        raise ConfigError(
+            f"--speaker_temperature {config.speaker_temperature:g}: all clips of {prepared.root} that are trained on "
+            "are of one speaker. Leave it out; or prepare the data with --speaker_column."
+        )
+    return balance
+
+
+def _order(
+    config: TrainConfig, data: _Data, spec: AudioSpec, world_size: int, balance: Balance | None
+) -> Order | LaneOrder:
     prepared, rows, held_out = data
     if isinstance(prepared, StreamedSet):
         return LaneOrder(
@@ -179,6 +201,7 @@ def _order(config: TrainConfig, data: _Data, spec: AudioSpec, world_size: int) -
         world_size=world_size,
         accumulation=config.gradient_accumulation_steps,
         batch_frames=round(config.batch_seconds * spec.sampling_rate / spec.hop),
+        drawn=balance.draw if balance is not None and config.speaker_temperature < 1 else None,
     )
 
 
@@ -205,7 +228,7 @@ def _introduce(
     trainer: Trainer,
     seconds_per_update: float,
     config: TrainConfig,
-    prepared: PreparedSet | StreamedSet,
+    balance: Balance | None,
     resumed_from: Path | None,
     changes: list[str],
 ) -> None:
@@ -221,6 +244,8 @@ def _introduce(
     free_gib = shutil.disk_usage(existing).free / 2**30
     logger.info("%s", trainer.runtime.describe())
     logger.info("%s", plan)
+    if balance is not None and balance.speaker_count > 1:
+        logger.info("%s", balance)
     logger.info("expected time %.1f h (%.2f s an update)", left * seconds_per_update / 3600, seconds_per_update)
     logger.info(
         "checkpoints of %.2f GiB each, %s kept; %.1f GiB of disk are free",
@@ -228,7 +253,8 @@ def _introduce(
         config.keep_checkpoints or "all",
         free_gib,
     )
-    if len(prepared.speakers) > 1 and trainer.generator.model.config.num_speakers <= 1:
+    speakers = trainer.validation.speakers if balance is None else balance.speaker_count
+    if speakers > 1 and trainer.generator.model.config.num_speakers <= 1:
         logger.warning("The voice has one speaker and the data several: all of them will train the one.")
     if plan.warmup_updates:
         logger.info("The discriminators learn alone for the first %d updates.", plan.warmup_updates)
