@@ -74,9 +74,11 @@ class Share:
 class AloneTime:
     """Measures a rank's work on updates from where it leaves one exchange with the others up to the next.
 
-    That is the forward passes, and all of the micro-batches whose gradients do not meet. The backward passes that meet
-    are left out: their work and their waiting are interwoven. On a GPU events are recorded in its queue, and read only
-    at a logging point: the host waits for nothing.
+    That is the forward passes, the optimisers, and all of the micro-batches whose gradients do not meet. The backward
+    passes that meet are left out: their work and their waiting are interwoven. In the first update
+    DistributedDataParallel has an exchange in the forward pass (torch 2.14): its figure holds waiting, too.
+
+    On a GPU events are recorded in its queue, and read only at a logging point: the host waits for nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
