@@ -90,7 +90,8 @@ def shares() -> None:
         took_ms.append(1000 * (time.perf_counter() - began))
     if runtime.is_main:
         least, median, most = min(took_ms), statistics.median(took_ms), max(took_ms)
-        print(f"{least:.2f} {median:.2f} {most:.2f} ms (min, median, max of 200), {len(pickle.dumps(share))} bytes a rank")
+        size = len(pickle.dumps(share))
+        print(f"{least:.2f} {median:.2f} {most:.2f} ms (min, median, max of 200), {size} bytes a rank")
     runtime.close()
 
 
