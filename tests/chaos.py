@@ -27,7 +27,7 @@ import psutil
 from tests.voices import prepared_folder, train_flags
 
 ROOT = Path(__file__).parents[1]
-ASIDE = ("time/", "throughput/", "memory/")
+ASIDE = ("time/", "throughput/", "memory/", "ranks/")
 """Metrics that tell of the machine, not of the training."""
 SETTINGS = {
     "batch_size": 2,

@@ -10,6 +10,7 @@ gradients go from rank to rank, nothing else being done: within an update part o
 import argparse
 import json
 import os
+import pickle
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 
 from vits_trainer.__main__ import main as vits_trainer
 from vits_trainer.corpus import speak_corpus
+from vits_trainer.ranks import Share
 from vits_trainer.runtime import Runtime
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +78,23 @@ def exchange(values: int) -> None:
     runtime.close()
 
 
+def shares() -> None:
+    """Prints what two ranks take to tell each other at a log what each has done: ms and bytes. Runs on every rank."""
+    runtime = Runtime("fp32", 1)
+    share = Share(10, 80, 400.0, 3.7, 0.1, 1.2)
+    took_ms = []
+    for _ in range(200):
+        runtime.sum(torch.zeros(1))  # so that no rank waits for the other one below
+        began = time.perf_counter()
+        runtime.gather(share)
+        took_ms.append(1000 * (time.perf_counter() - began))
+    if runtime.is_main:
+        least, median, most = min(took_ms), statistics.median(took_ms), max(took_ms)
+        size = len(pickle.dumps(share))
+        print(f"{least:.2f} {median:.2f} {most:.2f} ms (min, median, max of 200), {size} bytes a rank")
+    runtime.close()
+
+
 def weights(checkpoint: Path) -> int:
     """How many both networks have together."""
     files = (checkpoint / f"{network}.safetensors" for network in ("generator", "discriminator"))
@@ -97,6 +116,7 @@ def measure(folder: Path, rounds: int) -> None:
         rows.append((two / (2 * one), alone_s / update_s))
         print(f"{number:5}  {one:6.2f}  {two:7.2f}  {rows[-1][0]:7.2f}  {update_s:6.3f}  {alone_s:14.4f}", flush=True)
     scaling, share = (statistics.median(column) for column in zip(*rows, strict=True))
+    print(f"what a log adds: {launch(2, ['-m', 'tests.scaling', '--shares']).strip()}")
     print(f"median: weak scaling {scaling:.2f}, exchange of gradients at most {share:.1%} of the time")
 
 
@@ -104,8 +124,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--exchange", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--shares", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.exchange:
+    if asked.shares:
+        shares()
+    elif asked.exchange:
         exchange(asked.exchange)
     else:
         with tempfile.TemporaryDirectory(prefix="scaling-") as temporary:

@@ -10,18 +10,28 @@ from torch import Tensor
 
 from vits_trainer.data import Batch
 from vits_trainer.metrics import RunningMeans, SavedMeans
+from vits_trainer.ranks import AloneTime, Share, scalars
 from vits_trainer.runtime import Runtime
 
 
 class Meter:
     """Nothing that is added leaves the device before :meth:`read`."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, alone: AloneTime) -> None:
+        """Args:
+        runtime: the ranks.
+        alone: of this rank, running in its updates.
+        """
         self.runtime = runtime
+        self.alone = alone
         self.means = RunningMeans(runtime.world_size)
         self.seconds_per_update = 0.0
         self.slowest_update_s = 0.0
         """Of all since the start, with what it waited for clips."""
+        self.shares: list[Share] = []
+        """Of each rank, in what was read last."""
+        self._all_updates, self._all_paused_s = 0, 0.0
+        """Since the start."""
         self._asked = time.perf_counter()
         self._restart()
 
@@ -47,6 +57,7 @@ class Meter:
         """
         self.means.add(shares, clips, reached)
         self._clips += clips
+        self._own_clips += sum(len(batch.clip_ids) for batch in update)
         self._audio_s += sum(batch.audio_s for batch in update)
         self._updates += 1
         self.slowest_update_s = max(self.slowest_update_s, time.perf_counter() - self._asked)
@@ -56,24 +67,33 @@ class Meter:
         """What happens inside (validating, saving) is left out of the throughput."""
         began = time.perf_counter()
         yield
-        self._paused_s += time.perf_counter() - began
+        paused_s = time.perf_counter() - began
+        self._paused_s += paused_s
+        self._all_paused_s += paused_s
 
     def read(self) -> dict[str, float]:
         """Scalars over all ranks since the last call. Runs on every rank. A CPU-GPU sync point."""
-        scalars = self.means.means(self.runtime.sum(self.means.sums()))
+        found = self.means.means(self.runtime.sum(self.means.sums()))
         elapsed_s = time.perf_counter() - self._started - self._paused_s
-        local = torch.tensor([self._audio_s, self._waited_s / elapsed_s], dtype=torch.float64)
-        audio_s, waited = self.runtime.sum(local).tolist()
-        self.seconds_per_update = elapsed_s / max(self._updates, 1)
-        scalars |= {
+        updates = max(self._updates, 1)
+        share = Share(updates, self._own_clips, self._audio_s, elapsed_s, self._waited_s, self.alone.read())
+        self.shares = self.runtime.gather(share)
+        self._all_updates += self._updates
+        self.seconds_per_update = elapsed_s / updates
+        found |= {
             "throughput/utterances_per_s": self._clips / elapsed_s,
-            "throughput/audio_s_per_s": audio_s / elapsed_s,
-            "time/data_wait_fraction": waited / self.runtime.world_size,
+            "throughput/utterances_per_s_per_rank": self._clips / elapsed_s / self.runtime.world_size,
+            "throughput/audio_s_per_s": sum(share.audio_s for share in self.shares) / elapsed_s,
             "memory/max_allocated_gib": peak_memory_gib(self.runtime.device),
         }
+        found |= scalars(self.shares)
         self.means.reset()
         self._restart()
-        return scalars
+        return found
+
+    def left_s(self, updates: int) -> float:
+        """Seconds that so many updates will take: as the last ones did, and with pauses as there were so far."""
+        return updates * (self.seconds_per_update + self._all_paused_s / max(self._all_updates, 1))
 
     def save(self) -> SavedMeans:
         """This rank's losses since the last logging point: a resumed run goes on with them."""
@@ -88,7 +108,7 @@ class Meter:
         self.means.restore(mine, self.runtime.device)
 
     def _restart(self) -> None:
-        self._clips, self._updates = 0.0, 0
+        self._clips, self._own_clips, self._updates = 0.0, 0, 0
         self._audio_s, self._waited_s, self._paused_s = 0.0, 0.0, 0.0
         self._started = time.perf_counter()
 
@@ -98,3 +118,10 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def duration(seconds: float) -> str:
+    """For people: ``40 s``, ``12 min`` or ``3.4 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

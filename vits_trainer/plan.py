@@ -17,6 +17,8 @@ class Plan:
     world_size: int
     clips_per_update: int
     """0 where their seconds decide."""
+    micro_batches: int
+    """Of each process in an update, at most."""
     updates_per_epoch: int
     total_updates: int
     tunes: bool
@@ -60,6 +62,7 @@ class Plan:
             validation_clips=validation_clips,
             world_size=order.world_size,
             clips_per_update=0 if order.batch_frames else order.update_clips,
+            micro_batches=order.accumulation,
             updates_per_epoch=order.updates_per_epoch,
             tunes=config.model_name is not None,
             log_every=config.log_every_updates,
@@ -70,11 +73,19 @@ class Plan:
 
     def __str__(self) -> str:
         """For people."""
+        clips = self.clips_per_update or self.training_clips // self.updates_per_epoch
+        average = "" if self.clips_per_update else " on the average"
+        each = ""
+        if self.world_size > 1:
+            in_update, in_epoch = (_even(count, self.world_size) for count in (clips, self.training_clips))
+            each = (
+                f"; each process takes {in_update} clips an update{average}, in at most {self.micro_batches} "
+                f"micro-batch(es), and {in_epoch} an epoch"
+            )
         return (
             f"{self.training_clips} clips to train on, {self.validation_clips} to validate with; "
-            f"{self.clips_per_update or self.training_clips // self.updates_per_epoch} clips an update"
-            f"{'' if self.clips_per_update else ' on the average'}, {self.updates_per_epoch} updates an epoch, "
-            f"{self.total_updates} updates in all"
+            f"{clips} clips an update{average}, {self.updates_per_epoch} updates an epoch, "
+            f"{self.total_updates} updates in all{each}"
         )
 
     def logs_at(self, update: int) -> bool:
@@ -96,3 +107,8 @@ class Plan:
 
 def _is_due(update: int, every: int, last: int) -> bool:
     return update == last or (every > 0 and update % every == 0)
+
+
+def _even(clips: int, processes: int) -> str:
+    """How many clips a process takes of so many: processes differ by one where they do not go round."""
+    return f"{clips // processes}" if clips % processes == 0 else f"{clips // processes} or {clips // processes + 1}"

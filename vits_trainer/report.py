@@ -44,7 +44,11 @@ UNITS = {
     "duration": "nats",
     "utterances_per_s": "clips per second",
     "audio_s_per_s": "seconds of audio per second",
+    "utterances_per_s_per_rank": "clips per second",
     "data_wait_fraction": "share of the time",
+    "data_wait_fraction_max": "share of the time",
+    "own_s_per_update": "seconds",
+    "left_h": "hours",
     "max_allocated_gib": "GiB",
     "trained": "clips",
     "rejected": "clips",
@@ -337,7 +341,7 @@ def _panel(name: str, curves: Mapping[str, Curve], last_update: float) -> Panel:
         marks.append(Mark("validation", curves[f"validation/{rest}"], "dots"))
     if rest in ("mel", "mel_from_text") and BASELINE in curves:
         marks.append(Mark("constant frame", curves[BASELINE], "rule"))
-    svg = panel(name, UNITS.get(rest, ""), marks, last_update, may_be_log=group != "data")
+    svg = panel(name, UNITS.get(name.rpartition("/")[2], ""), marks, last_update, may_be_log=group != "data")
     return Panel(name, svg, [(mark.style, mark.label, figure(mark.curve.values[-1])) for mark in marks])
 
 

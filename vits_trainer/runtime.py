@@ -106,6 +106,16 @@ class Runtime:
         return int(self.accelerator.process_index)
 
     @property
+    def local_rank(self) -> int:
+        """Number of this process among those of its machine, from 0."""
+        return int(self.accelerator.local_process_index)
+
+    @property
+    def device_name(self) -> str:
+        """The GPU's model, or CPU."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+
+    @property
     def world_size(self) -> int:
         """Number of processes."""
         return int(self.accelerator.num_processes)
@@ -224,8 +234,7 @@ class Runtime:
 
     def describe(self) -> str:
         """One line for people: processes, device, precision."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        return f"{self.world_size} process(es) on {name}, {self.precision}"
+        return f"{self.world_size} process(es) on {self.device_name}, {self.precision}"
 
 
 def seed_all(*numbers: int) -> None:

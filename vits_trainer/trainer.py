@@ -33,11 +33,12 @@ from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
 from vits_trainer.lanes import LaneOrder
 from vits_trainer.loading import by_update, load
-from vits_trainer.meter import Meter
+from vits_trainer.meter import Meter, duration
 from vits_trainer.objective import Normalisers, Objective
 from vits_trainer.optim import Learner, build_optimizer, learning_rate
 from vits_trainer.order import Order
 from vits_trainer.plan import Plan
+from vits_trainer.ranks import Seat, Stragglers
 from vits_trainer.runtime import Runtime, is_out_of_memory
 from vits_trainer.scores import ClipScore, Jury, means
 from vits_trainer.selection import Selection
@@ -115,7 +116,8 @@ class Trainer:
         self.turns = Turns(runtime, objective, learner, discriminator, judge, config.compile)
         # Where it stands
         self.state = TrainState()
-        self.meter = Meter(runtime)
+        self.meter = Meter(runtime, self.turns.alone)
+        self.stragglers = Stragglers(runtime.gather(Seat.of(runtime)))
         self.watch = Watch(config, runtime, accounts, tracker, self._keep_networks)
         self.selection = Selection(config.best_metric, config.patience)
         self.jury = Jury(config.scores, objective.spec.sampling_rate, config.asr) if config.scores else None
@@ -164,7 +166,8 @@ class Trainer:
                     return False
                 self.watch.heed(update, self.state, agreed.has_incidents)
                 if agreed.normalisers.clips:
-                    self.step(update, agreed.normalisers)
+                    with self.turns.alone.measuring():
+                        self.step(update, agreed.normalisers)
                 self.state.update += 1
                 self.state.epoch = update[0].place.epoch
                 progress.update()
@@ -276,6 +279,8 @@ class Trainer:
         if ends_epoch or plan.logs_at(update) or plan.validates_at(update) or plan.saves_at(update):
             self.watch.settle(self.state)
         scalars = self._measure(progress) if plan.logs_at(update) else {}
+        if scalars:
+            self._name_stragglers()
         self.state.score = None
         with self.meter.paused():
             scores: list[ClipScore] = []
@@ -319,13 +324,24 @@ class Trainer:
         scalars |= {"data/masked": self.state.clips_masked, "data/nonfinite_updates": self.state.updates_nonfinite}
         scalars |= {f"data/rejected/{kind}": count for kind, count in self.watch.accounts.rejected_by_kind.items()}
         scalars["optim/learning_rate"] = learning_rate(self.config, self.state.epoch)
+        left_s = self.meter.left_s(self.plan.total_updates - self.state.update)
+        scalars["time/left_h"] = left_s / 3600
         shown = {short: f"{scalars[name]:.{digits}f}" for short, name, digits in _SHOWN if name in scalars}
+        shown["left"] = duration(left_s)
         progress.set_postfix(shown)
         if progress.disable and self.runtime.is_main:
-            left_s = (self.plan.total_updates - self.state.update) * self.meter.seconds_per_update
             words = " ".join(f"{name} {value}" for name, value in shown.items())
-            logger.info("update %d/%d  %s  %.0f s left", self.state.update, self.plan.total_updates, words, left_s)
+            logger.info("update %d/%d  %s", self.state.update, self.plan.total_updates, words)
         return scalars
+
+    def _name_stragglers(self) -> None:
+        """Tells of ranks that the others wait for, as far as the last measurement shows."""
+        for finding in self.stragglers.heed(self.meter.shares) if self.runtime.is_main else []:
+            logger.log(
+                logging.WARNING if finding.is_slow else logging.INFO, "update %d  %s", self.state.update, finding.words
+            )
+            if finding.is_slow:
+                self.tracker.alert("A rank is slow", finding.words)
 
     def _validate(self) -> tuple[dict[str, float], list[ClipScore], tuple[SpeakerMel, ...]]:
         """Judges the voice by the held-out clips. Runs on every rank."""

@@ -10,6 +10,7 @@ from vits_trainer.data import Batch
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.objective import Normalisers, Objective, frozen
 from vits_trainer.optim import Learner
+from vits_trainer.ranks import AloneTime
 from vits_trainer.runtime import Runtime
 
 
@@ -40,6 +41,8 @@ class Turns:
         self.discriminator = discriminator
         self.discriminator_learner = discriminator_learner
         self.compiled = compiled
+        self.alone = AloneTime(runtime.device)
+        """What of an update waits for no other rank."""
 
     @property
     def learners(self) -> list[Learner]:
@@ -67,20 +70,25 @@ class Turns:
             if self.discriminator_learner is not None:
                 with self.runtime.autocast():
                     d_losses = self.objective.discriminator_losses(self.discriminator_learner.network, comparison)
-                found |= _named("discriminator", d_losses) | self._learn(self.discriminator_learner, d_losses, rate)
+                found |= _named("discriminator", d_losses) | self._learn(
+                    self.discriminator_learner, d_losses, closes, rate
+                )
             judging = frozen(self.discriminator) if self.discriminator else nullcontext()
             weights_once = nullcontext() if self.compiled else parametrize.cached()
             with self.runtime.autocast(), judging, weights_once, torch.set_grad_enabled(not discriminators_alone):
                 g_losses = self.objective.generator_losses(self.discriminator, comparison)
             found |= _named("generator", g_losses)
             if not discriminators_alone:
-                found |= self._learn(self.generator, g_losses, rate)
+                found |= self._learn(self.generator, g_losses, closes, rate)
         return found
 
-    def _learn(self, learner: Learner, losses: dict[str, Tensor], rate: float | None) -> dict[str, Tensor]:
+    def _learn(
+        self, learner: Learner, losses: dict[str, Tensor], closes: bool, rate: float | None
+    ) -> dict[str, Tensor]:
         """One network's backward, and its step where there is a ``rate``: its share of the gradient's norm, then."""
-        # DistributedDataParallel gives the mean of the ranks' gradients; the losses are shares of a sum.
-        learner.backward(losses["total"] * self.runtime.world_size)
+        with self.alone.interrupted() if closes else nullcontext():
+            # DistributedDataParallel gives the mean of the ranks' gradients; the losses are shares of a sum.
+            learner.backward(losses["total"] * self.runtime.world_size)
         if rate is None:
             return {}
         return {f"grad_norm/{learner.name}": learner.update(rate) / self.runtime.world_size}

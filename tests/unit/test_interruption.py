@@ -54,7 +54,7 @@ def send(*numbers: int) -> None:
 
 
 def comparable(folder: Path) -> list[dict[str, float]]:
-    aside = ("time/", "throughput/", "memory/")
+    aside = ("time/", "throughput/", "memory/", "ranks/")
     return [{key: value for key, value in line.items() if not key.startswith(aside)} for line in metrics(folder)]
 
 

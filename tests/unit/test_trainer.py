@@ -30,6 +30,15 @@ def test_max_updates_decides_over_epochs() -> None:
     assert plan(epochs=3, max_updates=100).total_updates == 100
 
 
+def test_plan_says_what_falls_to_each_process() -> None:
+    # 64 clips an update on 2 processes, in 8 micro-batches of 4; 100 clips an epoch.
+    assert str(plan(epochs=3)).endswith(
+        "; each process takes 32 clips an update, in at most 8 micro-batch(es), and 50 an epoch"
+    )
+    alone = Order(range(100), [50] * 100, 1, 4, 1, 8)
+    assert "each process" not in str(Plan.of(TrainConfig(), alone, 5, False))
+
+
 @pytest.mark.parametrize(("hours", "updates"), [(1.0, 360), (0.001, 2), (0.5, 180)])
 def test_target_hours_become_whole_epochs(hours: float, updates: int) -> None:
     assert plan(seconds_per_update=10, target_hours=hours).total_updates == updates

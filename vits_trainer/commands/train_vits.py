@@ -22,9 +22,11 @@ from vits_trainer.evaluation import Validation
 from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
 from vits_trainer.lanes import LaneOrder
+from vits_trainer.meter import duration
 from vits_trainer.objective import Objective
 from vits_trainer.order import Order
 from vits_trainer.plan import Plan
+from vits_trainer.ranks import describe
 from vits_trainer.runtime import Runtime
 from vits_trainer.speakers import Balance
 from vits_trainer.stream import StreamedSet, StreamReader, TrainedNames, open_stream
@@ -242,11 +244,14 @@ def _introduce(
     directory = trainer.checkpoints.directory.resolve()
     existing = next(place for place in (directory, *directory.parents) if place.exists())
     free_gib = shutil.disk_usage(existing).free / 2**30
-    logger.info("%s", trainer.runtime.describe())
+    seats = trainer.stragglers.seats
+    places = f"{describe(seats)}, {trainer.runtime.precision}" if len(seats) > 1 else trainer.runtime.describe()
+    trainer.tracker.summarise({"ranks": places})
+    logger.info("%s", places)
     logger.info("%s", plan)
     if balance is not None and balance.speaker_count > 1:
         logger.info("%s", balance)
-    logger.info("expected time %.1f h (%.2f s an update)", left * seconds_per_update / 3600, seconds_per_update)
+    logger.info("expected time %s (%.2f s an update)", duration(left * seconds_per_update), seconds_per_update)
     logger.info(
         "checkpoints of %.2f GiB each, %s kept; %.1f GiB of disk are free",
         trainer.checkpoint_gib,

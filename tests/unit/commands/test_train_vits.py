@@ -25,8 +25,8 @@ SCALARS = {
     *(f"generator/{name}" for name in ("total", "mel", "kl", "duration", "adversarial", "feature_matching")),
     *(f"discriminator/{name}" for name in ("total", "real", "fake")),
     *("grad_norm/generator", "grad_norm/discriminator", "optim/learning_rate", "data/trained", "data/rejected"),
-    *("throughput/utterances_per_s", "throughput/audio_s_per_s", "time/data_wait_fraction"),
-    "memory/max_allocated_gib",
+    *("throughput/utterances_per_s", "throughput/utterances_per_s_per_rank", "throughput/audio_s_per_s"),
+    *("time/data_wait_fraction", "time/data_wait_fraction_max", "time/left_h", "memory/max_allocated_gib"),
 }
 
 SPEAK = """
@@ -66,6 +66,9 @@ def test_metrics_have_every_name_of_the_contract_at_each_update(trained: Path) -
     lines = metrics(trained)
     assert [line["update"] for line in lines if "generator/mel" in line] == [1, 2, 3, 4]
     assert all(line.keys() >= SCALARS for line in lines if "generator/mel" in line)
+    assert not [name for line in lines for name in line if name.startswith("ranks/")]  # there is one
+    left_h = [line["time/left_h"] for line in lines if "generator/mel" in line]
+    assert left_h[0] > left_h[2] > left_h[3] == 0
     validations = [line for line in lines if "validation/mel" in line]
     assert [line["update"] for line in validations] == [2, 4]
     assert validations[0]["validation/mel"] != validations[1]["validation/mel"]
