@@ -48,15 +48,15 @@ class Accounts:
         training: Sequence[str],
         held_out: Sequence[str],
         max_rejected_fraction: float,
-        place: Callable[[str], int] | None = None,
         due: Callable[[int], NDArray[np.int64]] | None = None,
+        place: Callable[[str], int] | None = None,
     ) -> None:
         """Args:
         training: ids of the clips to train on, each once.
         held_out: ids of those to validate with; none of them is trained on.
         max_rejected_fraction: of all clips; more end the run.
-        place: finds an id's place in ``training``, or raises KeyError; for where they are too many to be listed.
         due: how often each training clip comes in an epoch (None = once).
+        place: finds an id's place in ``training``, or raises KeyError; for where they are too many to be listed.
         """
         self.max_rejected_fraction = max_rejected_fraction
         self.clips = len(training) + len(held_out)
