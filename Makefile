@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test chaos scaling corrections benchmark check fix clean
+.PHONY: help demo test chaos scaling streaming corrections benchmark check fix clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -22,6 +22,9 @@ test: $(INSTALLED) ## run all tests (those that need a GPU or ../shared skip, sa
 
 scaling: $(INSTALLED) ## one rank against two on this machine, and what the exchange of gradients takes (5 min)
 	$(BIN)/python -m tests.scaling --rounds 3
+
+streaming: $(INSTALLED) ## 200,000 rows to shards in four parts, streamed for an epoch: counts, hashes, time, memory (10 min)
+	$(BIN)/python -m tests.streaming
 
 corrections: $(INSTALLED) ## a small voice learns the digits, and is corrected: with replay, without, and wrongly (1 hour)
 	$(BIN)/python -m tests.corrections corrections

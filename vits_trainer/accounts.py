@@ -97,7 +97,7 @@ class Accounts:
         rejections = list(rejections)
         unreadable = [rejection for rejection in rejections if rejection.kind == UNREADABLE]
         if unreadable:
-            raise UnreadableShardError(f"{unreadable[0].message} What was learnt is saved.")
+            raise UnreadableShardError(f"{unreadable[0].message} Then go on with --resume_from_checkpoint auto.")
         self._rejections |= {rejection.clip: rejection for rejection in rejections}
         if len(self._rejections) > self.max_rejected_fraction * self.clips:
             raise TooManyRejectedError(

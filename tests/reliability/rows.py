@@ -18,6 +18,7 @@ import torch
 import yaml
 from transformers import BertConfig, BertModel
 
+from tests.shards import damage, write_shards
 from tests.speech import encode, voice, write_lj_speech, write_release
 from tests.voices import MINIATURE, train_flags
 
@@ -242,6 +243,39 @@ PREPARED = (
     CallRow("damaged dataset.json", "exit 2", "dataset.json cannot be read", _trained(lambda folder: (folder / "dataset.json").write_text("{"))),
     CallRow("clips at another rate than the voice", "exit 2", "--target_sr 16000", _trained(lambda folder: (folder / "dataset.json").write_text('{"sampling_rate": 22050}'))),
     CallRow("too few clips to hold one out", "exit 2", "too few to hold out", _trained(_nothing, FOUR[:1])),
+)  # fmt: skip
+
+
+# Shards that are streamed
+
+
+def _streamed(change: Callable[[Path], object], **settings: object) -> Callable[[Path], list[str]]:
+    """train_vits on shards to which ``change`` has been done."""
+
+    def call(place: Path) -> list[str]:
+        folder = write_shards(place / "set", [6, 5], group_clips=3, base_s=0.8)
+        change(folder)
+        changes = {"validation_fraction": 0, **settings}
+        return ["train_vits", *train_flags(place, **{"data_dir": folder, "streaming": "true", **changes})]
+
+    return call
+
+
+def _shard(number: int) -> str:
+    return f"shards/shard_{number:05d}.parquet"
+
+
+STREAMED = (
+    CallRow("folder without shards", "exit 2", "holds no shards.json. Make shards with", _streamed(lambda folder: (folder / "shards.json").unlink())),
+    CallRow("manifest that is cut short", "exit 2", "is no manifest of shards", _streamed(lambda folder: os.truncate(folder / "shards.json", 200))),
+    CallRow("manifest that leads out of the folder", "exit 2", "is no name of a shard", _streamed(lambda folder: (folder / "shards.json").write_text((folder / "shards.json").read_text().replace("shard_00001", "../shard_00001")))),
+    CallRow("shard that is gone", "exit 1", "shard_00001.parquet: cannot be read", _streamed(lambda folder: (folder / _shard(1)).unlink())),
+    CallRow("shard that ends too early", "exit 1", "shard_00001.parquet: cannot be read", _streamed(lambda folder: os.truncate(folder / _shard(1), 9000))),
+    CallRow("shard with a flipped bit", "exit 1", "shard_00000.parquet: cannot be read", _streamed(lambda folder: damage(folder / _shard(0)))),
+    CallRow("pattern that no shard matches", "exit 2", "leads to no file", _streamed(_nothing, data_dir="nowhere/*.parquet")),
+    CallRow("address of an unknown kind", "exit 2", "Protocol not known", _streamed(_nothing, data_dir="gopher://speech/shards")),
+    CallRow("shards at another rate than the voice", "exit 2", "--target_sr 16000", _streamed(lambda folder: (folder / "shards.json").write_text((folder / "shards.json").read_text().replace("16000", "22050")))),
+    CallRow("--streaming with --batch_seconds", "exit 2", "--streaming and --batch_seconds exclude one another", _streamed(_nothing, batch_seconds=60)),
 )  # fmt: skip
 
 
@@ -506,6 +540,7 @@ PARTS: dict[str, tuple[Row, ...]] = {
     "Metadata": METADATA,
     "A prepared folder": PREPARED,
     "Clips, trained on": TRAINING,
+    "Shards, streamed": STREAMED,
     "Models": MODELS,
     "Configuration": CONFIGURATION,
     "Judging and correcting": JUDGING,

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.plan import table
 from vits_trainer.__main__ import COMMANDS
 from vits_trainer.audio import AudioSpec
 from vits_trainer.cli import parse
@@ -56,6 +57,10 @@ def write_yaml_examples(folder: Path) -> None:
         text = page.read_text(encoding="utf-8")
         for name, content in re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", text, re.DOTALL):
             (folder / name).write_text(content, encoding="utf-8")
+
+
+def test_paper_plan_is_what_its_command_prints() -> None:
+    assert table() in (ROOT / "docs/scaling.md").read_text("utf-8")
 
 
 def test_launcher_files_exist() -> None:

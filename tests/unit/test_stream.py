@@ -239,7 +239,7 @@ def test_store_that_stays_away_is_an_incident_that_names_the_shard_and_ends_the_
     assert {incident.kind for incident in found} == {UNREADABLE}
     assert all("away/shards/shard_00001.parquet: cannot be read (2 attempts)" in incident.message for incident in found)
     accounts = Accounts(["a"], [], 1.0)
-    with pytest.raises(UnreadableShardError, match=r"shard_00001.parquet.*saved"):
+    with pytest.raises(UnreadableShardError, match=r"shard_00001.parquet.*Then go on with"):
         accounts.reject(found)
 
 
