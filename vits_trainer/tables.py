@@ -247,8 +247,12 @@ def open_hub(config: PrepareConfig) -> Source:
     splits = [(rows.info.splits or {}).get(name.strip()) for name in config.split.split("+")]
     counts = [split.num_examples for split in splits if split is not None and split.num_examples]
     clip_count = sum(counts) if len(counts) == len(splits) else None
-    clips = _hub_clips(rows.select_columns(columns.present()), columns, config)
-    return Source("hub", None, clip_count, clips, revision=commit)
+    wanted = rows.select_columns(columns.present())
+
+    def clips_behind(first: int) -> Iterator[SourceClip]:
+        return _hub_clips(wanted.skip(first) if first else wanted, first, columns, config)
+
+    return Source("hub", None, clip_count, clips_behind(0), revision=commit, clips_behind=clips_behind)
 
 
 def _hub_commit(config: PrepareConfig) -> str | None:
@@ -302,7 +306,9 @@ def _unreadable_on_hub(config: PrepareConfig, error: Exception) -> DataError:
     )
 
 
-def _hub_clips(rows: Iterable[Mapping[str, Any]], columns: Columns, config: PrepareConfig) -> Iterator[SourceClip]:
+def _hub_clips(
+    rows: Iterable[Mapping[str, Any]], behind: int, columns: Columns, config: PrepareConfig
+) -> Iterator[SourceClip]:
     import pyarrow as pa  # noqa: PLC0415
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
 
@@ -310,9 +316,9 @@ def _hub_clips(rows: Iterable[Mapping[str, Any]], columns: Columns, config: Prep
         # A path that somebody wrote into a table on the Hub must not open a file of this machine.
         return Rejection(Reason.MISSING_FILE, f"{name}: the row has only the name of a file")
 
-    number = 0
+    number = behind
     try:
-        for number, row in enumerate(rows, start=1):
+        for number, row in enumerate(rows, start=behind + 1):
             yield row_clip(row, f"{config.dataset} {config.split} row {number}", columns, nowhere, config)
     except (pa.ArrowException, OSError, ValueError, RuntimeError, ImportError, DatasetsError) as error:
         raise _unreadable_on_hub(config, error) from error
