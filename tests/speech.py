@@ -230,3 +230,12 @@ def without_torch(audio: object, tokens: int, target_rate_hz: int, wav: Path) ->
 
     wav.write_text(" ".join(sorted({"torch", "datasets", "transformers"} & set(sys.modules))))
     return 1
+
+
+def noted_clip(audio: object, tokens: int, config: object) -> tuple[bytes, int]:
+    """Leaves a byte behind for each clip that is converted."""
+    import os
+
+    with Path(os.environ["NOTED_CLIPS"]).open("ab") as file:
+        file.write(b".")
+    return bytes(2 * 8000), 8000

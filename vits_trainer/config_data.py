@@ -1,6 +1,8 @@
 """What prepare_data is told."""
 
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 from vits_trainer.config import require
 
@@ -25,7 +27,7 @@ class PrepareConfig:
     speaker_column: str | None = None
     """Column of the speakers (null = client_id, else speaker_id, else speaker, where there is one)."""
     output_dir: str = "training"
-    """The prepared folder to write: wavs/, metadata.csv, rejected.csv, dataset.json."""
+    """The prepared folder to write: wavs/, metadata.csv (or shards/, shards.json), rejected.csv, dataset.json."""
     target_sr: int = 16000
     """Sampling rate to write, in Hz: the rate of the model that will be trained."""
     max_samples: int = 0
@@ -48,6 +50,17 @@ class PrepareConfig:
     stay softer (null = off: each stays as loud as it is)."""
     processes: int = 0
     """Worker processes (0 = one for each core)."""
+    shards: int = 0
+    """Write so many shards/*.parquet with a manifest shards.json instead of wavs/ (0 = wavs/): for many clips, for
+    training that streams, and for the Hub."""
+    encoding: Literal["pcm16", "flac"] = "pcm16"
+    """Of the audio in shards: pcm16 is read fastest, flac takes about half the room."""
+    part: str | None = None
+    """Prepare only this part of the shards, such as 2/4, beside or after the other parts, on this machine or another
+    (null = all of them). The last part to be done writes the manifest."""
+    push_to_hub: str | None = None
+    """Send the finished shards to this data set (owner/name) on the Hugging Face Hub, made private where it is new
+    (null = off)."""
 
     def __post_init__(self) -> None:
         require(8000 <= self.target_sr <= 192_000, f"--target_sr {self.target_sr}: give a rate from 8000 to 192000 Hz.")
@@ -63,3 +76,39 @@ class PrepareConfig:
             require(dbfs is None or -100 <= dbfs <= 0, f"--{name} {dbfs}: give -100 to 0 dB, or null for off.")
         for name in ("split", "config_name", "revision", "text_column", "audio_column", "speaker_column"):
             require(getattr(self, name) != "", f"--{name} is empty: give a name, or leave it out.")
+        self._check_shards()
+
+    @property
+    def parts(self) -> int:
+        """How many there are; 1 where all is prepared at once."""
+        return int(self.part.partition("/")[2]) if self.part else 1
+
+    @property
+    def part_number(self) -> int:
+        """Of the part to prepare, from 1."""
+        return int(self.part.partition("/")[0]) if self.part else 1
+
+    def _check_shards(self) -> None:
+        require(0 <= self.shards <= 99_999, f"--shards {self.shards}: give 1 to 99999, or 0 for wavs/.")
+        for name in ("part", "push_to_hub"):
+            require(getattr(self, name) is None or self.shards > 0, f"--{name} belongs to shards: give --shards too.")
+        require(self.shards > 0 or self.encoding == "pcm16", "--encoding belongs to shards: give --shards too.")
+        require(
+            not self.shards or not self.max_samples,
+            f"--max_samples {self.max_samples} --shards {self.shards}: shards hold the whole source. Leave one of them "
+            "out (train_vits has a --max_samples, too).",
+        )
+        if self.part is not None:
+            require(
+                re.fullmatch(r"\d{1,5}/\d{1,5}", self.part) is not None and 1 <= self.part_number <= self.parts,
+                f"--part {self.part}: give its number and how many there are, such as 2/4.",
+            )
+            require(
+                self.shards % self.parts == 0,
+                f"--shards {self.shards} --part {self.part}: each part writes as many shards. Give a multiple of "
+                f"{self.parts} as --shards, such as {-(-self.shards // self.parts) * self.parts}.",
+            )
+        require(
+            self.push_to_hub is None or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.push_to_hub) is not None,
+            f"--push_to_hub {self.push_to_hub}: give the name of a data set on the Hub, as owner/name.",
+        )

@@ -2,10 +2,11 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from vits_trainer.errors import DataError
 from vits_trainer.files import lock
@@ -14,6 +15,9 @@ from vits_trainer.recordings import PCM16_BYTES, WAV_HEADER_BYTES, Reason
 logger = logging.getLogger("vits_trainer")
 
 JOURNAL = ".preparing.jsonl"
+
+_SEPARATORS = re.compile(r"[|\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_Own = TypeVar("_Own", bound="Journal")
 
 
 class Accepted(NamedTuple):
@@ -33,30 +37,31 @@ class LeftOut(NamedTuple):
     detail: str
 
 
-class Ledger:
-    """The outcomes so far, in the order of the source; a process at a time, while it is entered.
+class Journal:
+    """Lines of JSON, on the disk as they come; a process at a time, while it is entered.
 
     Raises:
         DataError: on entering, another process is at work there.
     """
 
-    def __init__(self, output_dir: Path, asked: Mapping[str, Any]) -> None:
+    unit = "entries"
+    """What a line tells of, in the log."""
+
+    def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
         """Args:
-        output_dir: of the preparation, made if need be; wavs/ is in it.
-        asked: what decides the outcomes. Those of another preparation are forgotten.
+        path: of the file, whose folder is made if need be.
+        asked: what decides the content. That of another preparation is forgotten.
         """
-        self.output_dir = output_dir
+        self.path = path
         self.asked = dict(asked)
-        self.accepted: list[Accepted] = []
-        self.entries: list[Accepted | LeftOut] = []
         self._file: Any = None
 
-    def __enter__(self) -> "Ledger":
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        self._file = lock(self.output_dir / JOURNAL)
+    def __enter__(self: _Own) -> _Own:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = lock(self.path)
         if self._file is None:
             raise DataError(
-                f"Another prepare_data is at work in {self.output_dir}. Wait for it, or choose another --output_dir."
+                f"Another prepare_data is at work in {self.path.parent}. Wait for it, or choose another --output_dir."
             )
         self._take_up()
         return self
@@ -67,41 +72,68 @@ class Ledger:
         if self._file is not None:
             self._file.close()
 
-    def add(self, entry: Accepted | LeftOut) -> None:
-        """Writes down what has become of the next clip; the file of an accepted one lies in its place already."""
-        self._keep(entry)
-        self._write({"accepted" if isinstance(entry, Accepted) else "left_out": entry})
-
     def remove(self) -> None:
         """Once all is done."""
-        (self.output_dir / JOURNAL).unlink()
+        self.path.unlink()
 
-    def _keep(self, entry: Accepted | LeftOut) -> None:
-        self.entries.append(entry)
-        if isinstance(entry, Accepted):
-            self.accepted.append(entry)
+    def _keep(self, record: Any) -> bool:
+        """Takes up a line of before, if what it says can be relied upon."""
+        raise NotImplementedError
 
-    def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write((json.dumps(line) + "\n").encode())
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._file.write((json.dumps(record) + "\n").encode())
         self._file.flush()
 
     def _take_up(self) -> None:
         """Reads what is there, as far as it can be relied upon, and forgets the rest."""
         self._file.seek(0)
         lines = self._file.read().splitlines(keepends=True)
-        trusted = 0
+        trusted = kept = 0
         if lines and lines[0] == (json.dumps({"asked": self.asked}) + "\n").encode():
             trusted = len(lines[0])
             for line in lines[1:]:
-                entry = _entry(line)
-                if entry is None or not self._is_there(entry):
+                record = _whole(line)
+                if record is None or not self._keep(record):
                     break
-                self._keep(entry)
                 trusted += len(line)
-            logger.info("Going on with %s, where %d clips were done.", self.output_dir, len(self.entries))
+                kept += 1
+            logger.info("Going on with %s, where %d %s were done.", self.path.parent, kept, self.unit)
         self._file.truncate(trusted)
         if not trusted:
             self._write({"asked": self.asked})
+
+
+class Ledger(Journal):
+    """The outcomes of the clips so far, in the order of the source."""
+
+    unit = "clips"
+
+    def __init__(self, output_dir: Path, asked: Mapping[str, Any]) -> None:
+        """Args:
+        output_dir: of the preparation, made if need be; wavs/ is in it.
+        asked: what decides the outcomes. Those of another preparation are forgotten.
+        """
+        super().__init__(output_dir / JOURNAL, asked)
+        self.output_dir = output_dir
+        self.accepted: list[Accepted] = []
+        self.entries: list[Accepted | LeftOut] = []
+
+    def add(self, entry: Accepted | LeftOut) -> None:
+        """Writes down what has become of the next clip; the file of an accepted one lies in its place already."""
+        self._add(entry)
+        self._write({"accepted" if isinstance(entry, Accepted) else "left_out": entry})
+
+    def _add(self, entry: Accepted | LeftOut) -> None:
+        self.entries.append(entry)
+        if isinstance(entry, Accepted):
+            self.accepted.append(entry)
+
+    def _keep(self, record: Any) -> bool:
+        entry = Accepted(*record["accepted"]) if "accepted" in record else left_out(record["left_out"])
+        trusted = self._is_there(entry)
+        if trusted:
+            self._add(entry)
+        return trusted
 
     def _is_there(self, entry: Accepted | LeftOut) -> bool:
         """Whether a clip's file is whole: after a loss of power it may be empty."""
@@ -111,20 +143,27 @@ class Ledger:
         return file.is_file() and file.stat().st_size == WAV_HEADER_BYTES + PCM16_BYTES * entry.samples
 
 
-def wav_name(number: int) -> str:
-    """Of the accepted clip ``number``, from 0."""
-    return f"audio_{number:06d}.wav"
+def wav_name(number: int, part: str = "") -> str:
+    """Of the accepted clip ``number``, from 0, with a word for the part where there are several."""
+    return f"audio_{part}{number:06d}.wav"
 
 
-def _entry(line: bytes) -> Accepted | LeftOut | None:
+def left_out(line: tuple[str, str, str]) -> LeftOut:
+    """What JSON made of a :class:`LeftOut`."""
+    clip_id, reason, detail = line
+    return LeftOut(clip_id, Reason(reason), detail)
+
+
+def one_line(text: str) -> str:
+    """``text`` as it can stand in metadata.csv: no ``|``, no control characters, no white space but single spaces."""
+    return " ".join(_SEPARATORS.sub(" ", text).split())
+
+
+def _whole(line: bytes) -> Any:
     """None for a line that was being written when the process was killed."""
     if not line.endswith(b"\n"):
         return None
     try:
-        record = json.loads(line)
+        return json.loads(line)
     except ValueError:
         return None
-    if "accepted" in record:
-        return Accepted(*record["accepted"])
-    clip_id, reason, detail = record["left_out"]
-    return LeftOut(clip_id, Reason(reason), detail)

@@ -176,18 +176,26 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            return
-        self._writer.close()
-        self._part.unlink(missing_ok=True)
+        if kind is not None:
+            self.discard()
+
+    def discard(self) -> None:
+        """Leaves nothing of the shard."""
+        try:
+            self._writer.close()  # which writes, and on a full disk fails
+        finally:
+            self._part.unlink(missing_ok=True)
 
     def add(self, clip: str, pcm: NDArray[np.int16], text: str, speaker: str) -> None:
         """Appends a clip, ``pcm`` (T,)."""
-        audio = encode_audio(pcm, self.rate_hz, self.encoding)
-        self._rows.append((clip, audio, text, speaker, len(pcm)))
-        self._group_samples += len(pcm)
-        self._samples += len(pcm)
-        self._longest = max(self._longest, len(pcm))
+        self.add_encoded(clip, encode_audio(pcm, self.rate_hz, self.encoding), text, speaker, len(pcm))
+
+    def add_encoded(self, clip: str, audio: bytes, text: str, speaker: str, samples: int) -> None:
+        """Appends a clip of so many samples, whose ``audio`` is what :func:`encode_audio` gave."""
+        self._rows.append((clip, audio, text, speaker, samples))
+        self._group_samples += samples
+        self._samples += samples
+        self._longest = max(self._longest, samples)
         if self._group_samples >= GROUP_SAMPLES or len(self._rows) == GROUP_CLIPS:
             self._write_group()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vits_trainer.config_data import PrepareConfig
 from vits_trainer.errors import DataError
+from vits_trainer.parquet import open_parquet
 from vits_trainer.tables import (
     AUDIO_ENDINGS,
     Source,
@@ -19,7 +20,6 @@ from vits_trainer.tables import (
     open_audio_folder,
     open_common_voice,
     open_hub,
-    open_parquet,
     some,
 )
 

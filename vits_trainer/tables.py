@@ -1,7 +1,6 @@
-"""Sources with named columns (Common Voice, audio folders, Parquet, the Hub), and what every kind of source shares."""
+"""Sources with named columns (Common Voice, audio folders, the Hub), and what every kind of source shares."""
 
 import csv
-import glob
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +45,9 @@ class Source:
     """The Hub's commit that is read."""
     files: Sequence[Path] | None = None
     """All that is read, where it is not the whole of ``root``."""
+    clips_behind: Callable[[int], Iterator[SourceClip]] | None = None
+    """The clips behind the first so many, without looking at those; None where a file may be named twice: a clip is
+    known for a repetition only by those before it."""
 
 
 Find = Callable[[str], Path | Rejection]
@@ -134,7 +136,7 @@ def _release_columns(config: PrepareConfig) -> Columns:
 def _common_voice_clips(folder: Path, config: PrepareConfig) -> Iterator[SourceClip]:
     find, columns = finder(folder, ("clips",)), _release_columns(config)
     for number, row in _release_rows(folder / "validated.tsv", config):
-        yield _row_clip(row, f"line {number}", columns, find, config)
+        yield row_clip(row, f"line {number}", columns, find, config)
 
 
 def _release_rows(metadata: Path, config: PrepareConfig) -> Iterator[tuple[int, dict[str, str]]]:
@@ -196,7 +198,7 @@ def _audio_folder_clips(folder: Path, columns: Columns, config: PrepareConfig) -
     find, rows = finder(folder, (".",)), _csv_rows(metadata)
     _, names = next(rows, (1, []))
     for number, fields in rows:
-        yield _row_clip(dict(zip(names, fields, strict=True)), f"{metadata} line {number}", columns, find, config)
+        yield row_clip(dict(zip(names, fields, strict=True)), f"{metadata} line {number}", columns, find, config)
 
 
 def _csv_rows(metadata: Path) -> Iterator[tuple[int, list[str]]]:
@@ -216,50 +218,6 @@ def _csv_rows(metadata: Path) -> Iterator[tuple[int, list[str]]]:
             yield reader.line_num, fields
     except csv.Error as error:
         raise DataError(f"{metadata} line {reader.line_num}: no CSV ({error}). Correct the line.") from error
-
-
-# Parquet
-
-
-def open_parquet(files: Sequence[Path], config: PrepareConfig) -> Source:
-    """Opens ``files``, whose rows are read in the order of the files."""
-    import pyarrow as pa  # noqa: PLC0415  the worker processes import this module too, and do without it
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
-    clip_count = 0
-    columns = []
-    for file in files:
-        try:
-            metadata = pq.read_metadata(file)
-            names = metadata.schema.to_arrow_schema().names
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{file}: no readable Parquet file ({_first_line(error)}). Fetch it again.") from error
-        clip_count += metadata.num_rows
-        columns.append(Columns.of(file, names, config))
-    clips = (clip for file, named in zip(files, columns, strict=True) for clip in _parquet_clips(file, named, config))
-    return Source("parquet", files[0].parent, some(clip_count, files[0]), clips, files=files)
-
-
-def _parquet_clips(file: Path, columns: Columns, config: PrepareConfig) -> Iterator[SourceClip]:
-    import pyarrow as pa  # noqa: PLC0415
-    from datasets import load_dataset  # noqa: PLC0415  takes seconds
-
-    find = finder(file.parent, (".",))
-    number = 0
-    try:
-        rows = load_dataset(
-            "parquet",
-            data_files=glob.escape(str(file.resolve())),  # or [ ] in a name would be taken for a pattern
-            split="train",
-            streaming=True,
-            columns=columns.present(),
-        ).decode(False)  # decoding it here would need torchcodec
-        for number, row in enumerate(rows, start=1):
-            yield _row_clip(row, f"{file} row {number}", columns, find, config)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(
-            f"{file} after row {number}: cannot be read ({_first_line(error)}). Fetch the file again."
-        ) from error
 
 
 # The Hugging Face Hub
@@ -289,8 +247,12 @@ def open_hub(config: PrepareConfig) -> Source:
     splits = [(rows.info.splits or {}).get(name.strip()) for name in config.split.split("+")]
     counts = [split.num_examples for split in splits if split is not None and split.num_examples]
     clip_count = sum(counts) if len(counts) == len(splits) else None
-    clips = _hub_clips(rows.select_columns(columns.present()), columns, config)
-    return Source("hub", None, clip_count, clips, revision=commit)
+    wanted = rows.select_columns(columns.present())
+
+    def clips_behind(first: int) -> Iterator[SourceClip]:
+        return _hub_clips(wanted.skip(first) if first else wanted, first, columns, config)
+
+    return Source("hub", None, clip_count, clips_behind(0), revision=commit, clips_behind=clips_behind)
 
 
 def _hub_commit(config: PrepareConfig) -> str | None:
@@ -321,7 +283,7 @@ def _hub_commit(config: PrepareConfig) -> str | None:
     # Its HTTP library is httpx or httpx2, by its version.
     except (errors.HTTPError, OSError, ValueError) as error:  # type: ignore[attr-defined]
         raise DataError(
-            f"{place}: no such file or folder, and the Hugging Face Hub cannot be reached ({_first_line(error)}). "
+            f"{place}: no such file or folder, and the Hugging Face Hub cannot be reached ({first_line(error)}). "
             f"Correct the path, connect (and unset HF_HUB_OFFLINE), or {DOWNLOAD_REMEDY}."
         ) from error
     return commit
@@ -344,7 +306,9 @@ def _unreadable_on_hub(config: PrepareConfig, error: Exception) -> DataError:
     )
 
 
-def _hub_clips(rows: Iterable[Mapping[str, Any]], columns: Columns, config: PrepareConfig) -> Iterator[SourceClip]:
+def _hub_clips(
+    rows: Iterable[Mapping[str, Any]], behind: int, columns: Columns, config: PrepareConfig
+) -> Iterator[SourceClip]:
     import pyarrow as pa  # noqa: PLC0415
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
 
@@ -352,10 +316,10 @@ def _hub_clips(rows: Iterable[Mapping[str, Any]], columns: Columns, config: Prep
         # A path that somebody wrote into a table on the Hub must not open a file of this machine.
         return Rejection(Reason.MISSING_FILE, f"{name}: the row has only the name of a file")
 
-    number = 0
+    number = behind
     try:
-        for number, row in enumerate(rows, start=1):
-            yield _row_clip(row, f"{config.dataset} {config.split} row {number}", columns, nowhere, config)
+        for number, row in enumerate(rows, start=behind + 1):
+            yield row_clip(row, f"{config.dataset} {config.split} row {number}", columns, nowhere, config)
     except (pa.ArrowException, OSError, ValueError, RuntimeError, ImportError, DatasetsError) as error:
         raise _unreadable_on_hub(config, error) from error
     if number == 0:
@@ -365,7 +329,12 @@ def _hub_clips(rows: Iterable[Mapping[str, Any]], columns: Columns, config: Prep
 # From a row to a clip
 
 
-def _row_clip(row: Mapping[str, Any], place: str, columns: Columns, find: Find, config: PrepareConfig) -> SourceClip:
+def row_clip(row: Mapping[str, Any], place: str, columns: Columns, find: Find, config: PrepareConfig) -> SourceClip:
+    """A row as a clip; ``find`` gives the file that it names, where it does not hold the recording itself.
+
+    Raises:
+        DataError: its audio or votes are nothing of the kind.
+    """
     content, path = _content_and_path(row[columns.audio], place)
     up_votes = _votes(row[columns.up_votes], place) if columns.up_votes else config.min_upvotes
     down_votes = _votes(row[columns.down_votes], place) if columns.down_votes else 0
@@ -468,5 +437,6 @@ def some(clip_count: int, place: Path) -> int:
     return clip_count
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says in the first place, or its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

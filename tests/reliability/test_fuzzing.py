@@ -20,7 +20,7 @@ from vits_trainer.config import TrainConfig
 from vits_trainer.config_data import PrepareConfig
 from vits_trainer.data import open_prepared
 from vits_trainer.errors import CheckpointError, ConfigError, VitsTrainerError
-from vits_trainer.preparation import one_line
+from vits_trainer.ledger import one_line
 from vits_trainer.sources import open_source
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))

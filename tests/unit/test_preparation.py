@@ -20,8 +20,8 @@ from tests.speech import MIXED_REJECTIONS, encode, good_utterances, mixed_uttera
 from vits_trainer import preparation
 from vits_trainer.config_data import PrepareConfig
 from vits_trainer.errors import ConfigError, DataError, VitsTrainerError
-from vits_trainer.ledger import Ledger
-from vits_trainer.preparation import one_line, prepare
+from vits_trainer.ledger import Ledger, one_line
+from vits_trainer.preparation import prepare
 from vits_trainer.recordings import MAX_DECODED_S, MAX_DURATION_S, MIN_DURATION_S, Reason, read_pcm16_wav
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -285,6 +285,38 @@ def test_parquet_is_read_lazily(tmp_path: Path) -> None:
         next(clips)
 
 
+def test_parquet_is_read_from_any_row_on_and_a_few_rows_at_a_time(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for number, name in enumerate("abc"):
+        whole = pq.read_table(write_parquet(tmp_path / "whole.parquet", good_utterances(5 * number)))
+        pq.write_table(whole, tmp_path / f"{name}.parquet", row_group_size=3)  # a.parquet has no row
+    (tmp_path / "whole.parquet").unlink()
+    source = open_source(PrepareConfig(dataset=str(tmp_path)))
+    clips = list(source.clips)
+    assert len(clips) == source.clip_count == 15
+    for first in range(17):
+        assert list(source.clips_behind(first)) == clips[first:]
+
+    many = pa.table({"audio": [bytes(40_000)] * 2000, "text": ["a"] * 2000})
+    pq.write_table(many, tmp_path / "many.parquet")
+    del many
+    before = pa.total_allocated_bytes()
+    rows = open_source(PrepareConfig(dataset=str(tmp_path / "many.parquet"))).clips
+    assert max(pa.total_allocated_bytes() - before for _ in rows) < 8e6  # of 80 MB in one row group
+
+
+def test_rows_that_name_files_are_all_looked_at(tmp_path: Path) -> None:
+    """Whether a file was named before shows only there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for audio in (["a.wav", "b.wav"], [{"bytes": b"x", "path": "a"}, {"bytes": None, "path": "b"}]):
+        pq.write_table(pa.table({"audio": audio, "text": ["a", "b"]}), tmp_path / "a.parquet")
+        assert open_source(PrepareConfig(dataset=str(tmp_path / "a.parquet"))).clips_behind is None
+
+
 # An audio folder
 
 

@@ -4,7 +4,8 @@ import logging
 import shlex
 
 from vits_trainer.config_data import PrepareConfig
-from vits_trainer.preparation import PreparationSummary, prepare
+from vits_trainer.preparation import prepare
+from vits_trainer.summary import PreparationSummary
 
 
 def run(config: PrepareConfig) -> int:
