@@ -170,6 +170,7 @@ def measure(folder: Path, rows: int, shards: int, parts: int) -> None:
         for count in sets:
             read = apart(str(folder / str(count)), workers, True)
             print(f"streamed, {count} rows, {workers} workers: {read}", flush=True)
+    for workers in (0, 2):
         print(f"map style, {rows} rows, {workers} workers:", apart(str(folder / str(rows)), workers, False), flush=True)
 
 
