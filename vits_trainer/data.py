@@ -5,7 +5,6 @@ import json
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +21,9 @@ from vits_trainer.accounts import Incident
 from vits_trainer.audio import AudioSpec
 from vits_trainer.errors import DataError
 from vits_trainer.order import MicroBatch, rounded_up
-from vits_trainer.recordings import PCM16_BYTES, WAV_HEADER_BYTES, Reason, RecordingError, read_pcm16_wav, reject
+from vits_trainer.recordings import PCM16_BYTES, WAV_HEADER_BYTES, Reason, RecordingError, reject
+from vits_trainer.shards import MANIFEST, Manifest
+from vits_trainer.stores import ShardedClips, Store, WavFiles, read_rows
 from vits_trainer.text import encode
 
 UNEXPECTED = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -117,6 +118,8 @@ class PreparedSet:
     """In Hz."""
     summary: dict[str, Any]
     """dataset.json: counts, seconds, rate, source."""
+    recordings: Store
+    """By row."""
 
     @property
     def speakers(self) -> list[str]:
@@ -128,50 +131,48 @@ class PreparedSet:
         """Of all clips."""
         return list(self.rows["text"])
 
-    @cached_property
-    def _wavs(self) -> Path:
-        return (self.root / "wavs").resolve()
-
-    def path(self, clip_id: str) -> Path:
-        """A clip's file.
-
-        Raises:
-            RecordingError: it lies outside the folder, as a symbolic link may.
-        """
-        path = self._wavs / clip_id
-        if "/" in clip_id or path.is_symlink():  # for the rest there is nothing to resolve, which takes 30 us
-            path = path.resolve()
-            if not path.is_relative_to(self._wavs):
-                reject(Reason.PATH_OUTSIDE, f"{clip_id} leads out of {self._wavs}")
-        return path
-
-    @cached_property
-    def sizes_bytes(self) -> list[int]:
-        """Of each row's file; 0 where it is missing."""
-        paths = [self.root / "wavs" / name for name in self.rows["filename"]]
-        return [path.stat().st_size if path.is_file() else 0 for path in paths]
-
     def frames(self, rows: Sequence[int], hop: int) -> list[int]:
         """Spectrogram frames of these rows' clips, at least 1, as their files' sizes promise."""
-        return [max(1, (self.sizes_bytes[row] - WAV_HEADER_BYTES) // PCM16_BYTES // hop) for row in rows]
+        return [max(1, (self.recordings.sizes_bytes[row] - WAV_HEADER_BYTES) // PCM16_BYTES // hop) for row in rows]
 
     def fingerprint(self, rows: Sequence[int]) -> str:
         """Changes when a file's name or size, a text or a speaker of these rows changes, or which rows they are."""
         columns = [self.rows[name] for name in ("filename", "text", "speaker")]
-        lines = list(zip(*columns, map(str, self.sizes_bytes), strict=True))
+        lines = list(zip(*columns, map(str, self.recordings.sizes_bytes), strict=True))
         return hashlib.sha256("\n".join("|".join(lines[row]) for row in rows).encode()).hexdigest()
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether ``folder`` holds what ``prepare_data`` writes."""
+    return any((folder / name).is_file() for name in ("metadata.csv", MANIFEST))
+
+
 def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedSet:
-    """Opens a prepared folder.
+    """Opens a prepared folder, of wavs/ or of shards.
 
     Args:
-        data_dir: holds metadata.csv and wavs/.
+        data_dir: holds metadata.csv and wavs/, or shards.json and shards/.
         max_samples: only the first so many clips (0 = all).
 
     Raises:
-        DataError: no such folder, a malformed line (its number is named), or no clip.
+        DataError: no such folder, a malformed line (its number is named), a damaged shard (it is named), or no clip.
     """
+    return _open_shards(data_dir, max_samples) if (data_dir / MANIFEST).is_file() else _open_wavs(data_dir, max_samples)
+
+
+def _open_shards(data_dir: Path, max_samples: int) -> PreparedSet:
+    manifest = Manifest.read(data_dir)
+    found = read_rows(data_dir, manifest)
+    # Only several speakers are told apart: the same clips in wavs/ are the same data.
+    speakers = found.speakers if len(set(found.speakers)) > 1 else [""] * len(found.names)
+    columns = {"filename": found.names, "text": found.texts, "speaker": speakers}
+    used = slice(max_samples or None)
+    rows = datasets.Dataset.from_dict({name: column[used] for name, column in columns.items()})
+    recordings = ShardedClips(data_dir, manifest, found.samples[used])
+    return PreparedSet(data_dir, rows, manifest.sampling_rate, _summary(data_dir), recordings)
+
+
+def _open_wavs(data_dir: Path, max_samples: int) -> PreparedSet:
     path = data_dir / "metadata.csv"
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -205,11 +206,12 @@ def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedSet:
     if not columns["filename"]:
         raise DataError(f"{path} holds no clip. Run prepare_data again and look at its table of rejections.")
     summary = _summary(data_dir)
+    recordings = WavFiles(data_dir / "wavs", columns["filename"])
     try:
-        rate = summary.get("sampling_rate") or read_pcm16_wav(data_dir / "wavs" / columns["filename"][0])[1]
+        rate = summary.get("sampling_rate") or recordings.read(0)[1]
     except RecordingError as error:
         raise DataError(f"{data_dir}: its first clip cannot be read: {error}. Run prepare_data again.") from error
-    return PreparedSet(data_dir, datasets.Dataset.from_dict(columns), int(rate), summary)
+    return PreparedSet(data_dir, datasets.Dataset.from_dict(columns), int(rate), summary, recordings)
 
 
 def _summary(data_dir: Path) -> dict[str, Any]:
@@ -343,7 +345,7 @@ class ClipReader(Reader):
             return Incident(clip_id, "read", type(error).__name__, str(error), traceback.format_exc())
 
     def _read(self, clip_id: str, index: int) -> Clip:
-        pcm, rate_hz = read_pcm16_wav(self.prepared.path(clip_id))
+        pcm, rate_hz = self.prepared.recordings.read(index)
         if rate_hz != self.spec.sampling_rate:
             reject(Reason.WRONG_RATE, f"{rate_hz} Hz, not {self.spec.sampling_rate}")
         return self.clip(clip_id, pcm, self._texts[index], self._speakers[index])

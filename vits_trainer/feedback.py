@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -96,7 +95,7 @@ def write_mix(
         learnt = [(corrections, row) for row in range(len(corrections.rows))]
         for place, (prepared, row) in enumerate([*learnt, *(next(turns) for _ in range(each))]):
             name, clip = f"pass{number:03}_{place:05}.wav", prepared.rows[row]
-            _link(prepared.path(clip["filename"]), folder / "wavs" / name)
+            prepared.recordings.put(row, folder / "wavs" / name)
             lines.append("|".join([name, clip["text"], *([clip["speaker"]] if several else [])]) + "\n")
         replayed += each
     (folder / "metadata.csv").write_text("".join(lines), encoding="utf-8")
@@ -110,13 +109,6 @@ def _in_turn(pool: Sequence[tuple[PreparedSet, int]], seed: int) -> Iterator[tup
     while True:
         for place in rng.permutation(len(pool)):
             yield pool[place]
-
-
-def _link(source: Path, name: Path) -> None:
-    try:
-        os.link(source, name)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, name)
 
 
 def judge(voice: str, prepared: PreparedSet, rows: Sequence[int], runtime: Runtime, seed: int) -> dict[str, float]:

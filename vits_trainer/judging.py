@@ -122,7 +122,7 @@ def read_recording(prepared: PreparedSet, row: int) -> Samples:
     """
     name = prepared.rows["filename"][row]
     try:
-        pcm, _ = read_pcm16_wav(prepared.path(name))
+        pcm, _ = prepared.recordings.read(row)
     except RecordingError as error:
         raise TooManyRejectedError(
             f"{prepared.root}: the held-out clip {name} cannot be read ({error}). Put it back, or prepare anew."

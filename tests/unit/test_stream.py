@@ -142,7 +142,7 @@ def test_names_lead_to_places_and_back(folder):
     for foreign in ("shard_00000.parquet:0", "shard_00000.parquet:20", "shard_00009.parquet:1"):
         with pytest.raises(KeyError):
             names.place(foreign)
-    accounts = Accounts(names, ["shard_00000.parquet:0"], 0.01, names.place)
+    accounts = Accounts(names, ["shard_00000.parquet:0"], 0.01, place=names.place)
     accounts.take(names[:], ())
     assert accounts.close(0, accounts.own()) == "epoch 1: 70 trained + 0 rejected + 1 validation = 71 clips"
 

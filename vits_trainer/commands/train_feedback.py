@@ -13,7 +13,7 @@ from vits_trainer.commands import prepare_data, train_vits
 from vits_trainer.config import TrainConfig
 from vits_trainer.config_data import PrepareConfig
 from vits_trainer.config_voices import FeedbackConfig
-from vits_trainer.data import PreparedSet, open_prepared, require_rate, split
+from vits_trainer.data import PreparedSet, is_prepared, open_prepared, require_rate, split
 from vits_trainer.errors import ConfigError, DataError, RefusedVoiceError
 from vits_trainer.feedback import Correction, Verdict
 from vits_trainer.files import write_whole
@@ -139,7 +139,7 @@ def _rejected(folder: Path) -> set[str]:
 def _known_clips(config: FeedbackConfig) -> tuple[PreparedSet, list[int], list[int]] | None:
     """What the voice was trained on, and the rows that were trained on and held out; None where that is not here."""
     folder = Path(config.data_dir or Path(config.feedback_dir).resolve().parent)
-    if config.data_dir is None and not (folder / "metadata.csv").is_file():
+    if config.data_dir is None and not is_prepared(folder):
         logger.warning(
             "NO TRAINING CLIPS: nothing is replayed, and what the voice forgets is NOT SEEN. Give --data_dir, the "
             "folder that it was trained on."
