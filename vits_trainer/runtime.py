@@ -231,6 +231,9 @@ class Runtime:
     def close(self) -> None:
         """Leaves the process group, once all is done. Runs on every rank."""
         self.accelerator.end_training()
+        # With its last reference gloo's threads are joined. One that still held tensors of the last exchange when the
+        # interpreter ends would abort the process, now and then, after all was done (torch 2.14).
+        self._host_group = None
 
     def describe(self) -> str:
         """One line for people: processes, device, precision."""

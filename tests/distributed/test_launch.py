@@ -197,3 +197,14 @@ def test_speakers_are_judged_alike_on_one_rank_and_on_two(tmp_path: Path) -> Non
     assert two == pytest.approx(one, rel=1e-9)
     assert [(row["speaker"], row["clips"]) for row in two_each] == [("ava", 4), ("mem", 2), ("zin", 1)]
     assert [row["mel"] for row in two_each] == pytest.approx([row["mel"] for row in one_each], rel=1e-9)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="tells threads apart by /proc")
+def test_closed_ranks_have_no_thread_left_that_could_abort_their_exit(tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("closing.py"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run(command_of("cpu_2proc", script), check=True, cwd=tmp_path, env=environment, timeout=WATCHDOG_S)
+    for rank in range(2):
+        before, after = map(int, (tmp_path / f"threads-{rank}").read_text().split())
+        assert before > 0
+        assert after == 0
