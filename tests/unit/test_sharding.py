@@ -356,3 +356,22 @@ def test_clips_are_taken_from_the_source_as_they_are_needed(tmp_path: Path, monk
     prepare_into(tmp_path / "out", tmp_path, shards=2)
     assert (added["clips"], max(ahead)) == (40, 3)
     assert np.mean(ahead) > 2
+
+
+def test_data_set_on_the_hub_is_streamed_and_kept_nowhere_but_in_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = speech.write_parquet(tmp_path / "repository" / "data" / "train-00000-of-00001.parquet", many(60))
+    home, out = tmp_path / "home", tmp_path / "out"
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with speech.loopback_hub(tmp_path / "repository") as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        for part in ("1/2", "2/2"):
+            process = in_a_process(Path("owner/name"), out, "--shards", "4", "--part", part)
+            said = process.communicate(timeout=120)[0]
+            assert process.returncode == 0, said
+    prepare_into(tmp_path / "one", whole, shards=4)
+    assert [row[1:] for row in rows_of(out)] == [row[1:] for row in rows_of(tmp_path / "one")]
+    kept = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
+    assert kept < 0.1 * whole.stat().st_size
