@@ -54,7 +54,7 @@ class PrepareConfig:
     """Write so many shards/*.parquet with a manifest shards.json instead of wavs/ (0 = wavs/): for many clips, for
     training that streams, and for the Hub."""
     encoding: Literal["pcm16", "flac"] = "pcm16"
-    """Of the audio in shards: pcm16 is read fastest, flac takes about half the room."""
+    """Of the audio in shards: pcm16 is read fastest, flac takes six tenths of the room."""
     part: str | None = None
     """Prepare only this part of the shards, such as 2/4, beside or after the other parts, on this machine or another
     (null = all of them). The last part to be done writes the manifest."""

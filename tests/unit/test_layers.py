@@ -60,6 +60,11 @@ def test_every_module_has_its_layer():
     assert sorted(FILES.keys() - LAYER.keys() - EMPTY) == []
 
 
+def test_contributors_are_shown_this_table():
+    lines = [f"| {n} | {', '.join(f'`{module}`' for module in row.split())} |" for n, row in enumerate(ROWS)]
+    assert "\n".join(lines) in (PACKAGE.parent / "CONTRIBUTING.md").read_text("utf-8")
+
+
 @pytest.mark.parametrize("module", sorted(FILES.keys() & LAYER.keys()))
 def test_module_imports_only_from_lower_layers(module):
     assert upward_imports(FILES[module].read_text("utf-8"), module) == []
