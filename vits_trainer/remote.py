@@ -7,7 +7,6 @@ well a moment later: it is tried again with growing pauses, and then reported wi
 import io
 import logging
 import os
-import random
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -86,7 +86,7 @@ class Folder:
             except (OSError, EOFError, pa.ArrowException, *_network_errors()) as error:
                 if wait_s is None:
                     raise UnreadableShardError(self._words(name, error, attempts)) from error
-                pause_s = wait_s * random.uniform(0.75, 1)  # noqa: S311 - no secret
+                pause_s = wait_s * float(np.random.default_rng().uniform(0.75, 1))
                 logger.warning("%s/%s: %s. Trying again in %.1f s.", self.address, name, _first_line(error), pause_s)
             time.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
