@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from vits_trainer import foreign, models, original
+from vits_trainer import foreign, models, onnx_voice, original
 from vits_trainer.config_voices import ConvertConfig
-from vits_trainer.errors import ConfigError
+from vits_trainer.errors import ConfigError, ModelError
 
 
 def run(config: ConvertConfig) -> int:
@@ -12,9 +12,12 @@ def run(config: ConvertConfig) -> int:
 
     Raises:
         ConfigError: the output exists.
+        InstallationError: packages for ONNX are missing.
         ModelError: the input cannot be read, or something of it has no place; each is named.
     """
     output = _output(config)
+    if config.to == "onnx":
+        onnx_voice.require_packages()
     voice = foreign.read(
         config.input,
         config.from_format,
@@ -32,6 +35,13 @@ def run(config: ConvertConfig) -> int:
         models.export(voice.model, voice.tokenizer, voice.discriminator, output)
     elif config.to == "original":
         original.write(voice.model, voice.tokenizer, voice.discriminator, output)
+    else:
+        onnx_voice.export(voice.model, voice.tokenizer, output)
+        try:
+            print(onnx_voice.compare(voice.model, output))
+        except ModelError:
+            output.unlink()
+            raise
     print(f"The voice: {output}")
     return 0
 

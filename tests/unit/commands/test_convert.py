@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import VitsModel, pipeline
 
 from tests.foreign import golden_weights, write_coqui, write_original
@@ -41,8 +40,8 @@ def test_converted_golden_voice_has_the_golden_losses(tmp_path: Path, case: str)
     figures = {figure.name: figure for figure in golden.compare(replace(read, tensors=tensors))}
     losses = [figures[name] for name in golden.LOSS_NAMES]
     assert [figure for figure in losses if not figure.agrees] == []
-    folded = figures["generator gradient dec.ups.0.weight_g"]  # g and v are split anew: other gradients, equal losses
-    assert not folded.agrees
+    # g and v were split anew: of the same weights v has another length, and so another gradient.
+    assert not figures["generator gradient dec.ups.0.weight_v"].agrees
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -88,7 +87,9 @@ def test_folded_weights_and_waveform_survive_the_way_through_transformers(tmp_pa
     torch.testing.assert_close(speech(one, speaker), speech(other, speaker), atol=1e-6, rtol=0)
 
 
-def test_converted_voice_speaks_through_transformers_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_converted_voice_speaks_through_transformers_pipeline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     judges = Discriminator(SMALL)
     write_original(tmp_path / "mms", judges=judges)
     assert convert(tmp_path / "mms", "--output", tmp_path / "voice") == 0
@@ -117,8 +118,8 @@ def test_other_discriminators_can_be_given(tmp_path: Path) -> None:
     source = write_original(tmp_path / "mms", judges=Discriminator(SMALL))
     write_original(tmp_path / "other", judges=Discriminator(DiscriminatorShape((7,), 8)))
     given = tmp_path / "other/D_100000.pth"
-    assert convert(source, "--discriminator", given, "--output", tmp_path / "voice") == 0
-    assert load_discriminator(tmp_path / "voice/discriminator.safetensors").shape.channels_divisor == 8
+    assert convert(source, "--to", "original", "--discriminator", given, "--output", tmp_path / "back") == 0
+    assert read_discriminator(str(tmp_path / "back/D_0.pth")).shape.channels_divisor == 8
 
 
 def test_program_in_a_checkpoint_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,17 +148,17 @@ def test_existing_output_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFix
 def test_result_goes_to_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_original(tmp_path / "mms")
     monkeypatch.chdir(tmp_path)
-    assert convert("mms/G_100000.pth") == 0
-    assert load_file("G_100000-hf/model.safetensors")
+    assert convert("mms/G_100000.pth", "--to", "original") == 0
+    assert Path("G_100000-original/G_0.pth").is_file()
 
 
 def test_voice_that_the_originals_code_cannot_build_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert convert(write_original(tmp_path / "mms"), "--output", tmp_path / "voice") == 0
-    config = json.loads((tmp_path / "voice/config.json").read_text())
-    config["wavenet_dilation_rate"] = 2
-    (tmp_path / "voice/config.json").write_text(json.dumps(config))
-    assert convert(tmp_path / "voice", "--to", "original", "--output", tmp_path / "back") == 2
+    source = write_coqui(tmp_path / "coqui", "single_sdp", Discriminator(SMALL))
+    config = json.loads((tmp_path / "coqui/config.json").read_text())
+    config["model_args"] |= {"dilation_rate_flow": 2, "dilation_rate_posterior_encoder": 2}
+    (tmp_path / "coqui/config.json").write_text(json.dumps(config))
+    assert convert(source, "--to", "original", "--output", tmp_path / "back") == 2
     assert "wavenet_dilation_rate 2 (there 1)" in capsys.readouterr().err
     assert not (tmp_path / "back").exists()
