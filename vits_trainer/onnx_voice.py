@@ -66,7 +66,7 @@ class SpokenVoice(nn.Module):
         noise = torch.randn_like(hidden[:, :2]) * noise_scale_duration
         durations = log_durations(model.duration_predictor, hidden, mask, speaker, noise).clamp(max=self.longest)
         ends = torch.ceil(torch.exp(durations) * length_scale)[0, 0].cumsum(0)  # (S,) frame behind each token's last
-        frames = int(ends[-1].clamp(min=1).long().item())
+        frames: Any = ends[-1].clamp(min=1).long().item()  # to the exporter a symbol, which int() would want to know
         torch._check(frames >= 1)
         behind = torch.arange(frames, device=tokens.device)[:, None] >= ends  # (T, S)
         token_of_frame = behind.sum(-1).clamp(max=tokens.shape[1] - 1)
@@ -185,11 +185,12 @@ class OnnxVoice:
         require_packages()
         import onnxruntime  # noqa: PLC0415 - optional
 
+        refusals: tuple[type[Exception], ...] = (RuntimeError, ValueError, OSError, *_onnxruntime_errors())
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except (RuntimeError, ValueError, OSError) as error:
+        except refusals as error:
             raise ModelError(f"{path}: onnxruntime cannot open it ({' '.join(str(error).split())[:200]}).") from error
         said = self.session.get_modelmeta().custom_metadata_map
         self.metadata: dict[str, Any] = {name: json.loads(value) for name, value in said.items()}
@@ -217,6 +218,14 @@ class OnnxVoice:
         wanted = {entry.name for entry in self.session.get_inputs()}
         speech: NDArray[np.float32] = self.session.run(None, {n: v for n, v in given.items() if n in wanted})[0][0]
         return speech
+
+
+def _onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """What it raises where a file is none of its own: classes that derive from nothing but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state  # noqa: PLC0415 - optional
+
+    kinds: tuple[type[Exception], ...] = (state.InvalidProtobuf, state.Fail, state.InvalidGraph, state.NoSuchFile)
+    return kinds
 
 
 def compare(model: VitsModel, path: Path, tokens: int = 150, rounds: int = 3) -> Comparison:
@@ -250,8 +259,8 @@ def compare(model: VitsModel, path: Path, tokens: int = 150, rounds: int = 3) ->
     difference = float(np.abs(expected - spoken).max()) if expected.shape == spoken.shape else math.inf
     if not difference <= TOLERANCE:
         raise ModelError(
-            f"{path} speaks otherwise than the voice itself: {len(spoken)} samples for {len(expected)}, differing by up "
-            f"to {difference:.1e}. Do not use it; try another version of torch or onnxruntime."
+            f"{path} speaks otherwise than the voice itself: {len(spoken)} samples for {len(expected)}, differing by "
+            f"up to {difference:.1e}. Do not use it; try another version of torch or onnxruntime."
         )
     audio_s = len(expected) / model.config.sampling_rate
     return Comparison(
