@@ -11,10 +11,11 @@ from transformers import VitsModel, pipeline
 
 from tests.foreign import golden_weights, write_coqui, write_original
 from tests.unit.test_golden import read_case
-from vits_trainer import conversion, golden
+from vits_trainer import conversion, golden, onnx_voice
 from vits_trainer.__main__ import main
 from vits_trainer.config import DiscriminatorShape
 from vits_trainer.discriminator import Discriminator
+from vits_trainer.errors import ModelError
 from vits_trainer.models import load_discriminator, load_model, read_discriminator, state_on_cpu
 
 CASES = ("single_sdp", "multi_sdp")
@@ -162,3 +163,23 @@ def test_voice_that_the_originals_code_cannot_build_is_refused(
     assert convert(source, "--to", "original", "--output", tmp_path / "back") == 2
     assert "wavenet_dilation_rate 2 (there 1)" in capsys.readouterr().err
     assert not (tmp_path / "back").exists()
+
+
+def test_onnx_file_that_speaks_otherwise_is_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_original(tmp_path / "mms")
+    assert convert(source, "--to", "onnx", "--output", tmp_path / "voice") == 2
+    assert "ends with .onnx" in capsys.readouterr().err
+
+    def differs(model: VitsModel, path: Path) -> None:
+        raise ModelError(f"{path} speaks otherwise")
+
+    monkeypatch.setattr(onnx_voice, "export", lambda model, tokenizer, path: path.write_bytes(b"a voice"))
+    monkeypatch.setattr(onnx_voice, "compare", differs)
+    assert convert(source, "--to", "onnx", "--output", tmp_path / "voice.onnx") == 2
+    assert "speaks otherwise" in capsys.readouterr().err
+    assert not (tmp_path / "voice.onnx").exists()
+    monkeypatch.setattr(onnx_voice, "compare", lambda model, path: "real-time factor 0.5")
+    assert convert(source, "--to", "onnx", "--output", tmp_path / "voice.onnx") == 0
+    assert "real-time factor 0.5" in capsys.readouterr().out
