@@ -177,7 +177,7 @@ def discriminator_shape(
     periods = periods or DiscriminatorShape().periods
     count = len({name.split(".")[1] for name in shapes if name.startswith("discriminators.")})
     first = shapes.get("discriminators.0.convs.0.weight_v", shapes.get("discriminators.0.convs.0.weight"))
-    if first is None or not 1 <= count - 1 <= len(periods):
+    if first is None or count - 1 > len(periods):
         raise ModelError(
             f"These are no discriminators of VITS (one over the scale and up to {len(periods)} over periods): there is "
             f"{', '.join(sorted(shapes)[:5]) or 'nothing'}. Give a D_*.pth of original VITS or MMS."
