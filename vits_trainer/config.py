@@ -201,6 +201,9 @@ class TrainConfig:
     """The generator to train from scratch; needs model_name null."""
     discriminator: DiscriminatorShape = DiscriminatorShape()
     """Size of the discriminators, where they start fresh."""
+    discriminator_from: str | None = None
+    """Discriminators to start with: a D_*.pth of original VITS or MMS, a discriminator.safetensors, or a voice that has
+    them (null = those beside model_name or inside its file, else fresh ones)."""
     discriminator_warmup_updates: int | None = None
     """Updates in which the discriminators learn alone, before the generator learns from them (null = where fresh
     discriminators meet a trained voice 200, but at most a tenth of the run; else 0)."""
@@ -353,6 +356,11 @@ class TrainConfig:
             )
 
     def _check_selection(self) -> None:
+        require(
+            self.discriminator_from is None or self.objective == "vits",
+            f"--discriminator_from {self.discriminator_from} with --objective {self.objective}: that one has no "
+            "discriminators. Leave one of them out.",
+        )
         figures = [figure for names in SCORES.values() for figure in names]
         require(
             self.best_metric in (*VALIDATION_LOSSES, *figures),

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +32,39 @@ def load_tokenizer(name_or_dir: str) -> VitsTokenizer:
 def build_tokenizer(texts: Iterable[str]) -> VitsTokenizer:
     """A character tokenizer for these texts, as MMS-TTS has them: lower case, a blank (id 0) around each character."""
     characters = sorted(set().union(*(text.lower() for text in texts)))
-    vocabulary = {token: index for index, token in enumerate([BLANK, *characters, UNKNOWN])}
+    return tokenizer_of([BLANK, *characters, UNKNOWN], unknown=UNKNOWN)
+
+
+def tokenizer_of(
+    symbols: Sequence[str],
+    unknown: str | None = None,
+    add_blank: bool = True,
+    phonemize: bool = False,
+    is_uroman: bool = False,
+) -> VitsTokenizer:
+    """A tokenizer with these symbols.
+
+    Args:
+        symbols: in the order of their ids; the first is the blank. Of a symbol that comes twice the last one counts, as
+            in the original; the others, and empty ones, keep their ids under a name that no text has.
+        unknown: the symbol for what is not among them (None = the blank, so that no id is beyond the embedding).
+        add_blank: whether a blank stands around each symbol.
+        phonemize: whether texts become phonemes first; transformers then takes espeak's American English.
+        is_uroman: whether texts are romanised first.
+    """
+    place = {symbol: index for index, symbol in enumerate(symbols)}
+    names = [name if name and place[name] == index else f"<unused-{index}>" for index, name in enumerate(symbols)]
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "vocab.json"
-        path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-        return VitsTokenizer(str(path), pad_token=BLANK, unk_token=UNKNOWN, phonemize=False)
+        path.write_text(json.dumps({name: i for i, name in enumerate(names)}, ensure_ascii=False), encoding="utf-8")
+        return VitsTokenizer(
+            str(path),
+            pad_token=names[0],
+            unk_token=unknown or names[0],
+            add_blank=add_blank,
+            phonemize=phonemize,
+            is_uroman=is_uroman,
+        )
 
 
 def encode(tokenizer: VitsTokenizer, text: str) -> NDArray[np.int64]:

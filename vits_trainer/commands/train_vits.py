@@ -58,12 +58,11 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
     spec = models.audio_spec(model.config)
     require_rate(prepared, spec)
     objective = Objective(config.objective, config.loss_weights, spec, config.segment_frames)
-    discriminator = models.discriminator_for(config.model_name, config.discriminator) if objective.adversarial else None
+    discriminator, fresh_judges = _judges(config, resume_from) if objective.adversarial else (None, False)
     generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
 
     balance = _balance(config, data)
     order = _order(config, data, spec, runtime.world_size, balance)
-    fresh_judges = config.model_name is not None and not models.has_discriminator(config.model_name)
     kept = {} if resume_from is None else resumption.kept_plan(checkpoint.read_record(resume_from), config)
     plan = Plan.of(config, order, len(held_out), fresh_judges, kept=kept)
     # Of a stream without dataset.json, nobody reads all shards for a voice of one speaker.
@@ -217,6 +216,16 @@ def _voice(
         return models.load_model(str(config.model_name), config.layerdrop), load_tokenizer(str(config.model_name))
     tokenizer = build_tokenizer(prepared.texts)
     return models.new_model(config.architecture, tokenizer, prepared.speakers, config.layerdrop), tokenizer
+
+
+def _judges(config: TrainConfig, resume_from: Path | None) -> tuple[Discriminator, bool]:
+    """The discriminators, and whether fresh ones meet a trained voice; of a checkpoint, as large as those it brings."""
+    if resume_from is not None and (resume_from / models.DISCRIMINATOR_FILE).is_file():
+        # What they once came from may be gone by now.
+        return models.load_discriminator(resume_from / models.DISCRIMINATOR_FILE), False
+    judges = models.discriminator_for(config.model_name, config.discriminator, config.discriminator_from)
+    theirs = config.discriminator_from is not None or config.model_name is None
+    return judges, not theirs and not models.has_discriminator(str(config.model_name))
 
 
 def _run_name(config: TrainConfig, resume_from: Path | None, runtime: Runtime) -> str:
