@@ -197,6 +197,13 @@ class TrainConfig:
     """Chance to skip a layer of the text encoder, on one process only. VITS has none; transformers' configurations
     carry 0.1."""
 
+    language: str | None = None
+    """Language of the texts, as de or deu: for phonemes, and for numbers in words (null = as the voice says)."""
+    extend_vocabulary: bool = False
+    """Give the voice an embedding for each letter and digit of the texts that its vocabulary lacks; old ones stay."""
+    phonemes: bool = False
+    """From scratch: read espeak-ng's phonemes instead of letters; needs a language."""
+
     architecture: Architecture | None = None
     """The generator to train from scratch; needs model_name null."""
     discriminator: DiscriminatorShape = DiscriminatorShape()
@@ -308,6 +315,7 @@ class TrainConfig:
             "--target_hours and --max_updates both say how long to train: give one of them.",
         )
         self._check_streaming()
+        self._check_text()
         require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: give a number above 0, such as 2e-5.")
         require(
             0 < self.learning_rate_decay <= 1,
@@ -345,6 +353,12 @@ class TrainConfig:
                 f"--model_name {self.model_name} and an architecture to train from scratch exclude one another: "
                 "leave out the architecture (or the recipe that brings it), or give --model_name null.",
             )
+
+    def _check_text(self) -> None:
+        require(
+            not self.phonemes or (self.architecture is not None and bool(self.language)),
+            "--phonemes belongs to a voice from scratch (--config from_scratch), and needs its --language, as de.",
+        )
 
     def _check_streaming(self) -> None:
         require(self.streaming_window >= 1, f"--streaming_window {self.streaming_window}: give 1 or more.")

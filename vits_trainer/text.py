@@ -2,37 +2,120 @@
 
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import VitsTokenizer
 
 from vits_trainer.errors import ModelError
+from vits_trainer.languages import phonemes, romanised, spelt_out
 
 BLANK = "<pad>"
 UNKNOWN = "<unk>"
 
 
-def load_tokenizer(name_or_dir: str) -> VitsTokenizer:
+class VoiceTokenizer(VitsTokenizer):  # type: ignore[misc]
+    """transformers' own, with phonemes in the voice's language, one uroman for all texts, and numbers in words.
+
+    Numbers become words where the vocabulary has no digits and the language is known: they would be left out.
+    """
+
+    is_uroman: bool
+    phonemize: bool
+
+    def prepare_for_tokenization(
+        self, text: str, is_split_into_words: bool = False, normalize: bool | None = None, **kwargs: Any
+    ) -> tuple[str, dict[str, Any]]:
+        """As transformers'; the text, ready to be split into characters, and ``kwargs``.
+
+        Raises:
+            ModelError: a package that the text needs is missing.
+        """
+        rewrites, reads_phonemes = self.is_uroman, self.phonemize
+        text = text if reads_phonemes or self.has_digits else spelt_out(text, self.language)
+        if not (rewrites or reads_phonemes):
+            plain: tuple[str, dict[str, Any]]
+            plain = super().prepare_for_tokenization(text, is_split_into_words, normalize, **kwargs)
+            return plain
+        # What follows it does by means of its own: a new uroman for each text, and English phonemes.
+        self.is_uroman = self.phonemize = False
+        try:
+            lowered = self.normalize_text(text) if self.normalize else text
+        finally:
+            self.is_uroman, self.phonemize = rewrites, reads_phonemes
+        prepared = self._preprocess_char(lowered)
+        if rewrites and not prepared.isascii():
+            prepared = romanised(prepared)
+        if reads_phonemes:
+            return phonemes(prepared, self.language), kwargs
+        if self.normalize:
+            prepared = "".join(character for character in prepared if character in self.encoder).strip()
+        return prepared, kwargs
+
+    @property
+    def has_digits(self) -> bool:
+        """Whether the vocabulary holds any."""
+        return any(digit in self.encoder for digit in "0123456789")
+
+    def needed(self, text: str) -> str:
+        """The characters that ``text`` comes to, in or out of the vocabulary, in lower case."""
+        if self.phonemize:
+            return self.prepare_for_tokenization(text)[0]
+        spelt = text if self.has_digits else spelt_out(text, self.language)
+        lowered = self._preprocess_char(spelt.lower() if self.normalize else spelt)
+        return str(romanised(lowered) if self.is_uroman and not lowered.isascii() else lowered)
+
+
+# The name by which transformers finds the class again: a voice loads there as it is.
+VoiceTokenizer.__name__ = VitsTokenizer.__name__
+
+
+def load_tokenizer(name_or_dir: str, language: str | None = None) -> VoiceTokenizer:
     """The tokenizer of a voice, from a local folder or the Hub.
+
+    Args:
+        name_or_dir: of the voice.
+        language: of its texts, where the voice does not say it or says another.
 
     Raises:
         ModelError: there is none, or it cannot be read.
     """
     try:
-        return VitsTokenizer.from_pretrained(name_or_dir)
+        tokenizer = VoiceTokenizer.from_pretrained(name_or_dir)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
             f"{name_or_dir}: no tokenizer could be loaded ({_first_line(error)}). Give a voice that has vocab.json."
         ) from error
+    return tokenizer if language is None else _like(tokenizer, tokenizer.encoder, language)
 
 
-def build_tokenizer(texts: Iterable[str]) -> VitsTokenizer:
-    """A character tokenizer for these texts, as MMS-TTS has them: lower case, a blank (id 0) around each character."""
-    characters = sorted(set().union(*(text.lower() for text in texts)))
-    return tokenizer_of([BLANK, *characters, UNKNOWN], unknown=UNKNOWN)
+def build_tokenizer(texts: Iterable[str], language: str | None = None, reads_phonemes: bool = False) -> VoiceTokenizer:
+    """A tokenizer for these texts, as MMS-TTS has them: lower case, a blank (id 0) around each character.
+
+    Args:
+        texts: every character of them gets an id.
+        language: in which they are read.
+        reads_phonemes: whether the characters are those of espeak-ng's phonemes.
+
+    Raises:
+        ModelError: phonemes are asked for, and cannot be made.
+    """
+    lowered = (text.lower() for text in texts)
+    spoken = (phonemes(text, language) for text in lowered) if reads_phonemes else lowered
+    characters = sorted(set().union(*spoken))
+    vocabulary = {token: index for index, token in enumerate([BLANK, *characters, UNKNOWN])}
+    return _made(vocabulary, pad_token=BLANK, unk_token=UNKNOWN, language=language, phonemize=reads_phonemes)
+
+
+def extended(tokenizer: VoiceTokenizer, characters: Iterable[str]) -> VoiceTokenizer:
+    """The same with more characters behind those that it has, whose ids stay."""
+    vocabulary = dict(tokenizer.encoder)
+    for character in sorted(set(characters) - vocabulary.keys()):
+        vocabulary[character] = len(vocabulary)
+    return _like(tokenizer, vocabulary, tokenizer.language)
 
 
 def tokenizer_of(
@@ -41,7 +124,7 @@ def tokenizer_of(
     add_blank: bool = True,
     phonemize: bool = False,
     is_uroman: bool = False,
-) -> VitsTokenizer:
+) -> VoiceTokenizer:
     """A tokenizer with these symbols.
 
     Args:
@@ -49,22 +132,31 @@ def tokenizer_of(
             in the original; the others, and empty ones, keep their ids under a name that no text has.
         unknown: the symbol for what is not among them (None = the blank, so that no id is beyond the embedding).
         add_blank: whether a blank stands around each symbol.
-        phonemize: whether texts become phonemes first; transformers then takes espeak's American English.
+        phonemize: whether texts become phonemes first; without a language they are American English.
         is_uroman: whether texts are romanised first.
     """
     place = {symbol: index for index, symbol in enumerate(symbols)}
     names = [name if name and place[name] == index else f"<unused-{index}>" for index, name in enumerate(symbols)]
+    return _made(
+        {name: index for index, name in enumerate(names)},
+        pad_token=names[0],
+        unk_token=unknown or names[0],
+        add_blank=add_blank,
+        phonemize=phonemize,
+        is_uroman=is_uroman,
+    )
+
+
+def _like(tokenizer: VoiceTokenizer, vocabulary: Mapping[str, int], language: str | None) -> VoiceTokenizer:
+    kept = ("pad_token", "unk_token", "phonemize", "add_blank", "normalize", "is_uroman")
+    return _made(vocabulary, language=language, **{name: getattr(tokenizer, name) for name in kept})
+
+
+def _made(vocabulary: Mapping[str, int], **settings: Any) -> VoiceTokenizer:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "vocab.json"
-        path.write_text(json.dumps({name: i for i, name in enumerate(names)}, ensure_ascii=False), encoding="utf-8")
-        return VitsTokenizer(
-            str(path),
-            pad_token=names[0],
-            unk_token=unknown or names[0],
-            add_blank=add_blank,
-            phonemize=phonemize,
-            is_uroman=is_uroman,
-        )
+        path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        return VoiceTokenizer(str(path), **settings)
 
 
 def encode(tokenizer: VitsTokenizer, text: str) -> NDArray[np.int64]:

@@ -14,13 +14,14 @@ PACKAGE = Path(vits_trainer.__file__).parent
 # From the ground up. A file imports only from rows above its own.
 ROWS = (
     "errors privacy alignment_gpu",
+    "languages",
     "config audio alignment losses durations encoders metrics text recordings order speakers files accounts charts",
     "interruption stall signs launcher pickles",
     "shards config_tools config_voices config_data scores versions pictures corrections cli corpus ledger",
     "stores",
     "data",
     "lanes remote loading tables generator discriminator conversion optim runtime report",
-    "plan stream parquet models objective ranks compilation learning dialects",
+    "vocabulary plan stream parquet models objective ranks compilation learning dialects",
     "sources summary workers",
     "sharding",
     "preparation publishing tracking checkpoint turns meter synthesis foreign original onnx_voice",

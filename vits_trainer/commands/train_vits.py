@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import torch
 from transformers import VitsModel, VitsTokenizer
 
-from vits_trainer import checkpoint, models, resumption
+from vits_trainer import checkpoint, models, resumption, vocabulary
 from vits_trainer.accounts import Accounts
 from vits_trainer.audio import AudioSpec
 from vits_trainer.checkpoint import Checkpoints
@@ -90,7 +91,7 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
         seconds_per_update = trainer.rehearse()
         trainer.plan = Plan.of(config, order, len(held_out), fresh_judges, seconds_per_update, kept)
         if runtime.is_main:
-            _introduce(trainer, seconds_per_update, config, balance, resume_from, changes)
+            _introduce(trainer, seconds_per_update, config, _known_texts(prepared), balance, resume_from, changes)
         if trainer.fit():
             tracker.outcome = Outcome("done", trainer.state.update)
             if runtime.is_main:
@@ -213,8 +214,10 @@ def _voice(
     if resume_from is not None:
         return models.model_to_restore(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
     if config.architecture is None:
-        return models.load_model(str(config.model_name), config.layerdrop), load_tokenizer(str(config.model_name))
-    tokenizer = build_tokenizer(prepared.texts)
+        model = models.load_model(str(config.model_name), config.layerdrop)
+        tokenizer = load_tokenizer(str(config.model_name), config.language)
+        return model, vocabulary.extend(model, tokenizer, prepared.texts) if config.extend_vocabulary else tokenizer
+    tokenizer = build_tokenizer(prepared.texts, config.language, config.phonemes)
     return models.new_model(config.architecture, tokenizer, prepared.speakers, config.layerdrop), tokenizer
 
 
@@ -228,6 +231,12 @@ def _judges(config: TrainConfig, resume_from: Path | None) -> tuple[Discriminato
     return judges, not theirs and not models.has_discriminator(str(config.model_name))
 
 
+def _known_texts(prepared: PreparedSet | StreamedSet) -> list[str]:
+    """What can be told of the texts without reading all shards."""
+    is_unknown = isinstance(prepared, StreamedSet) and not prepared.summary.get("characters")
+    return [] if is_unknown else prepared.texts
+
+
 def _run_name(config: TrainConfig, resume_from: Path | None, runtime: Runtime) -> str:
     """One name on every rank: as given, as before, or from the time. Runs on every rank."""
     if config.run_name is None and resume_from is not None:
@@ -239,6 +248,7 @@ def _introduce(
     trainer: Trainer,
     seconds_per_update: float,
     config: TrainConfig,
+    texts: Sequence[str],
     balance: Balance | None,
     resumed_from: Path | None,
     changes: list[str],
@@ -270,6 +280,10 @@ def _introduce(
     speakers = trainer.validation.speakers if balance is None else balance.speaker_count
     if speakers > 1 and trainer.generator.model.config.num_speakers <= 1:
         logger.warning("The voice has one speaker and the data several: all of them will train the one.")
+    missing = vocabulary.missing_characters(trainer.tokenizer, texts)
+    vocabulary.write(trainer.tracker.run_dir / "vocabulary.csv", missing)
+    for line in vocabulary.report(missing):
+        logger.warning("%s", line)
     if plan.warmup_updates:
         logger.info("The discriminators learn alone for the first %d updates.", plan.warmup_updates)
     if plan.validation_clips:
