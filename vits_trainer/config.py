@@ -19,7 +19,10 @@ RECIPES_DIR = Path(__file__).parent / "recipes"
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ObjectiveKind = Literal["vits", "mel"]
+Schedule = Literal["exponential", "cosine", "constant"]
 
+PARTS = ("text_encoder", "posterior_encoder", "flow", "decoder", "duration_predictor")
+"""Of a generator, by transformers' names: what can be frozen. Voices of several speakers have an embedding besides."""
 
 SCORES = {
     "mcd": ("mcd_db",),
@@ -159,7 +162,18 @@ class TrainConfig:
     learning_rate: float = 2e-5
     """AdamW's learning rate at the start, for both networks."""
     learning_rate_decay: float = 0.999875
-    """Factor on the learning rate at each epoch's end (VITS: 0.999 ** (1/8))."""
+    """Factor on the learning rate at each epoch's end (VITS: 0.999 ** (1/8)); for the exponential schedule."""
+    schedule: Schedule = "exponential"
+    """How the learning rate falls. exponential: by learning_rate_decay, once an epoch. cosine: along half a cosine, to
+    0 at the run's end. constant: not at all."""
+    warmup_updates: int = 0
+    """Updates in which the learning rate of both networks rises to its full height, on a straight line (0 = none)."""
+    freeze: str = ""
+    """Parts of the generator to leave as they are, separated by commas: text_encoder, posterior_encoder, flow, decoder,
+    duration_predictor."""
+    ema_decay: float = 0.0
+    """Keep a moving average of the generator's weights, as 0.999: it is validated, and becomes the voice; training goes
+    on with the raw weights (0 = none)."""
     epochs: int = 10
     """Passes over the training clips."""
     max_updates: int = 0
@@ -294,6 +308,7 @@ class TrainConfig:
             "max_nonfinite_updates",
             "validation_score_clips",
             "patience",
+            "warmup_updates",
         ):
             require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: give 0 or more.")
         require(
@@ -310,6 +325,16 @@ class TrainConfig:
             0 < self.learning_rate_decay <= 1,
             f"--learning_rate_decay {self.learning_rate_decay}: give a number above 0 and at most 1.",
         )
+        require(
+            0 <= self.ema_decay < 1,
+            f"--ema_decay {self.ema_decay}: give a number from 0 (no average) to below 1, such as 0.999.",
+        )
+        require(
+            self.learning_rate_decay == TrainConfig.learning_rate_decay or self.schedule == "exponential",
+            f"--learning_rate_decay {self.learning_rate_decay} belongs to the exponential schedule: leave it out, or "
+            f"leave out --schedule {self.schedule}.",
+        )
+        listed("freeze", self.freeze, PARTS)
         require(
             0 <= self.validation_fraction < 1,
             f"--validation_fraction {self.validation_fraction}: give a number from 0 to below 1.",
@@ -378,6 +403,12 @@ class TrainConfig:
         asked = listed("validation_scores", self.validation_scores, SCORES)
         needed = [score for score, figures in SCORES.items() if self.best_metric in figures and score not in asked]
         return (*asked, *needed)
+
+    @property
+    def frozen_parts(self) -> tuple[str, ...]:
+        """Of the generator, in the order of :data:`PARTS`."""
+        asked = listed("freeze", self.freeze, PARTS)
+        return tuple(part for part in PARTS if part in asked)
 
     @property
     def trackers(self) -> tuple[str, ...]:

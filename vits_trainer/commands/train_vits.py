@@ -60,6 +60,7 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
     objective = Objective(config.objective, config.loss_weights, spec, config.segment_frames)
     discriminator = models.discriminator_for(config.model_name, config.discriminator) if objective.adversarial else None
     generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
+    models.freeze(model, config.frozen_parts)
 
     balance = _balance(config, data)
     order = _order(config, data, spec, runtime.world_size, balance)
@@ -95,6 +96,7 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
         if trainer.fit():
             tracker.outcome = Outcome("done", trainer.state.update)
             if runtime.is_main:
+                trainer.take_the_average()
                 if config.patience:
                     _take_the_best(trainer, model, discriminator)
                 models.export(model, tokenizer, discriminator, Path(config.output_dir))
@@ -109,6 +111,7 @@ def _take_the_best(trainer: Trainer, model: VitsModel, discriminator: Discrimina
         logger.warning("The best update's %s is not there: the voice is that of the last one.", best)
         return
     checkpoint.load_networks(best, model, discriminator)
+    checkpoint.load_average(best, model)
     logger.info("The voice is that of the best update, %s.", best)
 
 
@@ -261,6 +264,10 @@ def _introduce(
     speakers = trainer.validation.speakers if balance is None else balance.speaker_count
     if speakers > 1 and trainer.generator.model.config.num_speakers <= 1:
         logger.warning("The voice has one speaker and the data several: all of them will train the one.")
+    if config.frozen_parts:
+        logger.info("Frozen: %s.", ", ".join(config.frozen_parts))
+    if config.ema_decay:
+        logger.info("The voice will be an average of the weights (decay %g).", config.ema_decay)
     if plan.warmup_updates:
         logger.info("The discriminators learn alone for the first %d updates.", plan.warmup_updates)
     if plan.validation_clips:
