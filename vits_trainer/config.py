@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from vits_trainer.errors import ConfigError
+from vits_trainer.framing import check_framing
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 
@@ -123,6 +124,26 @@ class Architecture:
     """Kernels of the decoder's residual blocks."""
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
     """Dilations of the decoder's residual blocks."""
+
+    def check(self) -> None:
+        """Raises :class:`ConfigError` where sizes do not go together. Not at once: flags come one after the other."""
+        check_framing(
+            self.sampling_rate,
+            self.spectrogram_bins,
+            self.upsample_rates,
+            self.upsample_kernel_sizes,
+            self.upsample_initial_channel,
+        )
+        require(
+            self.hidden_size % 2 == 0 and self.hidden_size % self.num_attention_heads == 0,
+            f"--architecture.hidden_size {self.hidden_size}: the flow halves it and {self.num_attention_heads} "
+            "attention heads share it; give a multiple of both.",
+        )
+        require(
+            len(self.resblock_kernel_sizes) == len(self.resblock_dilation_sizes),
+            f"--architecture.resblock_kernel_sizes {list(self.resblock_kernel_sizes)}: each has its dilations in "
+            f"resblock_dilation_sizes, which are {len(self.resblock_dilation_sizes)}.",
+        )
 
 
 @dataclass(frozen=True)
@@ -367,6 +388,7 @@ class TrainConfig:
                 f"--model_name {self.model_name} and an architecture to train from scratch exclude one another: "
                 "leave out the architecture (or the recipe that brings it), or give --model_name null.",
             )
+            self.architecture.check()
 
     def _check_streaming(self) -> None:
         require(self.streaming_window >= 1, f"--streaming_window {self.streaming_window}: give 1 or more.")

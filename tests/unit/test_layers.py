@@ -14,6 +14,7 @@ PACKAGE = Path(vits_trainer.__file__).parent
 # From the ground up. A file imports only from rows above its own.
 ROWS = (
     "errors privacy alignment_gpu",
+    "framing",
     "config audio alignment losses durations encoders metrics text recordings order speakers files accounts charts",
     "interruption stall signs launcher",
     "shards config_tools config_voices config_data scores versions pictures corrections cli corpus ledger data",

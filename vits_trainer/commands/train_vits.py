@@ -19,6 +19,7 @@ from vits_trainer.data import ClipReader, PreparedSet, open_prepared, require_ra
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ConfigError
 from vits_trainer.evaluation import Validation
+from vits_trainer.framing import check_segment
 from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
 from vits_trainer.lanes import LaneOrder
@@ -57,6 +58,7 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
     model, tokenizer = _voice(config, prepared, resume_from)
     spec = models.audio_spec(model.config)
     require_rate(prepared, spec)
+    check_segment(config.segment_frames, spec.sampling_rate, spec.n_fft, spec.hop)
     objective = Objective(config.objective, config.loss_weights, spec, config.segment_frames)
     discriminator = models.discriminator_for(config.model_name, config.discriminator) if objective.adversarial else None
     generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
