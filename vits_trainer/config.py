@@ -341,21 +341,7 @@ class TrainConfig:
             "--target_hours and --max_updates both say how long to train: give one of them.",
         )
         self._check_streaming()
-        require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: give a number above 0, such as 2e-5.")
-        require(
-            0 < self.learning_rate_decay <= 1,
-            f"--learning_rate_decay {self.learning_rate_decay}: give a number above 0 and at most 1.",
-        )
-        require(
-            0 <= self.ema_decay < 1,
-            f"--ema_decay {self.ema_decay}: give a number from 0 (no average) to below 1, such as 0.999.",
-        )
-        require(
-            self.learning_rate_decay == TrainConfig.learning_rate_decay or self.schedule == "exponential",
-            f"--learning_rate_decay {self.learning_rate_decay} belongs to the exponential schedule: leave it out, or "
-            f"leave out --schedule {self.schedule}.",
-        )
-        listed("freeze", self.freeze, PARTS)
+        self._check_learning()
         require(
             0 <= self.validation_fraction < 1,
             f"--validation_fraction {self.validation_fraction}: give a number from 0 to below 1.",
@@ -389,6 +375,23 @@ class TrainConfig:
                 "leave out the architecture (or the recipe that brings it), or give --model_name null.",
             )
             self.architecture.check()
+
+    def _check_learning(self) -> None:
+        require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: give a number above 0, such as 2e-5.")
+        require(
+            0 < self.learning_rate_decay <= 1,
+            f"--learning_rate_decay {self.learning_rate_decay}: give a number above 0 and at most 1.",
+        )
+        require(
+            0 <= self.ema_decay < 1,
+            f"--ema_decay {self.ema_decay}: give a number from 0 (no average) to below 1, such as 0.999.",
+        )
+        require(
+            self.learning_rate_decay == TrainConfig.learning_rate_decay or self.schedule == "exponential",
+            f"--learning_rate_decay {self.learning_rate_decay} belongs to the exponential schedule: leave it out, or "
+            f"leave out --schedule {self.schedule}.",
+        )
+        listed("freeze", self.freeze, PARTS)
 
     def _check_streaming(self) -> None:
         require(self.streaming_window >= 1, f"--streaming_window {self.streaming_window}: give 1 or more.")
