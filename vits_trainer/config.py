@@ -307,6 +307,11 @@ class TrainConfig:
     """Weights & Biases team or user (null = your default)."""
     wandb_tags: tuple[str, ...] = ()
     """Weights & Biases tags, as [a, b]."""
+    push_to_hub: str | None = None
+    """Send the voice, with its model card, to the Hugging Face Hub at the end, as owner/name. Who is logged in (hf auth
+    login), or HF_TOKEN, does it."""
+    hub_private: bool = True
+    """Whether a model that --push_to_hub makes is private."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "gradient_accumulation_steps", "epochs", "log_every_updates", "segment_frames"):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from transformers import VitsModel, VitsTokenizer
 
-from vits_trainer import checkpoint, models, resumption
+from vits_trainer import checkpoint, models, publishing, resumption
 from vits_trainer.accounts import Accounts
 from vits_trainer.audio import AudioSpec
 from vits_trainer.checkpoint import Checkpoints
@@ -27,6 +27,7 @@ from vits_trainer.meter import duration
 from vits_trainer.objective import Objective
 from vits_trainer.order import Order
 from vits_trainer.plan import Plan
+from vits_trainer.publishing import Story
 from vits_trainer.ranks import describe
 from vits_trainer.runtime import Runtime
 from vits_trainer.speakers import Balance
@@ -37,6 +38,8 @@ from vits_trainer.trainer import Trainer
 
 logger = logging.getLogger("vits_trainer")
 
+DONE = "done"
+
 
 def run(config: TrainConfig) -> int:
     """Trains, exports, and returns 0; or the code of what stopped it before. Runs on every rank."""
@@ -44,9 +47,15 @@ def run(config: TrainConfig) -> int:
     runtime = Runtime(config.precision, config.gradient_accumulation_steps, config.deterministic, config.rank_timeout_s)
     log_to_console(runtime.is_main)
     _refuse_dropped_layers(config, runtime)
+    publishing.check_can_push(config)
     with runtime.telling(), checkpoint.claimed(Path(config.checkpoint_dir), runtime):
         outcome = _train(config, data, runtime)
+    is_main = runtime.is_main
     runtime.close()
+    # When all is recorded and no other rank waits: an upload may take long, or fail.
+    if config.push_to_hub and is_main and outcome.words == DONE:
+        address = publishing.push(Path(config.output_dir), config.push_to_hub, config.hub_private)
+        logger.info("The voice on the Hub: %s", address)
     return outcome.exit_code
 
 
@@ -96,25 +105,42 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
         if runtime.is_main:
             _introduce(trainer, seconds_per_update, config, balance, resume_from, changes)
         if trainer.fit():
-            tracker.outcome = Outcome("done", trainer.state.update)
+            tracker.outcome = Outcome(DONE, trainer.state.update)
             if runtime.is_main:
-                trainer.take_the_average()
-                if config.patience:
-                    _take_the_best(trainer, model, discriminator)
+                update = _take_the_voice(trainer, model, discriminator)
                 models.export(model, tokenizer, discriminator, Path(config.output_dir))
+                story = Story(
+                    config=config,
+                    data=prepared.summary,
+                    training_clips=len(rows),
+                    speakers=tuple(getattr(model.config, "speakers", None) or ()),
+                    sampling_rate=spec.sampling_rate,
+                    update=update,
+                    versions=versions(),
+                    run_dir=tracker.run_dir,
+                )
+                publishing.describe(Path(config.output_dir), story)
                 logger.info("The voice: %s   The run: %s", config.output_dir, tracker.run_dir)
     return tracker.outcome
 
 
-def _take_the_best(trainer: Trainer, model: VitsModel, discriminator: Discriminator | None) -> None:
-    """Puts the weights of the best update into the networks."""
+def _take_the_voice(trainer: Trainer, model: VitsModel, discriminator: Discriminator | None) -> int:
+    """Puts the weights that the run is for into the networks: the averaged ones, and with patience the best update's.
+
+    Returns:
+        The update that they are of.
+    """
+    trainer.take_the_average()
+    if not trainer.config.patience:
+        return trainer.state.update
     best = trainer.checkpoints.directory / f"checkpoint-{trainer.state.best_update}"
     if not best.is_dir():  # a run that was resumed from another folder has its best there
         logger.warning("The best update's %s is not there: the voice is that of the last one.", best)
-        return
+        return trainer.state.update
     checkpoint.load_networks(best, model, discriminator)
     checkpoint.load_average(best, model)
     logger.info("The voice is that of the best update, %s.", best)
+    return trainer.state.best_update
 
 
 def _refuse_dropped_layers(config: TrainConfig, runtime: Runtime) -> None:
