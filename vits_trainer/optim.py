@@ -76,7 +76,7 @@ class Average:
         share = counted * (1 - ((1 + self._updates) / (10 + self._updates)).clamp(max=self.decay))
         averages = list(self.weights.values())
         steps = torch._foreach_sub(list(self._parameters.values()), averages)
-        torch._foreach_mul_(steps, share)
+        torch._foreach_mul_(steps, share.to(steps[0].dtype))
         torch._foreach_add_(averages, steps)
 
     @contextmanager

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard, constants, errors, get_token
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from vits_trainer.config import TrainConfig, flatten, to_dict
+from vits_trainer.config import TrainConfig, to_dict
 from vits_trainer.errors import ConfigError, PublishingError
 from vits_trainer.files import write_whole
 from vits_trainer.privacy import redacted
@@ -180,16 +180,12 @@ def _samples(said: Mapping[str, str]) -> str:
 
 def _data(story: Story) -> str:
     source = story.data.get("source") or {}
-    # Of a folder its name alone: the rest tells of somebody's machine.
-    name = str(source.get("dataset") or "not recorded")
-    if source.get("kind") != "hub":
-        name = Path(name).name
     counts = [f"{story.data['accepted']} clips"] if "accepted" in story.data else []
     counts += [f"{story.data['hours']:.2f} hours"] if "hours" in story.data else []
     counts += [f"{story.training_clips} of the clips trained on"] if story.training_clips else []
     speakers = f"\nSpeakers of the voice: {', '.join(story.speakers)}.\n" if story.speakers else ""
     revision = f" at revision {source['revision']}" if source.get("revision") else ""
-    return f"## Data\n\n{name}{revision}: {', '.join(counts) or 'not counted'}.\n{speakers}"
+    return f"## Data\n\n{_source(story)}{revision}: {', '.join(counts) or 'not counted'}.\n{speakers}"
 
 
 def _made(story: Story, base: str | None, licence: str | None) -> str:
@@ -199,19 +195,34 @@ def _made(story: Story, base: str | None, licence: str | None) -> str:
         begun = (
             f"Fine-tuned from {base}, whose licence is {licence or 'not known to the trainer'}; it binds this voice."
         )
-    defaults = flatten(to_dict(TrainConfig()))
-    settings = {
-        name: value
-        for name, value in flatten(to_dict(story.config)).items()
-        if value != defaults.get(name) and name not in _OWN_AFFAIRS and not name.startswith("wandb_")
-    }
     versions = ", ".join(f"{package} {version}" for package, version in story.versions.items())
+    averaged = ", averaged" if story.config.ema_decay else ""
     return (
-        f"## How it was made\n\n{begun} Weights after {story.update} updates"
-        f"{', averaged' if story.config.ema_decay else ''}. Settings of `vits-trainer train_vits` other than its "
-        f"defaults:\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}```\n\n"
-        f"Versions: {versions}.\n"
+        f"## How it was made\n\n{begun} Weights after {story.update} updates{averaged}.\n\n"
+        f"    vits-trainer prepare_data --dataset {_source(story)} --output_dir training "
+        f"--target_sr {story.sampling_rate}\n"
+        f"    vits-trainer train_vits --data_dir training --config settings.yaml\n\nwith settings.yaml:\n\n"
+        f"```yaml\n{_settings(story.config, base)}```\n\nVersions: {versions}.\n"
     )
+
+
+def _settings(config: TrainConfig, base: str | None) -> str:
+    """What differs from the defaults, as YAML for ``--config``."""
+    given, defaults = to_dict(config), to_dict(TrainConfig())
+    kept = {
+        name: value
+        for name, value in given.items()
+        if value != defaults[name] and name not in _OWN_AFFAIRS and not name.startswith("wandb_")
+    }
+    text: str = yaml.safe_dump({"model_name": base, **kept}, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _source(story: Story) -> str:
+    """Where the clips are from. Of a folder its name alone: the rest tells of somebody's machine."""
+    source = story.data.get("source") or {}
+    name = str(source.get("dataset") or "YOUR_RECORDINGS")
+    return name if source.get("kind") == "hub" else Path(name).name
 
 
 def _figures(story: Story) -> str:

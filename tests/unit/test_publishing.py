@@ -17,12 +17,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard
 
 from tests.voices import metrics, prepared_folder, train_flags
 from vits_trainer.__main__ import main
+from vits_trainer.cli import parse
 from vits_trainer.config import TrainConfig
+from vits_trainer.errors import ConfigError
 from vits_trainer.publishing import Story, check_can_push, model_card
 
 TOKEN = "hf_" + "notarealtoken" * 2
@@ -209,12 +210,14 @@ def test_upload_that_cannot_be_is_refused_before_the_run(
 ) -> None:
     monkeypatch.setattr("vits_trainer.publishing.get_token", lambda: token)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
-    from vits_trainer.errors import ConfigError
-
     with pytest.raises(ConfigError) as caught:
         check_can_push(TrainConfig(push_to_hub=name))
     assert words in str(caught.value)
     check_can_push(TrainConfig())
+
+
+def differences(one: TrainConfig, other: TrainConfig) -> set[str]:
+    return {name for name, value in vars(one).items() if value != getattr(other, name)}
 
 
 def test_card_of_a_run_tells_data_figures_settings_and_plays_samples(folder: Path) -> None:
@@ -233,9 +236,12 @@ def test_card_of_a_run_tells_data_figures_settings_and_plays_samples(folder: Pat
     assert f"| mel | {last['validation/mel']:.4f} |" in text
     assert f"| mel_raw | {last['validation/mel_raw']:.4f} |" in text
     assert "From scratch. Weights after 4 updates, averaged." in text
-    settings = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
-    assert settings["learning_rate"] == 1e-3
-    assert settings["architecture.hidden_size"] == 16
+    assert "    vits-trainer prepare_data --dataset source --output_dir training --target_sr 16000\n" in text
+    # Its settings are those of the run, but for the places.
+    (folder / "settings.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    told = parse("train_vits", TrainConfig, ["--config", str(folder / "settings.yaml")])
+    places = {"data_dir", "checkpoint_dir", "output_dir", "run_name", "wandb_project", "wandb_tags"}
+    assert differences(told, parse("train_vits", TrainConfig, flags)) == places
     said = voice / "samples/0.wav"
     assert said.read_bytes() == (folder / "training/runs/run/samples/update-000004/0_speech.wav").read_bytes()
     assert 'src="samples/0.wav"' in text
