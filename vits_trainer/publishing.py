@@ -51,7 +51,7 @@ class Story:
 
 
 def describe(voice: Path, story: Story) -> None:
-    """Writes README.md into an exported voice, and what it said at that update's validation into ``samples/``.
+    """Writes README.md into an exported voice, and speech of that update's validation as ``sample_<n>.wav``.
 
     Recordings are not among them: they are other people's.
     """
@@ -164,10 +164,9 @@ def _take_samples(voice: Path, story: Story) -> dict[str, str]:
     folder = story.run_dir / "samples" / f"update-{story.update:06}"
     if not (folder / "texts.json").is_file():
         return {}
-    (voice / "samples").mkdir(exist_ok=True)
     said = {}
     for number, text in enumerate(json.loads((folder / "texts.json").read_text(encoding="utf-8"))):
-        path = f"samples/{number}.wav"
+        path = f"sample_{number}.wav"
         shutil.copyfile(folder / f"{number}_speech.wav", voice / path)
         said[path] = str(text)
     return said

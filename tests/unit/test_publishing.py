@@ -157,7 +157,7 @@ def test_voice_reaches_the_hub_whole_and_private(folder: Path) -> None:
     voice = folder / "final_model"
     written = {path.relative_to(voice).as_posix(): path.read_bytes() for path in voice.rglob("*") if path.is_file()}
     assert hub.files == written
-    whole = {"README.md", "config.json", "model.safetensors", "discriminator.safetensors", "samples/0.wav"}
+    whole = {"README.md", "config.json", "model.safetensors", "discriminator.safetensors", "sample_0.wav"}
     assert whole <= set(written)
     # The token goes to the Hub and nowhere else.
     assert hub.tokens == {f"Bearer {TOKEN}"}
@@ -242,9 +242,9 @@ def test_card_of_a_run_tells_data_figures_settings_and_plays_samples(folder: Pat
     told = parse("train_vits", TrainConfig, ["--config", str(folder / "settings.yaml")])
     places = {"data_dir", "checkpoint_dir", "output_dir", "run_name", "wandb_project", "wandb_tags"}
     assert differences(told, parse("train_vits", TrainConfig, flags)) == places
-    said = voice / "samples/0.wav"
+    said = voice / "sample_0.wav"
     assert said.read_bytes() == (folder / "training/runs/run/samples/update-000004/0_speech.wav").read_bytes()
-    assert 'src="samples/0.wav"' in text
+    assert 'src="sample_0.wav"' in text
     assert not list(voice.rglob("*recorded*"))
 
 
