@@ -211,7 +211,10 @@ def _settings(config: TrainConfig, base: str | None) -> str:
     kept = {
         name: value
         for name, value in given.items()
-        if value != defaults[name] and name not in _OWN_AFFAIRS and not name.startswith("wandb_")
+        if value != defaults[name]
+        and name not in _OWN_AFFAIRS
+        and not name.startswith("wandb_")
+        and not (isinstance(value, str) and Path(value).is_absolute())
     }
     text: str = yaml.safe_dump({"model_name": base, **kept}, sort_keys=False, allow_unicode=True)
     return text

@@ -195,6 +195,15 @@ def test_hub_that_is_not_there_is_a_failed_upload(folder: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_missing_login_is_known_before_anything_is_trained(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vits_trainer.publishing.get_token", lambda: None)
+    assert main(["train_vits", *train_flags(folder, push_to_hub="owner/name")]) == 2
+    assert "nobody is logged in to the Hub here" in capsys.readouterr().err
+    assert not (folder / "checkpoints").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "token", "offline", "words"),
     [
@@ -221,7 +230,8 @@ def differences(one: TrainConfig, other: TrainConfig) -> set[str]:
 
 
 def test_card_of_a_run_tells_data_figures_settings_and_plays_samples(folder: Path) -> None:
-    flags = train_flags(folder, validation_samples=1, ema_decay=0.5, wandb_project="a-secret-project")
+    private = {"wandb_project": "a-secret-project", "asr": "/home/me/my_recogniser"}
+    flags = train_flags(folder, validation_samples=1, ema_decay=0.5, **private)
     assert main(["train_vits", *flags]) == 0
     voice = folder / "final_model"
     text = (voice / "README.md").read_text("utf-8")
@@ -232,6 +242,7 @@ def test_card_of_a_run_tells_data_figures_settings_and_plays_samples(folder: Pat
     assert "source: 10 clips, 0.00 hours, 9 of the clips trained on" in text  # of the folder its name alone
     assert str(folder) not in text
     assert "a-secret-project" not in text
+    assert "my_recogniser" not in text
     last = metrics(folder)[-1]
     assert f"| mel | {last['validation/mel']:.4f} |" in text
     assert f"| mel_raw | {last['validation/mel_raw']:.4f} |" in text
@@ -240,7 +251,7 @@ def test_card_of_a_run_tells_data_figures_settings_and_plays_samples(folder: Pat
     # Its settings are those of the run, but for the places.
     (folder / "settings.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
     told = parse("train_vits", TrainConfig, ["--config", str(folder / "settings.yaml")])
-    places = {"data_dir", "checkpoint_dir", "output_dir", "run_name", "wandb_project", "wandb_tags"}
+    places = {"data_dir", "checkpoint_dir", "output_dir", "run_name", "wandb_project", "wandb_tags", "asr"}
     assert differences(told, parse("train_vits", TrainConfig, flags)) == places
     said = voice / "sample_0.wav"
     assert said.read_bytes() == (folder / "training/runs/run/samples/update-000004/0_speech.wav").read_bytes()

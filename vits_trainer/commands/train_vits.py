@@ -47,7 +47,8 @@ def run(config: TrainConfig) -> int:
     runtime = Runtime(config.precision, config.gradient_accumulation_steps, config.deterministic, config.rank_timeout_s)
     log_to_console(runtime.is_main)
     _refuse_dropped_layers(config, runtime)
-    publishing.check_can_push(config)
+    # Only the main rank's machine need be logged in.
+    runtime.from_main(lambda: publishing.check_can_push(config))
     with runtime.telling(), checkpoint.claimed(Path(config.checkpoint_dir), runtime):
         outcome = _train(config, data, runtime)
     is_main = runtime.is_main
