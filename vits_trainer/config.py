@@ -14,12 +14,16 @@ from typing import Any, Literal
 import yaml
 
 from vits_trainer.errors import ConfigError
+from vits_trainer.framing import check_framing
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ObjectiveKind = Literal["vits", "mel"]
+Schedule = Literal["exponential", "cosine", "constant"]
 
+PARTS = ("text_encoder", "posterior_encoder", "flow", "decoder", "duration_predictor")
+"""Of a generator, by transformers' names: what can be frozen. Voices of several speakers have an embedding besides."""
 
 SCORES = {
     "mcd": ("mcd_db",),
@@ -121,6 +125,26 @@ class Architecture:
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
     """Dilations of the decoder's residual blocks."""
 
+    def check(self) -> None:
+        """Raises :class:`ConfigError` where sizes do not go together. Not at once: flags come one after the other."""
+        check_framing(
+            self.sampling_rate,
+            self.spectrogram_bins,
+            self.upsample_rates,
+            self.upsample_kernel_sizes,
+            self.upsample_initial_channel,
+        )
+        require(
+            self.hidden_size % 2 == 0 and self.hidden_size % self.num_attention_heads == 0,
+            f"--architecture.hidden_size {self.hidden_size}: the flow halves it and {self.num_attention_heads} "
+            "attention heads share it; give a multiple of both.",
+        )
+        require(
+            len(self.resblock_kernel_sizes) == len(self.resblock_dilation_sizes),
+            f"--architecture.resblock_kernel_sizes {list(self.resblock_kernel_sizes)}: each has its dilations in "
+            f"resblock_dilation_sizes, which are {len(self.resblock_dilation_sizes)}.",
+        )
+
 
 @dataclass(frozen=True)
 class DiscriminatorShape:
@@ -159,7 +183,18 @@ class TrainConfig:
     learning_rate: float = 2e-5
     """AdamW's learning rate at the start, for both networks."""
     learning_rate_decay: float = 0.999875
-    """Factor on the learning rate at each epoch's end (VITS: 0.999 ** (1/8))."""
+    """Factor on the learning rate at each epoch's end (VITS: 0.999 ** (1/8)); for the exponential schedule."""
+    schedule: Schedule = "exponential"
+    """How the learning rate falls. exponential: by learning_rate_decay, once an epoch. cosine: along half a cosine, to
+    0 at the run's end. constant: not at all."""
+    warmup_updates: int = 0
+    """Updates in which the learning rate of both networks rises to its full height, on a straight line (0 = none)."""
+    freeze: str = ""
+    """Parts of the generator to leave as they are, separated by commas: text_encoder, posterior_encoder, flow, decoder,
+    duration_predictor."""
+    ema_decay: float = 0.0
+    """Keep a moving average of the generator's weights, as 0.999: it is validated, and becomes the voice; training goes
+    on with the raw weights (0 = none)."""
     epochs: int = 10
     """Passes over the training clips."""
     max_updates: int = 0
@@ -282,6 +317,11 @@ class TrainConfig:
     """Weights & Biases team or user (null = your default)."""
     wandb_tags: tuple[str, ...] = ()
     """Weights & Biases tags, as [a, b]."""
+    push_to_hub: str | None = None
+    """Send the voice, with its model card, to the Hugging Face Hub at the end, as owner/name. Who is logged in (hf auth
+    login), or HF_TOKEN, does it."""
+    hub_private: bool = True
+    """Whether a model that --push_to_hub makes is private."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "gradient_accumulation_steps", "epochs", "log_every_updates", "segment_frames"):
@@ -304,6 +344,7 @@ class TrainConfig:
             "max_nonfinite_updates",
             "validation_score_clips",
             "patience",
+            "warmup_updates",
         ):
             require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: give 0 or more.")
         require(
@@ -316,11 +357,7 @@ class TrainConfig:
         )
         self._check_streaming()
         self._check_text()
-        require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: give a number above 0, such as 2e-5.")
-        require(
-            0 < self.learning_rate_decay <= 1,
-            f"--learning_rate_decay {self.learning_rate_decay}: give a number above 0 and at most 1.",
-        )
+        self._check_learning()
         require(
             0 <= self.validation_fraction < 1,
             f"--validation_fraction {self.validation_fraction}: give a number from 0 to below 1.",
@@ -353,6 +390,24 @@ class TrainConfig:
                 f"--model_name {self.model_name} and an architecture to train from scratch exclude one another: "
                 "leave out the architecture (or the recipe that brings it), or give --model_name null.",
             )
+            self.architecture.check()
+
+    def _check_learning(self) -> None:
+        require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: give a number above 0, such as 2e-5.")
+        require(
+            0 < self.learning_rate_decay <= 1,
+            f"--learning_rate_decay {self.learning_rate_decay}: give a number above 0 and at most 1.",
+        )
+        require(
+            0 <= self.ema_decay < 1,
+            f"--ema_decay {self.ema_decay}: give a number from 0 (no average) to below 1, such as 0.999.",
+        )
+        require(
+            self.learning_rate_decay == TrainConfig.learning_rate_decay or self.schedule == "exponential",
+            f"--learning_rate_decay {self.learning_rate_decay} belongs to the exponential schedule: leave it out, or "
+            f"leave out --schedule {self.schedule}.",
+        )
+        listed("freeze", self.freeze, PARTS)
 
     def _check_text(self) -> None:
         require(
@@ -400,6 +455,12 @@ class TrainConfig:
         asked = listed("validation_scores", self.validation_scores, SCORES)
         needed = [score for score, figures in SCORES.items() if self.best_metric in figures and score not in asked]
         return (*asked, *needed)
+
+    @property
+    def frozen_parts(self) -> tuple[str, ...]:
+        """Of the generator, in the order of :data:`PARTS`."""
+        asked = listed("freeze", self.freeze, PARTS)
+        return tuple(part for part in PARTS if part in asked)
 
     @property
     def trackers(self) -> tuple[str, ...]:

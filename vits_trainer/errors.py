@@ -55,6 +55,10 @@ class SavingError(VitsTrainerError):
     """A checkpoint could not be written; those before are as they were."""
 
 
+class PublishingError(VitsTrainerError):
+    """A voice could not be sent to the Hub; it is where it was exported to."""
+
+
 class OutOfMemoryError(VitsTrainerError):
     """A batch does not fit into the device's memory."""
 

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from vits_trainer import conversion, pickles
 from vits_trainer.audio import AudioSpec
 from vits_trainer.config import Architecture, DiscriminatorShape, to_dict
 from vits_trainer.discriminator import Discriminator
-from vits_trainer.errors import ModelError
+from vits_trainer.errors import ConfigError, ModelError
 from vits_trainer.files import replace_directory
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
@@ -191,6 +191,24 @@ def _reset(layer: nn.Conv1d | nn.ConvTranspose1d | nn.Linear) -> None:
             nn.init.uniform_(layer.bias, -(fan_in**-0.5), fan_in**-0.5)
     else:
         layer.reset_parameters()
+
+
+def freeze(model: VitsModel, parts: Iterable[str]) -> None:
+    """Leaves parts of a voice as they are: none of their parameters takes a gradient. Changes ``model``.
+
+    Before an optimiser is built, and before the ranks are joined, as both take what is to be trained.
+
+    Raises:
+        ConfigError: nothing would be left to train.
+    """
+    parts = list(parts)
+    for part in parts:
+        getattr(model, part).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            f"--freeze {','.join(parts)} leaves nothing to train (--objective mel freezes the posterior encoder by "
+            "itself). Leave out a part."
+        )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ PACKAGE = Path(vits_trainer.__file__).parent
 # From the ground up. A file imports only from rows above its own.
 ROWS = (
     "errors privacy alignment_gpu",
-    "languages",
+    "languages framing",
     "config audio alignment losses durations encoders metrics text recordings order speakers files accounts charts",
     "interruption stall signs launcher pickles",
     "shards config_tools config_voices config_data scores versions pictures corrections cli corpus ledger",
@@ -24,7 +24,7 @@ ROWS = (
     "vocabulary plan stream parquet models objective ranks compilation learning dialects",
     "sources summary workers",
     "sharding",
-    "preparation publishing tracking checkpoint turns meter synthesis foreign original onnx_voice",
+    "preparation publishing tracking checkpoint turns meter synthesis foreign original onnx_voice model_cards",
     "served feedback_views",
     "golden evaluation judging selection proofs resumption replay benchmark suites feedback_page",
     "watch textbook feedback",

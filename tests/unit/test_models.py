@@ -10,15 +10,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertConfig, VitsConfig, VitsModel, pipeline
 
-from vits_trainer.config import Architecture, DiscriminatorShape
+from vits_trainer.config import PARTS, Architecture, DiscriminatorShape
 from vits_trainer.discriminator import Discriminator
-from vits_trainer.errors import ModelError
+from vits_trainer.errors import ConfigError, ModelError
 from vits_trainer.models import (
     DISCRIMINATOR_FILE,
     LONGEST_TOKEN_S,
     audio_spec,
     discriminator_for,
     export,
+    freeze,
     has_discriminator,
     load_discriminator,
     load_model,
@@ -471,3 +472,15 @@ def test_voice_that_has_diverged_does_not_speak_for_hours(stochastic: bool) -> N
         with unhurried(model):
             assert torch.equal(model(tokens).waveform, free)
     assert not model.duration_predictor._forward_hooks
+
+
+def test_frozen_voice_of_several_speakers_still_learns_who_they_are() -> None:
+    model = new_voice("ann", "bo")
+    freeze(model, PARTS)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["embed_speaker.weight"]
+    with pytest.raises(ConfigError, match="leaves nothing to train"):
+        freeze(new_voice(), PARTS)
+
+
+def test_every_part_of_a_voice_has_a_name() -> None:
+    assert {name.split(".")[0] for name, _ in new_voice().named_parameters()} == set(PARTS)

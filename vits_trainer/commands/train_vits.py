@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from transformers import VitsModel, VitsTokenizer
 
-from vits_trainer import checkpoint, models, resumption, vocabulary
+from vits_trainer import checkpoint, model_cards, models, resumption, vocabulary
 from vits_trainer.accounts import Accounts
 from vits_trainer.audio import AudioSpec
 from vits_trainer.checkpoint import Checkpoints
@@ -20,10 +20,12 @@ from vits_trainer.data import ClipReader, PreparedSet, open_prepared, require_ra
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ConfigError
 from vits_trainer.evaluation import Validation
+from vits_trainer.framing import check_segment
 from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
 from vits_trainer.lanes import LaneOrder
 from vits_trainer.meter import duration
+from vits_trainer.model_cards import Story
 from vits_trainer.objective import Objective
 from vits_trainer.order import Order
 from vits_trainer.plan import Plan
@@ -37,6 +39,8 @@ from vits_trainer.trainer import Trainer
 
 logger = logging.getLogger("vits_trainer")
 
+DONE = "done"
+
 
 def run(config: TrainConfig) -> int:
     """Trains, exports, and returns 0; or the code of what stopped it before. Runs on every rank."""
@@ -44,9 +48,16 @@ def run(config: TrainConfig) -> int:
     runtime = Runtime(config.precision, config.gradient_accumulation_steps, config.deterministic, config.rank_timeout_s)
     log_to_console(runtime.is_main)
     _refuse_dropped_layers(config, runtime)
+    # Only the main rank's machine need be logged in.
+    runtime.from_main(lambda: model_cards.check_can_push(config))
     with runtime.telling(), checkpoint.claimed(Path(config.checkpoint_dir), runtime):
         outcome = _train(config, data, runtime)
+    is_main = runtime.is_main
     runtime.close()
+    # When all is recorded and no other rank waits: an upload may take long, or fail.
+    if config.push_to_hub and is_main and outcome.words == DONE:
+        address = model_cards.push(Path(config.output_dir), config.push_to_hub, config.hub_private)
+        logger.info("The voice on the Hub: %s", address)
     return outcome.exit_code
 
 
@@ -58,9 +69,11 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
     model, tokenizer = _voice(config, prepared, resume_from)
     spec = models.audio_spec(model.config)
     require_rate(prepared, spec)
+    check_segment(config.segment_frames, spec.sampling_rate, spec.n_fft, spec.hop)
     objective = Objective(config.objective, config.loss_weights, spec, config.segment_frames)
     discriminator, fresh_judges = _judges(config, resume_from) if objective.adversarial else (None, False)
     generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
+    models.freeze(model, config.frozen_parts)
 
     balance = _balance(config, data)
     order = _order(config, data, spec, runtime.world_size, balance)
@@ -93,23 +106,42 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
         if runtime.is_main:
             _introduce(trainer, seconds_per_update, config, _known_texts(prepared), balance, resume_from, changes)
         if trainer.fit():
-            tracker.outcome = Outcome("done", trainer.state.update)
+            tracker.outcome = Outcome(DONE, trainer.state.update)
             if runtime.is_main:
-                if config.patience:
-                    _take_the_best(trainer, model, discriminator)
+                update = _take_the_voice(trainer, model, discriminator)
                 models.export(model, tokenizer, discriminator, Path(config.output_dir))
+                story = Story(
+                    config=config,
+                    data=prepared.summary,
+                    training_clips=order.clips,
+                    speakers=tuple(getattr(model.config, "speakers", None) or ()),
+                    sampling_rate=spec.sampling_rate,
+                    update=update,
+                    versions=versions(),
+                    run_dir=tracker.run_dir,
+                )
+                model_cards.describe(Path(config.output_dir), story)
                 logger.info("The voice: %s   The run: %s", config.output_dir, tracker.run_dir)
     return tracker.outcome
 
 
-def _take_the_best(trainer: Trainer, model: VitsModel, discriminator: Discriminator | None) -> None:
-    """Puts the weights of the best update into the networks."""
+def _take_the_voice(trainer: Trainer, model: VitsModel, discriminator: Discriminator | None) -> int:
+    """Puts the weights that the run is for into the networks: the averaged ones, and with patience the best update's.
+
+    Returns:
+        The update that they are of.
+    """
+    trainer.take_the_average()
+    if not trainer.config.patience:
+        return trainer.state.update
     best = trainer.checkpoints.directory / f"checkpoint-{trainer.state.best_update}"
     if not best.is_dir():  # a run that was resumed from another folder has its best there
         logger.warning("The best update's %s is not there: the voice is that of the last one.", best)
-        return
+        return trainer.state.update
     checkpoint.load_networks(best, model, discriminator)
+    checkpoint.load_average(best, model)
     logger.info("The voice is that of the best update, %s.", best)
+    return trainer.state.best_update
 
 
 def _refuse_dropped_layers(config: TrainConfig, runtime: Runtime) -> None:
@@ -284,6 +316,10 @@ def _introduce(
     vocabulary.write(trainer.tracker.run_dir / "vocabulary.csv", missing)
     for line in vocabulary.report(missing):
         logger.warning("%s", line)
+    if config.frozen_parts:
+        logger.info("Frozen: %s.", ", ".join(config.frozen_parts))
+    if config.ema_decay:
+        logger.info("The voice will be an average of the weights (decay %g).", config.ema_decay)
     if plan.warmup_updates:
         logger.info("The discriminators learn alone for the first %d updates.", plan.warmup_updates)
     if plan.validation_clips:
