@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import yaml
 
-from vits_trainer.errors import ConfigError
-from vits_trainer.framing import check_framing
+from vits_trainer.architecture import Architecture, DiscriminatorShape
+from vits_trainer.errors import ConfigError, require
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 
@@ -53,12 +53,6 @@ _NOT_STREAMED = {
 """Settings that need to know every clip beforehand, and what they are without."""
 
 
-def require(condition: bool, message: str) -> None:
-    """Raises :class:`ConfigError` with ``message`` unless ``condition`` holds."""
-    if not condition:
-        raise ConfigError(message)
-
-
 def listed(flag: str, words: str, known: Collection[str]) -> tuple[str, ...]:
     """``"mcd, f0"`` as its words, in their order.
 
@@ -86,74 +80,6 @@ class LossWeights:
     """Negative log-likelihood of the durations found by the alignment search."""
     kl: float = 1.0
     """Kullback-Leibler divergence of the posterior from the prior."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A generator to train from scratch, in the words of ``transformers.VitsConfig``; the defaults are MMS-TTS's."""
-
-    sampling_rate: int = 16000
-    """Samples per second of the voice."""
-    hidden_size: int = 192
-    """Channels of the text encoder, the WaveNets and the duration predictor; also the size of the latent frames."""
-    num_hidden_layers: int = 6
-    """Transformer layers of the text encoder."""
-    num_attention_heads: int = 2
-    """Attention heads of the text encoder."""
-    ffn_dim: int = 768
-    """Channels of the text encoder's feed-forward layers."""
-    spectrogram_bins: int = 513
-    """Bins of the linear spectrogram: n_fft / 2 + 1."""
-    posterior_encoder_num_wavenet_layers: int = 16
-    """WaveNet layers of the posterior encoder."""
-    prior_encoder_num_flows: int = 4
-    """Coupling layers of the flow."""
-    prior_encoder_num_wavenet_layers: int = 4
-    """WaveNet layers in each coupling layer."""
-    use_stochastic_duration_prediction: bool = True
-    """Stochastic duration predictor (VITS's own) rather than the plain one."""
-    duration_predictor_num_flows: int = 4
-    """Spline flows of the stochastic duration predictor."""
-    upsample_initial_channel: int = 512
-    """Channels at the decoder's entry."""
-    upsample_rates: tuple[int, ...] = (8, 8, 2, 2)
-    """Upsampling of the decoder's stages; their product is the hop, in samples."""
-    upsample_kernel_sizes: tuple[int, ...] = (16, 16, 4, 4)
-    """Kernel of each upsampling stage."""
-    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
-    """Kernels of the decoder's residual blocks."""
-    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
-    """Dilations of the decoder's residual blocks."""
-
-    def check(self) -> None:
-        """Raises :class:`ConfigError` where sizes do not go together. Not at once: flags come one after the other."""
-        check_framing(
-            self.sampling_rate,
-            self.spectrogram_bins,
-            self.upsample_rates,
-            self.upsample_kernel_sizes,
-            self.upsample_initial_channel,
-        )
-        require(
-            self.hidden_size % 2 == 0 and self.hidden_size % self.num_attention_heads == 0,
-            f"--architecture.hidden_size {self.hidden_size}: the flow halves it and {self.num_attention_heads} "
-            "attention heads share it; give a multiple of both.",
-        )
-        require(
-            len(self.resblock_kernel_sizes) == len(self.resblock_dilation_sizes),
-            f"--architecture.resblock_kernel_sizes {list(self.resblock_kernel_sizes)}: each has its dilations in "
-            f"resblock_dilation_sizes, which are {len(self.resblock_dilation_sizes)}.",
-        )
-
-
-@dataclass(frozen=True)
-class DiscriminatorShape:
-    """Size of the discriminators (VITS: one over the scale, five over periods; 46.7 M parameters)."""
-
-    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
-    """Periods, in samples, of the multi-period discriminators."""
-    channels_divisor: int = 1
-    """Divides every width; 1 is VITS's size, which pretrained discriminators need."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +167,7 @@ class TrainConfig:
 
     architecture: Architecture | None = None
     """The generator to train from scratch; needs model_name null."""
-    discriminator: DiscriminatorShape = DiscriminatorShape()
+    discriminator: DiscriminatorShape = DiscriminatorShape()  # noqa: RUF009 - it is frozen
     """Size of the discriminators, where they start fresh."""
     discriminator_from: str | None = None
     """Discriminators to start with: a D_*.pth of original VITS or MMS, a discriminator.safetensors, or a voice that has
@@ -356,6 +282,7 @@ class TrainConfig:
             "--target_hours and --max_updates both say how long to train: give one of them.",
         )
         self._check_streaming()
+        self._check_speakers()
         self._check_text()
         self._check_learning()
         require(
@@ -366,19 +293,12 @@ class TrainConfig:
             0 <= self.max_rejected_fraction <= 1,
             f"--max_rejected_fraction {self.max_rejected_fraction}: give a number from 0 to 1.",
         )
-        require(
-            0 <= self.speaker_temperature <= 1,
-            f"--speaker_temperature {self.speaker_temperature}: give a number from 0 (all speakers alike) to 1 (every "
-            "clip once an epoch).",
-        )
-        require(
-            self.speaker_temperature == 1 or not self.batch_seconds,
-            f"--speaker_temperature {self.speaker_temperature} with --batch_seconds {self.batch_seconds}: epochs would "
-            "have more updates or fewer with the clips that they draw. Give a --batch_size instead of the seconds.",
-        )
         require(self.rank_timeout_s >= 1, f"--rank_timeout_s {self.rank_timeout_s}: give 1 or more.")
         require(0 <= self.layerdrop < 1, f"--layerdrop {self.layerdrop}: give a number from 0 to below 1.")
         self._check_selection()
+        self._check_start()
+
+    def _check_start(self) -> None:
         if self.architecture is None:
             require(
                 bool(self.model_name),
@@ -408,6 +328,18 @@ class TrainConfig:
             f"leave out --schedule {self.schedule}.",
         )
         listed("freeze", self.freeze, PARTS)
+
+    def _check_speakers(self) -> None:
+        require(
+            0 <= self.speaker_temperature <= 1,
+            f"--speaker_temperature {self.speaker_temperature}: give a number from 0 (all speakers alike) to 1 (every "
+            "clip once an epoch).",
+        )
+        require(
+            self.speaker_temperature == 1 or not self.batch_seconds,
+            f"--speaker_temperature {self.speaker_temperature} with --batch_seconds {self.batch_seconds}: epochs would "
+            "have more updates or fewer with the clips that they draw. Give a --batch_size instead of the seconds.",
+        )
 
     def _check_text(self) -> None:
         require(

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from vits_trainer.config import require
+from vits_trainer.errors import require
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vits_trainer.config import SCORES, SPEECH_FORMATS, TRACKERS, Precision, listed, require
-from vits_trainer.errors import ConfigError
+from vits_trainer.config import SCORES, SPEECH_FORMATS, TRACKERS, Precision, listed
+from vits_trainer.errors import ConfigError, require
 
 PASSWORD_VARIABLE = "VITS_TRAINER_PASSWORD"  # noqa: S105 - the variable's name  # nosec B105
 SHORTEST_PASSWORD = 8

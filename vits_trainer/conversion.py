@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from vits_trainer.config import DiscriminatorShape
+from vits_trainer.architecture import DiscriminatorShape
 from vits_trainer.errors import ModelError
 
 _G, _V = ".parametrizations.weight.original0", ".parametrizations.weight.original1"

@@ -77,3 +77,9 @@ class InstallationError(VitsTrainerError):
 
 class CheckFailedError(VitsTrainerError):
     """``vits-trainer check`` found something wrong."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises :class:`ConfigError` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(message)

@@ -19,8 +19,9 @@ from transformers.models.vits.modeling_vits import VitsAttention, VitsStochastic
 from transformers.utils import cached_file
 
 from vits_trainer import conversion, pickles
+from vits_trainer.architecture import Architecture, DiscriminatorShape
 from vits_trainer.audio import AudioSpec
-from vits_trainer.config import Architecture, DiscriminatorShape, to_dict
+from vits_trainer.config import to_dict
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ConfigError, ModelError
 from vits_trainer.files import replace_directory

@@ -284,7 +284,7 @@ STREAMED = (
 
 def _voice(place: Path) -> Path:
     from vits_trainer import models
-    from vits_trainer.config import Architecture
+    from vits_trainer.architecture import Architecture
     from vits_trainer.discriminator import Discriminator, DiscriminatorShape
     from vits_trainer.text import build_tokenizer
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import VitsConfig, VitsModel
 
 from vits_trainer import golden
-from vits_trainer.config import DiscriminatorShape
+from vits_trainer.architecture import DiscriminatorShape
 from vits_trainer.conversion import (
     discriminator_name,
     discriminator_shape,

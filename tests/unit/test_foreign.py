@@ -9,7 +9,7 @@ from transformers import VitsModel
 
 from tests.foreign import SYMBOLS, coqui_name, golden_weights, write_coqui, write_original, write_piper
 from vits_trainer import conversion, foreign, golden
-from vits_trainer.config import DiscriminatorShape
+from vits_trainer.architecture import DiscriminatorShape
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ModelError
 from vits_trainer.models import in_training_form

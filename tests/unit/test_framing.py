@@ -12,9 +12,10 @@ from transformers import VitsConfig, VitsModel
 
 from tests.voices import MINIATURE, metrics, prepared_folder, train_flags
 from vits_trainer.__main__ import main
+from vits_trainer.architecture import Architecture
 from vits_trainer.audio import AudioSpec, mel_filterbank
 from vits_trainer.cli import parse
-from vits_trainer.config import RECIPES_DIR, Architecture, TrainConfig
+from vits_trainer.config import RECIPES_DIR, TrainConfig
 from vits_trainer.errors import ConfigError
 from vits_trainer.framing import Framing, check_segment
 from vits_trainer.models import audio_spec

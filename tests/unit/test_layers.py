@@ -15,6 +15,7 @@ PACKAGE = Path(vits_trainer.__file__).parent
 ROWS = (
     "errors privacy alignment_gpu",
     "languages framing",
+    "architecture",
     "config audio alignment losses durations encoders metrics text recordings order speakers files accounts charts",
     "interruption stall signs launcher pickles",
     "shards config_tools config_voices config_data scores versions pictures corrections cli corpus ledger",

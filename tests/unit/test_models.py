@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertConfig, VitsConfig, VitsModel, pipeline
 
-from vits_trainer.config import PARTS, Architecture, DiscriminatorShape
+from vits_trainer.architecture import Architecture, DiscriminatorShape
+from vits_trainer.config import PARTS
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ConfigError, ModelError
 from vits_trainer.models import (

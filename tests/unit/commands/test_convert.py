@@ -13,7 +13,7 @@ from tests.foreign import golden_weights, write_coqui, write_original
 from tests.unit.test_golden import read_case
 from vits_trainer import conversion, golden, onnx_voice
 from vits_trainer.__main__ import main
-from vits_trainer.config import DiscriminatorShape
+from vits_trainer.architecture import DiscriminatorShape
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ModelError
 from vits_trainer.models import load_discriminator, load_model, read_discriminator, state_on_cpu
