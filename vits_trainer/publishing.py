@@ -243,7 +243,7 @@ def _figures(story: Story) -> str:
         return ""
     clips = "training clips" if story.config.validate_on_training_clips else "held-out clips"
     explained = (
-        f"On {clips}. `mel` is the L1 distance of log-mel spectrograms in nats, less is better; `constant_frame_mel` is "
-        "what no sound but a steady noise reaches."
+        f"On {clips}. `mel` is the L1 distance of log-mel spectrograms in nats, less is better; "
+        "`constant_frame_mel` is what no sound but a steady noise reaches."
     )
     return "\n".join(["## Figures\n", explained, "\n| figure | value |", "|---|---|", *rows]) + "\n"
