@@ -17,6 +17,8 @@ from vits_trainer.files import write_whole
 from vits_trainer.privacy import redacted
 
 CARD = "README.md"
+_NAMED = 16
+"""Of more speakers than this the number is told."""
 _LICENCES = {"facebook/mms-tts": "cc-by-nc-4.0", "kakao-enterprise/vits": "mit"}
 """Of voices on the Hub by the beginnings of their names, as their cards say."""
 _PYTHON = """```python
@@ -76,7 +78,7 @@ def model_card(story: Story, samples: Mapping[str, str] | None = None) -> str:
         "# A VITS voice\n",
         f"Text in, speech at {story.sampling_rate} Hz out. Made with vits_trainer.\n",
         _PYTHON.format(name=name),
-        _samples(samples or {}),
+        _samples(story, samples or {}),
         _data(story),
         _made(story, base, licence),
         _figures(story),
@@ -172,9 +174,10 @@ def _take_samples(voice: Path, story: Story) -> dict[str, str]:
     return said
 
 
-def _samples(said: Mapping[str, str]) -> str:
+def _samples(story: Story, said: Mapping[str, str]) -> str:
+    kind = "that it was trained on" if story.config.validate_on_training_clips else "that it was not trained on"
     lines = [f'- {text}\n\n  <audio controls src="{path}"></audio> ([{path}]({path}))\n' for path, text in said.items()]
-    return "\n".join(["## Samples\n", "Held-out sentences, which it was not trained on:\n", *lines]) if said else ""
+    return "\n".join([f"## Samples\n\nSentences {kind}:\n", *lines]) if said else ""
 
 
 def _data(story: Story) -> str:
@@ -182,7 +185,8 @@ def _data(story: Story) -> str:
     counts = [f"{story.data['accepted']} clips"] if "accepted" in story.data else []
     counts += [f"{story.data['hours']:.2f} hours"] if "hours" in story.data else []
     counts += [f"{story.training_clips} of the clips trained on"] if story.training_clips else []
-    speakers = f"\nSpeakers of the voice: {', '.join(story.speakers)}.\n" if story.speakers else ""
+    named = ", ".join(story.speakers) if len(story.speakers) <= _NAMED else str(len(story.speakers))
+    speakers = f"\nSpeakers of the voice: {named}.\n" if story.speakers else ""
     revision = f" at revision {source['revision']}" if source.get("revision") else ""
     return f"## Data\n\n{_source(story)}{revision}: {', '.join(counts) or 'not counted'}.\n{speakers}"
 
@@ -237,8 +241,9 @@ def _figures(story: Story) -> str:
     rows = [f"| {name} | {value:.4f} |" for name, value in sorted(found.items()) if "/" not in name]
     if not rows:
         return ""
+    clips = "training clips" if story.config.validate_on_training_clips else "held-out clips"
     explained = (
-        "On held-out clips. `mel` is the L1 distance of log-mel spectrograms in nats, less is better; "
+        f"On {clips}. `mel` is the L1 distance of log-mel spectrograms in nats, less is better; "
         "`constant_frame_mel` is what no sound but a steady noise reaches."
     )
     return "\n".join(["## Figures\n", explained, "\n| figure | value |", "|---|---|", *rows]) + "\n"

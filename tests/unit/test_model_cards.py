@@ -275,6 +275,11 @@ def test_card_of_a_tuned_voice_names_its_origin_and_licence(tmp_path: Path) -> N
     assert "a/b at revision r1: 5 clips, 1.50 hours." in text
     assert "Speakers of the voice: ann, bo." in text
     assert "## Figures" not in text
+    crowd = model_card(replace(story, speakers=tuple(f"s{n}" for n in range(17))))
+    assert "Speakers of the voice: 17." in crowd
+    for trained_on, words in ((False, "that it was not trained on"), (True, "that it was trained on")):
+        config = TrainConfig(validate_on_training_clips=trained_on)
+        assert f"Sentences {words}" in model_card(replace(story, config=config), {"sample_0.wav": "hello"})
     # Tuned again from a folder: origin and licence are those of its card.
     (tmp_path / "voice").mkdir()
     (tmp_path / "voice/README.md").write_text(text, encoding="utf-8")
