@@ -23,6 +23,9 @@ from vits_trainer.errors import ModelError
 from vits_trainer.files import replace_directory
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
+CARD_FILE = "README.md"
+EMBEDDED_SPEAKER_SIZE = 256
+"""As VITS has it."""
 LONGEST_TOKEN_S = 2.0
 """Of speech from text: longer than any sound or pause of a sentence."""
 
@@ -103,7 +106,7 @@ def new_model(
         layerdrop=layerdrop,
         flow_size=architecture.hidden_size,
         num_speakers=max(1, len(speakers)),
-        speaker_embedding_size=256 if len(speakers) > 1 else 0,
+        speaker_embedding_size=EMBEDDED_SPEAKER_SIZE if len(speakers) > 1 else 0,
         **to_dict(architecture),
     )
     if len(speakers) > 1:
@@ -220,10 +223,27 @@ def export(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discrimina
     # legacy names of weight norm (weight_g) would come back from a voice that was loaded with them
     exported.save_pretrained(temporary, save_original_format=False)
     tokenizer.save_pretrained(temporary)
+    (temporary / CARD_FILE).write_text(card(exported.config), encoding="utf-8")
     if discriminator is not None:
         save_discriminator(discriminator, temporary / DISCRIMINATOR_FILE)
     _compare(exported, temporary)
     replace_directory(temporary, directory)
+
+
+def card(config: VitsConfig) -> str:
+    """A voice's card for the Hub, in Markdown: its rate and, where it has several, its speakers' names and ids."""
+    words = (
+        "---\nlibrary_name: transformers\npipeline_tag: text-to-speech\ntags: [vits]\n---\n"
+        f"A VITS voice of {config.sampling_rate} Hz, trained with vits_trainer.\n"
+    )
+    if config.num_speakers <= 1:
+        return words
+    rows = [f"| {index} | {_in_a_cell(name)} |" for index, name in enumerate(speaker_names(config))]
+    return "\n".join([f"{words}\n| speaker_id | speaker |\n|---|---|", *rows, ""])
+
+
+def _in_a_cell(words: str) -> str:
+    return " ".join(words.split()).replace("|", "\\|")
 
 
 def _compare(model: VitsModel, directory: Path) -> None:
@@ -274,6 +294,14 @@ def has_discriminator(voice: str) -> bool:
     return (Path(voice) / DISCRIMINATOR_FILE).is_file()
 
 
+def speaker_names(config: VitsConfig) -> list[str]:
+    """Names of a voice's speakers in the order of their ids; of those without a name, the id. None for one speaker."""
+    if config.num_speakers <= 1:
+        return []
+    names: list[str] = getattr(config, "speakers", None) or []
+    return [*names, *map(str, range(len(names), config.num_speakers))]
+
+
 def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | None:
     """Ids of the data's speakers (sorted names) in a voice: as kept with it, else their places. None for one speaker.
 
@@ -287,7 +315,8 @@ def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | Non
     if unknown or len(names) > config.num_speakers:
         raise ModelError(
             f"The voice has {config.num_speakers} speakers and does not know {', '.join(unknown[:5]) or 'all'} of the "
-            "data's. Leave those clips out, or start from a voice that does."
+            "data's. Add them with --extend_speakers true, leave their clips out with --only_speakers, or start from a "
+            "voice that knows them."
         )
     return {name: index for index, name in enumerate(names)}
 

@@ -21,7 +21,7 @@ ROWS = (
     "data",
     "lanes remote loading tables generator discriminator conversion optim runtime report",
     "plan stream parquet models objective ranks compilation learning",
-    "sources summary workers",
+    "sources summary workers extension",
     "sharding",
     "preparation publishing tracking checkpoint turns meter synthesis",
     "served feedback_views",

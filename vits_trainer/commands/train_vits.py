@@ -15,10 +15,11 @@ from vits_trainer.accounts import Accounts
 from vits_trainer.audio import AudioSpec
 from vits_trainer.checkpoint import Checkpoints
 from vits_trainer.config import TrainConfig
-from vits_trainer.data import ClipReader, PreparedSet, open_prepared, require_rate, split
+from vits_trainer.data import ClipReader, PreparedSet, choose_speakers, open_prepared, require_rate, split
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ConfigError
 from vits_trainer.evaluation import Validation
+from vits_trainer.extension import extended
 from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
 from vits_trainer.lanes import LaneOrder
@@ -134,6 +135,7 @@ def _data(config: TrainConfig) -> _Data:
         stream = open_stream(config.data_dir)
         return _Data(stream, [], stream.hold_out(config.validation_fraction, config.validation_max_clips, config.seed))
     prepared = open_prepared(Path(config.data_dir), config.max_samples)
+    prepared = choose_speakers(prepared, config.only_speakers, config.max_clips_per_speaker, config.seed)
     rows, held_out = split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)
     return _Data(prepared, rows, rows[: config.validation_max_clips] if config.validate_on_training_clips else held_out)
 
@@ -214,7 +216,9 @@ def _voice(
     if resume_from is not None:
         return models.model_to_restore(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
     if config.architecture is None:
-        return models.load_model(str(config.model_name), config.layerdrop), load_tokenizer(str(config.model_name))
+        model = models.load_model(str(config.model_name), config.layerdrop)
+        model = extended(model, prepared.speakers) if config.extend_speakers else model
+        return model, load_tokenizer(str(config.model_name))
     tokenizer = build_tokenizer(prepared.texts)
     return models.new_model(config.architecture, tokenizer, prepared.speakers, config.layerdrop), tokenizer
 
@@ -260,7 +264,10 @@ def _introduce(
     )
     speakers = trainer.validation.speakers if balance is None else balance.speaker_count
     if speakers > 1 and trainer.generator.model.config.num_speakers <= 1:
-        logger.warning("The voice has one speaker and the data several: all of them will train the one.")
+        logger.warning(
+            "The voice has one speaker and the data several: all of them will train the one. --extend_speakers true "
+            "makes it a voice of several; --only_speakers NAME trains on one."
+        )
     if plan.warmup_updates:
         logger.info("The discriminators learn alone for the first %d updates.", plan.warmup_updates)
     if plan.validation_clips:
