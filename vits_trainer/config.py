@@ -176,7 +176,7 @@ class TrainConfig:
     """Use at most this many clips of each speaker, drawn by the seed (0 = all)."""
     extend_speakers: bool = False
     """Fine-tuning: speakers of the data that the voice does not know are added to it, and it sounds as before until the
-    first update. Without it, a one-speaker voice learns all speakers as one, and a voice of several refuses new ones."""
+    first update. Without it, a one-speaker voice learns all speakers as one; a voice of several refuses new ones."""
     streaming: bool = False
     """Read shards (prepare_data --shards) where they lie, nothing kept on this disk: data_dir is then a folder, a
     pattern of shards, an address as s3://bucket/folder, or a data set of shards on the Hub (owner/name)."""

@@ -303,9 +303,8 @@ def split(prepared: PreparedSet, fraction: float, most: int, seed: int) -> tuple
             "Prepare more clips, or give --validation_fraction 0."
         )
     names, speakers = (list(prepared.rows[name]) for name in ("filename", "speaker"))
-    waiting: dict[str, list[int]] = {
-        speaker: [] for speaker in sorted(set(speakers), key=lambda name: _lot(seed, name))
-    }
+    ordered = sorted(set(speakers), key=lambda speaker: _lot(seed, speaker))
+    waiting: dict[str, list[int]] = {speaker: [] for speaker in ordered}
     for row in sorted(range(clips), key=lambda row: _lot(seed, names[row])):
         waiting[speakers[row]].append(row)
     turns = [row for turn in zip_longest(*(own[:-1] for own in waiting.values())) for row in turn if row is not None]

@@ -53,7 +53,7 @@ def extended(model: VitsModel, speakers: Sequence[str]) -> VitsModel:
     unfit = larger.load_state_dict(weights, strict=False)
     if one:
         _silence(larger)
-    strange = [name for name in unfit.missing_keys if not one or "cond" not in name and "embed_speaker" not in name]
+    strange = [name for name in unfit.missing_keys if not (one and ("cond" in name or "embed_speaker" in name))]
     if strange or unfit.unexpected_keys:
         raise ModelError(f"--extend_speakers: no place for {', '.join([*strange, *unfit.unexpected_keys][:10])}.")
     return larger.eval()
