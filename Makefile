@@ -29,7 +29,7 @@ streaming: $(INSTALLED) ## 200,000 rows to shards in four parts, streamed for an
 corrections: $(INSTALLED) ## a small voice learns the digits, and is corrected: with replay, without, and wrongly (1 hour)
 	$(BIN)/python -m tests.corrections corrections
 
-extension: $(INSTALLED) ## a voice of one speaker of real digits is given five more (needs ../shared; 8 min)
+extension: $(INSTALLED) ## a voice of one speaker of real digits is given five more (needs ../shared)
 	$(BIN)/python -m tests.extension extension
 
 benchmark: $(INSTALLED) ## all figures of this machine, as JSON in benchmark/ (GPU: 5 min; try it out: FLAGS="--size tiny")

@@ -1,6 +1,6 @@
-"""A small voice of one speaker of real digits is given five more (8 minutes on two cores).
+"""A small voice of one speaker of real digits is given five more.
 
-``python -m tests.extension FOLDER`` prints what docs/training.md says: each speaker's validation/speaker_mel before the
+``python -m tests.extension FOLDER`` prints a table for docs/training.md: each speaker's validation/speaker_mel before the
 first update, of the old voice and of the extended one, and how it falls.
 """
 
