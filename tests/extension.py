@@ -1,7 +1,7 @@
 """A small voice of one speaker of real digits is given five more.
 
-``python -m tests.extension FOLDER`` prints a table for docs/training.md: each speaker's validation/speaker_mel before the
-first update, of the old voice and of the extended one, and how it falls.
+``python -m tests.extension FOLDER`` prints a table for docs/training.md: each speaker's validation/speaker_mel before
+the first update, of the old voice and of the extended one, and how it falls.
 """
 
 import argparse
