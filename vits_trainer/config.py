@@ -44,6 +44,8 @@ _NOT_STREAMED = {
     "batch_seconds": 0,
     "max_samples": 0,
     "speaker_temperature": 1,
+    "only_speakers": "",
+    "max_clips_per_speaker": 0,
     "validate_on_training_clips": False,
 }
 """Settings that need to know every clip beforehand, and what they are without."""
@@ -177,6 +179,13 @@ class TrainConfig:
     speaker_temperature: float = 1.0
     """How speakers share an epoch: one of n clips gets a share like n ** temperature. 1 = every clip once; 0.5 = the
     speakers of few clips more often; 0 = all speakers alike."""
+    only_speakers: str = ""
+    """Train on the clips of these speakers alone, separated by commas (empty = of all)."""
+    max_clips_per_speaker: int = 0
+    """Use only the first so many clips of each speaker (0 = all)."""
+    extend_speakers: bool = False
+    """Teach the voice the data's speakers that it does not know. One of a single speaker becomes one of several, which
+    all begin as it was; in one of several the old ones stay, and the new begin at their mean."""
 
     objective: ObjectiveKind = "vits"
     """vits: the whole VITS objective. mel: the differentiable mel loss and the durations alone, without
@@ -279,6 +288,7 @@ class TrainConfig:
         for name in (
             "max_updates",
             "max_samples",
+            "max_clips_per_speaker",
             "data_workers",
             "validate_every_updates",
             "save_every_updates",
@@ -378,6 +388,11 @@ class TrainConfig:
         asked = listed("validation_scores", self.validation_scores, SCORES)
         needed = [score for score, figures in SCORES.items() if self.best_metric in figures and score not in asked]
         return (*asked, *needed)
+
+    @property
+    def chosen_speakers(self) -> tuple[str, ...]:
+        """The only ones to train on; none where all are."""
+        return tuple(name.strip() for name in self.only_speakers.split(",") if name.strip())
 
     @property
     def trackers(self) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import traceback
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import zip_longest
@@ -27,6 +28,8 @@ from vits_trainer.text import encode
 
 UNEXPECTED = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 """What nobody expects of a clip is a bad record all the same, with its traceback; the limit stops what hits many."""
+_NAMED_SPEAKERS = 20
+"""So many a message lists at most."""
 _KEPT_TEXTS = 2**16
 """So many texts' tokens a process keeps at most."""
 
@@ -162,15 +165,19 @@ class PreparedSet:
         return hashlib.sha256("\n".join("|".join(lines[row]) for row in rows).encode()).hexdigest()
 
 
-def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedSet:
+def open_prepared(
+    data_dir: Path, max_samples: int = 0, only_speakers: Sequence[str] = (), max_clips_per_speaker: int = 0
+) -> PreparedSet:
     """Opens a prepared folder.
 
     Args:
         data_dir: holds metadata.csv and wavs/.
-        max_samples: only the first so many clips (0 = all).
+        max_samples: only the first so many clips (0 = all), of those that the other two leave.
+        only_speakers: only the clips of these (none = of all).
+        max_clips_per_speaker: only the first so many clips of each (0 = all).
 
     Raises:
-        DataError: no such folder, a malformed line (its number is named), or no clip.
+        DataError: no such folder, a malformed line (its number is named), no clip, or not one of a speaker.
     """
     path = data_dir / "metadata.csv"
     try:
@@ -183,6 +190,7 @@ def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedSet:
         raise DataError(f"{path} cannot be read: {error}. Run prepare_data again.") from error
     columns: dict[str, list[str]] = {"filename": [], "text": [], "speaker": []}
     lines_of: dict[str, int] = {}
+    clips_of: Counter[str] = Counter()
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
@@ -198,10 +206,17 @@ def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedSet:
             raise DataError(
                 f"{path} line {number}: {fields[0]} stands in line {lines_of[fields[0]]} already. Keep one of the two."
             )
+        speaker = fields[2] if len(fields) == 3 else ""
+        clips_of[speaker] += 1
+        is_wanted = speaker in only_speakers or not only_speakers
+        if not is_wanted or 0 < max_clips_per_speaker < clips_of[speaker]:
+            continue
         for column, value in zip(columns.values(), [*fields, ""], strict=False):
             column.append(value)
         if max_samples and len(columns["filename"]) == max_samples:
             break
+    else:
+        _require_speakers(path, only_speakers, clips_of)
     if not columns["filename"]:
         raise DataError(f"{path} holds no clip. Run prepare_data again and look at its table of rejections.")
     summary = _summary(data_dir)
@@ -210,6 +225,17 @@ def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedSet:
     except RecordingError as error:
         raise DataError(f"{data_dir}: its first clip cannot be read: {error}. Run prepare_data again.") from error
     return PreparedSet(data_dir, datasets.Dataset.from_dict(columns), int(rate), summary)
+
+
+def _require_speakers(path: Path, wanted: Sequence[str], there: Mapping[str, int]) -> None:
+    absent = [speaker for speaker in wanted if speaker not in there]
+    if absent:
+        names = sorted(name for name in there if name)
+        more = f" and {len(names) - _NAMED_SPEAKERS} more" if len(names) > _NAMED_SPEAKERS else ""
+        raise DataError(
+            f"{path} has no clip of {', '.join(absent)} (--only_speakers). Its speakers: "
+            f"{', '.join(names[:_NAMED_SPEAKERS]) or 'none is named'}{more}."
+        )
 
 
 def _summary(data_dir: Path) -> dict[str, Any]:

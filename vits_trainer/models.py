@@ -287,7 +287,7 @@ def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | Non
     if unknown or len(names) > config.num_speakers:
         raise ModelError(
             f"The voice has {config.num_speakers} speakers and does not know {', '.join(unknown[:5]) or 'all'} of the "
-            "data's. Leave those clips out, or start from a voice that does."
+            "data's. Give --extend_speakers true to add them, or leave their clips out with --only_speakers."
         )
     return {name: index for index, name in enumerate(names)}
 

@@ -22,7 +22,7 @@ logger = logging.getLogger("vits_trainer")
 
 _FIXED = (
     "seed", "objective", "model_name", "architecture", "discriminator", "layerdrop", "best_metric",
-    "speaker_temperature",
+    "speaker_temperature", "extend_speakers",
 )  # fmt: skip
 """Settings that a resumed run must share with the one before."""
 
@@ -91,8 +91,9 @@ def circumstances(
     fixed = {setting: settings.pop(setting) for setting in sorted(settings) if setting.split(".")[0] in _FIXED}
     fixed |= {
         "run_name": name,
-        # Checkpoints from before there was a temperature have none.
+        # Checkpoints from before there were these settings have none.
         "speaker_temperature": None if config.speaker_temperature == 1 else config.speaker_temperature,
+        **{setting: getattr(config, setting) or None for setting in ("extend_speakers",)},
         "data": prepared.fingerprint(rows)[:16],
         "validation data": prepared.fingerprint(held_out)[:16],
         "clips in an update": None if order.batch_frames else order.update_clips,

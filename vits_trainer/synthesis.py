@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoConfig, VitsConfig, VitsModel, VitsTokenizer
 
-from vits_trainer.cli import unknown_word
 from vits_trainer.config import SPEECH_FORMATS
 from vits_trainer.errors import ConfigError, DataError, ModelError
 from vits_trainer.models import unhurried
@@ -40,6 +40,8 @@ _SENTENCE_END = re.compile(
 )
 _CLAUSE_END = re.compile(r"[,;:](?=\s)|[،؛、，；：]|\s[–—](?=\s)")
 _WHITE_SPACE = re.compile(r"\s+")
+_NAMED_SPEAKERS = 50
+"""So many a message lists at most."""
 _ENCODED_AT_ONCE = 2**16
 """Samples; libsndfile's Vorbis encoder keeps each write on its stack and crashes at some minutes of audio."""
 
@@ -114,8 +116,10 @@ class Voice:
         if speaker.isdecimal() and int(speaker) < count:
             return int(speaker)
         if names and not speaker.isdecimal():
-            raise ConfigError(f"{self.name}: {unknown_word('speaker', speaker, names)}")
-        raise ConfigError(f"{self.name}: no speaker {speaker}: give a number from 0 to {count - 1}.")
+            listed = ", ".join(names[:_NAMED_SPEAKERS]) + (", ..." if len(names) > _NAMED_SPEAKERS else "")
+            near = [f"did you mean {name}?" for name in get_close_matches(speaker, names, n=1, cutoff=0.5)]
+            raise ConfigError(" ".join([f"{self.name} has no speaker {speaker}: it has {listed}.", *near]))
+        raise ConfigError(f"{self.name} has no speaker {speaker}: give a number from 0 to {count - 1}.")
 
     def _encoded_pieces(self, text: str) -> list[NDArray[np.int64]]:
         """Token ids, (S,), of each piece in which the voice knows something to say."""

@@ -157,6 +157,29 @@ def test_max_samples_takes_the_first(folder):
     assert len(open_prepared(folder, max_samples=0).rows) == 6
 
 
+@pytest.mark.parametrize(
+    ("chosen", "most_each", "most", "left"),
+    [
+        (("b", "c"), 0, 0, [1, 3, 4, 6]),
+        ((), 2, 0, [0, 1, 2, 3, 4]),
+        (("a",), 2, 0, [0, 2]),
+        (("a", "b"), 2, 3, [0, 1, 2]),
+        (("b",), 0, 1, [1]),
+    ],
+)
+def test_speakers_are_chosen_and_limited_before_the_samples_are(tmp_path, chosen, most_each, most, left):
+    lines = [f"{n}.wav|ab {n}|{speaker}" for n, speaker in enumerate("abacbab")]
+    prepared = open_prepared(write_folder(tmp_path, lines), most, chosen, most_each)
+    assert prepared.rows["filename"] == [f"{n}.wav" for n in left]
+    assert prepared.speakers == sorted({"abacbab"[n] for n in left})
+
+
+def test_speaker_without_a_clip_is_refused_and_those_that_there_are_named(tmp_path):
+    folder = write_folder(tmp_path, ["0.wav|ab|zin", "1.wav|ab|ava"])
+    with pytest.raises(DataError, match=r"no clip of bo \(--only_speakers\). Its speakers: ava, zin"):
+        open_prepared(folder, only_speakers=("ava", "bo"))
+
+
 @pytest.mark.parametrize("line", ["only-a-name", "a.wav|text|speaker|more", "|text"])
 def test_malformed_line_is_named(tmp_path, line):
     write_folder(tmp_path, ["0.wav|good", line])

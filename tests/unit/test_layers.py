@@ -19,7 +19,7 @@ ROWS = (
     "shards config_tools config_voices config_data scores versions pictures corrections cli corpus ledger data",
     "lanes remote loading tables generator discriminator conversion optim runtime report",
     "plan stream sources models objective ranks compilation learning",
-    "preparation tracking checkpoint turns meter synthesis",
+    "preparation tracking checkpoint turns meter synthesis extension",
     "served feedback_views",
     "golden evaluation judging selection proofs resumption replay benchmark suites feedback_page",
     "watch textbook feedback",

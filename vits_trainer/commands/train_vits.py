@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from transformers import VitsModel, VitsTokenizer
 
-from vits_trainer import checkpoint, models, resumption
+from vits_trainer import checkpoint, extension, models, resumption
 from vits_trainer.accounts import Accounts
 from vits_trainer.audio import AudioSpec
 from vits_trainer.checkpoint import Checkpoints
@@ -133,7 +133,9 @@ def _data(config: TrainConfig) -> _Data:
     if config.streaming:
         stream = open_stream(config.data_dir)
         return _Data(stream, [], stream.hold_out(config.validation_fraction, config.validation_max_clips, config.seed))
-    prepared = open_prepared(Path(config.data_dir), config.max_samples)
+    prepared = open_prepared(
+        Path(config.data_dir), config.max_samples, config.chosen_speakers, config.max_clips_per_speaker
+    )
     rows, held_out = split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)
     return _Data(prepared, rows, rows[: config.validation_max_clips] if config.validate_on_training_clips else held_out)
 
@@ -214,7 +216,11 @@ def _voice(
     if resume_from is not None:
         return models.model_to_restore(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
     if config.architecture is None:
-        return models.load_model(str(config.model_name), config.layerdrop), load_tokenizer(str(config.model_name))
+        model, tokenizer = (
+            models.load_model(str(config.model_name), config.layerdrop),
+            load_tokenizer(str(config.model_name)),
+        )
+        return extension.with_speakers(model, prepared.speakers) if config.extend_speakers else model, tokenizer
     tokenizer = build_tokenizer(prepared.texts)
     return models.new_model(config.architecture, tokenizer, prepared.speakers, config.layerdrop), tokenizer
 
@@ -260,7 +266,10 @@ def _introduce(
     )
     speakers = trainer.validation.speakers if balance is None else balance.speaker_count
     if speakers > 1 and trainer.generator.model.config.num_speakers <= 1:
-        logger.warning("The voice has one speaker and the data several: all of them will train the one.")
+        logger.warning(
+            "The voice has one speaker and the data several: all of them will train the one (--extend_speakers true "
+            "makes a speaker of each)."
+        )
     if plan.warmup_updates:
         logger.info("The discriminators learn alone for the first %d updates.", plan.warmup_updates)
     if plan.validation_clips:
