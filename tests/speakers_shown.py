@@ -55,7 +55,8 @@ def train(folder: Path, data: Path, updates: int) -> None:
     recipe = folder / "small.yaml"
     recipe.write_text(json.dumps({"model_name": None, "architecture": SIZES, "discriminator": JUDGES}))
     called("train_vits", config=recipe, **shared, only_speakers=FIRST, max_updates=updates,
-           validate_every_updates=0, checkpoint_dir=folder / "one", output_dir=folder / "voice", run_name="one")  # fmt: skip
+           validate_every_updates=0, checkpoint_dir=folder / "one", output_dir=folder / "voice",
+           run_name="one")  # fmt: skip
     for run, settings in RUNS.items():
         called("train_vits", **shared, **settings, model_name=folder / "voice", max_updates=updates,
                validate_every_updates=updates // 4, checkpoint_dir=folder / run, output_dir=folder / f"{run}_voice",

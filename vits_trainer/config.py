@@ -46,6 +46,7 @@ _NOT_STREAMED = {
     "speaker_temperature": 1,
     "only_speakers": "",
     "max_clips_per_speaker": 0,
+    "phonemize": False,
     "validate_on_training_clips": False,
 }
 """Settings that need to know every clip beforehand, and what they are without."""
@@ -186,6 +187,16 @@ class TrainConfig:
     extend_speakers: bool = False
     """Teach the voice the data's speakers that it does not know. One of a single speaker becomes one of several, which
     all begin as it was; in one of several the old ones stay, and the new begin at their mean."""
+
+    language: str | None = None
+    """Of the texts, as de, deu or en-gb, for phonemes and numbers; kept with the voice (null = the voice's own)."""
+    spell_numbers: bool = False
+    """Read numbers as words of the language, here and wherever the voice speaks."""
+    phonemize: bool = False
+    """From scratch: learn phonemes (espeak-ng's, of the language) rather than letters."""
+    extend_vocabulary: bool = False
+    """Teach the voice the characters of the texts that its vocabulary lacks, which are left out otherwise. The old ones
+    stay, and the new begin at their mean."""
 
     objective: ObjectiveKind = "vits"
     """vits: the whole VITS objective. mel: the differentiable mel loss and the durations alone, without
@@ -341,6 +352,18 @@ class TrainConfig:
         require(self.rank_timeout_s >= 1, f"--rank_timeout_s {self.rank_timeout_s}: give 1 or more.")
         require(0 <= self.layerdrop < 1, f"--layerdrop {self.layerdrop}: give a number from 0 to below 1.")
         self._check_selection()
+        self._check_start()
+
+    def _check_streaming(self) -> None:
+        require(self.streaming_window >= 1, f"--streaming_window {self.streaming_window}: give 1 or more.")
+        for name, off in _NOT_STREAMED.items():
+            require(
+                not self.streaming or getattr(self, name) == off,
+                f"--streaming and --{name} exclude one another, as it needs to know every clip beforehand: leave out "
+                f"--{name}, or train on the shards without --streaming.",
+            )
+
+    def _check_start(self) -> None:
         if self.architecture is None:
             require(
                 bool(self.model_name),
@@ -352,15 +375,16 @@ class TrainConfig:
                 f"--model_name {self.model_name} and an architecture to train from scratch exclude one another: "
                 "leave out the architecture (or the recipe that brings it), or give --model_name null.",
             )
-
-    def _check_streaming(self) -> None:
-        require(self.streaming_window >= 1, f"--streaming_window {self.streaming_window}: give 1 or more.")
-        for name, off in _NOT_STREAMED.items():
-            require(
-                not self.streaming or getattr(self, name) == off,
-                f"--streaming and --{name} exclude one another, as it needs to know every clip beforehand: leave out "
-                f"--{name}, or train on the shards without --streaming.",
-            )
+        require(
+            not self.phonemize or self.architecture is not None,
+            "--phonemize true is for voices from scratch: one that exists goes on with what it learnt, letters or "
+            "phonemes. Leave it out, or give an architecture.",
+        )
+        require(
+            not (self.streaming and self.architecture is not None and self.spell_numbers),
+            "--streaming and --spell_numbers exclude one another from scratch, as the words of the numbers are not "
+            "known beforehand. Write them as words in the texts.",
+        )
 
     def _check_selection(self) -> None:
         figures = [figure for names in SCORES.values() for figure in names]

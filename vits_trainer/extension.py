@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import VitsConfig, VitsModel
+from transformers import VitsConfig, VitsModel, VitsTokenizer
 
 from vits_trainer.errors import ConfigError
 from vits_trainer.models import in_training_form
+from vits_trainer.text import extended
 
 SPEAKER_EMBEDDING_SIZE = 256
 """VITS's own."""
@@ -48,6 +49,26 @@ def with_speakers(model: VitsModel, speakers: Sequence[str]) -> VitsModel:
         return grown
     old = model.embed_speaker.weight.detach()
     return _rebuilt(model, changes, {"embed_speaker.weight": _with_means(old, old, len(names))})
+
+
+def with_characters(
+    model: VitsModel, tokenizer: VitsTokenizer, characters: Sequence[str]
+) -> tuple[VitsModel, VitsTokenizer]:
+    """A voice that knows these characters, too, and its tokenizer.
+
+    The ids and the embeddings of the old ones stay, and a new one begins at the mean of the old.
+
+    Args:
+        model: in training form.
+        tokenizer: its.
+        characters: that the vocabulary lacks.
+    """
+    grown = extended(tokenizer, characters)
+    table = model.text_encoder.embed_tokens.weight.detach()  # (V, C)
+    learnt = table[[number for number in tokenizer.encoder.values() if number < len(table)]]
+    wider = _with_means(table, learnt, max(len(table), *(number + 1 for number in grown.encoder.values())))
+    wider[[grown.encoder[character] for character in characters]] = learnt.mean(dim=0)  # a table may have spare rows
+    return _rebuilt(model, {"vocab_size": len(wider)}, {"text_encoder.embed_tokens.weight": wider}), grown
 
 
 def known_speakers(config: VitsConfig) -> list[str]:

@@ -20,7 +20,7 @@ from vits_trainer.config import SPEECH_FORMATS
 from vits_trainer.errors import ConfigError, DataError, ModelError
 from vits_trainer.models import unhurried
 from vits_trainer.recordings import to_pcm16
-from vits_trainer.text import encode, load_tokenizer
+from vits_trainer.text import encode, load_tokenizer, rewrites, spoken_form
 
 logger = logging.getLogger(__name__)
 
@@ -174,9 +174,9 @@ def split_sentences(text: str, max_characters: int = MAX_PIECE_CHARACTERS) -> li
 
 def unknown_characters(tokenizer: VitsTokenizer, text: str) -> str:
     """Letters and digits of ``text`` that the vocabulary lacks, sorted; empty where the tokenizer rewrites the text."""
-    if tokenizer.is_uroman or tokenizer.phonemize:
+    if rewrites(tokenizer):
         return ""
-    letters = {character for character in text if character.isalnum()}
+    letters = {character for character in spoken_form(tokenizer, text) if character.isalnum()}
     return "".join(
         sorted(
             letter

@@ -11,6 +11,7 @@ The only writer of metrics. Ranks other than the main one hold a tracker that do
         nonfinite/       such updates, to be run again by check --replay
         train.log        what was said
         speakers.csv     update, speaker, clips, mel: of each validation, where there are several speakers
+        vocabulary.csv   character, its name, times, example: of the texts' characters that the voice did not know
         worst_clips.json what was said worst at the last validation with scores
         samples/         speech, mel spectrograms and alignments of the same sentences at each validation
         wandb/           the Weights & Biases run; tensorboard/, trackio/: where these are asked for
@@ -19,6 +20,7 @@ The only writer of metrics. Ranks other than the main one hold a tracker that do
 
 import csv
 import hashlib
+import io
 import json
 import logging
 import math
@@ -48,6 +50,7 @@ from vits_trainer.privacy import redacted
 from vits_trainer.recordings import to_pcm16, write_pcm16_wav
 from vits_trainer.scores import ClipScore
 from vits_trainer.speakers import SpeakerMel
+from vits_trainer.text import Missing
 
 logger = logging.getLogger("vits_trainer")
 
@@ -207,6 +210,17 @@ class Tracker:
             if not file.tell():
                 writer.writerow(_SPEAKER_COLUMNS)
             writer.writerows(rows)
+
+    def vocabulary(self, missing: Sequence[Missing]) -> None:
+        """Writes down the characters that the voice does not know, or did not before they were added."""
+        if not self.is_main or not missing:
+            return
+        content = io.StringIO()
+        writer = csv.writer(content, lineterminator="\n")
+        writer.writerow(("character", "name", "times", "example"))
+        # In quotes, so that no spreadsheet takes one for a formula.
+        writer.writerows((f'"{m.character}"', m.name, m.times or "", f'"{m.example}"') for m in missing)
+        write_whole(self.run_dir / "vocabulary.csv", content.getvalue())
 
     def _errors_table(self) -> dict[str, Any]:
         if self._table is None:

@@ -13,7 +13,7 @@ from vits_trainer.config import Architecture, LossWeights
 from vits_trainer.data import ClipReader, open_prepared
 from vits_trainer.errors import ConfigError, ModelError
 from vits_trainer.evaluation import Validation
-from vits_trainer.extension import known_speakers, with_speakers
+from vits_trainer.extension import known_speakers, with_characters, with_speakers
 from vits_trainer.generator import Generator
 from vits_trainer.models import audio_spec, export, load_model, new_model, speaker_ids
 from vits_trainer.objective import Objective
@@ -158,3 +158,27 @@ def test_plain_transformers_loads_the_grown_voice_and_its_pipeline_takes_a_speak
     with torch.no_grad():
         ours = ours(tokens, speaker_id=1).waveform
     torch.testing.assert_close(spoken[1].flatten(), ours.flatten(), atol=1e-5, rtol=1e-3)
+
+
+def test_new_characters_begin_at_the_mean_and_old_texts_sound_as_before(tmp_path):
+    model = new_voice()
+    before, spoken = model.text_encoder.embed_tokens.weight.detach().clone(), speech(model)
+    grown, tokenizer = with_characters(model, TOKENIZER, ["ä", "ß"])
+    after = grown.text_encoder.embed_tokens.weight.detach()
+    assert grown.config.vocab_size == len(tokenizer) == len(before) + 2
+    assert torch.equal(after[:-2], before)
+    torch.testing.assert_close(after[-2:], before.mean(dim=0).expand(2, -1))
+    assert torch.equal(speech(grown), spoken)
+    export(grown, tokenizer, None, tmp_path / "voice")
+    speaker = pipeline("text-to-speech", model=str(tmp_path / "voice"))
+    assert speaker("ßä")["audio"].size > 0
+    assert VitsTokenizer.from_pretrained(tmp_path / "voice")("ßä").input_ids[1::2] == [len(before) + 1, len(before)]
+
+
+def test_character_takes_a_spare_row_of_the_embedding_where_there_is_one():
+    model = new_voice()
+    spare, _ = with_characters(model, TOKENIZER, ["x"])  # a table with a row that TOKENIZER does not know
+    grown, tokenizer = with_characters(spare, TOKENIZER, ["ä"])
+    table = grown.text_encoder.embed_tokens.weight
+    assert len(table) == len(TOKENIZER) + 1
+    torch.testing.assert_close(table[tokenizer.encoder["ä"]], table[:-1].mean(dim=0))

@@ -14,8 +14,9 @@ PACKAGE = Path(vits_trainer.__file__).parent
 # From the ground up. A file imports only from rows above its own.
 ROWS = (
     "errors privacy alignment_gpu",
-    "config audio alignment losses durations encoders metrics text recordings order speakers files accounts charts",
-    "interruption stall signs launcher",
+    "config audio alignment losses durations encoders metrics recordings order speakers files accounts charts",
+    "pronunciation",
+    "interruption stall signs launcher text",
     "shards config_tools config_voices config_data scores versions pictures corrections cli corpus ledger data",
     "lanes remote loading tables generator discriminator conversion optim runtime report",
     "plan stream sources models objective ranks compilation learning",

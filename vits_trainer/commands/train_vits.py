@@ -3,7 +3,8 @@
 import logging
 import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +31,14 @@ from vits_trainer.ranks import describe
 from vits_trainer.runtime import Runtime
 from vits_trainer.speakers import Balance
 from vits_trainer.stream import StreamedSet, StreamReader, TrainedNames, open_stream
-from vits_trainer.text import build_tokenizer, load_tokenizer
+from vits_trainer.text import Missing, build_tokenizer, load_tokenizer, missing_characters, rewrites
 from vits_trainer.tracking import Outcome, Tracker, log_to_console, versions
 from vits_trainer.trainer import Trainer
 
 logger = logging.getLogger("vits_trainer")
+
+_NAMED_CHARACTERS = 20
+"""So many the log lists at most."""
 
 
 def run(config: TrainConfig) -> int:
@@ -55,6 +59,9 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
     resume_from = runtime.from_main(lambda: resumption.choose(config))
     torch.manual_seed(config.seed)  # fresh weights, equal on all ranks; what updates draw has seeds of its own
     model, tokenizer = _voice(config, prepared, resume_from)
+    missing = runtime.from_main(lambda: _missing(config, prepared, tokenizer))
+    if config.extend_vocabulary and missing and resume_from is None:
+        model, tokenizer = extension.with_characters(model, tokenizer, [found.character for found in missing])
     spec = models.audio_spec(model.config)
     require_rate(prepared, spec)
     objective = Objective(config.objective, config.loss_weights, spec, config.segment_frames)
@@ -92,6 +99,7 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
         trainer.plan = Plan.of(config, order, len(held_out), fresh_judges, seconds_per_update, kept)
         if runtime.is_main:
             _introduce(trainer, seconds_per_update, config, balance, resume_from, changes)
+            _tell_missing(missing, config, tracker)
         if trainer.fit():
             tracker.outcome = Outcome("done", trainer.state.update)
             if runtime.is_main:
@@ -216,13 +224,45 @@ def _voice(
     if resume_from is not None:
         return models.model_to_restore(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
     if config.architecture is None:
-        model, tokenizer = (
-            models.load_model(str(config.model_name), config.layerdrop),
-            load_tokenizer(str(config.model_name)),
-        )
+        model = models.load_model(str(config.model_name), config.layerdrop)
+        tokenizer = load_tokenizer(str(config.model_name), config.language, config.spell_numbers)
         return extension.with_speakers(model, prepared.speakers) if config.extend_speakers else model, tokenizer
-    tokenizer = build_tokenizer(prepared.texts)
+    tokenizer = build_tokenizer(prepared.texts, config.language, config.spell_numbers, config.phonemize)
     return models.new_model(config.architecture, tokenizer, prepared.speakers, config.layerdrop), tokenizer
+
+
+def _missing(config: TrainConfig, prepared: PreparedSet | StreamedSet, tokenizer: VitsTokenizer) -> list[Missing]:
+    """What the vocabulary lacks of the texts. Of a stream, where its characters are known or must be."""
+    if not isinstance(prepared, StreamedSet):
+        return missing_characters(tokenizer, prepared.texts)
+    if rewrites(tokenizer):
+        if config.extend_vocabulary:
+            raise ConfigError(
+                "--extend_vocabulary with --streaming: the voice reads texts as phonemes or in Latin letters, and what "
+                "a stream comes to so is not known beforehand. Leave one of them out."
+            )
+        return []
+    if not config.extend_vocabulary and "characters" not in prepared.summary:
+        return []  # nobody reads all shards for it
+    return [replace(found, times=0, example="") for found in missing_characters(tokenizer, prepared.texts)]
+
+
+def _tell_missing(missing: Sequence[Missing], config: TrainConfig, tracker: Tracker) -> None:
+    """Says which characters the voice does not know, or has taken in; all of them go to vocabulary.csv."""
+    if not missing:
+        return
+    tracker.vocabulary(missing)
+    named = ", ".join(map(str, missing[:_NAMED_CHARACTERS])) + (", ..." if len(missing) > _NAMED_CHARACTERS else "")
+    examples = "; such as: " + missing[0].example if missing[0].example else ""
+    if config.extend_vocabulary:
+        logger.info("The vocabulary took in %d characters: %s%s", len(missing), named, examples)
+        return
+    digits = any(found.character.isdecimal() for found in missing)
+    logger.warning(
+        "The vocabulary lacks %d characters of the texts, which are LEFT OUT: %s%s. All are in vocabulary.csv. "
+        "--extend_vocabulary true adds them%s.",
+        len(missing), named, examples, "; --spell_numbers true reads numbers as words" if digits else "",
+    )  # fmt: skip
 
 
 def _run_name(config: TrainConfig, resume_from: Path | None, runtime: Runtime) -> str:
