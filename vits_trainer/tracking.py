@@ -218,8 +218,7 @@ class Tracker:
         content = io.StringIO()
         writer = csv.writer(content, lineterminator="\n")
         writer.writerow(("character", "name", "times", "example"))
-        # In quotes, so that no spreadsheet takes one for a formula.
-        writer.writerows((f'"{m.character}"', m.name, m.times or "", f'"{m.example}"') for m in missing)
+        writer.writerows((_no_formula(m.character), m.name, m.times or "", _no_formula(m.example)) for m in missing)
         write_whole(self.run_dir / "vocabulary.csv", content.getvalue())
 
     def _errors_table(self) -> dict[str, Any]:
@@ -371,6 +370,11 @@ class Tracker:
         }
         tracker.store_init_configuration(redacted(settings))
         return tracker
+
+
+def _no_formula(words: str) -> str:
+    """As it can stand in a cell of a spreadsheet."""
+    return f"'{words}" if words.startswith(("=", "+", "-", "@")) else words
 
 
 def _update_of(line: bytes) -> int:
