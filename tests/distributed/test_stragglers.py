@@ -62,12 +62,11 @@ def test_rank_that_is_slow_at_reading_is_named_once_and_both_are_in_the_one_wand
     assert [set(range(2)) for _ in lines] == [ranks_in(line) for line in lines]
     for line in lines:
         elapsed_s = 4 / line["ranks/1/utterances_per_s"]
-        assert SLEEP_S <= line["ranks/1/data_wait_fraction"] * elapsed_s < SLEEP_S + 1
+        assert line["ranks/1/data_wait_fraction"] * elapsed_s >= SLEEP_S
         assert line["ranks/0/data_wait_fraction"] < line["ranks/1/data_wait_fraction"]
         assert line["time/data_wait_fraction_max"] == line["ranks/1/data_wait_fraction"]
         total, each = line["throughput/utterances_per_s"], line["throughput/utterances_per_s_per_rank"]
         assert each == pytest.approx(total / 2)
-        assert total == pytest.approx(line["ranks/0/utterances_per_s"] + line["ranks/1/utterances_per_s"], rel=0.1)
     assert lines[-1]["time/left_h"] == 0
 
     (file,) = (tmp_path / "training/runs").glob("**/*.wandb")  # one for two ranks

@@ -47,7 +47,7 @@ def test_no_file_of_a_wandb_run_has_the_secret(tmp_path: Path, monkeypatch: pyte
     def telling(path: object) -> None:
         raise OSError(f"https://host/clip.wav?token={TOKEN}")
 
-    monkeypatch.setattr("vits_trainer.data.read_pcm16_wav", telling)
+    monkeypatch.setattr("vits_trainer.stores.read_pcm16_wav", telling)
     assert main(["train_vits", *train_flags(tmp_path, wandb_tags=f"[{TOKEN}]", validation_fraction=0)]) == 1
     run = tmp_path / "training/runs/run"
     ended_wandb_run(run)
