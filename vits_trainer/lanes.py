@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from vits_trainer.order import MicroBatch
+from vits_trainer.order import Epochs, MicroBatch
 
 CYCLE = 4
 """Updates take their lanes in turns of so many: a number of data workers that divides it, or it times the accumulation,
@@ -76,7 +76,7 @@ class _Epoch:
 
 
 @dataclass(frozen=True, eq=False)
-class LaneOrder:
+class LaneOrder(Epochs):
     """The updates of each epoch, and each process's micro-batches in them, of clips that are streamed."""
 
     groups: Sequence[int]
@@ -121,16 +121,6 @@ class LaneOrder:
             else:
                 found = self._last_update(epoch, rank)
             yield from found
-
-    def after(self, updates: int, until: int, rank: int) -> Iterator[MicroBatch]:
-        """What process ``rank`` takes once ``updates`` are done, up to update ``until``."""
-        while updates < until:
-            epoch, done = divmod(updates, self.updates_per_epoch)
-            for micro_batch in self.epoch(epoch, rank, done):
-                yield micro_batch
-                updates += micro_batch.closes_update
-                if updates == until:
-                    return
 
     def clips_left(self, updates: int) -> int:
         """How many clips of its epoch wait for their turn once ``updates``, at least 1, are done."""

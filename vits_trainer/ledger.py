@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +38,7 @@ class LeftOut(NamedTuple):
     detail: str
 
 
-class Journal:
+class Journal(ABC):
     """Lines of JSON, on the disk as they come; a process at a time, while it is entered.
 
     Raises:
@@ -76,9 +77,9 @@ class Journal:
         """Once all is done."""
         self.path.unlink()
 
+    @abstractmethod
     def _keep(self, record: Any) -> bool:
         """Takes up a line of before, if what it says can be relied upon."""
-        raise NotImplementedError
 
     def _write(self, record: Mapping[str, Any]) -> None:
         self._file.write((json.dumps(record) + "\n").encode())

@@ -4,6 +4,7 @@ An update's clips depend on how much all processes take together, not on how man
 two or four of them with equal global batches see the same clips in the same updates.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,8 +43,31 @@ class MicroBatch:
     """Whether the weights change after it."""
 
 
+class Epochs(ABC):
+    """Updates that follow one another epoch by epoch."""
+
+    @property
+    @abstractmethod
+    def updates_per_epoch(self) -> int:
+        """The same in every epoch."""
+
+    @abstractmethod
+    def epoch(self, epoch: int, rank: int, done: int = 0) -> Iterator[MicroBatch]:
+        """What process ``rank`` takes in epoch ``epoch`` once ``done`` of its updates are done."""
+
+    def after(self, updates: int, until: int, rank: int) -> Iterator[MicroBatch]:
+        """What process ``rank`` takes once ``updates`` are done, up to update ``until``."""
+        while updates < until:
+            epoch, done = divmod(updates, self.updates_per_epoch)
+            for micro_batch in self.epoch(epoch, rank, done):
+                yield micro_batch
+                updates += micro_batch.closes_update
+                if updates == until:
+                    return
+
+
 @dataclass(frozen=True, eq=False)
-class Order:
+class Order(Epochs):
     """The updates of each epoch, and each process's micro-batches in them.
 
     Every clip is taken exactly once an epoch, unless ``drawn`` says otherwise. Clips of like length go into one update,
@@ -105,16 +129,6 @@ class Order:
                 yield MicroBatch(rows, epoch, number, closes_update=share is shares[-1])
                 number += 1
             number += micro_batches if index < done else 0
-
-    def after(self, updates: int, until: int, rank: int) -> Iterator[MicroBatch]:
-        """What process ``rank`` takes once ``updates`` are done, up to update ``until``."""
-        while updates < until:
-            epoch, done = divmod(updates, self.updates_per_epoch)
-            for micro_batch in self.epoch(epoch, rank, done):
-                yield micro_batch
-                updates += micro_batch.closes_update
-                if updates == until:
-                    return
 
     def due(self, epoch: int) -> Places:
         """How often each clip is taken in an epoch."""

@@ -242,6 +242,7 @@ def _network_errors() -> tuple[type[Exception], ...]:
         ("botocore.exceptions", "ClientError"),
         ("gcsfs.retry", "HttpError"),
         ("httpx", "HTTPError"),
+        ("httpx2", "HTTPError"),
     )
     return tuple(getattr(sys.modules[module], name) for module, name in known if module in sys.modules)
 

@@ -227,6 +227,25 @@ def test_errors_are_retried_with_growing_pauses_and_told(tmp_path, monkeypatch, 
     assert "memory://shards/a.parquet: reset. Trying again in" in caplog.text
 
 
+@pytest.mark.parametrize("library", ["aiohttp", "botocore.exceptions", "httpx", "httpx2"])
+def test_errors_of_the_networks_libraries_are_retried(library, monkeypatch):
+    module = pytest.importorskip(library)
+    errors = {
+        "aiohttp": lambda: module.ClientPayloadError("cut"),
+        "botocore.exceptions": lambda: module.EndpointConnectionError(endpoint_url="s3"),
+    }
+    attempts = iter([errors.get(library, lambda: module.ConnectError("gone"))(), None])
+    monkeypatch.setattr(remote.time, "sleep", lambda pause_s: None)
+
+    def once() -> str:
+        error = next(attempts)
+        if error:
+            raise error
+        return "content"
+
+    assert remote.Folder("memory://shards").trying(once, "a.parquet") == "content"
+
+
 def test_store_that_stays_away_is_an_incident_that_names_the_shard_and_ends_the_run(s3, folder, monkeypatch):
     monkeypatch.setattr(remote, "RETRY_WAITS_S", (0.01,))
     prepared = open_stream(s3.upload(folder, "away"))
