@@ -49,6 +49,8 @@ _NOT_STREAMED = {
     "max_samples": 0,
     "speaker_temperature": 1,
     "validate_on_training_clips": False,
+    "only_speakers": "",
+    "max_clips_per_speaker": 0,
 }
 """Settings that need to know every clip beforehand, and what they are without."""
 
@@ -129,6 +131,13 @@ class TrainConfig:
     """Train for about this many hours: chooses the epochs from the speed measured at the start (0 = by epochs)."""
     max_samples: int = 0
     """Use only this many clips of the folder (0 = all)."""
+    only_speakers: str = ""
+    """Use only the clips of these speakers of the folder, separated by commas (empty = all)."""
+    max_clips_per_speaker: int = 0
+    """Use at most this many clips of each speaker, drawn by the seed (0 = all)."""
+    extend_speakers: bool = False
+    """Fine-tuning: speakers of the data that the voice does not know are added to it, and it sounds as before until the
+    first update. Without it, a one-speaker voice learns all speakers as one; a voice of several refuses new ones."""
     streaming: bool = False
     """Read shards (prepare_data --shards) where they lie, nothing kept on this disk: data_dir is then a folder, a
     pattern of shards, an address as s3://bucket/folder, or a data set of shards on the Hub (owner/name)."""
@@ -255,6 +264,7 @@ class TrainConfig:
         for name in (
             "max_updates",
             "max_samples",
+            "max_clips_per_speaker",
             "data_workers",
             "validate_every_updates",
             "save_every_updates",
@@ -329,18 +339,6 @@ class TrainConfig:
         )
         listed("freeze", self.freeze, PARTS)
 
-    def _check_speakers(self) -> None:
-        require(
-            0 <= self.speaker_temperature <= 1,
-            f"--speaker_temperature {self.speaker_temperature}: give a number from 0 (all speakers alike) to 1 (every "
-            "clip once an epoch).",
-        )
-        require(
-            self.speaker_temperature == 1 or not self.batch_seconds,
-            f"--speaker_temperature {self.speaker_temperature} with --batch_seconds {self.batch_seconds}: epochs would "
-            "have more updates or fewer with the clips that they draw. Give a --batch_size instead of the seconds.",
-        )
-
     def _check_text(self) -> None:
         require(
             not self.phonemes or (self.architecture is not None and bool(self.language)),
@@ -355,6 +353,23 @@ class TrainConfig:
                 f"--streaming and --{name} exclude one another, as it needs to know every clip beforehand: leave out "
                 f"--{name}, or train on the shards without --streaming.",
             )
+
+    def _check_speakers(self) -> None:
+        require(
+            0 <= self.speaker_temperature <= 1,
+            f"--speaker_temperature {self.speaker_temperature}: give a number from 0 (all speakers alike) to 1 (every "
+            "clip once an epoch).",
+        )
+        require(
+            self.speaker_temperature == 1 or not self.batch_seconds,
+            f"--speaker_temperature {self.speaker_temperature} with --batch_seconds {self.batch_seconds}: epochs would "
+            "have more updates or fewer with the clips that they draw. Give a --batch_size instead of the seconds.",
+        )
+        require(
+            not self.extend_speakers or self.architecture is None,
+            "--extend_speakers: a voice from scratch has all speakers of its data anyway. Leave it out, or give "
+            "--model_name the voice to extend (and no architecture).",
+        )
 
     def _check_selection(self) -> None:
         require(

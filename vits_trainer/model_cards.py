@@ -17,8 +17,8 @@ from vits_trainer.files import write_whole
 from vits_trainer.privacy import redacted
 
 CARD = "README.md"
-_NAMED = 16
-"""Of more speakers than this the number is told."""
+_IN_SIGHT = 16
+"""A longer table of speakers is folded away."""
 _LICENCES = {"facebook/mms-tts": "cc-by-nc-4.0", "kakao-enterprise/vits": "mit"}
 """Of voices on the Hub by the beginnings of their names, as their cards say."""
 _PYTHON = """```python
@@ -44,7 +44,7 @@ class Story:
     training_clips: int
     """0 where they are not counted: of a stream."""
     speakers: tuple[str, ...]
-    """Whose the voice is, by name; empty where it has one."""
+    """Names in the order of their ids; empty where the voice has one."""
     sampling_rate: int
     update: int
     """Whose weights became the voice."""
@@ -185,10 +185,24 @@ def _data(story: Story) -> str:
     counts = [f"{story.data['accepted']} clips"] if "accepted" in story.data else []
     counts += [f"{story.data['hours']:.2f} hours"] if "hours" in story.data else []
     counts += [f"{story.training_clips} of the clips trained on"] if story.training_clips else []
-    named = ", ".join(story.speakers) if len(story.speakers) <= _NAMED else str(len(story.speakers))
-    speakers = f"\nSpeakers of the voice: {named}.\n" if story.speakers else ""
     revision = f" at revision {source['revision']}" if source.get("revision") else ""
-    return f"## Data\n\n{_source(story)}{revision}: {', '.join(counts) or 'not counted'}.\n{speakers}"
+    return f"## Data\n\n{_source(story)}{revision}: {', '.join(counts) or 'not counted'}.\n{_speakers(story)}"
+
+
+def _speakers(story: Story) -> str:
+    """Names and ids, as a table."""
+    if not story.speakers:
+        return ""
+    rows = [f"| {number} | {_in_a_cell(name)} |" for number, name in enumerate(story.speakers)]
+    table = "\n".join(["| speaker_id | speaker |", "|---|---|", *rows, ""])
+    said = f"\nThe voice has {len(story.speakers)} speakers; `speaker_id` chooses one in transformers"
+    if len(rows) <= _IN_SIGHT:
+        return f"{said}:\n\n{table}"
+    return f"{said}.\n\n<details><summary>Their names and ids</summary>\n\n{table}\n</details>\n"
+
+
+def _in_a_cell(words: str) -> str:
+    return " ".join(words.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _made(story: Story, base: str | None, licence: str | None) -> str:

@@ -29,6 +29,8 @@ from vits_trainer.files import replace_directory
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 _INSIDE = "discriminator."
 """What finetune-hf-vits puts before the discriminators' names, in model.safetensors beside the voice's own weights."""
+EMBEDDED_SPEAKER_SIZE = 256
+"""As VITS has it."""
 LONGEST_TOKEN_S = 2.0
 """Of speech from text: longer than any sound or pause of a sentence."""
 
@@ -140,7 +142,7 @@ def new_model(
         layerdrop=layerdrop,
         flow_size=architecture.hidden_size,
         num_speakers=max(1, len(speakers)),
-        speaker_embedding_size=256 if len(speakers) > 1 else 0,
+        speaker_embedding_size=EMBEDDED_SPEAKER_SIZE if len(speakers) > 1 else 0,
         **to_dict(architecture),
     )
     if len(speakers) > 1:
@@ -407,6 +409,14 @@ def _names_inside(voice: str) -> list[str]:
         raise ModelError(f"{path} cannot be read ({error}). Download or copy the voice again.") from error
 
 
+def speaker_names(config: VitsConfig) -> list[str]:
+    """Names of a voice's speakers in the order of their ids; of those without a name, the id. None for one speaker."""
+    if config.num_speakers <= 1:
+        return []
+    names: list[str] = getattr(config, "speakers", None) or []
+    return [*names, *map(str, range(len(names), config.num_speakers))]
+
+
 def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | None:
     """Ids of the data's speakers (sorted names) in a voice: as kept with it, else their places. None for one speaker.
 
@@ -420,7 +430,8 @@ def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | Non
     if unknown or len(names) > config.num_speakers:
         raise ModelError(
             f"The voice has {config.num_speakers} speakers and does not know {', '.join(unknown[:5]) or 'all'} of the "
-            "data's. Leave those clips out, or start from a voice that does."
+            "data's. Add them with --extend_speakers true, leave their clips out with --only_speakers, or start from a "
+            "voice that knows them."
         )
     return {name: index for index, name in enumerate(names)}
 

@@ -1,5 +1,6 @@
 """A voice that says texts of any length: split at sentences, spoken one by one, joined without clicks."""
 
+import difflib
 import io
 import logging
 import re
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoConfig, VitsConfig, VitsModel, VitsTokenizer
 
-from vits_trainer.cli import unknown_word
 from vits_trainer.config import SPEECH_FORMATS
 from vits_trainer.errors import ConfigError, DataError, ModelError
 from vits_trainer.models import unhurried
 from vits_trainer.recordings import to_pcm16
+from vits_trainer.speakers import some
 from vits_trainer.text import encode, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -113,9 +114,10 @@ class Voice:
             return names.index(speaker)
         if speaker.isdecimal() and int(speaker) < count:
             return int(speaker)
-        if names and not speaker.isdecimal():
-            raise ConfigError(f"{self.name}: {unknown_word('speaker', speaker, names)}")
-        raise ConfigError(f"{self.name}: no speaker {speaker}: give a number from 0 to {count - 1}.")
+        near = difflib.get_close_matches(speaker, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? Give" if near else "give"
+        known = f", or a name: {some(names)}." if names else "."
+        raise ConfigError(f"{self.name}: no speaker {speaker}: {hint} a number from 0 to {count - 1}{known}")
 
     def _encoded_pieces(self, text: str) -> list[NDArray[np.int64]]:
         """Token ids, (S,), of each piece in which the voice knows something to say."""

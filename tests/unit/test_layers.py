@@ -23,7 +23,7 @@ ROWS = (
     "data",
     "lanes remote loading tables generator discriminator conversion optim runtime report",
     "vocabulary plan stream parquet models objective ranks compilation learning dialects",
-    "sources summary workers",
+    "sources summary workers extension",
     "sharding",
     "preparation publishing tracking checkpoint turns meter synthesis foreign original onnx_voice model_cards",
     "served feedback_views",

@@ -263,7 +263,7 @@ def test_card_of_a_tuned_voice_names_its_origin_and_licence(tmp_path: Path) -> N
     story = Story(
         config=TrainConfig(model_name="facebook/mms-tts-eng", push_to_hub="me/mine"),
         data={"accepted": 5, "hours": 1.5, "source": {"kind": "hub", "dataset": "a/b", "revision": "r1"}},
-        training_clips=0, speakers=("ann", "bo"), sampling_rate=16000, update=7, versions={"torch": "2"},
+        training_clips=0, speakers=("ann", "b|o"), sampling_rate=16000, update=7, versions={"torch": "2"},
         run_dir=tmp_path,
     )  # fmt: skip
     text = model_card(story)
@@ -273,10 +273,11 @@ def test_card_of_a_tuned_voice_names_its_origin_and_licence(tmp_path: Path) -> N
     }  # fmt: skip
     assert 'model="me/mine"' in text
     assert "a/b at revision r1: 5 clips, 1.50 hours." in text
-    assert "Speakers of the voice: ann, bo." in text
+    assert "| 0 | ann |\n| 1 | b\\|o |\n" in text
     assert "## Figures" not in text
     crowd = model_card(replace(story, speakers=tuple(f"s{n}" for n in range(17))))
-    assert "Speakers of the voice: 17." in crowd
+    assert "<details><summary>Their names and ids" in crowd
+    assert "\n| 16 | s16 |\n" in crowd
     for trained_on, words in ((False, "that it was not trained on"), (True, "that it was trained on")):
         config = TrainConfig(validate_on_training_clips=trained_on)
         assert f"Sentences {words}" in model_card(replace(story, config=config), {"sample_0.wav": "hello"})

@@ -16,10 +16,11 @@ from vits_trainer.accounts import Accounts
 from vits_trainer.audio import AudioSpec
 from vits_trainer.checkpoint import Checkpoints
 from vits_trainer.config import TrainConfig
-from vits_trainer.data import ClipReader, PreparedSet, open_prepared, require_rate, split
+from vits_trainer.data import ClipReader, PreparedSet, choose_speakers, open_prepared, require_rate, split
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ConfigError
 from vits_trainer.evaluation import Validation
+from vits_trainer.extension import extended
 from vits_trainer.framing import check_segment
 from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
@@ -114,7 +115,7 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
                     config=config,
                     data=prepared.summary,
                     training_clips=order.clips,
-                    speakers=tuple(getattr(model.config, "speakers", None) or ()),
+                    speakers=tuple(models.speaker_names(model.config)),
                     sampling_rate=spec.sampling_rate,
                     update=update,
                     versions=versions(),
@@ -166,6 +167,7 @@ def _data(config: TrainConfig) -> _Data:
         stream = open_stream(config.data_dir)
         return _Data(stream, [], stream.hold_out(config.validation_fraction, config.validation_max_clips, config.seed))
     prepared = open_prepared(Path(config.data_dir), config.max_samples)
+    prepared = choose_speakers(prepared, config.only_speakers, config.max_clips_per_speaker, config.seed)
     rows, held_out = split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)
     return _Data(prepared, rows, rows[: config.validation_max_clips] if config.validate_on_training_clips else held_out)
 
@@ -247,6 +249,7 @@ def _voice(
         return models.model_to_restore(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
     if config.architecture is None:
         model = models.load_model(str(config.model_name), config.layerdrop)
+        model = extended(model, prepared.speakers) if config.extend_speakers else model
         tokenizer = load_tokenizer(str(config.model_name), config.language)
         return model, vocabulary.extend(model, tokenizer, prepared.texts) if config.extend_vocabulary else tokenizer
     tokenizer = build_tokenizer(prepared.texts, config.language, config.phonemes)
@@ -311,7 +314,10 @@ def _introduce(
     )
     speakers = trainer.validation.speakers if balance is None else balance.speaker_count
     if speakers > 1 and trainer.generator.model.config.num_speakers <= 1:
-        logger.warning("The voice has one speaker and the data several: all of them will train the one.")
+        logger.warning(
+            "The voice has one speaker and the data several: all of them will train the one. --extend_speakers true "
+            "makes it a voice of several; --only_speakers NAME trains on one."
+        )
     missing = vocabulary.missing_characters(trainer.tokenizer, texts)
     vocabulary.write(trainer.tracker.run_dir / "vocabulary.csv", missing)
     for line in vocabulary.report(missing):
