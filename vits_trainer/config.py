@@ -51,6 +51,7 @@ _NOT_STREAMED = {
     "validate_on_training_clips": False,
     "only_speakers": "",
     "max_clips_per_speaker": 0,
+    "phonemes": False,
 }
 """Settings that need to know every clip beforehand, and what they are without."""
 

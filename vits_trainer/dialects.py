@@ -17,9 +17,7 @@ from torch import Tensor
 from vits_trainer import pickles
 from vits_trainer.conversion import named_as_original
 from vits_trainer.errors import ModelError
-
-_ENGLISH = "en-us"
-"""The one language for which transformers' tokenizer makes phonemes."""
+from vits_trainer.languages import espeak_name
 
 
 @dataclass
@@ -35,7 +33,7 @@ class Parts:
     symbols: list[str]
     """By id; the first is the blank."""
     tokenizing: dict[str, Any] = field(default_factory=dict)
-    """``add_blank``, ``phonemize``, ``is_uroman``."""
+    """``add_blank``, ``phonemize``, ``language`` (of the phonemes), ``is_uroman``."""
     notes: list[str] = field(default_factory=list)
     """What is lost or must be known, for people."""
     periods: tuple[int, ...] | None = None
@@ -207,8 +205,8 @@ def coqui_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Path 
         embedding = weights["enc_p.emb.weight"].clone()
         embedding[[0, blank]] = embedding[[blank, 0]]
         weights["enc_p.emb.weight"] = embedding
-    phonemes, language = config.get("use_phonemes"), str(config.get("phoneme_language"))
-    if phonemes:
+    language = config.get("phoneme_language") if config.get("use_phonemes") else None
+    if language:
         notes += _notes_on_phonemes(language)
     if config.get("text_cleaner"):
         notes.append(
@@ -220,7 +218,7 @@ def coqui_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Path 
         judges,
         stated | ({"speakers": speakers} if speakers else {}),
         symbols,
-        {"add_blank": bool(config.get("add_blank", True)), "phonemize": bool(phonemes) and language == _ENGLISH},
+        {"add_blank": bool(config.get("add_blank", True)), "phonemize": bool(language), "language": language},
         notes,
         tuple(args.get("periods_multi_period_discriminator", ())) or None,
     )
@@ -338,18 +336,15 @@ def piper_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Path 
         "speaking_rate": 1 / spoken.get("length_scale", 1.0),
     }
     speakers = _by_id(config.get("speaker_id_map"))
-    framing = (
-        "Piper begins each sentence with ^ and ends it with $, which transformers' tokenizer does not: write them "
-        "around phonemes that you give yourself"
-    )
+    framing = "Piper begins each sentence with ^ and ends it with $; here sentences have no such marks"
     notes = [framing]
     return Parts(
         {name.removeprefix("model_g."): t for name, t in everything.items() if name.startswith("model_g.")},
         {name.removeprefix("model_d."): t for name, t in everything.items() if name.startswith("model_d.")},
         stated | ({"speakers": speakers} if len(speakers) > 1 else {}),
         symbols_from(vocab) if vocab else _symbols_of_piper(ids, path, notes),
-        {"add_blank": True, "phonemize": speech == _ENGLISH},
-        notes + _notes_on_phonemes(str(speech)),
+        {"add_blank": True, "phonemize": bool(speech), "language": speech},
+        notes + (_notes_on_phonemes(speech) if speech else []),
     )
 
 
@@ -369,10 +364,10 @@ def _symbols_of_piper(ids: Mapping[str, Sequence[int]], path: Path, notes: list[
 
 
 def _notes_on_phonemes(language: str) -> list[str]:
-    if language == _ENGLISH:
-        return ["its texts become phonemes, for which transformers needs: pip install phonemizer, and espeak-ng"]
-    lacking = f"it speaks phonemes of {language}, and transformers' tokenizer makes those of {_ENGLISH} alone"
-    return [f"{lacking}: give it phonemes (espeak-ng --ipa -q) instead of letters"]
+    notes = [f"its texts become phonemes of {language}: pip install 'vits-trainer[text]'"]
+    if espeak_name(language) != espeak_name(None):
+        notes.append("transformers' own tokenizer would make American English ones: see docs/text.md")
+    return notes
 
 
 def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -3,35 +3,41 @@
 The packages that know it (``pip install 'vits-trainer[text]'``) are loaded where a text first needs them, each once.
 """
 
+import importlib
 import re
-from collections.abc import Callable
-from functools import cache
+from decimal import Decimal
+from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 from vits_trainer.errors import ModelError
 
-_TWO_LETTERS = {
-    "afr": "af", "ara": "ar", "aze": "az", "bel": "be", "ben": "bn", "bul": "bg", "cat": "ca", "ces": "cs", "cym": "cy",
-    "dan": "da", "deu": "de", "ell": "el", "eng": "en", "epo": "eo", "est": "et", "eus": "eu", "fas": "fa", "fin": "fi",
-    "fra": "fr", "gle": "ga", "heb": "he", "hin": "hi", "hrv": "hr", "hun": "hu", "hye": "hy", "ind": "id", "isl": "is",
-    "ita": "it", "jpn": "ja", "kat": "ka", "kaz": "kk", "kmr": "ku", "kor": "ko", "lit": "lt", "lav": "lv", "nld": "nl",
-    "nob": "nb", "pol": "pl", "por": "pt", "ron": "ro", "rus": "ru", "slk": "sk", "slv": "sl", "spa": "es", "sqi": "sq",
-    "srp": "sr", "swe": "sv", "swh": "sw", "tam": "ta", "tel": "te", "tha": "th", "tur": "tr", "ukr": "uk", "urd": "ur",
-    "uzb": "uz", "vie": "vi", "cmn": "cmn",
-}  # fmt: skip
-"""ISO 639-3, as MMS voices name their language, to what espeak-ng and num2words call it."""
-_ESPEAK = {"en": "en-us", "fr": "fr-fr"}
-"""Where espeak-ng wants a country too."""
-_INSTALL = "pip install 'vits-trainer[text]'"
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
+_NAMES = """
+afr:af amh:am ara:ar asm:as aze:az azj:az bak:ba bel:be ben:bn bos:bs bul:bg cat:ca ces:cs chv:cv cym:cy dan:da deu:de
+ell:el en:en-us eng:en-us epo:eo est:et eus:eu fas:fa fao:fo fin:fi fr:fr-fr fra:fr-fr gla:gd gle:ga grn:gn guj:gu
+hat:ht heb:he hin:hi hrv:hr hun:hu hye:hy ind:id isl:is ita:it jpn:ja kal:kl kan:kn kat:ka kaz:kk kir:ky kmr:ku kor:ko
+kur:ku lat:la lav:lv lit:lt ltz:lb mal:ml mar:mr mkd:mk mlt:mt mri:mi msa:ms mya:my nep:ne nld:nl no:nb nob:nb nor:nb
+npi:ne ori:or orm:om ory:or pan:pa pes:fa pol:pl por:pt que:qu ron:ro rus:ru sin:si slk:sk slv:sl snd:sd spa:es sqi:sq
+srp:sr swa:sw swe:sv swh:sw tam:ta tat:tt tel:te tha:th tir:ti tsn:tn tuk:tk tur:tr uig:ug ukr:uk urd:ur uzb:uz vie:vi
+zh:cmn zho:cmn zlm:ms
+"""
+_OF_ISO_639 = dict(pair.split(":") for pair in _NAMES.split())
+"""Names of languages as voices have them, and espeak-ng's where they differ."""
+_OF_NUM2WORDS = {"cmn": "zh", "kk": "kz", "nb": "no"}
+_COMMA_GROUPS = frozenset({"en", "he", "ja", "ko", "th", "zh"})
+_DOT_GROUPS = frozenset({"da", "de", "es", "id", "is", "it", "nl", "pt", "ro", "sl", "sr", "tr", "vi"})
+"""Languages that write 1,000.5 and 1.000,5."""
+_LONGEST_NUMBER = 9
+"""Digits; longer ones, and those that begin with 0, are read digit by digit."""
 
 
-def short_name(language: str | None) -> str | None:
-    """``de`` for ``de``, ``deu`` or ``deu-script_latin``; None where no language is named."""
-    if not language:
-        return None
-    code = language.partition("-script")[0]
-    return _TWO_LETTERS.get(code, code)
+def espeak_name(language: str | None) -> str:
+    """espeak-ng's name for a language: ``de`` for ``de``, ``deu`` and ``deu-script_latin``.
+
+    Where none is named it is ``en-us``, as transformers has it.
+    """
+    name = (language or "en-us").lower().partition("-script")[0]
+    return _OF_ISO_639.get(name, name)
 
 
 def romanised(text: str) -> str:
@@ -45,73 +51,80 @@ def romanised(text: str) -> str:
 
 
 def phonemes(text: str, language: str | None) -> str:
-    """What espeak-ng makes of ``text`` in a language (None = American English, as transformers has it).
+    """``text`` in the International Phonetic Alphabet with stress and punctuation, by espeak-ng.
+
+    Args:
+        text: one line.
+        language: as voices call it, or espeak-ng (None = American English, as transformers has it).
 
     Raises:
         ModelError: phonemizer is not installed, or espeak-ng does not know the language.
     """
-    code = short_name(language) or "en"
-    spoken: str = _phonemizer(_ESPEAK.get(code, code))([text], strip=True)[0]
+    spoken: str = _phonemizer(espeak_name(language)).phonemize([text], strip=True)[0] if text.strip() else ""
     return re.sub(r"\s+", " ", spoken)
 
 
 def spelt_out(text: str, language: str | None) -> str:
-    """``text`` with its numbers as words, where num2words knows the language; else as it is."""
-    code = short_name(language)
-    if code is None or not _NUMBER.search(text):
+    """``text`` with its numbers as words, where num2words knows the language; else as it is.
+
+    1.000 and 3,5 are read as the language writes them; numbers of more than nine digits, and those that begin with 0,
+    digit by digit.
+
+    Raises:
+        ModelError: there are numbers, and num2words is not installed.
+    """
+    if language is None or not any(character.isdecimal() for character in text):
         return text
-    in_words = _number_words()
-    try:
-        in_words(1, lang=code)
-    except NotImplementedError:
+    base = espeak_name(language).split("-")[0]
+    code = _OF_NUM2WORDS.get(base, base)
+    if code not in _package("num2words").CONVERTER_CLASSES:
         return text
-    return _NUMBER.sub(lambda number: str(in_words(_value(number.group()), lang=code)), text)
+    group, point = (",", ".") if code in _COMMA_GROUPS else (".", ",") if code in _DOT_GROUPS else ("", "")
+    pattern = r"\d+"
+    if group:
+        pattern = rf"(?:\d{{1,3}}(?:{re.escape(group)}\d{{3}})+(?!\d)|\d+)(?:{re.escape(point)}\d+)?"
+
+    def in_words(found: re.Match[str]) -> str:
+        whole, _, fraction = (found[0].replace(group, "") if group else found[0]).partition(point or "\0")
+        before = " " if found.string[: found.start()][-1:].isalpha() else ""
+        behind = " " if found.string[found.end() :][:1].isalpha() else ""
+        return f"{before}{_number(whole, fraction, code)}{behind}"
+
+    return re.sub(pattern, in_words, text)
 
 
-def _value(number: str) -> int | float:
-    return int(number) if number.isdigit() else float(number.replace(",", "."))
+def _number(whole: str, fraction: str, code: str) -> str:
+    num2words = _package("num2words").num2words
+    if not fraction and (len(whole) > _LONGEST_NUMBER or (len(whole) > 1 and int(whole[0]) == 0)):
+        return " ".join(str(num2words(int(digit), lang=code)) for digit in whole)
+    value = Decimal(f"{int(whole)}.{''.join(str(int(digit)) for digit in fraction)}") if fraction else int(whole)
+    return str(num2words(value, lang=code))
 
 
-@cache
+@lru_cache(maxsize=1)
 def _uroman() -> Any:
     # Takes seconds: transformers makes one for each text.
+    return _package("uroman").Uroman()
+
+
+@lru_cache(maxsize=4)
+def _phonemizer(name: str) -> Any:
+    backends, wrapper = _package("phonemizer.backend"), _package("phonemizer.backend.espeak.wrapper").EspeakWrapper
+    espeak = _package("espeakng_loader")
+    wrapper.set_library(espeak.get_library_path())
+    wrapper.set_data_path(espeak.get_data_path())
+    known = sorted(backends.EspeakBackend.supported_languages())
+    if name not in known:
+        near = get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise ModelError(f"--language {name}: espeak-ng does not speak it. {hint}Give one of {', '.join(known)}.")
+    return backends.EspeakBackend(name, preserve_punctuation=True, with_stress=True, language_switch="remove-flags")
+
+
+def _package(module: str) -> Any:
     try:
-        from uroman import Uroman  # noqa: PLC0415
+        return importlib.import_module(module)
     except ImportError as error:
         raise ModelError(
-            f"This voice reads Latin letters, and uroman, which makes them, is missing: {_INSTALL}"
+            f"The voice or its texts need a package that is missing ({error}): pip install 'vits-trainer[text]'."
         ) from error
-    return Uroman()
-
-
-@cache
-def _phonemizer(code: str) -> Callable[..., list[str]]:
-    try:
-        import espeakng_loader  # noqa: PLC0415
-        from phonemizer.backend import EspeakBackend  # noqa: PLC0415
-        from phonemizer.backend.espeak.wrapper import EspeakWrapper  # noqa: PLC0415
-    except ImportError as error:
-        raise ModelError(
-            f"This voice reads phonemes, and phonemizer, which makes them, is missing: {_INSTALL}"
-        ) from error
-    EspeakWrapper.set_library(espeakng_loader.get_library_path())
-    EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
-    if not EspeakBackend.is_supported_language(code):
-        known = ", ".join(sorted(EspeakBackend.supported_languages()))
-        raise ModelError(f"--language {code}: espeak-ng does not speak it. Give one of {known}.")
-    backend = EspeakBackend(code, preserve_punctuation=True, with_stress=True)
-    phonemize: Callable[..., list[str]] = backend.phonemize
-    return phonemize
-
-
-@cache
-def _number_words() -> Callable[..., str]:
-    try:
-        from num2words import num2words  # noqa: PLC0415
-    except ImportError as error:
-        raise ModelError(
-            f"The texts have numbers, the voice has no digits, and num2words is missing: {_INSTALL}; or write the "
-            "numbers as words."
-        ) from error
-    words: Callable[..., str] = num2words
-    return words

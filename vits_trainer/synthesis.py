@@ -21,7 +21,7 @@ from vits_trainer.errors import ConfigError, DataError, ModelError
 from vits_trainer.models import unhurried
 from vits_trainer.recordings import to_pcm16
 from vits_trainer.speakers import some
-from vits_trainer.text import encode, load_tokenizer
+from vits_trainer.text import VoiceTokenizer, encode, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -170,18 +170,11 @@ def split_sentences(text: str, max_characters: int = MAX_PIECE_CHARACTERS) -> li
     return pieces
 
 
-def unknown_characters(tokenizer: VitsTokenizer, text: str) -> str:
-    """Letters and digits of ``text`` that the vocabulary lacks, sorted; empty where the tokenizer rewrites the text."""
-    if tokenizer.is_uroman or tokenizer.phonemize:
-        return ""
-    letters = {character for character in text if character.isalnum()}
-    return "".join(
-        sorted(
-            letter
-            for letter in letters
-            if not any(known in tokenizer.encoder for known in tokenizer.prepare_for_tokenization(letter)[0])
-        )
-    )
+def unknown_characters(tokenizer: VoiceTokenizer, text: str) -> str:
+    """Letters and digits of ``text``, as the voice reads it, that its vocabulary lacks, sorted."""
+    letters = {character for character in tokenizer.spoken(text) if character.isalnum()}
+    known = tokenizer.encoder
+    return "".join(sorted(one for one in letters if not any(sign in known for sign in tokenizer.normalised(one))))
 
 
 def join(pieces: Sequence[NDArray[np.float32]], rate_hz: int) -> NDArray[np.float32]:

@@ -20,7 +20,8 @@ UNKNOWN = "<unk>"
 class VoiceTokenizer(VitsTokenizer):  # type: ignore[misc]
     """transformers' own, with phonemes in the voice's language, one uroman for all texts, and numbers in words.
 
-    Numbers become words where the vocabulary has no digits and the language is known: they would be left out.
+    Numbers become words where the vocabulary has no digits and the language is known: they would be left out. Phonemes
+    that the vocabulary lacks are left out, like other characters; transformers makes them ``<unk>``.
     """
 
     is_uroman: bool
@@ -34,39 +35,37 @@ class VoiceTokenizer(VitsTokenizer):  # type: ignore[misc]
         Raises:
             ModelError: a package that the text needs is missing.
         """
-        rewrites, reads_phonemes = self.is_uroman, self.phonemize
-        text = text if reads_phonemes or self.has_digits else spelt_out(text, self.language)
-        if not (rewrites or reads_phonemes):
-            plain: tuple[str, dict[str, Any]]
-            plain = super().prepare_for_tokenization(text, is_split_into_words, normalize, **kwargs)
-            return plain
-        # What follows it does by means of its own: a new uroman for each text, and English phonemes.
-        self.is_uroman = self.phonemize = False
-        try:
-            lowered = self.normalize_text(text) if self.normalize else text
-        finally:
-            self.is_uroman, self.phonemize = rewrites, reads_phonemes
-        prepared = self._preprocess_char(lowered)
-        if rewrites and not prepared.isascii():
-            prepared = romanised(prepared)
-        if reads_phonemes:
-            return phonemes(prepared, self.language), kwargs
-        if self.normalize:
-            prepared = "".join(character for character in prepared if character in self.encoder).strip()
-        return prepared, kwargs
+        spoken = self.spoken(text)
+        if self.rewrites:
+            return "".join(character for character in spoken if character in self.encoder).strip(), kwargs
+        prepared: tuple[str, dict[str, Any]]
+        prepared = super().prepare_for_tokenization(spoken, is_split_into_words, normalize, **kwargs)
+        return prepared
+
+    def spoken(self, text: str) -> str:
+        """``text`` as it is read: numbers in words, then Latin letters or phonemes where the voice reads those.
+
+        Raises:
+            ModelError: a package that the text needs is missing.
+        """
+        if not self.phonemize and not any(digit in self.encoder for digit in "0123456789"):
+            text = spelt_out(text, self.language)
+        if not self.rewrites:
+            return text
+        text = self.normalised(text)
+        if self.is_uroman and not text.isascii():
+            text = romanised(text)
+        return phonemes(text, self.language) if self.phonemize else text
+
+    def normalised(self, text: str) -> str:
+        """In lower case, but for what the vocabulary has in upper case. Takes a millisecond for a sentence."""
+        prepared: str = self._preprocess_char(self.normalize_text(text) if self.normalize else text)
+        return prepared
 
     @property
-    def has_digits(self) -> bool:
-        """Whether the vocabulary holds any."""
-        return any(digit in self.encoder for digit in "0123456789")
-
-    def needed(self, text: str) -> str:
-        """The characters that ``text`` comes to, in or out of the vocabulary, in lower case."""
-        if self.phonemize:
-            return self.prepare_for_tokenization(text)[0]
-        spelt = text if self.has_digits else spelt_out(text, self.language)
-        lowered = self._preprocess_char(spelt.lower() if self.normalize else spelt)
-        return str(romanised(lowered) if self.is_uroman and not lowered.isascii() else lowered)
+    def rewrites(self) -> bool:
+        """Whether what is looked up are other characters than the text's."""
+        return bool(self.is_uroman or self.phonemize)
 
 
 # The name by which transformers finds the class again: a voice loads there as it is.
@@ -123,6 +122,7 @@ def tokenizer_of(
     unknown: str | None = None,
     add_blank: bool = True,
     phonemize: bool = False,
+    language: str | None = None,
     is_uroman: bool = False,
 ) -> VoiceTokenizer:
     """A tokenizer with these symbols.
@@ -132,7 +132,8 @@ def tokenizer_of(
             in the original; the others, and empty ones, keep their ids under a name that no text has.
         unknown: the symbol for what is not among them (None = the blank, so that no id is beyond the embedding).
         add_blank: whether a blank stands around each symbol.
-        phonemize: whether texts become phonemes first; without a language they are American English.
+        phonemize: whether texts become phonemes first.
+        language: of the phonemes (None = American English).
         is_uroman: whether texts are romanised first.
     """
     place = {symbol: index for index, symbol in enumerate(symbols)}
@@ -143,6 +144,7 @@ def tokenizer_of(
         unk_token=unknown or names[0],
         add_blank=add_blank,
         phonemize=phonemize,
+        language=language,
         is_uroman=is_uroman,
     )
 

@@ -5,7 +5,7 @@ import io
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from transformers import VitsModel
 from vits_trainer.files import write_whole
 from vits_trainer.text import VoiceTokenizer, extended
 
-_SAMPLE = 2000
-"""Of texts that must be rewritten to know their characters, which takes a millisecond each."""
+SAMPLE = 2000
+"""So many texts tell enough, where each takes some milliseconds to be read."""
 _EXAMPLE_CHARACTERS = 60
 
 
@@ -27,7 +27,7 @@ class Missing:
 
     character: str
     count: int
-    """In all texts that were looked at."""
+    """In all texts that were looked at; 0 where nobody has counted, as in a stream."""
     example: str
     """One of them."""
 
@@ -36,25 +36,36 @@ class Missing:
         """Whether something is lost to the ear: a letter, a mark on one, a digit; not punctuation."""
         return unicodedata.category(self.character)[0] in "LMN"
 
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.character!r} {self.count} times ({self.example!r})" if self.count else repr(self.character)
 
-def missing_characters(tokenizer: VoiceTokenizer, texts: Iterable[str]) -> list[Missing]:
-    """What the vocabulary lacks of ``texts``, the most frequent first.
 
-    Of texts that the tokenizer rewrites (uroman, phonemes) the first 2,000 are looked at.
+def missing_characters(tokenizer: VoiceTokenizer, texts: Iterable[str], at_most: int | None = None) -> list[Missing]:
+    """What the vocabulary lacks of ``texts`` as they are read, the most frequent first.
+
+    Args:
+        tokenizer: whose vocabulary.
+        texts: to be read.
+        at_most: of texts that the tokenizer rewrites (uroman, phonemes), look at the first so many (None = at all of them).
 
     Raises:
         ModelError: a package that rewrites them is missing.
     """
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
-    rewritten = tokenizer.is_uroman or tokenizer.phonemize
-    for text in islice(texts, _SAMPLE) if rewritten else texts:
-        needed = tokenizer.needed(text)
-        for character in set(needed) - tokenizer.encoder.keys():
+    for text in islice(texts, at_most) if tokenizer.rewrites else texts:
+        spoken = tokenizer.spoken(text)
+        counts.update(spoken)
+        for character in set(spoken) - examples.keys():
+            examples[character] = text[:_EXAMPLE_CHARACTERS]
+    lacking: dict[str, Missing] = {}
+    for read, count in counts.items():  # character by character, as a whole text takes a millisecond
+        for character in set(tokenizer.normalised(read)) - tokenizer.encoder.keys():
             if not character.isspace():
-                counts[character] += needed.count(character)
-                examples.setdefault(character, text[:_EXAMPLE_CHARACTERS])
-    return [Missing(character, count, examples[character]) for character, count in counts.most_common()]
+                before = lacking.get(character, Missing(character, 0, examples[read]))
+                lacking[character] = replace(before, count=before.count + count)
+    return sorted(lacking.values(), key=lambda missing: (-missing.count, missing.character))
 
 
 def report(missing: Sequence[Missing]) -> list[str]:
@@ -63,7 +74,7 @@ def report(missing: Sequence[Missing]) -> list[str]:
     spoken = [found for found in missing if found.is_spoken]
     silent = [found for found in missing if not found.is_spoken]
     if spoken:
-        shown = ", ".join(f"{found.character!r} {found.count} times ({found.example!r})" for found in spoken[:8])
+        shown = ", ".join(map(str, spoken[:8]))
         lines.append(
             f"{len(spoken)} letters or digits of the texts are not in the voice's vocabulary, and are left out: {shown}"
             f"{', ...' if len(spoken) > 8 else ''}. vocabulary.csv has them all; --extend_vocabulary true adds them."
@@ -80,8 +91,14 @@ def write(path: Path, missing: Sequence[Missing]) -> None:
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(("character", "name", "count", "example"))
     for found in missing:
-        writer.writerow((found.character, unicodedata.name(found.character, "?"), found.count, found.example))
+        cells = (found.character, unicodedata.name(found.character, "?"), found.count, found.example)
+        writer.writerow([_no_formula(cell) if isinstance(cell, str) else cell for cell in cells])
     write_whole(path, content.getvalue())
+
+
+def _no_formula(words: str) -> str:
+    """As it can stand in a cell of a spreadsheet."""
+    return f"'{words}" if words.startswith(("=", "+", "-", "@")) else words
 
 
 def extend(model: VitsModel, tokenizer: VoiceTokenizer, texts: Iterable[str]) -> VoiceTokenizer:
@@ -92,11 +109,9 @@ def extend(model: VitsModel, tokenizer: VoiceTokenizer, texts: Iterable[str]) ->
     Returns:
         The tokenizer that knows them.
     """
-    rewritten = tokenizer.is_uroman or tokenizer.phonemize
-    needed = {character for text in texts for character in tokenizer.needed(text)}
-    unknown = [Missing(character, 1, "") for character in needed - tokenizer.encoder.keys()]
-    # Of phonemes every sign counts, stress marks and lengths are no letters.
-    added = [found.character for found in unknown if found.is_spoken or (rewritten and not found.character.isspace())]
+    missing = missing_characters(tokenizer, texts)
+    # Of phonemes every sign counts: stress marks and lengths are no letters.
+    added = [found.character for found in missing if found.is_spoken or tokenizer.rewrites]
     if not added:
         return tokenizer
     larger = extended(tokenizer, added)

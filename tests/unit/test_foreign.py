@@ -227,8 +227,10 @@ def test_piper_voice_has_the_originals_weights(tmp_path: Path, case: str) -> Non
     config = voice.model.config
     assert (config.noise_scale, config.noise_scale_duration, config.speaking_rate) == (0.6, 0.7, 1.25)
     assert getattr(config, "speakers", None) == (["ada", "bo", "cem", "dan"] if case == "multi_sdp" else None)
-    assert encode(voice.tokenizer, "^ab$").tolist() == [0, 1, 0, 4, 0, 5, 0, 2, 0]
+    assert [voice.tokenizer.encoder[symbol] for symbol in "_^$ ab"] == [0, 1, 2, 3, 4, 5]
+    assert (voice.tokenizer.phonemize, voice.tokenizer.language) == (True, "ku")
     assert any("phonemes of ku" in note for note in voice.notes)
+    assert any("transformers' own tokenizer would make American English ones" in note for note in voice.notes)
     assert any("aɪ" in note for note in voice.notes)
 
 

@@ -1,6 +1,7 @@
 """Phonemes in the right language, numbers as words, Latin letters from one uroman."""
 
 import ctypes
+import sys
 
 import espeakng_loader
 import pytest
@@ -8,10 +9,11 @@ from transformers import AutoTokenizer
 
 from vits_trainer import languages
 from vits_trainer.errors import ModelError
+from vits_trainer.synthesis import unknown_characters
 from vits_trainer.text import VoiceTokenizer, build_tokenizer, encode, extended, load_tokenizer
 
 pytest.importorskip("phonemizer", reason="needs vits-trainer[text]")
-num2words = pytest.importorskip("num2words", reason="needs vits-trainer[text]")
+pytest.importorskip("num2words", reason="needs vits-trainer[text]")
 pytest.importorskip("uroman", reason="needs vits-trainer[text]")
 
 GERMAN = "schöne grüße"
@@ -37,16 +39,52 @@ def test_phonemes_are_german_where_the_text_is(language):
 
 
 def test_unknown_language_is_refused_with_those_that_are_known():
-    with pytest.raises(ModelError, match=r"--language xx: espeak-ng does not speak it. Give one of af, .*de"):
-        languages.phonemes("a", "xx")
+    with pytest.raises(ModelError, match=r"--language 99: espeak-ng does not speak it. Give one of af, .*de"):
+        languages.phonemes("a", "99")
+
+
+def test_language_that_is_nearly_right_is_guessed():
+    with pytest.raises(ModelError, match=r"--language germn: .* Did you mean"):
+        languages.phonemes("a", "germn")
+
+
+def test_every_language_of_the_table_is_one_of_espeaks():
+    from phonemizer.backend import EspeakBackend
+
+    languages.phonemes("a", "de")  # finds the library
+    assert set(languages._OF_ISO_639.values()) <= set(EspeakBackend.supported_languages())
+
+
+def test_foreign_words_leave_no_flags_and_nothing_has_no_phonemes():
+    assert "(" not in languages.phonemes("Das ist ein Download, nice Meeting.", "de")
+    assert languages.phonemes("  ", "de") == ""
+
+
+@pytest.mark.parametrize(
+    ("named", "espeaks"),
+    [
+        (None, "en-us"), ("eng", "en-us"), ("en", "en-us"), ("deu", "de"), ("de", "de"), ("en-gb", "en-gb"),
+        ("kmr-script_latin", "ku"), ("fra", "fr-fr"), ("DEU", "de"),
+    ],
+)  # fmt: skip
+def test_languages_go_by_iso_or_by_espeaks_names(named, espeaks):
+    assert languages.espeak_name(named) == espeaks
 
 
 @pytest.mark.parametrize(
     ("text", "language", "said"),
     [
         ("12 Äpfel", "de", "zwölf Äpfel"),
-        ("in 2021", "eng", "in two thousand and twenty-one"),
-        ("3,5 km", "deu", "drei Komma fünf km"),
+        ("17 cats", "eng", "seventeen cats"),
+        ("1,000 cats", "en", "one thousand cats"),
+        ("1.000 Katzen, 3,5 Liter.", "deu", "eintausend Katzen, drei Komma fünf Liter."),
+        ("3.5 litres.", "en-us", "three point five litres."),
+        ("room 007", "en-us", "room zero zero seven"),
+        ("5kg", "en-us", "five kg"),
+        ("In 1984.", "de", "In eintausendneunhundertvierundachtzig."),
+        ("21", "fra", "vingt et un"),
+        ("٣", "en", "three"),
+        ("0" + "1" * 400, "en", " ".join(["zero", *["one"] * 400])),
         ("12 sêv", "kmr-script_latin", "12 sêv"),  # num2words has no Kurdish
         ("12", None, "12"),
         ("no number", "de", "no number"),
@@ -75,6 +113,13 @@ def test_voice_of_phonemes_reads_them_and_loads_in_transformers(tmp_path):
     assert theirs.get_vocab() == tokenizer.get_vocab()
 
 
+def test_phonemes_that_the_vocabulary_lacks_are_left_out_and_told():
+    tokenizer = build_tokenizer(["schön"], "de", reads_phonemes=True)
+    assert encode(tokenizer, "Schön im").tolist() == encode(tokenizer, "schön").tolist()
+    assert unknown_characters(tokenizer, "Schön im") == "mɪ"
+    assert unknown_characters(tokenizer, "Schön.") == ""
+
+
 def test_uroman_is_made_once_and_says_what_transformers_says(tmp_path, monkeypatch):
     import uroman
 
@@ -92,14 +137,20 @@ def test_uroman_is_made_once_and_says_what_transformers_says(tmp_path, monkeypat
     assert theirs("Привет, мир").input_ids == ours[0] == encode(tokenizer, "privet mir").tolist()
 
 
-def test_missing_package_is_named(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "phonemizer.backend", None)
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        ("uroman", lambda: languages.romanised("नमस्ते")),
+        ("num2words", lambda: languages.spelt_out("3", "de")),
+        ("phonemizer.backend", lambda: languages.phonemes("a", "cy")),
+    ],
+)
+def test_missing_package_is_named(module, call, monkeypatch):
+    languages._uroman.cache_clear()
     languages._phonemizer.cache_clear()
-    with pytest.raises(ModelError, match=r"phonemizer, which makes them, is missing: pip install"):
-        languages.phonemes("a", "de")
-    languages._phonemizer.cache_clear()
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModelError, match=rf"package that is missing \(.*{module}.*vits-trainer\[text\]'"):
+        call()
 
 
 def test_extended_vocabulary_keeps_the_ids_and_settings():

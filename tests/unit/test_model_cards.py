@@ -17,14 +17,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard, constants
 
 from tests.voices import metrics, prepared_folder, train_flags
+from vits_trainer import model_cards
 from vits_trainer.__main__ import main
 from vits_trainer.cli import parse
 from vits_trainer.config import TrainConfig
-from vits_trainer.errors import ConfigError
-from vits_trainer.model_cards import Story, check_can_push, model_card
+from vits_trainer.errors import ConfigError, PublishingError
+from vits_trainer.model_cards import Story, check_can_push, model_card, push
 
 TOKEN = "hf_" + "notarealtoken" * 2
 
@@ -165,34 +166,69 @@ def test_voice_reaches_the_hub_whole_and_private(folder: Path) -> None:
     assert not [path for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
 
-@pytest.mark.parametrize("fails_at", ["repos/create", "commit/main", "objects/batch"])
-def test_failed_upload_leaves_the_voice_and_says_how_to_send_it(fails_at: str, folder: Path) -> None:
-    with hub_on_this_machine(fails_at) as hub:
+def test_failed_upload_leaves_the_voice_and_ends_the_run_in_an_error(folder: Path) -> None:
+    with hub_on_this_machine("commit/main") as hub:
         ended = train(hub.address, folder, push_to_hub="owner/name")
     assert ended.returncode == 1
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("vits-trainer: ")]
-    voice = folder / "final_model"
-    assert f"Send it with: hf upload --private owner/name {voice}" in line
+    assert f"Send it with: hf upload --private owner/name {folder / 'final_model'}" in line
     assert TOKEN not in ended.stderr
-    assert (voice / "model.safetensors").is_file()
+    assert (folder / "final_model/model.safetensors").is_file()
     assert json.loads((folder / "training/runs/run/outcome.json").read_text())["outcome"] == "done"
     assert hub.files == {}
 
 
-def test_model_that_all_can_see_takes_no_voice_that_is_to_be_private(folder: Path) -> None:
+@pytest.fixture
+def voice(tmp_path: Path) -> Path:
+    """Files as a voice has them."""
+    (tmp_path / "voice").mkdir()
+    for name in ("README.md", "config.json", "model.safetensors"):
+        (tmp_path / "voice" / name).write_text(name)
+    return tmp_path / "voice"
+
+
+def client_of(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """The real client, for a Hub at another address."""
+    monkeypatch.setattr(model_cards, "HfApi", lambda: HfApi(endpoint=address, token=TOKEN))
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the stand-in speaks LFS
+
+
+def test_upload_is_one_commit_of_all_files(voice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_on_this_machine() as hub:
+        client_of(monkeypatch, hub.address)
+        assert push(voice, "owner/name", private=True) == f"{hub.address}/owner/name/commit/c0"
+        assert (hub.commits, hub.files) == (1, {path.name: path.read_bytes() for path in voice.iterdir()})
+
+
+@pytest.mark.parametrize("fails_at", ["repos/create", "objects/batch", "commit/main"])
+def test_upload_that_fails_says_how_to_send_the_voice_later(
+    fails_at: str, voice: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_on_this_machine(fails_at) as hub:
+        client_of(monkeypatch, hub.address)
+        with pytest.raises(PublishingError) as told:
+            push(voice, "owner/name", private=True)
+        assert hub.files == {}
+    assert f"Send it with: hf upload --private owner/name {voice}" in str(told.value)
+    assert TOKEN not in str(told.value)
+
+
+def test_model_that_all_can_see_takes_no_voice_that_is_to_be_private(
+    voice: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with hub_on_this_machine(is_public=True) as hub:
-        ended = train(hub.address, folder, push_to_hub="owner/name")
-        assert ended.returncode == 1
-        assert "owner/name is public. Name another, or give --hub_private false" in ended.stderr
-        assert f"hf upload owner/name {folder / 'final_model'}" in ended.stderr
+        client_of(monkeypatch, hub.address)
+        with pytest.raises(PublishingError, match=r"owner/name is public. Name another, or give --hub_private false"):
+            push(voice, "owner/name", private=True)
         assert hub.files == {}
 
 
-def test_hub_that_is_not_there_is_a_failed_upload(folder: Path) -> None:
-    ended = train("http://127.0.0.1:9", folder, push_to_hub="owner/name", hub_private=False)
-    assert ended.returncode == 1
-    assert f"Send it with: hf upload owner/name {folder / 'final_model'}" in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_hub_that_is_not_there_is_a_failed_upload(voice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client_of(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(PublishingError, match=f"Send it with: hf upload owner/name {voice}"):
+        push(voice, "owner/name", private=False)
 
 
 def test_missing_login_is_known_before_anything_is_trained(

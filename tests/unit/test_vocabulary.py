@@ -9,7 +9,7 @@ from tests.unit.test_models import TOKENIZER, new_voice
 from tests.voices import prepared_folder, train_flags
 from vits_trainer.__main__ import main
 from vits_trainer.models import export, load_model
-from vits_trainer.text import build_tokenizer, encode, load_tokenizer
+from vits_trainer.text import build_tokenizer, encode, load_tokenizer, tokenizer_of
 from vits_trainer.vocabulary import extend, missing_characters, report, write
 
 TEXTS = ["Silav dinya.", "Çêlek û çem!", "Silav, ç 5"]
@@ -38,6 +38,18 @@ def test_report_tells_letters_from_punctuation(tmp_path):
     assert rows[0] == {
         "character": "ç", "name": "LATIN SMALL LETTER C WITH CEDILLA", "count": "3", "example": "Çêlek û çem!"
     }  # fmt: skip
+
+
+def test_upper_case_of_the_vocabulary_is_not_missing():
+    assert missing_characters(build_tokenizer(["ab"]), ["AB ab"]) == []
+    upper = tokenizer_of(["_", "A", "b", " "])
+    assert [(m.character, m.count) for m in missing_characters(upper, ["Ab aB"])] == [("a", 1)]
+
+
+def test_cells_of_the_table_are_no_formulas(tmp_path):
+    write(tmp_path / "vocabulary.csv", missing_characters(build_tokenizer(["ab"]), ["=a+b"]))
+    with (tmp_path / "vocabulary.csv").open(newline="") as file:
+        assert [(row["character"], row["example"]) for row in csv.DictReader(file)] == [("'+", "'=a+b"), ("'=", "'=a+b")]
 
 
 def test_phonemes_that_are_missing_are_told_as_such():
@@ -80,7 +92,7 @@ def test_voice_learns_new_letters_and_goes_on(tmp_path):
     assert main(["train_vits", *told]) == 0
     log = (tmp_path / "training/runs/run/train.log").read_text()
     assert "letters or digits of the texts are not in the voice's vocabulary" in log
-    assert "'ü' 8 times" in log
+    assert "'r' 16 times ('number 0 grüßt')" in log
     assert "ü,LATIN SMALL LETTER U WITH DIAERESIS,8" in (tmp_path / "training/runs/run/vocabulary.csv").read_text()
 
     changes = {**flags, "extend_vocabulary": "true", "checkpoint_dir": tmp_path / "extended", "run_name": "extended"}

@@ -4,12 +4,12 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import VitsModel, VitsTokenizer
+from transformers import VitsModel
 
 from vits_trainer import checkpoint, model_cards, models, resumption, vocabulary
 from vits_trainer.accounts import Accounts
@@ -34,9 +34,10 @@ from vits_trainer.ranks import describe
 from vits_trainer.runtime import Runtime
 from vits_trainer.speakers import Balance
 from vits_trainer.stream import StreamedSet, StreamReader, TrainedNames, open_stream
-from vits_trainer.text import build_tokenizer, load_tokenizer
+from vits_trainer.text import VoiceTokenizer, build_tokenizer, load_tokenizer
 from vits_trainer.tracking import Outcome, Tracker, log_to_console, versions
 from vits_trainer.trainer import Trainer
+from vits_trainer.vocabulary import Missing
 
 logger = logging.getLogger("vits_trainer")
 
@@ -105,7 +106,9 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
         seconds_per_update = trainer.rehearse()
         trainer.plan = Plan.of(config, order, len(held_out), fresh_judges, seconds_per_update, kept)
         if runtime.is_main:
-            _introduce(trainer, seconds_per_update, config, _known_texts(prepared), balance, resume_from, changes)
+            _introduce(
+                trainer, seconds_per_update, config, _missing(prepared, tokenizer), balance, resume_from, changes
+            )
         if trainer.fit():
             tracker.outcome = Outcome(DONE, trainer.state.update)
             if runtime.is_main:
@@ -179,7 +182,7 @@ def _beside(config: TrainConfig) -> Path:
 
 
 def _reader(
-    prepared: PreparedSet | StreamedSet, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
+    prepared: PreparedSet | StreamedSet, tokenizer: VoiceTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
 ) -> ClipReader | StreamReader:
     if isinstance(prepared, StreamedSet):
         return StreamReader(prepared, tokenizer, spec, speaker_ids)
@@ -243,7 +246,7 @@ def _order(
 
 def _voice(
     config: TrainConfig, prepared: PreparedSet | StreamedSet, resume_from: Path | None
-) -> tuple[VitsModel, VitsTokenizer]:
+) -> tuple[VitsModel, VoiceTokenizer]:
     """The voice to train, in training form: of the checkpoint, of ``model_name``, or a new one."""
     if resume_from is not None:
         return models.model_to_restore(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
@@ -251,6 +254,11 @@ def _voice(
         model = models.load_model(str(config.model_name), config.layerdrop)
         model = extended(model, prepared.speakers) if config.extend_speakers else model
         tokenizer = load_tokenizer(str(config.model_name), config.language)
+        if config.extend_vocabulary and config.streaming and tokenizer.rewrites:
+            raise ConfigError(
+                "--extend_vocabulary with --streaming: the voice reads texts as phonemes or in Latin letters, and what "
+                "a stream comes to so is not known beforehand. Leave one of them out."
+            )
         return model, vocabulary.extend(model, tokenizer, prepared.texts) if config.extend_vocabulary else tokenizer
     tokenizer = build_tokenizer(prepared.texts, config.language, config.phonemes)
     return models.new_model(config.architecture, tokenizer, prepared.speakers, config.layerdrop), tokenizer
@@ -266,10 +274,13 @@ def _judges(config: TrainConfig, resume_from: Path | None) -> tuple[Discriminato
     return judges, not theirs and not models.has_discriminator(str(config.model_name))
 
 
-def _known_texts(prepared: PreparedSet | StreamedSet) -> list[str]:
-    """What can be told of the texts without reading all shards."""
-    is_unknown = isinstance(prepared, StreamedSet) and not prepared.summary.get("characters")
-    return [] if is_unknown else prepared.texts
+def _missing(prepared: PreparedSet | StreamedSet, tokenizer: VoiceTokenizer) -> list[Missing]:
+    """What the vocabulary lacks of the texts; of a stream as far as that is known without reading all shards."""
+    if not isinstance(prepared, StreamedSet):
+        return vocabulary.missing_characters(tokenizer, prepared.texts, vocabulary.SAMPLE)
+    if tokenizer.rewrites or not prepared.summary.get("characters"):
+        return []
+    return [replace(found, count=0, example="") for found in vocabulary.missing_characters(tokenizer, prepared.texts)]
 
 
 def _run_name(config: TrainConfig, resume_from: Path | None, runtime: Runtime) -> str:
@@ -283,7 +294,7 @@ def _introduce(
     trainer: Trainer,
     seconds_per_update: float,
     config: TrainConfig,
-    texts: Sequence[str],
+    missing: Sequence[Missing],
     balance: Balance | None,
     resumed_from: Path | None,
     changes: list[str],
@@ -318,7 +329,6 @@ def _introduce(
             "The voice has one speaker and the data several: all of them will train the one. --extend_speakers true "
             "makes it a voice of several; --only_speakers NAME trains on one."
         )
-    missing = vocabulary.missing_characters(trainer.tokenizer, texts)
     vocabulary.write(trainer.tracker.run_dir / "vocabulary.csv", missing)
     for line in vocabulary.report(missing):
         logger.warning("%s", line)
