@@ -47,7 +47,7 @@ def missing_characters(tokenizer: VoiceTokenizer, texts: Iterable[str], at_most:
     Args:
         tokenizer: whose vocabulary.
         texts: to be read.
-        at_most: of texts that the tokenizer rewrites (uroman, phonemes), look at the first so many (None = at all of them).
+        at_most: of texts that the tokenizer rewrites (uroman, phonemes), look at so many (None = at all).
 
     Raises:
         ModelError: a package that rewrites them is missing.

@@ -115,7 +115,8 @@ def test_voice_of_phonemes_reads_them_and_loads_in_transformers(tmp_path):
 
 def test_phonemes_that_the_vocabulary_lacks_are_left_out_and_told():
     tokenizer = build_tokenizer(["schön"], "de", reads_phonemes=True)
-    assert encode(tokenizer, "Schön im").tolist() == encode(tokenizer, "schön").tolist()
+    known = [tokenizer.encoder[sign] for sign in espeak("schön im", "de") if sign in tokenizer.encoder]
+    assert encode(tokenizer, "Schön im").tolist()[1::2] == known
     assert unknown_characters(tokenizer, "Schön im") == "mɪ"
     assert unknown_characters(tokenizer, "Schön.") == ""
 
