@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from vits_trainer.config import TrainConfig, to_dict
 from vits_trainer.errors import ConfigError, PublishingError
 from vits_trainer.files import write_whole
+from vits_trainer.languages import espeak_name
 from vits_trainer.privacy import redacted
 
 CARD = "README.md"
@@ -25,6 +26,14 @@ _PYTHON = """```python
 from transformers import pipeline
 
 speech = pipeline("text-to-speech", model="{name}")("...")
+```
+"""
+_PYTHON_OF_PHONEMES = """```python
+from transformers import pipeline
+from vits_trainer.text import load_tokenizer  # pip install 'vits-trainer[text]'
+
+# Phonemes of {language}; transformers' own tokenizer would make American English ones.
+speech = pipeline("text-to-speech", model="{name}", tokenizer=load_tokenizer("{name}"))("...")
 ```
 """
 _OWN_AFFAIRS = (
@@ -45,6 +54,8 @@ class Story:
     """0 where they are not counted: of a stream."""
     speakers: tuple[str, ...]
     """Names in the order of their ids; empty where the voice has one."""
+    phonemes_of: str | None
+    """The language whose phonemes the voice reads; None where it reads letters."""
     sampling_rate: int
     update: int
     """Whose weights became the voice."""
@@ -77,13 +88,19 @@ def model_card(story: Story, samples: Mapping[str, str] | None = None) -> str:
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n",
         "# A VITS voice\n",
         f"Text in, speech at {story.sampling_rate} Hz out. Made with vits_trainer.\n",
-        _PYTHON.format(name=name),
+        _python(story, name),
         _samples(story, samples or {}),
         _data(story),
         _made(story, base, licence),
         _figures(story),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _python(story: Story, name: str) -> str:
+    if story.phonemes_of is None or espeak_name(story.phonemes_of) == espeak_name(None):
+        return _PYTHON.format(name=name)
+    return _PYTHON_OF_PHONEMES.format(name=name, language=story.phonemes_of)
 
 
 def check_can_push(config: TrainConfig) -> None:

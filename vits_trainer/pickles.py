@@ -6,7 +6,7 @@ named and refused.
 """
 
 import argparse
-import pickle  # nosec B403 - for the name of its error
+import pickle  # nosec B403
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any

@@ -5,10 +5,13 @@ import sys
 
 import espeakng_loader
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoTokenizer, pipeline
 
+from tests.unit.test_models import SMALL
 from vits_trainer import languages
 from vits_trainer.errors import ModelError
+from vits_trainer.models import export, new_model
 from vits_trainer.synthesis import unknown_characters
 from vits_trainer.text import VoiceTokenizer, build_tokenizer, encode, extended, load_tokenizer
 
@@ -111,6 +114,16 @@ def test_voice_of_phonemes_reads_them_and_loads_in_transformers(tmp_path):
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert type(theirs).__module__.startswith("transformers")
     assert theirs.get_vocab() == tokenizer.get_vocab()
+
+
+def test_transformers_pipeline_takes_the_tokenizer_that_reads_the_language(tmp_path):
+    """What a card of such a voice advises."""
+    tokenizer = build_tokenizer([GERMAN], "de", reads_phonemes=True)
+    torch.manual_seed(0)
+    export(new_model(SMALL, tokenizer, []), tokenizer, None, tmp_path / "voice")
+    speaker = pipeline("text-to-speech", str(tmp_path / "voice"), tokenizer=load_tokenizer(str(tmp_path / "voice")))
+    assert speaker.preprocess(GERMAN)["input_ids"].tolist() == [encode(tokenizer, GERMAN).tolist()]
+    assert speaker(GERMAN)["audio"].size > 0
 
 
 def test_phonemes_that_the_vocabulary_lacks_are_left_out_and_told():

@@ -299,8 +299,8 @@ def test_card_of_a_tuned_voice_names_its_origin_and_licence(tmp_path: Path) -> N
     story = Story(
         config=TrainConfig(model_name="facebook/mms-tts-eng", push_to_hub="me/mine"),
         data={"accepted": 5, "hours": 1.5, "source": {"kind": "hub", "dataset": "a/b", "revision": "r1"}},
-        training_clips=0, speakers=("ann", "b|o"), sampling_rate=16000, update=7, versions={"torch": "2"},
-        run_dir=tmp_path,
+        training_clips=0, speakers=("ann", "b|o"), phonemes_of=None, sampling_rate=16000, update=7,
+        versions={"torch": "2"}, run_dir=tmp_path,
     )  # fmt: skip
     text = model_card(story)
     assert ModelCard(text).data.to_dict() | {"tags": None} == {
@@ -311,6 +311,8 @@ def test_card_of_a_tuned_voice_names_its_origin_and_licence(tmp_path: Path) -> N
     assert "a/b at revision r1: 5 clips, 1.50 hours." in text
     assert "| 0 | ann |\n| 1 | b\\|o |\n" in text
     assert "## Figures" not in text
+    assert "load_tokenizer" not in text + model_card(replace(story, phonemes_of="en-us"))
+    assert 'tokenizer=load_tokenizer("me/mine")' in model_card(replace(story, phonemes_of="de"))
     crowd = model_card(replace(story, speakers=tuple(f"s{n}" for n in range(17))))
     assert "<details><summary>Their names and ids" in crowd
     assert "\n| 16 | s16 |\n" in crowd

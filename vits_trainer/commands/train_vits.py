@@ -25,6 +25,7 @@ from vits_trainer.framing import check_segment
 from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
 from vits_trainer.lanes import LaneOrder
+from vits_trainer.languages import espeak_name
 from vits_trainer.meter import duration
 from vits_trainer.model_cards import Story
 from vits_trainer.objective import Objective
@@ -119,6 +120,7 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
                     data=prepared.summary,
                     training_clips=order.clips,
                     speakers=tuple(models.speaker_names(model.config)),
+                    phonemes_of=espeak_name(tokenizer.language) if tokenizer.phonemize else None,
                     sampling_rate=spec.sampling_rate,
                     update=update,
                     versions=versions(),
