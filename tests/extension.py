@@ -40,12 +40,16 @@ def prepare(folder: Path, recordings: Path, takes: int) -> Path:
     return folder / "training"
 
 
+SMALL = {"batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 5e-4, "save_every_updates": 0}
+
+
 def train(folder: Path, name: str, **settings: object) -> list[dict[str, Any]]:
     """Metrics of the validations, the first before the first update."""
     called(
-        "train_vits", config="tiny", data_dir=folder / "training", checkpoint_dir=folder / name / "checkpoints",
-        output_dir=folder / name / "voice", run_name=name, segment_frames=16, validation_samples=0, report_to="none",
-        keep_checkpoints=1, data_workers=0, **settings,
+        "train_vits", data_dir=folder / "training", checkpoint_dir=folder / name / "checkpoints",
+        output_dir=folder / name / "voice", run_name=name, segment_frames=16, validation_samples=0,
+        validation_fraction=0.1, validation_max_clips=60, report_to="none", keep_checkpoints=1, data_workers=0,
+        **settings,
     )  # fmt: skip
     lines = (folder / "training/runs" / name / "metrics.jsonl").read_text().splitlines()
     return [line for line in map(json.loads, lines) if "validation/mel" in line]
@@ -67,11 +71,12 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--recordings", type=Path, default=RECORDINGS)
     parser.add_argument("--takes", type=int, default=10)
-    parser.add_argument("--updates", type=int, default=300)
+    parser.add_argument("--first_updates", type=int, default=200, help="of the voice of one speaker")
+    parser.add_argument("--updates", type=int, default=800, help="with all six")
     given = parser.parse_args()
     prepare(given.folder, given.recordings, given.takes)
-    each = {"max_updates": given.updates, "validate_every_updates": given.updates // 3}
-    train(given.folder, "one", only_speakers="george", **each)
-    tuned = {"architecture": "null", "model_name": given.folder / "one/voice"}
-    before = train(given.folder, "mixed", **tuned, **UNTOUCHED)[0]
-    show(given.folder, before, train(given.folder, "six", extend_speakers="true", **tuned, **each))
+    train(given.folder, "one", config="tiny", only_speakers="george", max_updates=given.first_updates)
+    tuned = {**SMALL, "config": "more_speakers", "model_name": given.folder / "one/voice"}
+    before = train(given.folder, "mixed", **{**tuned, **UNTOUCHED}, extend_speakers="false")[0]
+    each = {"max_updates": given.updates, "validate_every_updates": given.updates // 4}
+    show(given.folder, before, train(given.folder, "six", **tuned, **each))
