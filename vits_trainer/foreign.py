@@ -68,8 +68,8 @@ def read(
     if not found or kind not in ("auto", found[0]):
         raise ModelError(
             f"{path}: its weights ({', '.join(sorted(map(str, weights))[:3])} ...) are not those of a voice of "
-            f"{' or '.join(_SIGNS) if kind == 'auto' else kind}. Name the generator's checkpoint (G_*.pth, model_file.pth "
-            "or *.ckpt)."
+            f"{' or '.join(_SIGNS) if kind == 'auto' else kind}. Name the generator's checkpoint (G_*.pth, "
+            "model_file.pth or *.ckpt)."
         )
     parts = _READERS[found[0]](content, path, config_file, vocab)
     if discriminator is None and not parts.judges and found[0] == "original":
