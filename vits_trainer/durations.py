@@ -158,14 +158,7 @@ def rational_quadratic_spline(
     """
     inside = inputs.abs() <= bound
     x = inputs.clamp(-bound, bound)
-    left, width = _bins(widths, bound)
-    bottom, height = _bins(heights, bound)
-    slopes = F.pad(MIN_DERIVATIVE + F.softplus(derivatives), (1, 1), value=1.0)
-    # The bin of each input is the last whose left knot is not beyond it.
-    index = (x[..., None] >= left).sum(-1, keepdim=True) - 1
-    left, width, bottom, height, slope, next_slope = (
-        knots.gather(-1, index)[..., 0] for knots in (left, width, bottom, height, slopes[..., :-1], slopes[..., 1:])
-    )
+    left, width, bottom, height, slope, next_slope = _bin_of(x, widths, heights, derivatives, bound)
     mean_slope = height / width
     theta = (x - left) / width
     both = theta * (1 - theta)
@@ -191,19 +184,29 @@ def inverse_spline(outputs: Tensor, widths: Tensor, heights: Tensor, derivatives
     """
     inside = outputs.abs() <= bound
     y = outputs.clamp(-bound, bound)
-    left, width = _bins(widths, bound)
-    bottom, height = _bins(heights, bound)
-    slopes = F.pad(MIN_DERIVATIVE + F.softplus(derivatives), (1, 1), value=1.0)
-    index = (y[..., None] >= bottom).sum(-1, keepdim=True) - 1
-    left, width, bottom, height, slope, next_slope = (
-        knots.gather(-1, index)[..., 0] for knots in (left, width, bottom, height, slopes[..., :-1], slopes[..., 1:])
-    )
+    left, width, bottom, height, slope, next_slope = _bin_of(y, widths, heights, derivatives, bound, by_height=True)
     mean_slope, rise = height / width, y - bottom
     bend = rise * (slope + next_slope - 2 * mean_slope)
     a, b, c = height * (mean_slope - slope) + bend, height * slope - bend, -mean_slope * rise
     # The root as it does not cancel; below zero the discriminant is by rounding alone.
     theta = 2 * c / (-b - (b.square() - 4 * a * c).clamp(min=0).sqrt())
     return torch.where(inside, left + width * theta, outputs)
+
+
+def _bin_of(
+    points: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, bound: float, by_height: bool = False
+) -> tuple[Tensor, ...]:
+    """Left, width, bottom, height, slope and next slope of the bin that each point falls into, shaped like ``points``.
+
+    Points are places on the axis of widths, or by height those on the other one.
+    """
+    left, width = _bins(widths, bound)
+    bottom, height = _bins(heights, bound)
+    slopes = F.pad(MIN_DERIVATIVE + F.softplus(derivatives), (1, 1), value=1.0)
+    # The last one that does not begin beyond the point.
+    index = (points[..., None] >= (bottom if by_height else left)).sum(-1, keepdim=True) - 1
+    knots = (left, width, bottom, height, slopes[..., :-1], slopes[..., 1:])
+    return tuple(each.gather(-1, index)[..., 0] for each in knots)
 
 
 def _bins(unnormalised: Tensor, bound: float) -> tuple[Tensor, Tensor]:

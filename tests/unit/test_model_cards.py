@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 from huggingface_hub import HfApi, ModelCard, constants
 
-from tests.voices import metrics, prepared_folder, train_flags
+from tests.voices import metrics, train_flags
 from vits_trainer import model_cards
 from vits_trainer.__main__ import main
 from vits_trainer.cli import parse
@@ -133,17 +132,6 @@ def train(hub_address: str, folder: Path, **changes: object) -> subprocess.Compl
     flags = train_flags(folder, max_updates=1, **changes)
     command = [sys.executable, "-m", "vits_trainer", "train_vits", *flags]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared_folder(tmp_path_factory.mktemp("prepared"))
-
-
-@pytest.fixture
-def folder(prepared: Path, tmp_path: Path) -> Path:
-    shutil.copytree(prepared, tmp_path / "training")
-    return tmp_path
 
 
 def test_voice_reaches_the_hub_whole_and_private(folder: Path) -> None:

@@ -10,21 +10,10 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.voices import metrics, prepared_folder, train_flags, weights
+from tests.voices import metrics, train_flags, weights
 from vits_trainer.__main__ import main
 from vits_trainer.checkpoint import MANIFEST, _manifest
 from vits_trainer.config import PARTS
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared_folder(tmp_path_factory.mktemp("prepared"))
-
-
-@pytest.fixture
-def folder(prepared: Path, tmp_path: Path) -> Path:
-    shutil.copytree(prepared, tmp_path / "training")
-    return tmp_path
 
 
 @pytest.fixture(scope="module")
