@@ -1,6 +1,6 @@
 """What languages are called, and what must be known of them to read a text aloud: phonemes, numbers, Latin letters.
 
-The packages that know it (``pip install 'vits-trainer[text]'``) are loaded where a text first needs them, each once.
+phonemizer and uroman (``pip install 'vits-trainer[text]'``) are loaded where a text first needs them, each once.
 """
 
 import importlib
@@ -9,6 +9,8 @@ from decimal import Decimal
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
+
+from num2words import CONVERTER_CLASSES, num2words
 
 from vits_trainer.errors import ModelError
 
@@ -69,15 +71,12 @@ def spelt_out(text: str, language: str | None) -> str:
 
     1.000 and 3,5 are read as the language writes them; numbers of more than nine digits, and those that begin with 0,
     digit by digit.
-
-    Raises:
-        ModelError: there are numbers, and num2words is not installed.
     """
     if language is None or not any(character.isdecimal() for character in text):
         return text
     base = espeak_name(language).split("-")[0]
     code = _OF_NUM2WORDS.get(base, base)
-    if code not in _package("num2words").CONVERTER_CLASSES:
+    if code not in CONVERTER_CLASSES:
         return text
     group, point = (",", ".") if code in _COMMA_GROUPS else (".", ",") if code in _DOT_GROUPS else ("", "")
     pattern = r"\d+"
@@ -94,7 +93,6 @@ def spelt_out(text: str, language: str | None) -> str:
 
 
 def _number(whole: str, fraction: str, code: str) -> str:
-    num2words = _package("num2words").num2words
     if not fraction and (len(whole) > _LONGEST_NUMBER or (len(whole) > 1 and int(whole[0]) == 0)):
         return " ".join(str(num2words(int(digit), lang=code)) for digit in whole)
     value = Decimal(f"{int(whole)}.{''.join(str(int(digit)) for digit in fraction)}") if fraction else int(whole)

@@ -16,7 +16,6 @@ from vits_trainer.synthesis import unknown_characters
 from vits_trainer.text import VoiceTokenizer, build_tokenizer, encode, extended, load_tokenizer
 
 pytest.importorskip("phonemizer", reason="needs vits-trainer[text]")
-pytest.importorskip("num2words", reason="needs vits-trainer[text]")
 pytest.importorskip("uroman", reason="needs vits-trainer[text]")
 
 GERMAN = "schöne grüße"
@@ -155,7 +154,6 @@ def test_uroman_is_made_once_and_says_what_transformers_says(tmp_path, monkeypat
     ("module", "call"),
     [
         ("uroman", lambda: languages.romanised("नमस्ते")),
-        ("num2words", lambda: languages.spelt_out("3", "de")),
         ("phonemizer.backend", lambda: languages.phonemes("a", "cy")),
     ],
 )
