@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import VitsTokenizer
 
-from vits_trainer.errors import ModelError
+from vits_trainer.errors import ModelError, first_line
 from vits_trainer.languages import phonemes, romanised, spelt_out
 
 BLANK = "<pad>"
@@ -86,7 +86,7 @@ def load_tokenizer(name_or_dir: str, language: str | None = None) -> VoiceTokeni
         tokenizer = VoiceTokenizer.from_pretrained(name_or_dir)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
-            f"{name_or_dir}: no tokenizer could be loaded ({_first_line(error)}). Give a voice that has vocab.json."
+            f"{name_or_dir}: no tokenizer could be loaded ({first_line(error)}). Give a voice that has vocab.json."
         ) from error
     return tokenizer if language is None else _like(tokenizer, tokenizer.encoder, language)
 
@@ -166,7 +166,3 @@ def encode(tokenizer: VitsTokenizer, text: str) -> NDArray[np.int64]:
     if not tokenizer.prepare_for_tokenization(text)[0]:
         return np.empty(0, dtype=np.int64)  # with blanks, even nothing would become one token
     return np.asarray(tokenizer(text).input_ids, dtype=np.int64)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
