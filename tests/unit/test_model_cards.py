@@ -154,18 +154,6 @@ def test_voice_reaches_the_hub_whole_and_private(folder: Path) -> None:
     assert not [path for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
 
-def test_failed_upload_leaves_the_voice_and_ends_the_run_in_an_error(folder: Path) -> None:
-    with hub_on_this_machine("commit/main") as hub:
-        ended = train(hub.address, folder, push_to_hub="owner/name")
-    assert ended.returncode == 1
-    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("vits-trainer: ")]
-    assert f"Send it with: hf upload --private owner/name {folder / 'final_model'}" in line
-    assert TOKEN not in ended.stderr
-    assert (folder / "final_model/model.safetensors").is_file()
-    assert json.loads((folder / "training/runs/run/outcome.json").read_text())["outcome"] == "done"
-    assert hub.files == {}
-
-
 @pytest.fixture
 def voice(tmp_path: Path) -> Path:
     """Files as a voice has them."""
@@ -181,6 +169,21 @@ def client_of(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the stand-in speaks LFS
+
+
+def test_failed_upload_leaves_the_voice_and_ends_the_run_in_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with hub_on_this_machine("commit/main") as hub:
+        client_of(monkeypatch, hub.address)
+        assert main(["train_vits", *train_flags(folder, max_updates=1, push_to_hub="owner/name")]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vits-trainer: ")]
+    assert f"Send it with: hf upload --private owner/name {folder / 'final_model'}" in line
+    assert TOKEN not in line
+    assert (folder / "final_model/model.safetensors").is_file()
+    assert json.loads((folder / "training/runs/run/outcome.json").read_text())["outcome"] == "done"
+    assert hub.files == {}
 
 
 def test_upload_is_one_commit_of_all_files(voice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
