@@ -14,6 +14,7 @@ from torch import nn
 from transformers import VitsModel
 
 from vits_trainer.files import write_whole
+from vits_trainer.ledger import csv_cell
 from vits_trainer.text import VoiceTokenizer, extended
 
 SAMPLE = 2000
@@ -91,14 +92,9 @@ def write(path: Path, missing: Sequence[Missing]) -> None:
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(("character", "name", "count", "example"))
     for found in missing:
-        cells = (found.character, unicodedata.name(found.character, "?"), found.count, found.example)
-        writer.writerow([_no_formula(cell) if isinstance(cell, str) else cell for cell in cells])
+        name = unicodedata.name(found.character, "?")
+        writer.writerow((csv_cell(found.character), name, found.count, csv_cell(found.example)))
     write_whole(path, content.getvalue())
-
-
-def _no_formula(words: str) -> str:
-    """As it can stand in a cell of a spreadsheet."""
-    return f"'{words}" if words.startswith(("=", "+", "-", "@")) else words
 
 
 def extend(model: VitsModel, tokenizer: VoiceTokenizer, texts: Iterable[str]) -> VoiceTokenizer:
