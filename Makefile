@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test chaos scaling streaming corrections benchmark check fix clean
+.PHONY: help demo test chaos scaling streaming corrections extension benchmark check fix clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -28,6 +28,9 @@ streaming: $(INSTALLED) ## 200,000 rows to shards in four parts, streamed for an
 
 corrections: $(INSTALLED) ## a small voice learns the digits, and is corrected: with replay, without, and wrongly (1 hour)
 	$(BIN)/python -m tests.corrections corrections
+
+extension: $(INSTALLED) ## a voice of one speaker of real digits is given five more (needs ../shared)
+	$(BIN)/python -m tests.extension extension
 
 benchmark: $(INSTALLED) ## all figures of this machine, as JSON in benchmark/ (GPU: 5 min; try it out: FLAGS="--size tiny")
 	@mkdir -p benchmark

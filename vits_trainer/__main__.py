@@ -11,7 +11,14 @@ from vits_trainer.cli import parse, unknown_word
 from vits_trainer.config import TrainConfig
 from vits_trainer.config_data import PrepareConfig
 from vits_trainer.config_tools import BenchmarkConfig, CheckConfig, DemoConfig, ReportConfig
-from vits_trainer.config_voices import EvaluateConfig, ExportConfig, FeedbackAppConfig, FeedbackConfig, SynthesizeConfig
+from vits_trainer.config_voices import (
+    ConvertConfig,
+    EvaluateConfig,
+    ExportConfig,
+    FeedbackAppConfig,
+    FeedbackConfig,
+    SynthesizeConfig,
+)
 from vits_trainer.errors import ConfigError, InstallationError, VitsTrainerError
 
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -19,6 +26,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "train_vits": (TrainConfig, "train or fine-tune a voice"),
     "train_feedback": (FeedbackConfig, "learn users' corrections of a voice"),
     "feedback_app": (FeedbackAppConfig, "correct a voice in the browser, and let it learn"),
+    "convert": (ConvertConfig, "voices of VITS, MMS, Coqui, Piper to transformers; voices to original VITS or ONNX"),
     "export": (ExportConfig, "make a voice of a checkpoint"),
     "synthesize": (SynthesizeConfig, "let a voice say a text into an audio file"),
     "evaluate": (EvaluateConfig, "judge voices by held-out clips, side by side"),

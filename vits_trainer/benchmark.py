@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vits_trainer import alignment, models
+from vits_trainer.architecture import Architecture, DiscriminatorShape
 from vits_trainer.compilation import compile_fixed_shapes
-from vits_trainer.config import Architecture, DiscriminatorShape, TrainConfig
+from vits_trainer.config import TrainConfig
 from vits_trainer.config_tools import BenchmarkConfig
 from vits_trainer.data import Batch
 from vits_trainer.discriminator import Discriminator

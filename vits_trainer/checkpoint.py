@@ -4,6 +4,7 @@ checkpoint-<update>/
     voice/                              config.json and tokenizer of the voice
     generator.safetensors               weights in training form (weight norm as g and v)
     discriminator.safetensors
+    average.safetensors                 averages of the generator's trained weights (--ema_decay)
     optimizer_<network>.safetensors     AdamW's moments under the parameters' names
     config.yaml                         the run's configuration
     state.json                          counts, losses since the last logging point, what a resume compares
@@ -36,12 +37,13 @@ from vits_trainer.files import lock, set_aside, sha256, sync, sync_tree, write_w
 from vits_trainer.generator import Generator
 from vits_trainer.metrics import SavedMeans
 from vits_trainer.models import save_discriminator, state_on_cpu
-from vits_trainer.optim import Learner
+from vits_trainer.optim import AVERAGED_UPDATES, Average, Learner
 from vits_trainer.runtime import Runtime
 
 logger = logging.getLogger("vits_trainer")
 
 MANIFEST = "manifest.json"
+_AVERAGE = "average.safetensors"
 BEST = "best.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _FORMAT = 4
@@ -140,6 +142,8 @@ class Checkpoints:
             write_networks(temporary, generator, discriminator, tokenizer, self.config)
             for learner in learners:
                 save_file(_optimizer_state(learner), temporary / f"optimizer_{learner.name}.safetensors")
+                if learner.average is not None:
+                    save_file(_on_cpu(learner.average.state_dict()), temporary / _AVERAGE)
             (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
             sync_tree(temporary)
             write_whole(temporary / MANIFEST, _manifest(temporary))
@@ -177,6 +181,8 @@ class Checkpoints:
             for learner in learners:
                 _load_optimizer_state(learner, load_file(place / f"optimizer_{learner.name}.safetensors"))
                 learner.scaler.load_state_dict(record["scales"][learner.name])
+                if learner.average is not None:
+                    _restore_average(place, learner.average)
             return TrainState(**record["state"]), record["losses"]
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
             raise CheckpointError(f"{place} cannot be read ({error}). Resume from another checkpoint.") from error
@@ -222,6 +228,25 @@ def load_networks(place: Path, model: VitsModel, discriminator: Discriminator | 
     model.load_state_dict(load_file(place / "generator.safetensors"))
     if discriminator is not None:
         discriminator.load_state_dict(load_file(place / "discriminator.safetensors"))
+
+
+def load_average(place: Path, model: VitsModel) -> None:
+    """Puts a checkpoint's averages into a voice in training form that has its weights: the voice as it is exported.
+
+    Does nothing where the run kept none. Raises as safetensors does.
+    """
+    if (place / _AVERAGE).is_file():
+        averages = load_file(place / _AVERAGE)
+        averages.pop(AVERAGED_UPDATES)
+        model.load_state_dict(averages, strict=False)
+
+
+def _restore_average(place: Path, average: Average) -> None:
+    if (place / _AVERAGE).is_file():
+        average.load_state_dict(load_file(place / _AVERAGE))
+    else:
+        average.restart()
+        logger.warning("%s holds no average of the weights: it begins with those of that update.", place)
 
 
 @contextmanager
@@ -336,11 +361,17 @@ def _named_parameters(learner: Learner) -> list[tuple[str, nn.Parameter]]:
 
 def _optimizer_state(learner: Learner) -> dict[str, Tensor]:
     state = learner.optimizer.state
-    return {
-        f"{name}/{slot}": value.detach().cpu().contiguous()
-        for name, parameter in _named_parameters(learner)
-        for slot, value in state[parameter].items()
-    }
+    return _on_cpu(
+        {
+            f"{name}/{slot}": value
+            for name, parameter in _named_parameters(learner)
+            for slot, value in state[parameter].items()
+        }
+    )
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _load_optimizer_state(learner: Learner, tensors: dict[str, Tensor]) -> None:

@@ -32,7 +32,8 @@ def parse(command: str, config_class: type[Config], argv: Sequence[str]) -> Conf
     parser.add_class_arguments(config_class)
     if "precision" in fields:
         parser.add_argument("--fp16", action="store_true", help="The same as --precision fp16.")
-    words = _config_first(_spell_out_booleans(_name_first_word(list(argv), fields), fields))
+    spelled = _spell_out_booleans(_name_first_word(_in_full(argv, fields), fields), fields)
+    words = _config_first(spelled)
     files = [value for flag, value in pairwise(words) if flag == "--config"]
     try:
         namespace = parser.parse_args(words)
@@ -78,6 +79,13 @@ def _config_first(argv: list[str]) -> list[str]:
         else:
             rest.append(word)
     return first + rest
+
+
+def _in_full(argv: Sequence[str], fields: dict[str, Any]) -> list[str]:
+    """Flags by their fields' names, which cannot be words of Python's such as ``from``."""
+    full = {f"--{field.metadata['short']}": f"--{name}" for name, field in fields.items() if "short" in field.metadata}
+    split = [word.partition("=") for word in argv]
+    return [full.get(flag, flag) + equals + value for flag, equals, value in split]
 
 
 def _name_first_word(argv: list[str], fields: dict[str, Any]) -> list[str]:

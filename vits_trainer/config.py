@@ -13,13 +13,17 @@ from typing import Any, Literal
 
 import yaml
 
-from vits_trainer.errors import ConfigError
+from vits_trainer.architecture import Architecture, DiscriminatorShape
+from vits_trainer.errors import ConfigError, require
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ObjectiveKind = Literal["vits", "mel"]
+Schedule = Literal["exponential", "cosine", "constant"]
 
+PARTS = ("text_encoder", "posterior_encoder", "flow", "decoder", "duration_predictor")
+"""Of a generator, by transformers' names: what can be frozen. Voices of several speakers have an embedding besides."""
 
 SCORES = {
     "mcd": ("mcd_db",),
@@ -45,14 +49,11 @@ _NOT_STREAMED = {
     "max_samples": 0,
     "speaker_temperature": 1,
     "validate_on_training_clips": False,
+    "only_speakers": "",
+    "max_clips_per_speaker": 0,
+    "phonemes": False,
 }
 """Settings that need to know every clip beforehand, and what they are without."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises :class:`ConfigError` with ``message`` unless ``condition`` holds."""
-    if not condition:
-        raise ConfigError(message)
 
 
 def listed(flag: str, words: str, known: Collection[str]) -> tuple[str, ...]:
@@ -85,54 +86,6 @@ class LossWeights:
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """A generator to train from scratch, in the words of ``transformers.VitsConfig``; the defaults are MMS-TTS's."""
-
-    sampling_rate: int = 16000
-    """Samples per second of the voice."""
-    hidden_size: int = 192
-    """Channels of the text encoder, the WaveNets and the duration predictor; also the size of the latent frames."""
-    num_hidden_layers: int = 6
-    """Transformer layers of the text encoder."""
-    num_attention_heads: int = 2
-    """Attention heads of the text encoder."""
-    ffn_dim: int = 768
-    """Channels of the text encoder's feed-forward layers."""
-    spectrogram_bins: int = 513
-    """Bins of the linear spectrogram: n_fft / 2 + 1."""
-    posterior_encoder_num_wavenet_layers: int = 16
-    """WaveNet layers of the posterior encoder."""
-    prior_encoder_num_flows: int = 4
-    """Coupling layers of the flow."""
-    prior_encoder_num_wavenet_layers: int = 4
-    """WaveNet layers in each coupling layer."""
-    use_stochastic_duration_prediction: bool = True
-    """Stochastic duration predictor (VITS's own) rather than the plain one."""
-    duration_predictor_num_flows: int = 4
-    """Spline flows of the stochastic duration predictor."""
-    upsample_initial_channel: int = 512
-    """Channels at the decoder's entry."""
-    upsample_rates: tuple[int, ...] = (8, 8, 2, 2)
-    """Upsampling of the decoder's stages; their product is the hop, in samples."""
-    upsample_kernel_sizes: tuple[int, ...] = (16, 16, 4, 4)
-    """Kernel of each upsampling stage."""
-    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
-    """Kernels of the decoder's residual blocks."""
-    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
-    """Dilations of the decoder's residual blocks."""
-
-
-@dataclass(frozen=True)
-class DiscriminatorShape:
-    """Size of the discriminators (VITS: one over the scale, five over periods; 46.7 M parameters)."""
-
-    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
-    """Periods, in samples, of the multi-period discriminators."""
-    channels_divisor: int = 1
-    """Divides every width; 1 is VITS's size, which pretrained discriminators need."""
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """Train or fine-tune a voice on a prepared folder; the result loads in ``transformers`` as it is."""
 
@@ -159,7 +112,18 @@ class TrainConfig:
     learning_rate: float = 2e-5
     """AdamW's learning rate at the start, for both networks."""
     learning_rate_decay: float = 0.999875
-    """Factor on the learning rate at each epoch's end (VITS: 0.999 ** (1/8))."""
+    """Factor on the learning rate at each epoch's end (VITS: 0.999 ** (1/8)); for the exponential schedule."""
+    schedule: Schedule = "exponential"
+    """How the learning rate falls. exponential: by learning_rate_decay, once an epoch. cosine: along half a cosine, to
+    0 at the run's end. constant: not at all."""
+    warmup_updates: int = 0
+    """Updates in which the learning rate of both networks rises to its full height, on a straight line (0 = none)."""
+    freeze: str = ""
+    """Parts of the generator to leave as they are, separated by commas: text_encoder, posterior_encoder, flow, decoder,
+    duration_predictor."""
+    ema_decay: float = 0.0
+    """Keep a moving average of the generator's weights, as 0.999: it is validated, and becomes the voice; training goes
+    on with the raw weights (0 = none)."""
     epochs: int = 10
     """Passes over the training clips."""
     max_updates: int = 0
@@ -168,6 +132,13 @@ class TrainConfig:
     """Train for about this many hours: chooses the epochs from the speed measured at the start (0 = by epochs)."""
     max_samples: int = 0
     """Use only this many clips of the folder (0 = all)."""
+    only_speakers: str = ""
+    """Use only the clips of these speakers of the folder, separated by commas (empty = all)."""
+    max_clips_per_speaker: int = 0
+    """Use at most this many clips of each speaker, drawn by the seed (0 = all)."""
+    extend_speakers: bool = False
+    """Fine-tuning: speakers of the data that the voice does not know are added to it, and it sounds as before until the
+    first update. Without it, a one-speaker voice learns all speakers as one; a voice of several refuses new ones."""
     streaming: bool = False
     """Read shards (prepare_data --shards) where they lie, nothing kept on this disk: data_dir is then a folder, a
     pattern of shards, an address as s3://bucket/folder, or a data set of shards on the Hub (owner/name)."""
@@ -197,10 +168,20 @@ class TrainConfig:
     """Chance to skip a layer of the text encoder, on one process only. VITS has none; transformers' configurations
     carry 0.1."""
 
+    language: str | None = None
+    """Language of the texts, as de or deu: for phonemes, and for numbers in words (null = as the voice says)."""
+    extend_vocabulary: bool = False
+    """Give the voice an embedding for each letter and digit of the texts that its vocabulary lacks; old ones stay."""
+    phonemes: bool = False
+    """From scratch: read espeak-ng's phonemes instead of letters; needs a language."""
+
     architecture: Architecture | None = None
     """The generator to train from scratch; needs model_name null."""
-    discriminator: DiscriminatorShape = DiscriminatorShape()
+    discriminator: DiscriminatorShape = DiscriminatorShape()  # noqa: RUF009 - it is frozen
     """Size of the discriminators, where they start fresh."""
+    discriminator_from: str | None = None
+    """Discriminators to start with: a D_*.pth of original VITS or MMS, a discriminator.safetensors, or a voice that has
+    them (null = those beside model_name or inside its file, else fresh ones)."""
     discriminator_warmup_updates: int | None = None
     """Updates in which the discriminators learn alone, before the generator learns from them (null = where fresh
     discriminators meet a trained voice 200, but at most a tenth of the run; else 0)."""
@@ -272,6 +253,11 @@ class TrainConfig:
     """Weights & Biases team or user (null = your default)."""
     wandb_tags: tuple[str, ...] = ()
     """Weights & Biases tags, as [a, b]."""
+    push_to_hub: str | None = None
+    """Send the voice, with its model card, to the Hugging Face Hub at the end, as owner/name. Who is logged in (hf auth
+    login), or HF_TOKEN, does it."""
+    hub_private: bool = True
+    """Whether a model that --push_to_hub makes is private."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "gradient_accumulation_steps", "epochs", "log_every_updates", "segment_frames"):
@@ -279,6 +265,7 @@ class TrainConfig:
         for name in (
             "max_updates",
             "max_samples",
+            "max_clips_per_speaker",
             "data_workers",
             "validate_every_updates",
             "save_every_updates",
@@ -294,6 +281,7 @@ class TrainConfig:
             "max_nonfinite_updates",
             "validation_score_clips",
             "patience",
+            "warmup_updates",
         ):
             require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: give 0 or more.")
         require(
@@ -305,11 +293,9 @@ class TrainConfig:
             "--target_hours and --max_updates both say how long to train: give one of them.",
         )
         self._check_streaming()
-        require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: give a number above 0, such as 2e-5.")
-        require(
-            0 < self.learning_rate_decay <= 1,
-            f"--learning_rate_decay {self.learning_rate_decay}: give a number above 0 and at most 1.",
-        )
+        self._check_speakers()
+        self._check_text()
+        self._check_learning()
         require(
             0 <= self.validation_fraction < 1,
             f"--validation_fraction {self.validation_fraction}: give a number from 0 to below 1.",
@@ -318,19 +304,12 @@ class TrainConfig:
             0 <= self.max_rejected_fraction <= 1,
             f"--max_rejected_fraction {self.max_rejected_fraction}: give a number from 0 to 1.",
         )
-        require(
-            0 <= self.speaker_temperature <= 1,
-            f"--speaker_temperature {self.speaker_temperature}: give a number from 0 (all speakers alike) to 1 (every "
-            "clip once an epoch).",
-        )
-        require(
-            self.speaker_temperature == 1 or not self.batch_seconds,
-            f"--speaker_temperature {self.speaker_temperature} with --batch_seconds {self.batch_seconds}: epochs would "
-            "have more updates or fewer with the clips that they draw. Give a --batch_size instead of the seconds.",
-        )
         require(self.rank_timeout_s >= 1, f"--rank_timeout_s {self.rank_timeout_s}: give 1 or more.")
         require(0 <= self.layerdrop < 1, f"--layerdrop {self.layerdrop}: give a number from 0 to below 1.")
         self._check_selection()
+        self._check_start()
+
+    def _check_start(self) -> None:
         if self.architecture is None:
             require(
                 bool(self.model_name),
@@ -342,6 +321,30 @@ class TrainConfig:
                 f"--model_name {self.model_name} and an architecture to train from scratch exclude one another: "
                 "leave out the architecture (or the recipe that brings it), or give --model_name null.",
             )
+            self.architecture.check()
+
+    def _check_learning(self) -> None:
+        require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: give a number above 0, such as 2e-5.")
+        require(
+            0 < self.learning_rate_decay <= 1,
+            f"--learning_rate_decay {self.learning_rate_decay}: give a number above 0 and at most 1.",
+        )
+        require(
+            0 <= self.ema_decay < 1,
+            f"--ema_decay {self.ema_decay}: give a number from 0 (no average) to below 1, such as 0.999.",
+        )
+        require(
+            self.learning_rate_decay == TrainConfig.learning_rate_decay or self.schedule == "exponential",
+            f"--learning_rate_decay {self.learning_rate_decay} belongs to the exponential schedule: leave it out, or "
+            f"leave out --schedule {self.schedule}.",
+        )
+        listed("freeze", self.freeze, PARTS)
+
+    def _check_text(self) -> None:
+        require(
+            not self.phonemes or (self.architecture is not None and bool(self.language)),
+            "--phonemes belongs to a voice from scratch (--config from_scratch), and needs its --language, as de.",
+        )
 
     def _check_streaming(self) -> None:
         require(self.streaming_window >= 1, f"--streaming_window {self.streaming_window}: give 1 or more.")
@@ -352,7 +355,29 @@ class TrainConfig:
                 f"--{name}, or train on the shards without --streaming.",
             )
 
+    def _check_speakers(self) -> None:
+        require(
+            0 <= self.speaker_temperature <= 1,
+            f"--speaker_temperature {self.speaker_temperature}: give a number from 0 (all speakers alike) to 1 (every "
+            "clip once an epoch).",
+        )
+        require(
+            self.speaker_temperature == 1 or not self.batch_seconds,
+            f"--speaker_temperature {self.speaker_temperature} with --batch_seconds {self.batch_seconds}: epochs would "
+            "have more updates or fewer with the clips that they draw. Give a --batch_size instead of the seconds.",
+        )
+        require(
+            not self.extend_speakers or self.architecture is None,
+            "--extend_speakers: a voice from scratch has all speakers of its data anyway. Leave it out, or give "
+            "--model_name the voice to extend (and no architecture).",
+        )
+
     def _check_selection(self) -> None:
+        require(
+            self.discriminator_from is None or self.objective == "vits",
+            f"--discriminator_from {self.discriminator_from} with --objective {self.objective}: that one has no "
+            "discriminators. Leave one of them out.",
+        )
         figures = [figure for names in SCORES.values() for figure in names]
         require(
             self.best_metric in (*VALIDATION_LOSSES, *figures),
@@ -378,6 +403,12 @@ class TrainConfig:
         asked = listed("validation_scores", self.validation_scores, SCORES)
         needed = [score for score, figures in SCORES.items() if self.best_metric in figures and score not in asked]
         return (*asked, *needed)
+
+    @property
+    def frozen_parts(self) -> tuple[str, ...]:
+        """Of the generator, in the order of :data:`PARTS`."""
+        asked = listed("freeze", self.freeze, PARTS)
+        return tuple(part for part in PARTS if part in asked)
 
     @property
     def trackers(self) -> tuple[str, ...]:

@@ -4,7 +4,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from vits_trainer.config import require
+from vits_trainer.errors import require
+
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+"""owner/name, which a relative folder may look like."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,6 @@ class PrepareConfig:
                 f"{self.parts} as --shards, such as {-(-self.shards // self.parts) * self.parts}.",
             )
         require(
-            self.push_to_hub is None or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.push_to_hub) is not None,
+            self.push_to_hub is None or HUB_NAME.fullmatch(self.push_to_hub) is not None,
             f"--push_to_hub {self.push_to_hub}: give the name of a data set on the Hub, as owner/name.",
         )

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vits_trainer.config import Precision, require
+from vits_trainer.config import Precision
+from vits_trainer.errors import require
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vits_trainer.config import SCORES, SPEECH_FORMATS, TRACKERS, Precision, listed, require
-from vits_trainer.errors import ConfigError
+from vits_trainer.config import SCORES, SPEECH_FORMATS, TRACKERS, Precision, listed
+from vits_trainer.errors import ConfigError, require
 
 PASSWORD_VARIABLE = "VITS_TRAINER_PASSWORD"  # noqa: S105 - the variable's name  # nosec B105
 SHORTEST_PASSWORD = 8
@@ -271,3 +271,32 @@ class ExportConfig:
     """The checkpoint-<update> folder."""
     output_dir: str | None = None
     """Where the voice goes (null = exported/checkpoint-<update>, beside the folder of the checkpoints)."""
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Convert a voice of another trainer for transformers and train_vits, or a voice for other programs.
+
+    It comes from original VITS, MMS-TTS, finetune-hf-vits, Coqui TTS or Piper. What does not fit is named, and pickles
+    are read without running what is in them.
+    """
+
+    input: str = field(metadata={"example": "G_100000.pth"})
+    """The checkpoint (G_*.pth, model_file.pth, *.ckpt), a folder with one, or a voice for transformers (a folder or Hub
+    name)."""
+    output: str | None = None
+    """Where the result goes; it must not exist (null = here, the input's name with -hf, -original or .onnx)."""
+    from_format: Literal["auto", "hf", "original", "coqui", "piper"] = field(default="auto", metadata={"short": "from"})
+    """Whose layout the input has, also spelled --from: original is MMS-TTS's as well, hf finetune-hf-vits's. auto finds
+    out."""
+    to: Literal["hf", "original", "onnx"] = "hf"
+    """hf: a folder that transformers and train_vits load. original: G_0.pth with its config.json. onnx: one file that
+    onnxruntime speaks with; it is held against PyTorch."""
+    config_file: str | None = None
+    """The input's own configuration (null = config.json beside it)."""
+    vocab: str | None = None
+    """The input's symbols, where its files do not say: vocab.txt, one a line in the order of their ids, or vocab.json
+    (null = what lies beside it)."""
+    discriminator: str | None = None
+    """Its discriminators: a D_*.pth, a discriminator.safetensors or a voice that has them (null = D_* of the same
+    number beside the input, or those inside it)."""

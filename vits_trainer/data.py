@@ -3,6 +3,7 @@
 import hashlib
 import json
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
@@ -19,11 +20,12 @@ from transformers import VitsTokenizer
 
 from vits_trainer.accounts import Incident
 from vits_trainer.audio import AudioSpec
-from vits_trainer.errors import DataError
+from vits_trainer.errors import ConfigError, DataError
 from vits_trainer.order import MicroBatch, rounded_up
 from vits_trainer.recordings import PCM16_BYTES, WAV_HEADER_BYTES, Reason, RecordingError, reject
 from vits_trainer.shards import MANIFEST, Manifest
-from vits_trainer.stores import ShardedClips, Store, WavFiles, read_rows
+from vits_trainer.speakers import some
+from vits_trainer.stores import ChosenClips, ShardedClips, Store, WavFiles, read_rows
 from vits_trainer.text import encode
 
 UNEXPECTED = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -160,6 +162,44 @@ def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedSet:
     return _open_shards(data_dir, max_samples) if (data_dir / MANIFEST).is_file() else _open_wavs(data_dir, max_samples)
 
 
+def choose_speakers(prepared: PreparedSet, only: str, most_clips: int, seed: int) -> PreparedSet:
+    """The clips of some speakers, and not too many of each; which ones depends on names and the seed, not on places.
+
+    Args:
+        prepared: all clips.
+        only: names of speakers, separated by commas (empty = all).
+        most_clips: of each speaker (0 = all).
+        seed: of the draw.
+
+    Raises:
+        ConfigError: there is no such speaker; names some that there are.
+    """
+    names, speakers = (list(prepared.rows[name]) for name in ("filename", "speaker"))
+    wanted = {name.strip() for name in only.split(",") if name.strip()} or set(speakers)
+    unknown = sorted(wanted - set(speakers))
+    if unknown:
+        known = some(sorted(set(speakers) - {""}))
+        raise ConfigError(
+            f"--only_speakers: {prepared.root} has no clip of {', '.join(unknown)}. Its speakers: "
+            f"{known or 'none with a name (prepare it with --speaker_column)'}."
+        )
+    taken: Counter[str] = Counter()
+    rows = []
+    for row in sorted(range(len(names)), key=lambda row: _lot(seed, names[row])):
+        speaker = speakers[row]
+        if speaker in wanted and (not most_clips or taken[speaker] < most_clips):
+            taken[speaker] += 1
+            rows.append(row)
+    rows.sort()
+    if len(rows) == len(names):
+        return prepared
+    return replace(prepared, rows=prepared.rows.select(rows), recordings=ChosenClips(prepared.recordings, rows))
+
+
+def _lot(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
+
 def _open_shards(data_dir: Path, max_samples: int) -> PreparedSet:
     manifest = Manifest.read(data_dir)
     found = read_rows(data_dir, manifest)
@@ -262,13 +302,10 @@ def split(prepared: PreparedSet, fraction: float, most: int, seed: int) -> tuple
             f"{prepared.root} has {clips} clip(s), too few to hold out {held_out} for validation. "
             "Prepare more clips, or give --validation_fraction 0."
         )
-
-    def lot(name: str) -> bytes:
-        return hashlib.sha256(f"{seed}:{name}".encode()).digest()
-
     names, speakers = (list(prepared.rows[name]) for name in ("filename", "speaker"))
-    waiting: dict[str, list[int]] = {speaker: [] for speaker in sorted(set(speakers), key=lot)}
-    for row in sorted(range(clips), key=lambda row: lot(names[row])):
+    ordered = sorted(set(speakers), key=lambda speaker: _lot(seed, speaker))
+    waiting: dict[str, list[int]] = {speaker: [] for speaker in ordered}
+    for row in sorted(range(clips), key=lambda row: _lot(seed, names[row])):
         waiting[speakers[row]].append(row)
     turns = [row for turn in zip_longest(*(own[:-1] for own in waiting.values())) for row in turn if row is not None]
     drawn = (turns or [own[-1] for own in waiting.values()])[:held_out]

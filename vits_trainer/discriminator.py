@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from vits_trainer.config import DiscriminatorShape
+from vits_trainer.architecture import DiscriminatorShape
 
 LEAKY_SLOPE = 0.1
 

@@ -1,4 +1,4 @@
-"""The duration predictors' training direction, over transformers' own modules."""
+"""The duration predictors over transformers' own modules: the training direction, and a branch-free inference."""
 
 import math
 from collections.abc import Callable
@@ -78,6 +78,49 @@ def _stochastic_nll(
     return nll + log_q
 
 
+def log_durations(predictor: nn.Module, hidden: Tensor, mask: Tensor, speaker: Tensor | None, noise: Tensor) -> Tensor:
+    """Logarithms of the frames of each token, as ``predictor`` itself infers them.
+
+    Without its boolean indexing, whose shapes depend on values, so that it can be exported.
+
+    Args:
+        predictor: transformers' stochastic or plain duration predictor.
+        hidden: (B, C, S) the text encoder's output.
+        mask: (B, 1, S).
+        speaker: (B, E, 1) speaker embedding, or None.
+        noise: (B, 2, S), scaled; the plain predictor does not heed it.
+
+    Returns:
+        (B, 1, S).
+    """
+    if not isinstance(predictor, VitsStochasticDurationPredictor):
+        plain: Tensor = predictor(hidden, mask, speaker)
+        return plain
+    condition = predictor.conv_pre(hidden)
+    if speaker is not None:
+        condition = condition + predictor.cond(speaker)
+    condition = predictor.conv_proj(predictor.conv_dds(condition, mask)) * mask
+    affine, _, *splines = predictor.flows  # the first spline shapes the channel that is thrown away
+    latents = noise
+    for flow in reversed(splines):
+        first, second = latents.flip(1).chunk(2, dim=1)
+        widths, heights, derivatives = _spline_of(flow, first, mask, condition)
+        second = inverse_spline(second, widths, heights, derivatives, flow.tail_bound)
+        latents = torch.cat([first, second], dim=1) * mask
+    latents, _ = affine(latents.flip(1), mask, reverse=True)
+    log_duration: Tensor = latents[:, :1]
+    return log_duration
+
+
+def _spline_of(flow: VitsConvFlow, first: Tensor, mask: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Widths, heights and derivatives, (B, 1, S, bins) each, of the spline that the first channel shapes."""
+    hidden = flow.conv_dds(flow.conv_pre(first), mask, condition)
+    shape = (flow.conv_proj(hidden) * mask).transpose(1, 2)[:, None]  # (B, 1, S, 3 bins - 1)
+    widths, heights, derivatives = shape.split([flow.num_bins, flow.num_bins, flow.num_bins - 1], dim=-1)
+    scale = flow.filter_channels**-0.5
+    return widths * scale, heights * scale, derivatives
+
+
 def _through(flows: nn.ModuleList, latents: Tensor, mask: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
     """An element-wise affine flow, then spline flows each followed by a flip of the two channels."""
     affine, *splines = flows
@@ -93,11 +136,8 @@ def _coupled(flow: VitsConvFlow, latents: Tensor, mask: Tensor, condition: Tenso
     """The first channel shapes a spline through which the second one goes. Not ``flow(...)``, which reads back to the
     host which values lie within the spline's bounds, some 150 times an update."""
     first, second = latents.chunk(2, dim=1)  # (B, 1, S) each
-    hidden = flow.conv_dds(flow.conv_pre(first), mask, condition)
-    shape = (flow.conv_proj(hidden) * mask).transpose(1, 2)[:, None]  # (B, 1, S, 3 bins - 1)
-    widths, heights, derivatives = shape.split([flow.num_bins, flow.num_bins, flow.num_bins - 1], dim=-1)
-    scale = flow.filter_channels**-0.5
-    second, log_det = rational_quadratic_spline(second, widths * scale, heights * scale, derivatives, flow.tail_bound)
+    widths, heights, derivatives = _spline_of(flow, first, mask, condition)
+    second, log_det = rational_quadratic_spline(second, widths, heights, derivatives, flow.tail_bound)
     return torch.cat([first, second], dim=1) * mask, (log_det * mask).sum((1, 2))
 
 
@@ -118,14 +158,7 @@ def rational_quadratic_spline(
     """
     inside = inputs.abs() <= bound
     x = inputs.clamp(-bound, bound)
-    left, width = _bins(widths, bound)
-    bottom, height = _bins(heights, bound)
-    slopes = F.pad(MIN_DERIVATIVE + F.softplus(derivatives), (1, 1), value=1.0)
-    # The bin of each input is the last whose left knot is not beyond it.
-    index = (x[..., None] >= left).sum(-1, keepdim=True) - 1
-    left, width, bottom, height, slope, next_slope = (
-        knots.gather(-1, index)[..., 0] for knots in (left, width, bottom, height, slopes[..., :-1], slopes[..., 1:])
-    )
+    left, width, bottom, height, slope, next_slope = _bin_of(x, widths, heights, derivatives, bound)
     mean_slope = height / width
     theta = (x - left) / width
     both = theta * (1 - theta)
@@ -136,9 +169,49 @@ def rational_quadratic_spline(
     return torch.where(inside, outputs, inputs), torch.where(inside, log_det, 0.0)
 
 
+def inverse_spline(outputs: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, bound: float) -> Tensor:
+    """What :func:`rational_quadratic_spline` makes ``outputs`` of (Durkan et al. 2019, eq. 6 to 8). Branch-free.
+
+    Args:
+        outputs: any shape.
+        widths: as there, like the others.
+        heights: likewise.
+        derivatives: likewise.
+        bound: likewise.
+
+    Returns:
+        Inputs, shaped like ``outputs``.
+    """
+    inside = outputs.abs() <= bound
+    y = outputs.clamp(-bound, bound)
+    left, width, bottom, height, slope, next_slope = _bin_of(y, widths, heights, derivatives, bound, by_height=True)
+    mean_slope, rise = height / width, y - bottom
+    bend = rise * (slope + next_slope - 2 * mean_slope)
+    a, b, c = height * (mean_slope - slope) + bend, height * slope - bend, -mean_slope * rise
+    # The root as it does not cancel; below zero the discriminant is by rounding alone.
+    theta = 2 * c / (-b - (b.square() - 4 * a * c).clamp(min=0).sqrt())
+    return torch.where(inside, left + width * theta, outputs)
+
+
+def _bin_of(
+    points: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, bound: float, by_height: bool = False
+) -> tuple[Tensor, ...]:
+    """Left, width, bottom, height, slope and next slope of the bin that each point falls into, shaped like ``points``.
+
+    Points are places on the axis of widths, or by height those on the other one.
+    """
+    left, width = _bins(widths, bound)
+    bottom, height = _bins(heights, bound)
+    slopes = F.pad(MIN_DERIVATIVE + F.softplus(derivatives), (1, 1), value=1.0)
+    # The last one that does not begin beyond the point.
+    index = (points[..., None] >= (bottom if by_height else left)).sum(-1, keepdim=True) - 1
+    knots = (left, width, bottom, height, slopes[..., :-1], slopes[..., 1:])
+    return tuple(each.gather(-1, index)[..., 0] for each in knots)
+
+
 def _bins(unnormalised: Tensor, bound: float) -> tuple[Tensor, Tensor]:
     """Where each bin begins, and how long it is: both shaped like ``unnormalised``, together all of the interval."""
     shares = MIN_BIN + (1 - MIN_BIN * unnormalised.shape[-1]) * torch.softmax(unnormalised, dim=-1)
     inner = 2 * bound * torch.cumsum(shares, dim=-1)[..., :-1] - bound
     knots = F.pad(F.pad(inner, (1, 0), value=-bound), (0, 1), value=bound)
-    return knots[..., :-1], knots.diff(dim=-1)
+    return knots[..., :-1], knots[..., 1:] - knots[..., :-1]  # diff(), which ONNX lacks

@@ -55,6 +55,10 @@ class SavingError(VitsTrainerError):
     """A checkpoint could not be written; those before are as they were."""
 
 
+class PublishingError(VitsTrainerError):
+    """A voice could not be sent to the Hub; it is where it was exported to."""
+
+
 class OutOfMemoryError(VitsTrainerError):
     """A batch does not fit into the device's memory."""
 
@@ -73,3 +77,14 @@ class InstallationError(VitsTrainerError):
 
 class CheckFailedError(VitsTrainerError):
     """``vits-trainer check`` found something wrong."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises :class:`ConfigError` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def first_line(error: BaseException) -> str:
+    """What another's error says in its first line, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from transformers import VitsConfig, VitsModel
 
 from vits_trainer.audio import AudioSpec
-from vits_trainer.config import DiscriminatorShape, LossWeights
+from vits_trainer.config import LossWeights
 from vits_trainer.conversion import (
     discriminator_name,
+    discriminator_shape,
     from_original_discriminator,
     from_original_generator,
     generator_name,
@@ -222,7 +223,7 @@ def _build(case: Case) -> tuple[Generator, Discriminator, Objective, Batch]:
     generator.noise = torch.zeros_like
 
     shapes, formula = case.figures["discriminator_shapes"], case.figures["discriminator_fill"]
-    discriminator = Discriminator(_discriminator_shape(shapes)).eval()
+    discriminator = Discriminator(discriminator_shape(shapes)).eval()
     filled = {name: fill(name, tuple(shape), **formula) for name, shape in shapes.items()}
     discriminator.load_state_dict(from_original_discriminator(filled, discriminator.state_dict()))
 
@@ -238,13 +239,6 @@ def _build(case: Case) -> tuple[Generator, Discriminator, Objective, Batch]:
         rejections=(),
     )
     return generator, discriminator, Objective("vits", LossWeights(), spec, config["segment_frames"]), batch
-
-
-def _discriminator_shape(shapes: Mapping[str, Any]) -> DiscriminatorShape:
-    standard = DiscriminatorShape()
-    discriminators = len({name.split(".")[1] for name in shapes})
-    first_width = shapes["discriminators.0.convs.0.weight_v"][0]
-    return DiscriminatorShape(standard.periods[: discriminators - 1], 16 // first_width)
 
 
 def _norms(

@@ -160,6 +160,12 @@ def one_line(text: str) -> str:
     return " ".join(_SEPARATORS.sub(" ", text).split())
 
 
+def csv_cell(value: str) -> str:
+    """One line that no spreadsheet takes for a formula."""
+    line = one_line(value)
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
+
+
 def _whole(line: bytes) -> Any:
     """None for a line that was being written when the process was killed."""
     if not line.endswith(b"\n"):

@@ -4,9 +4,10 @@ import copy
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,14 +16,21 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import AutoConfig, VitsConfig, VitsModel, VitsTokenizer
 from transformers.models.vits.modeling_vits import VitsAttention, VitsStochasticDurationPredictor
+from transformers.utils import cached_file
 
+from vits_trainer import conversion, pickles
+from vits_trainer.architecture import Architecture, DiscriminatorShape
 from vits_trainer.audio import AudioSpec
-from vits_trainer.config import Architecture, DiscriminatorShape, to_dict
+from vits_trainer.config import to_dict
 from vits_trainer.discriminator import Discriminator
-from vits_trainer.errors import ModelError
+from vits_trainer.errors import ConfigError, ModelError
 from vits_trainer.files import replace_directory
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
+_INSIDE = "discriminator."
+"""What finetune-hf-vits puts before the discriminators' names, in model.safetensors beside the voice's own weights."""
+EMBEDDED_SPEAKER_SIZE = 256
+"""As VITS has it."""
 LONGEST_TOKEN_S = 2.0
 """Of speech from text: longer than any sound or pause of a sentence."""
 
@@ -52,7 +60,8 @@ def _not_loaded(name_or_dir: str, error: Exception) -> ModelError:
 def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
     """A voice from a local folder or the Hub, in training form: float32, the decoder's weight norm unfolded.
 
-    It is in eval mode, as ``from_pretrained`` leaves it; the trainer sets the mode.
+    It is in eval mode, as ``from_pretrained`` leaves it; the trainer sets the mode. Checkpoints of finetune-hf-vits are
+    taken as well, whose file holds discriminators (see :func:`discriminator_for`) and may carry weight norm everywhere.
 
     Raises:
         ModelError: it cannot be found or read, is no VITS model, or its weights do not fit its configuration.
@@ -72,8 +81,38 @@ def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
         raise _not_loaded(name_or_dir, error) from error
     unfit = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(unfit.values()):
-        raise ModelError(f"{name_or_dir}: its weights do not fit its configuration: {unfit}.")
+        weights = _weights_in_file(name_or_dir)
+        if not any(name.startswith(_INSIDE) or name.endswith("weight_g") for name in weights):
+            raise ModelError(f"{name_or_dir}: its weights do not fit its configuration: {unfit}.")
+        model = in_training_form(model)
+        own = {
+            conversion.discriminator_name(name): weight
+            for name, weight in weights.items()
+            if not name.startswith(_INSIDE)
+        }
+        model.load_state_dict(conversion.fitted(own, model.state_dict(), f"voice of {name_or_dir}"))
+        return model
     return in_training_form(model)
+
+
+def _weights_in_file(name_or_dir: str) -> dict[str, Tensor]:
+    """Everything in a voice's one model.safetensors, under the names there; empty where there is no such file."""
+    path = _file_of(name_or_dir)
+    return {name: weight.float() for name, weight in load_file(path).items()} if path else {}
+
+
+def _file_of(name_or_dir: str) -> str | None:
+    """A voice's model.safetensors on this disk, fetched from the Hub where need be; None where there is none."""
+    try:
+        path: str | None = cached_file(
+            name_or_dir,
+            "model.safetensors",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except OSError:  # neither a folder nor a name of the Hub
+        return None
+    return path
 
 
 def in_training_form(model: VitsModel) -> VitsModel:
@@ -103,7 +142,7 @@ def new_model(
         layerdrop=layerdrop,
         flow_size=architecture.hidden_size,
         num_speakers=max(1, len(speakers)),
-        speaker_embedding_size=256 if len(speakers) > 1 else 0,
+        speaker_embedding_size=EMBEDDED_SPEAKER_SIZE if len(speakers) > 1 else 0,
         **to_dict(architecture),
     )
     if len(speakers) > 1:
@@ -155,6 +194,24 @@ def _reset(layer: nn.Conv1d | nn.ConvTranspose1d | nn.Linear) -> None:
             nn.init.uniform_(layer.bias, -(fan_in**-0.5), fan_in**-0.5)
     else:
         layer.reset_parameters()
+
+
+def freeze(model: VitsModel, parts: Iterable[str]) -> None:
+    """Leaves parts of a voice as they are: none of their parameters takes a gradient. Changes ``model``.
+
+    Before an optimiser is built, and before the ranks are joined, as both take what is to be trained.
+
+    Raises:
+        ConfigError: nothing would be left to train.
+    """
+    parts = list(parts)
+    for part in parts:
+        getattr(model, part).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            f"--freeze {','.join(parts)} leaves nothing to train (--objective mel freezes the posterior encoder by "
+            "itself). Leave out a part."
+        )
 
 
 @contextmanager
@@ -262,16 +319,102 @@ def load_discriminator(path: Path) -> Discriminator:
     return discriminator
 
 
-def discriminator_for(voice: str | None, fresh: DiscriminatorShape) -> Discriminator:
-    """The discriminators that lie beside a local voice, or fresh ones."""
+def discriminator_for(voice: str | None, fresh: DiscriminatorShape, given: str | None = None) -> Discriminator:
+    """The discriminators that are given, or else lie beside a voice or inside its file, or fresh ones.
+
+    Args:
+        voice: a folder or Hub name.
+        fresh: the sizes of fresh ones.
+        given: what :func:`read_discriminator` reads.
+
+    Raises:
+        ModelError: there are some and they cannot be read.
+    """
+    if given is not None:
+        return read_discriminator(given)
     if voice is not None and has_discriminator(voice):
-        return load_discriminator(Path(voice) / DISCRIMINATOR_FILE)
+        return read_discriminator(voice)
     return Discriminator(fresh)
 
 
 def has_discriminator(voice: str) -> bool:
-    """Whether discriminators lie beside a local voice."""
-    return (Path(voice) / DISCRIMINATOR_FILE).is_file()
+    """Whether discriminators lie beside a local voice, or inside the file of a local voice or one of the Hub."""
+    return (Path(voice) / DISCRIMINATOR_FILE).is_file() or bool(_names_inside(voice))
+
+
+def read_discriminator(source: str) -> Discriminator:
+    """Discriminators from wherever they come.
+
+    Args:
+        source: a ``D_*.pth`` of original VITS or MMS; a discriminator.safetensors; or a voice, a folder or Hub name,
+            that has them beside it or inside its file, as finetune-hf-vits has.
+
+    Raises:
+        ModelError: there are none, or they cannot be read or are not VITS's.
+    """
+    path = Path(source)
+    if path.suffix in (".pth", ".pt", ".ckpt"):
+        content = pickles.load(path)
+        weights = content.get("model", content) if isinstance(content, dict) else {}
+        return discriminator_from_original(weights, source)
+    if path.suffix == ".safetensors":
+        return load_discriminator(path)
+    if (path / DISCRIMINATOR_FILE).is_file():
+        return load_discriminator(path / DISCRIMINATOR_FILE)
+    if _names_inside(source):
+        inside = {
+            name.removeprefix(_INSIDE).replace(".final_conv.", ".conv_post."): weight
+            for name, weight in _weights_in_file(source).items()
+            if name.startswith(_INSIDE)
+        }
+        return discriminator_from_original(inside, source)
+    raise ModelError(
+        f"{source}: there are no discriminators. Give a D_*.pth, a {DISCRIMINATOR_FILE} or a voice that has one."
+    )
+
+
+def discriminator_from_original(
+    given: Mapping[str, Any], source: str, periods: tuple[int, ...] | None = None
+) -> Discriminator:
+    """Discriminators from their weights under the original's names, with weight norm or folded.
+
+    Args:
+        given: weights by name; what is no tensor is left out.
+        source: what to call them.
+        periods: where a configuration states them.
+
+    Raises:
+        ModelError: they are not VITS's; each parameter that does not fit is named.
+    """
+    tensors = {name: weight for name, weight in given.items() if isinstance(weight, Tensor)}
+    weights = {name: weight.float() for name, weight in conversion.named_as_original(tensors).items()}
+    try:
+        shape = conversion.discriminator_shape({name: weight.shape for name, weight in weights.items()}, periods)
+        discriminator = Discriminator(shape)
+        discriminator.load_state_dict(conversion.from_original_discriminator(weights, discriminator.state_dict()))
+    except ModelError as error:
+        raise ModelError(f"{source}: {error}") from error
+    return discriminator
+
+
+def _names_inside(voice: str) -> list[str]:
+    """Names of the discriminators' parameters inside a voice's own file."""
+    path = _file_of(voice)
+    if path is None:
+        return []
+    try:
+        with safe_open(path, "pt") as file:
+            return [name for name in file.keys() if name.startswith(_INSIDE)]  # noqa: SIM118 - safe_open is no mapping
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be read ({error}). Download or copy the voice again.") from error
+
+
+def speaker_names(config: VitsConfig) -> list[str]:
+    """Names of a voice's speakers in the order of their ids; of those without a name, the id. None for one speaker."""
+    if config.num_speakers <= 1:
+        return []
+    names: list[str] = getattr(config, "speakers", None) or []
+    return [*names, *map(str, range(len(names), config.num_speakers))]
 
 
 def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | None:
@@ -287,7 +430,8 @@ def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | Non
     if unknown or len(names) > config.num_speakers:
         raise ModelError(
             f"The voice has {config.num_speakers} speakers and does not know {', '.join(unknown[:5]) or 'all'} of the "
-            "data's. Leave those clips out, or start from a voice that does."
+            "data's. Add them with --extend_speakers true, leave their clips out with --only_speakers, or start from a "
+            "voice that knows them."
         )
     return {name: index for index, name in enumerate(names)}
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vits_trainer.config_data import PrepareConfig
-from vits_trainer.errors import DataError
-from vits_trainer.tables import Columns, Source, SourceClip, finder, first_line, row_clip, some
+from vits_trainer.errors import DataError, first_line
+from vits_trainer.tables import Columns, Source, SourceClip, finder, row_clip, some
 
 _ROWS_AT_ONCE = 16
 _READ_AHEAD_BYTES = 2**20

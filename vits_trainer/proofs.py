@@ -12,7 +12,8 @@ import wandb
 from torch import nn
 from transformers import VitsConfig, VitsModel, pipeline
 
-from vits_trainer.config import Architecture, DiscriminatorShape, TrainConfig
+from vits_trainer.architecture import Architecture, DiscriminatorShape
+from vits_trainer.config import TrainConfig
 from vits_trainer.config_data import PrepareConfig
 from vits_trainer.corpus import speak_corpus
 from vits_trainer.data import ClipReader, open_prepared

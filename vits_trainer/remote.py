@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vits_trainer.errors import DataError, UnreadableShardError
+from vits_trainer.errors import DataError, UnreadableShardError, first_line
 from vits_trainer.shards import ShardRecord
 
 logger = logging.getLogger("vits_trainer")
@@ -87,14 +87,14 @@ class Folder:
                 if wait_s is None:
                     raise UnreadableShardError(self._words(name, error, attempts)) from error
                 pause_s = wait_s * float(np.random.default_rng().uniform(0.75, 1))
-                logger.warning("%s/%s: %s. Trying again in %.1f s.", self.address, name, _first_line(error), pause_s)
+                logger.warning("%s/%s: %s. Trying again in %.1f s.", self.address, name, first_line(error), pause_s)
             time.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 
     def _words(self, name: str, error: Exception, attempts: int) -> str:
         tried = f" ({attempts} attempts)" if attempts > 1 else ""
         return (
-            f"{self.address}/{name}: cannot be read{tried}: {_first_line(error)}. Check the address, the connection "
+            f"{self.address}/{name}: cannot be read{tried}: {first_line(error)}. Check the address, the connection "
             "and your rights there; a damaged shard must be prepared or copied again."
         )
 
@@ -245,7 +245,3 @@ def _network_errors() -> tuple[type[Exception], ...]:
         ("httpx2", "HTTPError"),
     )
     return tuple(getattr(sys.modules[module], name) for module, name in known if module in sys.modules)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -22,9 +22,11 @@ logger = logging.getLogger("vits_trainer")
 
 _FIXED = (
     "seed", "objective", "model_name", "architecture", "discriminator", "layerdrop", "best_metric",
-    "speaker_temperature",
+    "speaker_temperature", "freeze", "extend_speakers", "extend_vocabulary", "language", "phonemes",
 )  # fmt: skip
 """Settings that a resumed run must share with the one before."""
+_ADDED = ("extend_speakers", "extend_vocabulary", "language", "phonemes")
+"""Those of them that checkpoints from before there were these settings lack, and that are off there."""
 
 
 def choose(config: TrainConfig) -> Path | None:
@@ -91,8 +93,10 @@ def circumstances(
     fixed = {setting: settings.pop(setting) for setting in sorted(settings) if setting.split(".")[0] in _FIXED}
     fixed |= {
         "run_name": name,
-        # Checkpoints from before there was a temperature have none.
+        # Checkpoints from before there was one of these have none.
         "speaker_temperature": None if config.speaker_temperature == 1 else config.speaker_temperature,
+        "freeze": ",".join(config.frozen_parts) or None,
+        **{setting: getattr(config, setting) or None for setting in _ADDED},
         "data": prepared.fingerprint(rows)[:16],
         "validation data": prepared.fingerprint(held_out)[:16],
         "clips in an update": None if order.batch_frames else order.update_clips,

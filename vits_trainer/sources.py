@@ -1,11 +1,10 @@
 """Where clips come from: finds out what ``--dataset`` is and opens it. LJ Speech is read here, others in ``tables``."""
 
 import glob
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vits_trainer.config_data import PrepareConfig
+from vits_trainer.config_data import HUB_NAME, PrepareConfig
 from vits_trainer.errors import DataError
 from vits_trainer.parquet import open_parquet
 from vits_trainer.tables import (
@@ -29,7 +28,6 @@ KINDS = (
     "files or a pattern), corrections (NAME.wav with NAME.txt), or the name of a data set on the Hugging Face Hub "
     "(owner/name)"
 )
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def open_source(config: PrepareConfig) -> Source:
@@ -48,7 +46,7 @@ def open_source(config: PrepareConfig) -> Source:
     else:
         # Path.glob takes no absolute pattern.
         parquet_files = sorted(Path(found) for found in glob.glob(str(place), recursive=True))  # noqa: PTH207
-        if not parquet_files and _HUB_NAME.fullmatch(config.dataset) and place.suffix != ".parquet":
+        if not parquet_files and HUB_NAME.fullmatch(config.dataset) and place.suffix != ".parquet":
             return open_hub(config)
     for flag in ("config_name", "revision"):
         if getattr(config, flag) is not None:

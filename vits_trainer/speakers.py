@@ -13,7 +13,7 @@ _ONE = 10**6
 agree."""
 
 _NAMED = 16
-"""More speakers than this would be too many curves."""
+"""More speakers than this would be too many curves, or names in a message."""
 
 Counts = NDArray[np.int64]
 
@@ -97,6 +97,12 @@ class Balance:
         shuffled = np.random.default_rng(self.seed).permutation(len(self.speakers))
         placed: Counts = shuffled[np.argsort(self._speaker_of[shuffled], kind="stable")]
         return placed
+
+
+def some(names: Sequence[str]) -> str:
+    """For a message: the names, or the first of many and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,28 @@ class WavFiles:
         return path
 
 
+class ChosenClips:
+    """Some rows of a store, as a store of their own."""
+
+    def __init__(self, recordings: Store, rows: Sequence[int]) -> None:
+        self._recordings = recordings
+        self._rows = rows
+
+    @cached_property
+    def sizes_bytes(self) -> list[int]:
+        """Of each row's file, or what it would have; 0 where it is missing."""
+        sizes = self._recordings.sizes_bytes
+        return [sizes[row] for row in self._rows]
+
+    def read(self, row: int) -> tuple[NDArray[np.int16], int]:
+        """A recording's samples, (T,), and their rate in Hz; :class:`RecordingError` where it cannot be used."""
+        return self._recordings.read(self._rows[row])
+
+    def put(self, row: int, place: Path) -> None:
+        """Makes ``place`` a WAV file of the row's recording."""
+        self._recordings.put(self._rows[row], place)
+
+
 class _Group(NamedTuple):
     """A row group that is in memory, and of which process."""
 

@@ -6,7 +6,6 @@ their shuffle buffers on a resume, and where the shards do not divide among the 
 
 import hashlib
 import json
-import re
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from transformers import VitsTokenizer
 
 from vits_trainer.accounts import UNREADABLE, Incident
 from vits_trainer.audio import AudioSpec
+from vits_trainer.config_data import HUB_NAME
 from vits_trainer.data import UNEXPECTED, Batch, Clip, Reader, collate
 from vits_trainer.errors import DataError, UnreadableShardError
 from vits_trainer.lanes import WindowPart
@@ -33,7 +33,6 @@ from vits_trainer.recordings import Reason, RecordingError, reject
 from vits_trainer.remote import Folder, Shards, metadata_of
 from vits_trainer.shards import FOLDER, MANIFEST, SCHEMA, Encoding, Manifest, ShardRecord, decode_audio
 
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _THREADS = 8
 """Requests that a data worker has under way at most."""
 _HELD_OUT_GROUPS = 8
@@ -179,7 +178,7 @@ def open_stream(address: str) -> StreamedSet:
     if "*" in address:
         root = address[: address.index("*")].rpartition("/")[0] or "."
         return _open_pattern(address, Folder(root), address.removeprefix(f"{root}/"))
-    is_hub = _HUB_NAME.fullmatch(address) and not Path(address).is_dir()
+    is_hub = HUB_NAME.fullmatch(address) and not Path(address).is_dir()
     return _open_folder(address, Folder(f"hf://datasets/{address}" if is_hub else address))
 
 

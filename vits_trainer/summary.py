@@ -18,7 +18,7 @@ import soxr
 from vits_trainer import __version__
 from vits_trainer.config_data import PrepareConfig
 from vits_trainer.errors import DataError
-from vits_trainer.ledger import Accepted, LeftOut, one_line
+from vits_trainer.ledger import Accepted, LeftOut, csv_cell
 from vits_trainer.recordings import Reason
 from vits_trainer.tables import Source
 
@@ -189,12 +189,6 @@ def rejected_csv(entries: Iterable[Accepted | LeftOut]) -> str:
         if isinstance(entry, LeftOut):
             writer.writerow((csv_cell(entry.clip_id), entry.reason, csv_cell(entry.detail)))
     return content.getvalue()
-
-
-def csv_cell(value: str) -> str:
-    """One line that no spreadsheet takes for a formula."""
-    line = one_line(value)
-    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
 def dataset_json(

@@ -1,5 +1,6 @@
 """A voice that says texts of any length: split at sentences, spoken one by one, joined without clicks."""
 
+import difflib
 import io
 import logging
 import re
@@ -15,12 +16,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoConfig, VitsConfig, VitsModel, VitsTokenizer
 
-from vits_trainer.cli import unknown_word
 from vits_trainer.config import SPEECH_FORMATS
 from vits_trainer.errors import ConfigError, DataError, ModelError
 from vits_trainer.models import unhurried
 from vits_trainer.recordings import to_pcm16
-from vits_trainer.text import encode, load_tokenizer
+from vits_trainer.speakers import some
+from vits_trainer.text import VoiceTokenizer, encode, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -113,9 +114,10 @@ class Voice:
             return names.index(speaker)
         if speaker.isdecimal() and int(speaker) < count:
             return int(speaker)
-        if names and not speaker.isdecimal():
-            raise ConfigError(f"{self.name}: {unknown_word('speaker', speaker, names)}")
-        raise ConfigError(f"{self.name}: no speaker {speaker}: give a number from 0 to {count - 1}.")
+        near = difflib.get_close_matches(speaker, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? Give" if near else "give"
+        known = f", or a name: {some(names)}." if names else "."
+        raise ConfigError(f"{self.name}: no speaker {speaker}: {hint} a number from 0 to {count - 1}{known}")
 
     def _encoded_pieces(self, text: str) -> list[NDArray[np.int64]]:
         """Token ids, (S,), of each piece in which the voice knows something to say."""
@@ -168,18 +170,11 @@ def split_sentences(text: str, max_characters: int = MAX_PIECE_CHARACTERS) -> li
     return pieces
 
 
-def unknown_characters(tokenizer: VitsTokenizer, text: str) -> str:
-    """Letters and digits of ``text`` that the vocabulary lacks, sorted; empty where the tokenizer rewrites the text."""
-    if tokenizer.is_uroman or tokenizer.phonemize:
-        return ""
-    letters = {character for character in text if character.isalnum()}
-    return "".join(
-        sorted(
-            letter
-            for letter in letters
-            if not any(known in tokenizer.encoder for known in tokenizer.prepare_for_tokenization(letter)[0])
-        )
-    )
+def unknown_characters(tokenizer: VoiceTokenizer, text: str) -> str:
+    """Letters and digits of ``text``, as the voice reads it, that its vocabulary lacks, sorted."""
+    letters = {character for character in tokenizer.spoken(text) if character.isalnum()}
+    known = tokenizer.encoder
+    return "".join(sorted(one for one in letters if not any(sign in known for sign in tokenizer.normalised(one))))
 
 
 def join(pieces: Sequence[NDArray[np.float32]], rate_hz: int) -> NDArray[np.float32]:

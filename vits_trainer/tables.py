@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vits_trainer.config_data import PrepareConfig
-from vits_trainer.errors import DataError
+from vits_trainer.errors import DataError, first_line
 from vits_trainer.recordings import Reason, Rejection
 
 AUDIO_ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus")
@@ -435,8 +435,3 @@ def some(clip_count: int, place: Path) -> int:
     if clip_count == 0:
         raise DataError(f"{place}: no clip in it. Give a data set with at least one.")
     return clip_count
-
-
-def first_line(error: Exception) -> str:
-    """What an error says in the first place, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

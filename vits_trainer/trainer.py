@@ -35,7 +35,7 @@ from vits_trainer.lanes import LaneOrder
 from vits_trainer.loading import by_update, load
 from vits_trainer.meter import Meter, duration
 from vits_trainer.objective import Normalisers, Objective
-from vits_trainer.optim import Learner, build_optimizer, learning_rate
+from vits_trainer.optim import Average, Learner, build_optimizer, learning_rate
 from vits_trainer.order import Order
 from vits_trainer.plan import Plan
 from vits_trainer.ranks import Seat, Stragglers
@@ -125,8 +125,13 @@ class Trainer:
 
     @property
     def checkpoint_gib(self) -> float:
-        """Size of one checkpoint: each trained weight with AdamW's two moments, in float32."""
-        return sum(p.numel() for learner in self.turns.learners for p in learner.network.parameters()) * 12 / 2**30
+        """Size of one checkpoint: the weights, of each trained one AdamW's two moments, and its average; float32."""
+        counted = 0
+        for learner in self.turns.learners:
+            moments_and_average = 3 if learner.average else 2
+            for p in learner.network.parameters():
+                counted += p.numel() * (1 + moments_and_average * p.requires_grad)
+        return counted * 4 / 2**30
 
     def resume(self, place: Path) -> None:
         """Goes back to the checkpoint at ``place``. Runs on every rank."""
@@ -178,6 +183,12 @@ class Trainer:
         self._compare_ranks()
         return True
 
+    def take_the_average(self) -> None:
+        """Gives the generator its averaged weights, where it keeps any: the voice that the run is for."""
+        average = self.turns.generator.average
+        if average is not None:
+            average.put_in_place()
+
     def rehearse(self) -> float:
         """Seconds that an update will take, by forward and backward passes that change nothing. Runs on every rank.
 
@@ -208,7 +219,7 @@ class Trainer:
         """
         self.runtime.reseed(self.config.seed, self.state.update)
         alone = self.state.update < self.plan.warmup_updates
-        rate = learning_rate(self.config, update[0].place.epoch)
+        rate = self._learning_rate(update[0].place.epoch, self.state.update)
         shares: dict[str, Tensor] = {}
         found = []
         for batch in update:
@@ -219,6 +230,9 @@ class Trainer:
         self.meter.add(shares, update, normalisers.clips, reached=torch.isfinite(torch.stack(norms)).all())
         self.watch.add(self.state.update + 1, int(normalisers.clips), update, found)
         self.state.clips_trained += int(normalisers.clips)
+
+    def _learning_rate(self, epoch: int, update: int) -> float:
+        return learning_rate(self.config, epoch, update, self.plan.total_updates)
 
     def _agree(self, update: Sequence[Batch]) -> Agreement:
         """What all ranks must know before an update, in one exchange on the host's side. Runs on every rank."""
@@ -268,8 +282,11 @@ class Trainer:
     def _learner(self, name: str, network: Generator | Discriminator) -> Learner:
         network.to(self.runtime.device)
         optimizer = build_optimizer(network.parameters(), self.config)
+        average = None
+        if self.config.ema_decay and isinstance(network, Generator):
+            average = Average(network.model, self.config.ema_decay)
         wrapped = self.runtime.wrap(network)
-        return Learner(name, wrapped, optimizer, self.runtime.gradient_scaler(), self.config.max_grad_norm)
+        return Learner(name, wrapped, optimizer, self.runtime.gradient_scaler(), self.config.max_grad_norm, average)
 
     def _do_what_is_due(self, progress: "tqdm[NoReturn]") -> None:
         """Logs, validates and saves as the plan says for the update just done. Runs on every rank."""
@@ -323,7 +340,7 @@ class Trainer:
         scalars |= {"data/trained": self.state.clips_trained, "data/rejected": self.state.clips_rejected}
         scalars |= {"data/masked": self.state.clips_masked, "data/nonfinite_updates": self.state.updates_nonfinite}
         scalars |= {f"data/rejected/{kind}": count for kind, count in self.watch.accounts.rejected_by_kind.items()}
-        scalars["optim/learning_rate"] = learning_rate(self.config, self.state.epoch)
+        scalars["optim/learning_rate"] = self._learning_rate(self.state.epoch, self.state.update - 1)
         left_s = self.meter.left_s(self.plan.total_updates - self.state.update)
         scalars["time/left_h"] = left_s / 3600
         shown = {short: f"{scalars[name]:.{digits}f}" for short, name, digits in _SHOWN if name in scalars}
@@ -344,7 +361,24 @@ class Trainer:
                 self.tracker.alert("A rank is slow", finding.words)
 
     def _validate(self) -> tuple[dict[str, float], list[ClipScore], tuple[SpeakerMel, ...]]:
-        """Judges the voice by the held-out clips. Runs on every rank."""
+        """Judges the voice, averaged where it is to be, by the held-out clips. Runs on every rank."""
+        learner = self.turns.generator
+        with learner.averaged():
+            found, scores, speakers = self._judge()
+        if found and learner.average:
+            raw = self.validation.run(self.generator, self.discriminator).scalars
+            found["validation/mel_raw"] = raw["validation/mel"]
+        for words in self.selection.heed(self.state, found) if found else []:
+            self.tracker.alert("Better than before", words, "INFO")
+        if found and self.runtime.is_main:
+            shown = {name.partition("/")[2]: value for name, value in found.items()}
+            words = " ".join(f"{name} {value:.4f}" for name, value in shown.items() if "/" not in name)
+            words += f"; the worst speaker: {worst(speakers)}" if speakers else ""
+            logger.info("update %d  validation: %s", self.state.update, words)
+        return found, scores, speakers
+
+    def _judge(self) -> tuple[dict[str, float], list[ClipScore], tuple[SpeakerMel, ...]]:
+        """Judges the weights as they are by the held-out clips. Runs on every rank."""
         judged = self.validation.run(self.generator, self.discriminator)
         found = judged.scalars
         if not found:
@@ -356,13 +390,6 @@ class Trainer:
         if self.jury is not None:
             scores = self.validation.scores(self.generator, self.jury, self.config.validation_score_clips)
             found |= {f"validation/{name}": value for name, value in means(scores).items()}
-        for words in self.selection.heed(self.state, found):
-            self.tracker.alert("Better than before", words, "INFO")
-        if self.runtime.is_main:
-            shown = {name.partition("/")[2]: value for name, value in found.items()}
-            words = " ".join(f"{name} {value:.4f}" for name, value in shown.items() if "/" not in name)
-            words += f"; the worst speaker: {worst(judged.speakers)}" if judged.speakers else ""
-            logger.info("update %d  validation: %s", self.state.update, words)
         return found, scores, judged.speakers
 
     def _record(
@@ -371,7 +398,8 @@ class Trainer:
         """Writes down what there is to say of the update just done."""
         if scalars and self.runtime.is_main:
             wanted = self.config.validation_samples if "validation/mel" in scalars else 0
-            samples = self.validation.samples(self.generator, wanted)
+            with self.turns.generator.averaged():
+                samples = self.validation.samples(self.generator, wanted)
             spec = self.objective.spec
             self.tracker.record(self.state.update, self.state.epoch, scalars, samples, spec, scores, speakers)
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from vits_trainer.config import Architecture, DiscriminatorShape, LossWeights
+from vits_trainer.architecture import Architecture, DiscriminatorShape
+from vits_trainer.config import LossWeights
 from vits_trainer.data import ClipReader, open_prepared
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.generator import Generator

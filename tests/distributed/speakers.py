@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.distributed.gradients import SIZES, first_segments
-from vits_trainer.config import Architecture, LossWeights
+from vits_trainer.architecture import Architecture
+from vits_trainer.config import LossWeights
 from vits_trainer.data import ClipReader, open_prepared
 from vits_trainer.evaluation import Judged, Validation
 from vits_trainer.generator import Generator

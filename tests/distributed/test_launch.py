@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
 
 from tests.voices import many_speakers, metrics, prepared_folder, train_flags
 
@@ -208,3 +210,13 @@ def test_closed_ranks_have_no_thread_left_that_could_abort_their_exit(tmp_path: 
         before, after = map(int, (tmp_path / f"threads-{rank}").read_text().split())
         assert before > 0
         assert after == 0
+
+
+def test_frozen_parts_stay_on_two_ranks(prepared: Path, tmp_path: Path) -> None:
+    """DistributedDataParallel waits for the gradient of each parameter that it knows."""
+    flags = flags_for(prepared, tmp_path, freeze="text_encoder,decoder", ema_decay=0.9, save_every_updates=1)
+    ended = launch("cpu_2proc", ["-m", "vits_trainer"], [*flags, "--max_updates", "2"])
+    assert ended.returncode == 0, ended.stderr
+    one, two = (load_file(tmp_path / f"checkpoints/checkpoint-{n}/generator.safetensors") for n in (1, 2))
+    changed = {name.split(".")[0] for name in one if not torch.equal(one[name], two[name])}
+    assert changed == {"posterior_encoder", "flow", "duration_predictor"}

@@ -243,6 +243,7 @@ PREPARED = (
     CallRow("damaged dataset.json", "exit 2", "dataset.json cannot be read", _trained(lambda folder: (folder / "dataset.json").write_text("{"))),
     CallRow("clips at another rate than the voice", "exit 2", "--target_sr 16000", _trained(lambda folder: (folder / "dataset.json").write_text('{"sampling_rate": 22050}'))),
     CallRow("too few clips to hold one out", "exit 2", "too few to hold out", _trained(_nothing, FOUR[:1])),
+    CallRow("chosen speaker without a clip", "exit 2", "has no clip of zin. Its speakers: ava.", _trained(_nothing, [f"{line}|ava" for line in FOUR], only_speakers="ava,zin")),
 )  # fmt: skip
 
 
@@ -284,7 +285,7 @@ STREAMED = (
 
 def _voice(place: Path) -> Path:
     from vits_trainer import models
-    from vits_trainer.config import Architecture
+    from vits_trainer.architecture import Architecture
     from vits_trainer.discriminator import Discriminator, DiscriminatorShape
     from vits_trainer.text import build_tokenizer
 
@@ -300,13 +301,13 @@ def _tuples(value: object) -> object:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _tuned(change: Callable[[Path], object]) -> Callable[[Path], list[str]]:
+def _tuned(change: Callable[[Path], object], **settings: object) -> Callable[[Path], list[str]]:
     """train_vits from a voice to which ``change`` has been done."""
 
     def call(place: Path) -> list[str]:
         _prepared(place, FOUR)
         change(_voice(place))
-        return ["train_vits", *train_flags(place, config=_tuning(place))]
+        return ["train_vits", *train_flags(place, config=_tuning(place), **settings)]
 
     return call
 
@@ -321,6 +322,23 @@ def _tuning(place: Path) -> Path:
 def _pickle(voice: Path) -> None:
     (voice / "model.safetensors").unlink()
     torch.save({"weight": torch.zeros(2)}, voice / "pytorch_model.bin")
+
+
+class _Program:
+    """What a pickle may be: a call of any function."""
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch PWNED",)
+
+
+def _converted(content: object) -> Callable[[Path], list[str]]:
+    """convert of a checkpoint with that in it."""
+
+    def call(place: Path) -> list[str]:
+        torch.save(content, place / "G_1.pth")
+        return ["convert", "--input", str(place / "G_1.pth"), "--output", str(place / "converted")]
+
+    return call
 
 
 def _bert(voice: Path) -> None:
@@ -344,6 +362,10 @@ MODELS = (
     CallRow("damaged config.json", "exit 2", "no voice could be loaded", _tuned(lambda voice: (voice / "config.json").write_text("{"))),
     CallRow("weights that do not fit config.json", "exit 2", "do not fit its configuration", _tuned(lambda voice: (voice / "config.json").write_text((voice / "config.json").read_text().replace('"hidden_size": 16', '"hidden_size": 32').replace('"flow_size": 16', '"flow_size": 32')))),
     CallRow("no vocabulary", "exit 2", "tokenizer", _tuned(lambda voice: (voice / "vocab.json").unlink())),
+    CallRow("new speakers without a name", "exit 2", "the data have clips without a speaker's name", _tuned(_nothing, extend_speakers="true")),
+    CallRow("discriminators that are not there", "exit 2", "there are no discriminators", _tuned(lambda voice: (voice / "discriminator.safetensors").unlink(), discriminator_from="nowhere")),
+    CallRow("checkpoint that would run a program", "exit 2", ".system, which a checkpoint needs for nothing", _converted({"model": _Program()})),
+    CallRow("checkpoint of something else", "exit 2", "are not those of a voice of original or coqui or piper", _converted({"model": {"weight": torch.zeros(2)}})),
     CallRow("damaged discriminators", "exit 2", "no discriminators could be loaded", _tuned(lambda voice: (voice / "discriminator.safetensors").write_bytes(b"xx"))),
 )  # fmt: skip
 
@@ -366,6 +388,9 @@ CONFIGURATION = (
     CallRow("word where a number belongs", "exit 2", "--batch_size", _configured("batch_size: many")),
     CallRow("number out of its range", "exit 2", "--validation_fraction 2.0: give a number from 0 to below 1", _configured("validation_fraction: 2")),
     CallRow("not a number", "exit 2", "--learning_rate nan", _configured("learning_rate: .nan")),
+    CallRow("phonemes for a voice that has learnt letters", "exit 2", "--phonemes belongs to a voice from scratch", _configured("phonemes: true")),
+    CallRow("part that is not there to freeze", "exit 2", "vocoder is none of text_encoder", _configured("freeze: vocoder")),
+    CallRow("upsampling that makes frames of 32 ms", "exit 2", "a frame 32.0 ms, where 8 to 20 are good", _configured("model_name: null\narchitecture:\n  upsample_rates: [8, 8, 4, 2]\n  upsample_kernel_sizes: [16, 16, 4, 4]")),
     CallRow("settings that clash", "exit 2", "give one of them", _configured("target_hours: 1\nmax_updates: 5")),
     CallRow("YAML that would run code", "exit 2", "own.yaml", _configured("run_name: !!python/object/apply:os.system ['touch PWNED']")),
     CallRow("no YAML", "exit 2", "own.yaml", _configured("a: b: c: [")),

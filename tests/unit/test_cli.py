@@ -102,14 +102,15 @@ def test_recipes_are_those_we_promise():
 def test_every_recipe_says_what_it_is_and_parses(path):
     text = path.read_text("utf-8")
     assert text.startswith("# ")
-    parsed, written = train("--config", str(path)), yaml.safe_load(text)
+    written = yaml.safe_load(text)
+    parsed = train("--config", str(path), *(["--language", "de"] if written.get("phonemes") else []))
     for name, value in written.items():
         if not isinstance(value, dict):
             assert getattr(parsed, name) == value
 
 
 def test_unknown_recipe_names_those_there_are():
-    assert "mms_tts, tiny" in refusal("--config", "tinny")
+    assert "mms_tts, more_speakers, new_letters, tiny" in refusal("--config", "tinny")
 
 
 def test_config_without_a_value_is_refused():
@@ -187,6 +188,10 @@ def test_unknown_key_of_a_file_names_the_nearest(tmp_path, line, near):
         (["--speaker_temperature", "1.1"], "--speaker_temperature 1.1"),
         (["--speaker_temperature", ".nan"], "--speaker_temperature nan"),
         (["--speaker_temperature", "0.5", "--batch_seconds", "60"], "--speaker_temperature 0.5 with --batch_seconds"),
+        (["--max_clips_per_speaker", "-1"], "--max_clips_per_speaker -1: give 0 or more"),
+        (["--only_speakers", "ava", "--streaming", "true"], "--streaming and --only_speakers exclude one another"),
+        (["--max_clips_per_speaker", "9", "--streaming", "true"], "--streaming and --max_clips_per_speaker exclude"),
+        (["--config", "tiny", "--extend_speakers", "true"], "--extend_speakers: a voice from scratch"),
         (["--config", "tiny", "--model_name", "voice"], "exclude one another"),
         (["--model_name", "null"], "--model_name is empty"),
     ],

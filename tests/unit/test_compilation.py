@@ -17,8 +17,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from tests.voices import metrics, prepared_folder, train_flags
 from vits_trainer import benchmark, models
 from vits_trainer.__main__ import main
+from vits_trainer.architecture import Architecture, DiscriminatorShape
 from vits_trainer.compilation import PlainWeightNorm, compile_fixed_shapes
-from vits_trainer.config import Architecture, DiscriminatorShape
 from vits_trainer.config_tools import BenchmarkConfig
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.generator import Generator

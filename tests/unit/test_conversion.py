@@ -6,15 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 from transformers import VitsConfig, VitsModel
 
-from vits_trainer.config import DiscriminatorShape
+from vits_trainer import golden
+from vits_trainer.architecture import DiscriminatorShape
 from vits_trainer.conversion import (
     discriminator_name,
+    discriminator_shape,
+    fitted,
     from_original_discriminator,
     from_original_generator,
     generator_name,
     has_stochastic_durations,
+    original_generator_name,
+    to_original_discriminator,
+    to_original_generator,
 )
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ModelError
@@ -81,6 +89,43 @@ def test_name_in_our_words(original, ours):
     assert generator_name(original) == ours
 
 
+@pytest.mark.parametrize("plain", [False, True], ids=["stochastic", "plain"])
+@pytest.mark.parametrize("case", ["single_sdp", "multi_sdp"])
+def test_names_go_back_to_the_originals(case, plain):
+    originals = original_names(case)
+    if plain:
+        originals = plain_duration_names(originals, case == "multi_sdp")
+    assert [original_generator_name(generator_name(name, not plain)) for name in originals] == originals
+
+
+def golden_model(case):
+    figures = json.loads((GOLDEN / f"{case}.json").read_text())
+    return in_training_form(VitsModel(golden.vits_config(figures["config"]))), figures["generator_shapes"]
+
+
+@pytest.mark.parametrize("case", ["single_sdp", "multi_sdp"])
+def test_original_weights_come_back_bit_for_bit_in_the_originals_shapes(case):
+    model, shapes = golden_model(case)
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    model.load_state_dict(from_original_generator(weights, model.state_dict()))
+    back = to_original_generator(model.state_dict())
+    assert {name: list(tensor.shape) for name, tensor in back.items()} == shapes
+    assert all(torch.equal(back[name], weight) for name, weight in weights.items())
+
+
+def test_folded_layer_is_split_and_a_split_one_folded_where_the_network_has_it_so():
+    folded = nn.Sequential(nn.ConvTranspose1d(4, 6, 3))
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(4, 6, 3)))
+    inputs = torch.randn(1, 4, 9)
+    expected = F.conv_transpose1d(inputs, folded[0].weight, folded[0].bias)
+    normed.load_state_dict(fitted(folded.state_dict(), normed.state_dict(), "layer"))
+    torch.testing.assert_close(normed(inputs), expected)
+    again = nn.Sequential(nn.ConvTranspose1d(4, 6, 3))
+    again.load_state_dict(fitted(normed.state_dict(), again.state_dict(), "layer"))
+    torch.testing.assert_close(again(inputs), expected)
+
+
 def test_linear_layers_take_the_originals_convolutions():
     shapes = {"text_encoder.encoder.layers.0.attention.q_proj.weight": torch.empty(2, 3)}
     weight = torch.arange(6.0).reshape(2, 3, 1)
@@ -117,6 +162,7 @@ def test_discriminator_takes_its_own_weights_back_under_the_originals_names():
     assert not originals.keys() & {name for name in state if "parametrizations" in name}
     converted = from_original_discriminator(originals, state)
     assert converted.keys() == state.keys()
+    assert to_original_discriminator(state).keys() == originals.keys()
     assert all(torch.equal(converted[name], state[name]) for name in state)
 
 
@@ -124,3 +170,17 @@ def test_discriminator_of_another_size_is_refused():
     weights = Discriminator(DiscriminatorShape((2,), 8)).state_dict()
     with pytest.raises(ModelError, match=r"discriminators\.2\.convs\.0\.bias is missing"):
         from_original_discriminator(weights, Discriminator(DiscriminatorShape((2, 3), 8)).state_dict())
+
+
+def test_size_of_discriminators_is_read_from_their_shapes():
+    shapes = json.loads((GOLDEN / "single_sdp.json").read_text())["discriminator_shapes"]
+    assert discriminator_shape(shapes) == DiscriminatorShape()
+    small = Discriminator(DiscriminatorShape((2, 3), 8)).state_dict()
+    assert discriminator_shape({name: tensor.shape for name, tensor in to_original_discriminator(small).items()}) == (
+        DiscriminatorShape((2, 3), 8)
+    )
+
+
+def test_other_weights_are_no_discriminators():
+    with pytest.raises(ModelError, match=r"no discriminators of VITS .*enc_p\.emb"):
+        discriminator_shape({"enc_p.emb.weight": (3, 4)})

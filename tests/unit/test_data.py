@@ -7,27 +7,31 @@ import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.speech import voice
+from tests.voices import many_speakers
 from vits_trainer.accounts import Incident
 from vits_trainer.audio import AudioSpec
 from vits_trainer.data import (
     Clip,
     ClipReader,
+    PreparedSet,
+    choose_speakers,
     collate,
     open_prepared,
     require_rate,
     split,
 )
-from vits_trainer.errors import DataError
+from vits_trainer.errors import ConfigError, DataError
 from vits_trainer.interruption import SIGNALS, Interruption
 from vits_trainer.loading import by_update, load
 from vits_trainer.order import MicroBatch, Order
-from vits_trainer.recordings import to_pcm16, write_pcm16_wav
+from vits_trainer.recordings import WAV_HEADER_BYTES, to_pcm16, write_pcm16_wav
 from vits_trainer.text import build_tokenizer
 
 SPEC = AudioSpec(16000)
@@ -440,3 +444,42 @@ def test_fingerprint_changes_with_a_clips_length(folder):
     before = open_prepared(folder).fingerprint(range(6))
     write_clip(folder / "wavs" / "2.wav", 12000)
     assert open_prepared(folder).fingerprint(range(6)) != before
+
+
+def chosen(prepared: PreparedSet, **choice: Any) -> dict[str, list[str]]:
+    """Names of the chosen clips, by speaker."""
+    found: dict[str, list[str]] = {}
+    rows = choose_speakers(prepared, **{"only": "", "most_clips": 0, "seed": 1, **choice}).rows
+    for name, speaker in zip(rows["filename"], rows["speaker"], strict=True):
+        found.setdefault(speaker, []).append(name)
+    return found
+
+
+def test_speakers_are_chosen_and_their_clips_limited(tmp_path):
+    prepared = open_prepared(many_speakers(tmp_path, {"ava": 6, "bo": 2, "cem": 4}))
+    everything = {"ava": [f"ava_{n}.wav" for n in range(6)], "cem": [f"cem_{n}.wav" for n in range(4)]}
+    assert chosen(prepared, only="cem, ava") == everything
+    limited = chosen(prepared, most_clips=3)
+    assert {name: len(clips) for name, clips in limited.items()} == {"ava": 3, "bo": 2, "cem": 3}
+    assert set(limited["ava"]) < set(everything["ava"])
+    assert limited == chosen(prepared, most_clips=3)
+    assert len({tuple(chosen(prepared, most_clips=3, seed=seed)["ava"]) for seed in range(9)}) > 1
+
+
+def test_chosen_clips_keep_their_own_recordings(tmp_path):
+    prepared = open_prepared(many_speakers(tmp_path, {"ava": 6, "bo": 2, "cem": 4}))
+    cem = choose_speakers(prepared, "cem", 2, seed=1)
+    assert len(cem.rows) == 2
+    for row, name in enumerate(cem.rows["filename"]):
+        path = tmp_path / "training/wavs" / name
+        samples = np.frombuffer(path.read_bytes()[WAV_HEADER_BYTES:], dtype=np.int16)
+        np.testing.assert_array_equal(cem.recordings.read(row)[0], samples)
+        assert cem.recordings.sizes_bytes[row] == path.stat().st_size
+        cem.recordings.put(row, tmp_path / f"{row}.wav")
+        assert (tmp_path / f"{row}.wav").read_bytes() == path.read_bytes()
+
+
+def test_unknown_speaker_is_refused_with_those_that_there_are(tmp_path):
+    prepared = open_prepared(many_speakers(tmp_path, {f"s{n:02}": 1 for n in range(18)}))
+    with pytest.raises(ConfigError, match=r"no clip of zin. Its speakers: s00, s01, .* s15 and 2 more"):
+        chosen(prepared, only="s03,zin")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vits_trainer.config import DiscriminatorShape
+from vits_trainer.architecture import DiscriminatorShape
 from vits_trainer.conversion import discriminator_name
 from vits_trainer.discriminator import Discriminator, Judgement, PeriodDiscriminator, ScaleDiscriminator
 

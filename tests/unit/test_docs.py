@@ -11,9 +11,10 @@ import torch
 
 from tests.plan import table
 from vits_trainer.__main__ import COMMANDS
+from vits_trainer.architecture import DiscriminatorShape
 from vits_trainer.audio import AudioSpec
 from vits_trainer.cli import parse
-from vits_trainer.config import SCORES, DiscriminatorShape, LossWeights
+from vits_trainer.config import SCORES, LossWeights
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.objective import Objective
 

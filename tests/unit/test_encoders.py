@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import VitsConfig, VitsModel
 
 from vits_trainer.audio import frame_mask
-from vits_trainer.durations import rational_quadratic_spline
+from vits_trainer.durations import inverse_spline, log_durations, rational_quadratic_spline
 from vits_trainer.encoders import _diagonals, _on_diagonals, encode_text, flow, reversed_flow, wavenet
 
 SIZES = {
@@ -87,3 +87,39 @@ def test_spline_is_transformers_within_its_bounds_and_the_identity_beyond() -> N
         for our_gradient, their_gradient in zip(*found, strict=True):
             assert torch.allclose(our_gradient, their_gradient, rtol=1e-5, atol=1e-6)
     assert torch.equal(ours[0][beyond], inputs[beyond])
+
+
+def test_inverse_spline_is_transformers_and_leads_back() -> None:
+    from transformers.models.vits.modeling_vits import _unconstrained_rational_quadratic_spline as theirs
+
+    draw = torch.Generator().manual_seed(4)
+    outputs = torch.randn(2, 1, 50, dtype=torch.float64, generator=draw) * 4
+    shape = [torch.randn(2, 1, 50, n, dtype=torch.float64, generator=draw) for n in (10, 10, 9)]
+    ours = inverse_spline(outputs, *shape, 5.0)
+    assert torch.allclose(ours, theirs(outputs, *shape, reverse=True, tail_bound=5.0)[0], rtol=1e-5, atol=1e-5)
+    assert torch.allclose(rational_quadratic_spline(ours, *shape, 5.0)[0], outputs, atol=1e-9)
+    assert torch.equal(ours[outputs.abs() > 5], outputs[outputs.abs() > 5])
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+@pytest.mark.parametrize("speakers", [1, 3])
+def test_log_durations_are_those_that_transformers_infers(
+    monkeypatch: pytest.MonkeyPatch, stochastic: bool, speakers: int
+) -> None:
+    torch.manual_seed(0)
+    config = VitsConfig(
+        hidden_size=16, use_stochastic_duration_prediction=stochastic, num_speakers=speakers,
+        speaker_embedding_size=8 if speakers > 1 else 0, duration_predictor_num_flows=3,
+    )  # fmt: skip
+    predictor = VitsModel(config).eval().double().duration_predictor
+    for parameter in predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    hidden, noise = torch.randn(2, 16, 20, dtype=torch.float64), torch.randn(2, 2, 20, dtype=torch.float64)
+    mask = (torch.arange(20) < torch.tensor([[20], [13]])).double()[:, None]
+    speaker = torch.randn(2, 8, 1, dtype=torch.float64) if speakers > 1 else None
+    monkeypatch.setattr(torch, "randn", lambda *size, **options: noise)
+    with torch.no_grad():
+        expected = predictor(hidden, mask, speaker, **({"reverse": True, "noise_scale": 0.8} if stochastic else {}))
+        found = log_durations(predictor, hidden, mask, speaker, 0.8 * noise)
+    assert expected.std() > 0.01
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)

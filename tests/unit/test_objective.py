@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.speech import voice
+from vits_trainer.architecture import Architecture, DiscriminatorShape
 from vits_trainer.audio import AudioSpec, log_mel, mel_filterbank, spectrogram
-from vits_trainer.config import Architecture, DiscriminatorShape, LossWeights
+from vits_trainer.config import LossWeights
 from vits_trainer.data import Batch, Clip, collate
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.generator import Generator

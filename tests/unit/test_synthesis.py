@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, VitsModel, VitsTokenizer
 
-from vits_trainer.config import Architecture
+from vits_trainer.architecture import Architecture
 from vits_trainer.errors import ConfigError, DataError, ModelError
 from vits_trainer.models import export, new_model
 from vits_trainer.synthesis import FADE_S, PAUSE_S, Manner, Voice, join, split_sentences, write_speech

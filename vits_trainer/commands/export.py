@@ -19,6 +19,7 @@ def run(config: ExportConfig) -> int:
     checkpoint.verify(place)
     model = models.model_to_restore(place / "voice")
     model.load_state_dict(load_file(place / "generator.safetensors"))
+    checkpoint.load_average(place, model)
     judge = place / models.DISCRIMINATOR_FILE
     discriminator = models.load_discriminator(judge) if judge.is_file() else None
     output_dir = Path(config.output_dir or place.resolve().parent.parent / "exported" / place.resolve().name)

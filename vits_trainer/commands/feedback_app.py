@@ -6,9 +6,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from vits_trainer.config import require
 from vits_trainer.config_voices import FeedbackAppConfig
 from vits_trainer.corrections import Corrections, Limits
+from vits_trainer.errors import require
 from vits_trainer.learning import Learner, train_feedback_command, verdict_file
 from vits_trainer.served import ServedVoice
 

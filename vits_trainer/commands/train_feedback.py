@@ -17,9 +17,9 @@ from vits_trainer.data import PreparedSet, is_prepared, open_prepared, require_r
 from vits_trainer.errors import ConfigError, DataError, RefusedVoiceError
 from vits_trainer.feedback import Correction, Verdict
 from vits_trainer.files import write_whole
+from vits_trainer.ledger import csv_cell
 from vits_trainer.models import audio_spec, read_config
 from vits_trainer.runtime import Runtime
-from vits_trainer.summary import csv_cell
 
 logger = logging.getLogger("vits_trainer")
 

@@ -3,26 +3,31 @@
 import logging
 import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import VitsModel, VitsTokenizer
+from transformers import VitsModel
 
-from vits_trainer import checkpoint, models, resumption
+from vits_trainer import checkpoint, model_cards, models, resumption, vocabulary
 from vits_trainer.accounts import Accounts
 from vits_trainer.audio import AudioSpec
 from vits_trainer.checkpoint import Checkpoints
 from vits_trainer.config import TrainConfig
-from vits_trainer.data import ClipReader, PreparedSet, open_prepared, require_rate, split
+from vits_trainer.data import ClipReader, PreparedSet, choose_speakers, open_prepared, require_rate, split
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ConfigError
 from vits_trainer.evaluation import Validation
+from vits_trainer.extension import extended
+from vits_trainer.framing import check_segment
 from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
 from vits_trainer.lanes import LaneOrder
+from vits_trainer.languages import espeak_name
 from vits_trainer.meter import duration
+from vits_trainer.model_cards import Story
 from vits_trainer.objective import Objective
 from vits_trainer.order import Order
 from vits_trainer.plan import Plan
@@ -30,11 +35,14 @@ from vits_trainer.ranks import describe
 from vits_trainer.runtime import Runtime
 from vits_trainer.speakers import Balance
 from vits_trainer.stream import StreamedSet, StreamReader, TrainedNames, open_stream
-from vits_trainer.text import build_tokenizer, load_tokenizer
+from vits_trainer.text import VoiceTokenizer, build_tokenizer, load_tokenizer
 from vits_trainer.tracking import Outcome, Tracker, log_to_console, versions
 from vits_trainer.trainer import Trainer
+from vits_trainer.vocabulary import Missing
 
 logger = logging.getLogger("vits_trainer")
+
+DONE = "done"
 
 
 def run(config: TrainConfig) -> int:
@@ -43,9 +51,16 @@ def run(config: TrainConfig) -> int:
     runtime = Runtime(config.precision, config.gradient_accumulation_steps, config.deterministic, config.rank_timeout_s)
     log_to_console(runtime.is_main)
     _refuse_dropped_layers(config, runtime)
+    # Only the main rank's machine need be logged in.
+    runtime.from_main(lambda: model_cards.check_can_push(config))
     with runtime.telling(), checkpoint.claimed(Path(config.checkpoint_dir), runtime):
         outcome = _train(config, data, runtime)
+    is_main = runtime.is_main
     runtime.close()
+    # When all is recorded and no other rank waits: an upload may take long, or fail.
+    if config.push_to_hub and is_main and outcome.words == DONE:
+        address = model_cards.push(Path(config.output_dir), config.push_to_hub, config.hub_private)
+        logger.info("The voice on the Hub: %s", address)
     return outcome.exit_code
 
 
@@ -57,13 +72,14 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
     model, tokenizer = _voice(config, prepared, resume_from)
     spec = models.audio_spec(model.config)
     require_rate(prepared, spec)
+    check_segment(config.segment_frames, spec.sampling_rate, spec.n_fft, spec.hop)
     objective = Objective(config.objective, config.loss_weights, spec, config.segment_frames)
-    discriminator = models.discriminator_for(config.model_name, config.discriminator) if objective.adversarial else None
+    discriminator, fresh_judges = _judges(config, resume_from) if objective.adversarial else (None, False)
     generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
+    models.freeze(model, config.frozen_parts)
 
     balance = _balance(config, data)
     order = _order(config, data, spec, runtime.world_size, balance)
-    fresh_judges = config.model_name is not None and not models.has_discriminator(config.model_name)
     kept = {} if resume_from is None else resumption.kept_plan(checkpoint.read_record(resume_from), config)
     plan = Plan.of(config, order, len(held_out), fresh_judges, kept=kept)
     # Of a stream without dataset.json, nobody reads all shards for a voice of one speaker.
@@ -91,25 +107,47 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
         seconds_per_update = trainer.rehearse()
         trainer.plan = Plan.of(config, order, len(held_out), fresh_judges, seconds_per_update, kept)
         if runtime.is_main:
-            _introduce(trainer, seconds_per_update, config, balance, resume_from, changes)
+            _introduce(
+                trainer, seconds_per_update, config, _missing(prepared, tokenizer), balance, resume_from, changes
+            )
         if trainer.fit():
-            tracker.outcome = Outcome("done", trainer.state.update)
+            tracker.outcome = Outcome(DONE, trainer.state.update)
             if runtime.is_main:
-                if config.patience:
-                    _take_the_best(trainer, model, discriminator)
+                update = _take_the_voice(trainer, model, discriminator)
                 models.export(model, tokenizer, discriminator, Path(config.output_dir))
+                story = Story(
+                    config=config,
+                    data=prepared.summary,
+                    training_clips=order.clips,
+                    speakers=tuple(models.speaker_names(model.config)),
+                    phonemes_of=espeak_name(tokenizer.language) if tokenizer.phonemize else None,
+                    sampling_rate=spec.sampling_rate,
+                    update=update,
+                    versions=versions(),
+                    run_dir=tracker.run_dir,
+                )
+                model_cards.describe(Path(config.output_dir), story)
                 logger.info("The voice: %s   The run: %s", config.output_dir, tracker.run_dir)
     return tracker.outcome
 
 
-def _take_the_best(trainer: Trainer, model: VitsModel, discriminator: Discriminator | None) -> None:
-    """Puts the weights of the best update into the networks."""
+def _take_the_voice(trainer: Trainer, model: VitsModel, discriminator: Discriminator | None) -> int:
+    """Puts the weights that the run is for into the networks: the averaged ones, and with patience the best update's.
+
+    Returns:
+        The update that they are of.
+    """
+    trainer.take_the_average()
+    if not trainer.config.patience:
+        return trainer.state.update
     best = trainer.checkpoints.directory / f"checkpoint-{trainer.state.best_update}"
     if not best.is_dir():  # a run that was resumed from another folder has its best there
         logger.warning("The best update's %s is not there: the voice is that of the last one.", best)
-        return
+        return trainer.state.update
     checkpoint.load_networks(best, model, discriminator)
+    checkpoint.load_average(best, model)
     logger.info("The voice is that of the best update, %s.", best)
+    return trainer.state.best_update
 
 
 def _refuse_dropped_layers(config: TrainConfig, runtime: Runtime) -> None:
@@ -134,6 +172,7 @@ def _data(config: TrainConfig) -> _Data:
         stream = open_stream(config.data_dir)
         return _Data(stream, [], stream.hold_out(config.validation_fraction, config.validation_max_clips, config.seed))
     prepared = open_prepared(Path(config.data_dir), config.max_samples)
+    prepared = choose_speakers(prepared, config.only_speakers, config.max_clips_per_speaker, config.seed)
     rows, held_out = split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)
     return _Data(prepared, rows, rows[: config.validation_max_clips] if config.validate_on_training_clips else held_out)
 
@@ -145,7 +184,7 @@ def _beside(config: TrainConfig) -> Path:
 
 
 def _reader(
-    prepared: PreparedSet | StreamedSet, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
+    prepared: PreparedSet | StreamedSet, tokenizer: VoiceTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
 ) -> ClipReader | StreamReader:
     if isinstance(prepared, StreamedSet):
         return StreamReader(prepared, tokenizer, spec, speaker_ids)
@@ -209,14 +248,41 @@ def _order(
 
 def _voice(
     config: TrainConfig, prepared: PreparedSet | StreamedSet, resume_from: Path | None
-) -> tuple[VitsModel, VitsTokenizer]:
+) -> tuple[VitsModel, VoiceTokenizer]:
     """The voice to train, in training form: of the checkpoint, of ``model_name``, or a new one."""
     if resume_from is not None:
         return models.model_to_restore(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
     if config.architecture is None:
-        return models.load_model(str(config.model_name), config.layerdrop), load_tokenizer(str(config.model_name))
-    tokenizer = build_tokenizer(prepared.texts)
+        model = models.load_model(str(config.model_name), config.layerdrop)
+        model = extended(model, prepared.speakers) if config.extend_speakers else model
+        tokenizer = load_tokenizer(str(config.model_name), config.language)
+        if config.extend_vocabulary and config.streaming and tokenizer.rewrites:
+            raise ConfigError(
+                "--extend_vocabulary with --streaming: the voice reads texts as phonemes or in Latin letters, and what "
+                "a stream comes to so is not known beforehand. Leave one of them out."
+            )
+        return model, vocabulary.extend(model, tokenizer, prepared.texts) if config.extend_vocabulary else tokenizer
+    tokenizer = build_tokenizer(prepared.texts, config.language, config.phonemes)
     return models.new_model(config.architecture, tokenizer, prepared.speakers, config.layerdrop), tokenizer
+
+
+def _judges(config: TrainConfig, resume_from: Path | None) -> tuple[Discriminator, bool]:
+    """The discriminators, and whether fresh ones meet a trained voice; of a checkpoint, as large as those it brings."""
+    if resume_from is not None and (resume_from / models.DISCRIMINATOR_FILE).is_file():
+        # What they once came from may be gone by now.
+        return models.load_discriminator(resume_from / models.DISCRIMINATOR_FILE), False
+    judges = models.discriminator_for(config.model_name, config.discriminator, config.discriminator_from)
+    theirs = config.discriminator_from is not None or config.model_name is None
+    return judges, not theirs and not models.has_discriminator(str(config.model_name))
+
+
+def _missing(prepared: PreparedSet | StreamedSet, tokenizer: VoiceTokenizer) -> list[Missing]:
+    """What the vocabulary lacks of the texts; of a stream as far as that is known without reading all shards."""
+    if not isinstance(prepared, StreamedSet):
+        return vocabulary.missing_characters(tokenizer, prepared.texts, vocabulary.SAMPLE)
+    if tokenizer.rewrites or not prepared.summary.get("characters"):
+        return []
+    return [replace(found, count=0, example="") for found in vocabulary.missing_characters(tokenizer, prepared.texts)]
 
 
 def _run_name(config: TrainConfig, resume_from: Path | None, runtime: Runtime) -> str:
@@ -230,6 +296,7 @@ def _introduce(
     trainer: Trainer,
     seconds_per_update: float,
     config: TrainConfig,
+    missing: Sequence[Missing],
     balance: Balance | None,
     resumed_from: Path | None,
     changes: list[str],
@@ -260,7 +327,17 @@ def _introduce(
     )
     speakers = trainer.validation.speakers if balance is None else balance.speaker_count
     if speakers > 1 and trainer.generator.model.config.num_speakers <= 1:
-        logger.warning("The voice has one speaker and the data several: all of them will train the one.")
+        logger.warning(
+            "The voice has one speaker and the data several: all of them will train the one. --extend_speakers true "
+            "makes it a voice of several; --only_speakers NAME trains on one."
+        )
+    vocabulary.write(trainer.tracker.run_dir / "vocabulary.csv", missing)
+    for line in vocabulary.report(missing):
+        logger.warning("%s", line)
+    if config.frozen_parts:
+        logger.info("Frozen: %s.", ", ".join(config.frozen_parts))
+    if config.ema_decay:
+        logger.info("The voice will be an average of the weights (decay %g).", config.ema_decay)
     if plan.warmup_updates:
         logger.info("The discriminators learn alone for the first %d updates.", plan.warmup_updates)
     if plan.validation_clips:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.voices import metrics, prepared_folder, train_flags, wandb_history, wandb_records, weights
 from vits_trainer.__main__ import main
 from vits_trainer.audio import AudioSpec
 from vits_trainer.config import LossWeights
+from vits_trainer.conversion import to_original_discriminator
 from vits_trainer.data import ClipReader, open_prepared, split
 from vits_trainer.evaluation import Validation
 from vits_trainer.objective import Objective
@@ -32,7 +33,7 @@ SCALARS = {
 SPEAK = """
 import sys, torch
 from transformers import VitsModel, pipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 model, report = VitsModel.from_pretrained(sys.argv[1], output_loading_info=True)
 assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
 saved = load_file(sys.argv[1] + "/model.safetensors")
@@ -41,17 +42,6 @@ speech = pipeline("text-to-speech", model=sys.argv[1])("number speaks")
 assert speech["sampling_rate"] == 16000 and speech["audio"].size > 1000
 print(float(abs(speech["audio"]).max()))
 """
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared_folder(tmp_path_factory.mktemp("prepared"))
-
-
-@pytest.fixture
-def folder(prepared: Path, tmp_path: Path) -> Path:
-    shutil.copytree(prepared, tmp_path / "training")
-    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +143,40 @@ def test_tuning_goes_on_from_the_exported_voice_and_its_discriminators(trained: 
         assert before.keys() == after.keys()
         for key in before:
             torch.testing.assert_close(after[key], before[key], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["D_4.pth", "inside the voice's file"])
+def test_tuning_takes_discriminators_from_elsewhere_and_needs_no_warm_up(
+    trained: Path, tmp_path: Path, place: str
+) -> None:
+    voice = tmp_path / "voice"
+    shutil.copytree(trained / "final_model", voice)
+    judges = load_file(voice / "discriminator.safetensors")
+    (voice / "discriminator.safetensors").unlink()
+    flags = train_flags(tmp_path, data_dir=trained / "training", run_name=f"from {place[0]}", max_updates=20)
+    flags += ["--model_name", str(voice), "--learning_rate", "1e-30", "--architecture", "null"]
+    if place == "D_4.pth":
+        torch.save({"model": to_original_discriminator(judges), "iteration": 4}, tmp_path / place)
+        flags += ["--discriminator_from", str(tmp_path / place)]
+    else:
+        weights = load_file(voice / "model.safetensors") | {f"discriminator.{name}": w for name, w in judges.items()}
+        save_file(weights, voice / "model.safetensors", {"format": "pt"})
+    assert main(["train_vits", *flags]) == 0
+    after = load_file(tmp_path / "final_model/discriminator.safetensors")
+    assert after.keys() == judges.keys()
+    for key, weight in judges.items():
+        torch.testing.assert_close(after[key], weight, atol=1e-6, rtol=1e-5)
+    log = (trained / "training/runs" / f"from {place[0]}" / "train.log").read_text()
+    assert "learn alone" not in log
+
+
+def test_fresh_discriminators_of_a_trained_voice_learn_alone_first(trained: Path, tmp_path: Path) -> None:
+    voice = tmp_path / "voice"
+    shutil.copytree(trained / "final_model", voice)
+    (voice / "discriminator.safetensors").unlink()
+    flags = train_flags(tmp_path, data_dir=trained / "training", run_name="fresh", max_updates=20)
+    assert main(["train_vits", *flags, "--model_name", str(voice), "--architecture", "null"]) == 0
+    assert "learn alone for the first 2 updates" in (trained / "training/runs/fresh/train.log").read_text()
 
 
 def test_resumed_run_ends_with_the_uninterrupted_runs_weights(trained: Path, folder: Path) -> None:

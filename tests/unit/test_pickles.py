@@ -1,0 +1,77 @@
+"""Pickled checkpoints: what trainers put beside the weights is read, everything else named and refused."""
+
+import argparse
+import os
+import pickle
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vits_trainer import pickles
+from vits_trainer.errors import ModelError
+
+
+class Program:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_program_in_a_pickle_is_named_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    trace, checkpoint = tmp_path / "trace", tmp_path / "G_1.pth"
+    torch.save(
+        {"model": {"a": torch.ones(2)}, "more": Program(f"touch {trace}")},
+        checkpoint,
+        _use_new_zipfile_serialization=zipped,
+    )
+    with pytest.raises(ModelError, match=r"G_1\.pth asks for (posix|nt)\.system.* was not loaded"):
+        pickles.load(checkpoint)
+    assert not trace.exists()
+    torch.load(checkpoint, weights_only=False)  # so it would have run
+    assert trace.exists()
+
+
+def test_class_of_another_package_is_named(tmp_path: Path) -> None:
+    torch.save({"config": Path.cwd().stat()}, tmp_path / "c.pth")
+    with pytest.raises(ModelError, match=r"asks for os\.stat_result"):
+        pickles.load(tmp_path / "c.pth")
+
+
+def test_what_trainers_put_beside_the_weights_is_read(tmp_path: Path) -> None:
+    held = {
+        "model": OrderedDict(a=torch.arange(3.0)),
+        "hyper_parameters": argparse.Namespace(rate=22050, dataset=Path("/data/set")),
+        "optimizer": {"state": defaultdict(dict, {0: {"step": torch.ones(1)}})},
+        "model_loss": np.float64(1.5),
+        "step": np.int64(7),
+    }
+    torch.save(held, tmp_path / "c.pth")
+    read = pickles.load(tmp_path / "c.pth")
+    assert read["model"]["a"].tolist() == [0, 1, 2]
+    assert (read["hyper_parameters"].rate, str(read["hyper_parameters"].dataset)) == (22050, "/data/set")
+    assert read["optimizer"]["state"][0]["step"].tolist() == [1]
+    assert (read["model_loss"], read["step"]) == (1.5, 7)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", b"PK\x03\x04" + bytes(40), pickle.dumps({"a": 1}, protocol=2)],
+    ids=["empty", "text", "zip", "pickle"],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c.pth").write_bytes(content)
+    with pytest.raises(ModelError, match=r"c\.pth"):
+        pickles.load(tmp_path / "c.pth")
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="No such file"):
+        pickles.load(tmp_path / "c.pth")

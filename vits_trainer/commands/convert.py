@@ -1,0 +1,60 @@
+"""``convert``: voices from other trainers, and for other programs."""
+
+from pathlib import Path
+
+from vits_trainer import foreign, models, onnx_voice, original
+from vits_trainer.config_voices import ConvertConfig
+from vits_trainer.errors import ConfigError, ModelError
+
+
+def run(config: ConvertConfig) -> int:
+    """Reads, says what is lost, writes, and says where.
+
+    Raises:
+        ConfigError: the output exists.
+        InstallationError: packages for ONNX are missing.
+        ModelError: the input cannot be read, or something of it has no place; each is named.
+    """
+    output = _output(config)
+    if config.to == "onnx":
+        onnx_voice.require_packages()
+    voice = foreign.read(
+        config.input,
+        config.from_format,
+        Path(config.config_file) if config.config_file else None,
+        Path(config.vocab) if config.vocab else None,
+        config.discriminator,
+    )
+    parameters = sum(parameter.numel() for parameter in voice.model.parameters())
+    judges = "no discriminators" if voice.discriminator is None else "with its discriminators"
+    print(f"{config.input}: {voice.kind}, {parameters / 1e6:.1f} M parameters, {judges}")
+    for note in voice.notes:
+        print(f"note: {note}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if config.to == "hf":
+        models.export(voice.model, voice.tokenizer, voice.discriminator, output)
+    elif config.to == "original":
+        original.write(voice.model, voice.tokenizer, voice.discriminator, output)
+    else:
+        onnx_voice.export(voice.model, voice.tokenizer, output)
+        try:
+            print(onnx_voice.compare(voice.model, output))
+        except ModelError:
+            output.unlink()
+            raise
+    print(f"The voice: {output}")
+    return 0
+
+
+def _output(config: ConvertConfig) -> Path:
+    if config.output is not None:
+        output = Path(config.output)
+    else:
+        source = Path(config.input.rstrip("/"))
+        name = (source.stem if source.suffix in (".pth", ".ckpt", ".safetensors") else source.name) or "voice"
+        output = Path(f"{name}.onnx" if config.to == "onnx" else f"{name}-{config.to}")
+    if config.to == "onnx" and output.suffix != ".onnx":
+        raise ConfigError(f"--output {output}: give a name that ends with .onnx.")
+    if output.exists():
+        raise ConfigError(f"--output {output} exists: give another name, or remove it.")
+    return output
