@@ -111,9 +111,9 @@ def build_tokenizer(texts: Iterable[str], language: str | None = None, reads_pho
 
 def extended(tokenizer: VoiceTokenizer, characters: Iterable[str]) -> VoiceTokenizer:
     """The same with more characters behind those that it has, whose ids stay."""
-    vocabulary = dict(tokenizer.encoder)
-    for character in sorted(set(characters) - vocabulary.keys()):
-        vocabulary[character] = len(vocabulary)
+    free = 1 + max(tokenizer.encoder.values())  # ids may have gaps
+    new = sorted(set(characters) - tokenizer.encoder.keys())
+    vocabulary = tokenizer.encoder | {character: free + place for place, character in enumerate(new)}
     return _like(tokenizer, vocabulary, tokenizer.language)
 
 
