@@ -48,7 +48,7 @@ class VoiceTokenizer(VitsTokenizer):  # type: ignore[misc]
         Raises:
             ModelError: a package that the text needs is missing.
         """
-        if not self.phonemize and not any(digit in self.encoder for digit in "0123456789"):
+        if not self.phonemize and not any(map(str.isdecimal, self.encoder)):
             text = spelt_out(text, self.language)
         if not self.rewrites:
             return text

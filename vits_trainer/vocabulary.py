@@ -111,7 +111,7 @@ def extend(model: VitsModel, tokenizer: VoiceTokenizer, texts: Iterable[str]) ->
     """
     missing = missing_characters(tokenizer, texts)
     # Of phonemes every sign counts: stress marks and lengths are no letters.
-    added = [found.character for found in missing if found.is_spoken or tokenizer.rewrites]
+    added = [found.character for found in missing if found.is_spoken or tokenizer.phonemize]
     if not added:
         return tokenizer
     larger = extended(tokenizer, added)

@@ -106,6 +106,8 @@ def test_numbers_are_spelt_only_where_the_vocabulary_has_no_digits():
     without, with_digits = build_tokenizer(["zwölf äpfel"], "de"), build_tokenizer(["12 äpfel"], "de")
     assert encode(without, "12 Äpfel").tolist() == encode(without, "zwölf äpfel").tolist()
     assert len(encode(with_digits, "12")) == 5
+    bengali = build_tokenizer(["৫টি"], "ben")  # num2words has Bengali, and the vocabulary the digit
+    assert encode(bengali, "৫").tolist() == [0, bengali.encoder["৫"], 0]
 
 
 def test_voice_of_phonemes_reads_them_and_loads_in_transformers(tmp_path):

@@ -7,6 +7,7 @@ from transformers import pipeline
 
 from tests.unit.test_models import TOKENIZER, new_voice
 from tests.voices import prepared_folder, train_flags
+from vits_trainer import text
 from vits_trainer.__main__ import main
 from vits_trainer.models import export, load_model
 from vits_trainer.text import _made, build_tokenizer, encode, load_tokenizer, tokenizer_of
@@ -109,6 +110,13 @@ def test_voice_learns_new_letters_and_goes_on(tmp_path):
     mean = voice.text_encoder.embed_tokens.weight.mean(0)
     assert not torch.equal(learnt[tokenizer.encoder["ü"]], mean)
     assert pipeline("text-to-speech", model=str(result))("grüßt")["audio"].size > 0
+
+
+def test_punctuation_is_added_to_phonemes_only(monkeypatch):
+    monkeypatch.setattr(text, "romanised", lambda given: given.replace("ж", "zh"))
+    voice, latin = new_voice(), build_tokenizer(["silav"])
+    latin.is_uroman = True
+    assert extend(voice, latin, ["silav, ж!"]).encoder.keys() - latin.encoder.keys() == set("zh")
 
 
 def test_new_letters_take_no_id_of_an_old_one():
