@@ -347,8 +347,8 @@ class TrainConfig:
         )
         require(
             not self.extend_vocabulary or "text_encoder" not in self.frozen_parts,
-            f"--extend_vocabulary with --freeze {self.freeze}: new letters are learnt in the text encoder. Leave out one "
-            "of the two.",
+            f"--extend_vocabulary with --freeze {self.freeze}: new letters are learnt in the text encoder. Leave out "
+            "one of the two.",
         )
 
     def _check_streaming(self) -> None:

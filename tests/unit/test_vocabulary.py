@@ -121,7 +121,7 @@ def test_punctuation_is_added_to_phonemes_only(monkeypatch):
 
 def test_new_letters_take_no_id_of_an_old_one():
     """Ids with gaps, as a conversion may leave them, and two characters of one id."""
-    gaps = _made({"_": 0, "a": 1, "b": 5, "c": 5}, pad_token="_", unk_token="_", phonemize=False)
+    gaps = _made({"_": 0, "a": 1, "b": 5, "c": 5}, **dict.fromkeys(("pad_token", "unk_token"), "_"), phonemize=False)
     voice = new_voice()
     old = voice.text_encoder.embed_tokens.weight.detach().clone()
     larger = extend(voice, gaps, ["abçd"])
