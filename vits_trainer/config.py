@@ -345,6 +345,11 @@ class TrainConfig:
             not self.phonemes or (self.architecture is not None and bool(self.language)),
             "--phonemes belongs to a voice from scratch (--config from_scratch), and needs its --language, as de.",
         )
+        require(
+            not self.extend_vocabulary or "text_encoder" not in self.frozen_parts,
+            f"--extend_vocabulary with --freeze {self.freeze}: new letters are learnt in the text encoder. Leave out "
+            "one of the two.",
+        )
 
     def _check_streaming(self) -> None:
         require(self.streaming_window >= 1, f"--streaming_window {self.streaming_window}: give 1 or more.")
@@ -377,6 +382,11 @@ class TrainConfig:
             self.discriminator_from is None or self.objective == "vits",
             f"--discriminator_from {self.discriminator_from} with --objective {self.objective}: that one has no "
             "discriminators. Leave one of them out.",
+        )
+        require(
+            not self.discriminator_warmup_updates or self.objective == "vits",
+            f"--discriminator_warmup_updates {self.discriminator_warmup_updates} with --objective {self.objective}: "
+            "that one has no discriminators. Leave one of them out.",
         )
         figures = [figure for names in SCORES.values() for figure in names]
         require(

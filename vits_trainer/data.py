@@ -162,6 +162,15 @@ def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedSet:
     return _open_shards(data_dir, max_samples) if (data_dir / MANIFEST).is_file() else _open_wavs(data_dir, max_samples)
 
 
+def named(prepared: PreparedSet) -> PreparedSet:
+    """The same; clips of one speaker have the name that dataset.json alone tells, if it does."""
+    names = list(prepared.summary.get("speaker_clips") or [""])
+    if len(names) > 1 or prepared.speakers != [""]:
+        return prepared
+    columns = {**prepared.rows[:], "speaker": names * len(prepared.rows)}
+    return replace(prepared, rows=datasets.Dataset.from_dict(columns))
+
+
 def choose_speakers(prepared: PreparedSet, only: str, most_clips: int, seed: int) -> PreparedSet:
     """The clips of some speakers, and not too many of each; which ones depends on names and the seed, not on places.
 

@@ -5,6 +5,7 @@ phonemizer and uroman (``pip install 'vits-trainer[text]'``) are loaded where a 
 
 import importlib
 import re
+from contextlib import suppress
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import lru_cache
@@ -31,6 +32,10 @@ _DOT_GROUPS = frozenset({"da", "de", "es", "id", "is", "it", "nl", "pt", "ro", "
 """Languages that write 1,000.5 and 1.000,5."""
 _LONGEST_NUMBER = 9
 """Digits; longer ones, and those that begin with 0, are read digit by digit."""
+_SHORTER = {"am": 3}
+"""Where num2words goes round for ever, or fails, at longer ones."""
+_NO_WORDS = (ArithmeticError, LookupError, TypeError, ValueError)
+"""What num2words raises of numbers that it cannot say: some fractions in Italian, Serbian, Indonesian."""
 
 
 def espeak_name(language: str | None) -> str:
@@ -87,16 +92,25 @@ def spelt_out(text: str, language: str | None) -> str:
         whole, _, fraction = (found[0].replace(group, "") if group else found[0]).partition(point or "\0")
         before = " " if found.string[: found.start()][-1:].isalpha() else ""
         behind = " " if found.string[found.end() :][:1].isalpha() else ""
-        return f"{before}{_number(whole, fraction, code)}{behind}"
+        return f"{before}{_number(whole, fraction, point, code)}{behind}"
 
     return re.sub(pattern, in_words, text)
 
 
-def _number(whole: str, fraction: str, code: str) -> str:
-    if not fraction and (len(whole) > _LONGEST_NUMBER or (len(whole) > 1 and int(whole[0]) == 0)):
-        return " ".join(str(num2words(int(digit), lang=code)) for digit in whole)
-    value = Decimal(f"{int(whole)}.{''.join(str(int(digit)) for digit in fraction)}") if fraction else int(whole)
-    return str(num2words(value, lang=code))
+def _number(whole: str, fraction: str, point: str, code: str) -> str:
+    if fraction:
+        if len(whole) <= _LONGEST_NUMBER:
+            digits = "".join(str(int(digit)) for digit in fraction)
+            with suppress(*_NO_WORDS):
+                return str(num2words(Decimal(f"{int(whole)}.{digits}"), lang=code))
+        return f"{_number(whole, '', point, code)}{point}{_digit_by_digit(fraction, code)}"
+    if len(whole) > _SHORTER.get(code, _LONGEST_NUMBER) or (len(whole) > 1 and int(whole[0]) == 0):
+        return _digit_by_digit(whole, code)
+    return str(num2words(int(whole), lang=code))
+
+
+def _digit_by_digit(digits: str, code: str) -> str:
+    return " ".join(str(num2words(int(digit), lang=code)) for digit in digits)
 
 
 @lru_cache(maxsize=1)

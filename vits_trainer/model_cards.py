@@ -169,7 +169,7 @@ def _origin(config: TrainConfig) -> tuple[str | None, str | None]:
     if own_card.is_file():
         try:
             told = ModelCard(own_card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()  # type: ignore[no-untyped-call]
-        except (ValueError, yaml.YAMLError):
+        except (ValueError, TypeError, AttributeError, yaml.YAMLError):  # as the header's words are, or its form
             told = {}
         base = told.get("base_model")
         return (base if isinstance(base, str) else Path(config.model_name).name), told.get("license")

@@ -160,10 +160,11 @@ def split_sentences(text: str, max_characters: int = MAX_PIECE_CHARACTERS) -> li
     """Cuts ``text`` at line ends and sentence ends, and longer sentences at commas, else white space, else anywhere.
 
     Returns:
-        Pieces of 1 to ``max_characters`` characters, without white space around them.
+        Pieces of 1 to ``max_characters`` characters, without white space around them, and none but spaces inside: a
+        vocabulary lacks tabs, and words would become one.
     """
     pieces: list[str] = []
-    for line in text.splitlines():
+    for line in (re.sub(r"\s", " ", line) for line in text.splitlines()):
         ends = [match.end() for match in _SENTENCE_END.finditer(line)]
         for start, end in zip([0, *ends], [*ends, len(line)], strict=True):
             pieces += _split_long(line[start:end].strip(), max_characters)

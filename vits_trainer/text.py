@@ -48,7 +48,7 @@ class VoiceTokenizer(VitsTokenizer):  # type: ignore[misc]
         Raises:
             ModelError: a package that the text needs is missing.
         """
-        if not self.phonemize and not any(digit in self.encoder for digit in "0123456789"):
+        if not self.phonemize and not any(map(str.isdecimal, self.encoder)):
             text = spelt_out(text, self.language)
         if not self.rewrites:
             return text
@@ -111,9 +111,9 @@ def build_tokenizer(texts: Iterable[str], language: str | None = None, reads_pho
 
 def extended(tokenizer: VoiceTokenizer, characters: Iterable[str]) -> VoiceTokenizer:
     """The same with more characters behind those that it has, whose ids stay."""
-    vocabulary = dict(tokenizer.encoder)
-    for character in sorted(set(characters) - vocabulary.keys()):
-        vocabulary[character] = len(vocabulary)
+    free = 1 + max(tokenizer.encoder.values())  # ids may have gaps
+    new = sorted(set(characters) - tokenizer.encoder.keys())
+    vocabulary = tokenizer.encoder | {character: free + place for place, character in enumerate(new)}
     return _like(tokenizer, vocabulary, tokenizer.language)
 
 

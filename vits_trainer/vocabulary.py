@@ -107,14 +107,14 @@ def extend(model: VitsModel, tokenizer: VoiceTokenizer, texts: Iterable[str]) ->
     """
     missing = missing_characters(tokenizer, texts)
     # Of phonemes every sign counts: stress marks and lengths are no letters.
-    added = [found.character for found in missing if found.is_spoken or tokenizer.rewrites]
+    added = [found.character for found in missing if found.is_spoken or tokenizer.phonemize]
     if not added:
         return tokenizer
     larger = extended(tokenizer, added)
     old = model.text_encoder.embed_tokens.weight.detach()
-    known = len(tokenizer.encoder)
+    known = 1 + max(tokenizer.encoder.values())
     padding = model.text_encoder.embed_tokens.padding_idx
-    embedding = nn.Embedding(max(len(larger.encoder), len(old)), old.shape[1], padding_idx=padding)
+    embedding = nn.Embedding(max(1 + max(larger.encoder.values()), len(old)), old.shape[1], padding_idx=padding)
     with torch.no_grad():
         embedding.weight[: len(old)] = old
         # Some voices have more rows than tokens.

@@ -87,6 +87,12 @@ def test_languages_go_by_iso_or_by_espeaks_names(named, espeaks):
         ("21", "fra", "vingt et un"),
         ("٣", "en", "three"),
         ("0" + "1" * 400, "en", " ".join(["zero", *["one"] * 400])),
+        ("1.000.000,5", "it", "un milione,cinque"),  # num2words fails at each of these, or never ends
+        ("0," + "0" * 30 + "1", "id", " ".join(["nol,nol", *["nol"] * 29, "satu"])),
+        ("0," + "1" * 40, "sr", " ".join(["nula,jedan", *["jedan"] * 39])),
+        ("1" * 5000 + ",5", "de", " ".join(["eins"] * 5000) + ",fünf"),
+        ("1537", "am", "አንድ አምስት ሦስት ሰባት"),
+        ("999999999", "amh", " ".join(["ዘጠኝ"] * 9)),
         ("12 sêv", "kmr-script_latin", "12 sêv"),  # num2words has no Kurdish
         ("12", None, "12"),
         ("no number", "de", "no number"),
@@ -100,6 +106,8 @@ def test_numbers_are_spelt_only_where_the_vocabulary_has_no_digits():
     without, with_digits = build_tokenizer(["zwölf äpfel"], "de"), build_tokenizer(["12 äpfel"], "de")
     assert encode(without, "12 Äpfel").tolist() == encode(without, "zwölf äpfel").tolist()
     assert len(encode(with_digits, "12")) == 5
+    bengali = build_tokenizer(["৫টি"], "ben")  # num2words has Bengali, and the vocabulary the digit
+    assert encode(bengali, "৫").tolist() == [0, bengali.encoder["৫"], 0]
 
 
 def test_voice_of_phonemes_reads_them_and_loads_in_transformers(tmp_path):

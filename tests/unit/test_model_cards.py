@@ -316,6 +316,7 @@ def test_card_of_a_tuned_voice_names_its_origin_and_licence(tmp_path: Path) -> N
     again = model_card(replace(story, config=TrainConfig(model_name=str(tmp_path / "voice"))))
     assert ModelCard(again).data.license == "cc-by-nc-4.0"
     assert ModelCard(again).data.base_model == "facebook/mms-tts-eng"
-    (tmp_path / "voice/README.md").write_text("---\n- no: [header\n---\n", encoding="utf-8")
-    unknown = model_card(replace(story, config=TrainConfig(model_name=str(tmp_path / "voice"))))
-    assert "Fine-tuned from voice, whose licence is not known to the trainer" in unknown
+    for header in ("- no: [header", "1: x", "tags: 5", "eval_results: x\nmodel_name: y"):
+        (tmp_path / "voice/README.md").write_text(f"---\n{header}\n---\n", encoding="utf-8")
+        unknown = model_card(replace(story, config=TrainConfig(model_name=str(tmp_path / "voice"))))
+        assert "Fine-tuned from voice, whose licence is not known to the trainer" in unknown

@@ -309,3 +309,7 @@ def test_rate_that_a_format_lacks_is_refused_with_the_remedy(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"20000 Hz: write .wav or .flac"):
         write_speech(tmp_path / "x.mp3", np.zeros(4000, np.float32), 20000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tabs_and_other_white_space_keep_words_apart():
+    assert split_sentences("10\u00a0Uhr\tund so. Ja.") == ["10 Uhr und so.", "Ja."]

@@ -7,9 +7,10 @@ from transformers import pipeline
 
 from tests.unit.test_models import TOKENIZER, new_voice
 from tests.voices import prepared_folder, train_flags
+from vits_trainer import text
 from vits_trainer.__main__ import main
 from vits_trainer.models import export, load_model
-from vits_trainer.text import build_tokenizer, encode, load_tokenizer, tokenizer_of
+from vits_trainer.text import _made, build_tokenizer, encode, load_tokenizer, tokenizer_of
 from vits_trainer.vocabulary import extend, missing_characters, report, write
 
 TEXTS = ["Silav dinya.", "Çêlek û çem!", "Silav, ç 5"]
@@ -109,3 +110,20 @@ def test_voice_learns_new_letters_and_goes_on(tmp_path):
     mean = voice.text_encoder.embed_tokens.weight.mean(0)
     assert not torch.equal(learnt[tokenizer.encoder["ü"]], mean)
     assert pipeline("text-to-speech", model=str(result))("grüßt")["audio"].size > 0
+
+
+def test_punctuation_is_added_to_phonemes_only(monkeypatch):
+    monkeypatch.setattr(text, "romanised", lambda given: given.replace("ж", "zh"))
+    voice, latin = new_voice(), build_tokenizer(["silav"])
+    latin.is_uroman = True
+    assert extend(voice, latin, ["silav, ж!"]).encoder.keys() - latin.encoder.keys() == set("zh")
+
+
+def test_new_letters_take_no_id_of_an_old_one():
+    """Ids with gaps, as a conversion may leave them, and two characters of one id."""
+    gaps = _made({"_": 0, "a": 1, "b": 5, "c": 5}, **dict.fromkeys(("pad_token", "unk_token"), "_"), phonemize=False)
+    voice = new_voice()
+    old = voice.text_encoder.embed_tokens.weight.detach().clone()
+    larger = extend(voice, gaps, ["abçd"])
+    assert {sign: larger.encoder[sign] for sign in "_abcçd"} == {"_": 0, "a": 1, "b": 5, "c": 5, "d": 6, "ç": 7}
+    assert torch.equal(voice.text_encoder.embed_tokens.weight[:6], old[:6])

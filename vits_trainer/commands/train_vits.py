@@ -16,7 +16,7 @@ from vits_trainer.accounts import Accounts
 from vits_trainer.audio import AudioSpec
 from vits_trainer.checkpoint import Checkpoints
 from vits_trainer.config import TrainConfig
-from vits_trainer.data import ClipReader, PreparedSet, choose_speakers, open_prepared, require_rate, split
+from vits_trainer.data import ClipReader, PreparedSet, choose_speakers, named, open_prepared, require_rate, split
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ConfigError
 from vits_trainer.evaluation import Validation
@@ -172,6 +172,7 @@ def _data(config: TrainConfig) -> _Data:
         stream = open_stream(config.data_dir)
         return _Data(stream, [], stream.hold_out(config.validation_fraction, config.validation_max_clips, config.seed))
     prepared = open_prepared(Path(config.data_dir), config.max_samples)
+    prepared = named(prepared) if config.extend_speakers else prepared
     prepared = choose_speakers(prepared, config.only_speakers, config.max_clips_per_speaker, config.seed)
     rows, held_out = split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)
     return _Data(prepared, rows, rows[: config.validation_max_clips] if config.validate_on_training_clips else held_out)

@@ -120,3 +120,25 @@ def test_voice_of_several_takes_a_new_one_and_keeps_the_old(
     after = load_file(tmp_path / "final_model/model.safetensors")["embed_speaker.weight"]
     assert torch.equal(after[:2], before)
     torch.testing.assert_close(after[2], (before[0] + before[1]) / 2)
+
+
+def test_single_speaker_of_the_data_goes_by_the_name_that_preparation_noted(
+    choir: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """metadata.csv has no column of speakers then."""
+    many_speakers(tmp_path, {"zin": 6})
+    metadata = tmp_path / "training/metadata.csv"
+    metadata.write_text(metadata.read_text().replace("|zin", ""))
+    told = tmp_path / "training/dataset.json"
+    told.write_text(json.dumps({"sampling_rate": 16000, "speaker_clips": {"zin": 6}}))
+    flags = {**FINE, **UNTOUCHED, "model_name": choir / "final_model"}
+    assert trained(tmp_path, **flags) == 0
+    config = json.loads((tmp_path / "final_model/config.json").read_text())
+    assert config["speakers"] == ["ava", "bo", "zin"]
+    capsys.readouterr()
+    again = {"checkpoint_dir": tmp_path / "again"}
+    assert trained(tmp_path, **{**flags, **again, "model_name": start / "ava"}) == 2
+    assert "the voice has one speaker, and so have the data" in capsys.readouterr().err
+    told.write_text(json.dumps({"sampling_rate": 16000}))
+    assert trained(tmp_path, **{**flags, **again}) == 2
+    assert "the data have clips without a speaker's name" in capsys.readouterr().err

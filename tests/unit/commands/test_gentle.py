@@ -65,6 +65,8 @@ def test_resumed_run_keeps_what_is_frozen(folder: Path, capsys: pytest.CaptureFi
         ({"freeze": "text_encoder,flow,decoder,duration_predictor", "objective": "mel"}, "leaves nothing to train"),
         ({"freeze": "vocoder"}, "vocoder is none of text_encoder, posterior_encoder"),
         ({"ema_decay": 1.0}, "--ema_decay 1.0: give a number"),
+        ({"discriminator_warmup_updates": 1, "objective": "mel"}, "mel: that one has no discriminators"),
+        ({"extend_vocabulary": "true", "freeze": "flow,text_encoder"}, "new letters are learnt in the text encoder"),
         ({"schedule": "cosine", "learning_rate_decay": 0.5}, "belongs to the exponential schedule"),
         ({"warmup_updates": -1}, "--warmup_updates -1: give 0 or more"),
     ],
