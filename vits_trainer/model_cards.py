@@ -1,6 +1,8 @@
 """A voice's model card, written from the run that made it, and its way to the Hugging Face Hub."""
 
+import html
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -193,7 +195,10 @@ def _take_samples(voice: Path, story: Story) -> dict[str, str]:
 
 def _samples(story: Story, said: Mapping[str, str]) -> str:
     kind = "that it was trained on" if story.config.validate_on_training_clips else "that it was not trained on"
-    lines = [f'- {text}\n\n  <audio controls src="{path}"></audio> ([{path}]({path}))\n' for path, text in said.items()]
+    lines = [
+        f'- {html.escape(text, quote=False)}\n\n  <audio controls src="{path}"></audio> ([{path}]({path}))\n'
+        for path, text in said.items()
+    ]
     return "\n".join([f"## Samples\n\nSentences {kind}:\n", *lines]) if said else ""
 
 
@@ -233,7 +238,7 @@ def _made(story: Story, base: str | None, licence: str | None) -> str:
     averaged = ", averaged" if story.config.ema_decay else ""
     return (
         f"## How it was made\n\n{begun} Weights after {story.update} updates{averaged}.\n\n"
-        f"    vits-trainer prepare_data --dataset {_source(story)} --output_dir training "
+        f"    vits-trainer prepare_data --dataset {shlex.quote(_source(story))} --output_dir training "
         f"--target_sr {story.sampling_rate}\n"
         f"    vits-trainer train_vits --data_dir training --config settings.yaml\n\nwith settings.yaml:\n\n"
         f"```yaml\n{_settings(story.config, base)}```\n\nVersions: {versions}.\n"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import VitsTokenizer
 
 from vits_trainer.errors import ModelError, first_line
-from vits_trainer.languages import phonemes, romanised, spelt_out
+from vits_trainer.languages import espeak_name, phonemes, romanised, spelt_out
 
 BLANK = "<pad>"
 UNKNOWN = "<unk>"
@@ -88,7 +88,9 @@ def load_tokenizer(name_or_dir: str, language: str | None = None) -> VoiceTokeni
         raise ModelError(
             f"{name_or_dir}: no tokenizer could be loaded ({first_line(error)}). Give a voice that has vocab.json."
         ) from error
-    return tokenizer if language is None else _like(tokenizer, tokenizer.encoder, language)
+    # transformers knows some languages by the names that their voices have.
+    is_same = language is None or (tokenizer.language and espeak_name(language) == espeak_name(tokenizer.language))
+    return tokenizer if is_same else _like(tokenizer, tokenizer.encoder, language)
 
 
 def build_tokenizer(texts: Iterable[str], language: str | None = None, reads_phonemes: bool = False) -> VoiceTokenizer:

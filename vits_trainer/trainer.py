@@ -368,8 +368,10 @@ class Trainer:
         if found and learner.average:
             raw = self.validation.run(self.generator, self.discriminator).scalars
             found["validation/mel_raw"] = raw["validation/mel"]
-        for words in self.selection.heed(self.state, found) if found else []:
-            self.tracker.alert("Better than before", words, "INFO")
+        # While the discriminators learn alone the voice stands still, and cannot become better.
+        if found and not 0 < self.state.update <= self.plan.warmup_updates:
+            for words in self.selection.heed(self.state, found):
+                self.tracker.alert("Better than before", words, "INFO")
         if found and self.runtime.is_main:
             shown = {name.partition("/")[2]: value for name, value in found.items()}
             words = " ".join(f"{name} {value:.4f}" for name, value in shown.items() if "/" not in name)

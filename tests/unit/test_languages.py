@@ -187,3 +187,11 @@ def test_other_language_can_be_given_to_a_voice(tmp_path):
     build_tokenizer(["ab"], "en", reads_phonemes=True).save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path), "de").language == "de"
     assert load_tokenizer(str(tmp_path), "de").get_vocab() == load_tokenizer(str(tmp_path)).get_vocab()
+
+
+def test_other_name_of_a_voices_language_leaves_its_own(tmp_path):
+    """transformers reads a Romanian letter otherwise where the voice says ron."""
+    build_tokenizer(["a\u0163"], "ron").save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path), "ro")
+    assert tokenizer.language == "ron"
+    assert encode(tokenizer, "a\u021b").tolist() == [0, 1, 0, 2, 0]

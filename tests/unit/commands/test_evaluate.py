@@ -179,6 +179,18 @@ def test_nothing_better_for_long_enough_ends_the_run_and_the_best_is_the_voice(t
     assert max(line["update"] for line in metrics(tmp_path)) == least + 2
 
 
+def test_patience_begins_when_the_voice_begins_to_learn(tmp_path: Path) -> None:
+    prepared_folder(tmp_path)
+    asked = {"patience": 2, "validate_every_updates": 1, "save_every_updates": 0, "discriminator_warmup_updates": 4}
+    flags = train_flags(tmp_path, **asked, validation_fraction=0.2, max_updates=7)
+    assert main(["train_vits", *flags]) == 0
+    mels = {line["update"]: line["validation/mel"] for line in metrics(tmp_path) if "validation/mel" in line}
+    assert len({mels[update] for update in range(5)}) == 1
+    assert max(mels) >= 6
+    state = json.loads((tmp_path / f"checkpoints/checkpoint-{max(mels)}/state.json").read_text())["state"]
+    assert state["best_update"] > 4
+
+
 def test_tensorboard_and_trackio_get_the_same_scalars(tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
     if find_spec("trackio") is None:
