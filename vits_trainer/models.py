@@ -356,7 +356,8 @@ def read_discriminator(source: str) -> Discriminator:
     if path.suffix in (".pth", ".pt", ".ckpt"):
         content = pickles.load(path)
         weights = content.get("model", content) if isinstance(content, dict) else {}
-        return discriminator_from_original(weights, source)
+        named = {str(name): weight for name, weight in weights.items()} if isinstance(weights, dict) else {}
+        return discriminator_from_original(named, source)
     if path.suffix == ".safetensors":
         return load_discriminator(path)
     if (path / DISCRIMINATOR_FILE).is_file():
