@@ -177,12 +177,13 @@ def discriminator_shape(
     periods = periods or DiscriminatorShape().periods
     count = len({name.split(".")[1] for name in shapes if name.startswith("discriminators.")})
     first = shapes.get("discriminators.0.convs.0.weight_v", shapes.get("discriminators.0.convs.0.weight"))
-    if first is None or count - 1 > len(periods):
+    channels = next(iter(first or ()), 0)
+    if not channels or count - 1 > len(periods):
         raise ModelError(
             f"These are no discriminators of VITS (one over the scale and up to {len(periods)} over periods): there is "
             f"{', '.join(sorted(shapes)[:5]) or 'nothing'}. Give a D_*.pth of original VITS or MMS."
         )
-    return DiscriminatorShape(periods[: count - 1], max(1, 16 // next(iter(first))))
+    return DiscriminatorShape(periods[: count - 1], max(1, 16 // channels))
 
 
 def _rename(name: str, rules: list[tuple[str, str]]) -> str:
@@ -211,11 +212,16 @@ def fitted(weights: Mapping[str, Tensor], shapes: Mapping[str, Tensor], network:
     problems += [
         f"{name} has shape {tuple(weights[name].shape)}, not {tuple(shapes[name].shape)}"
         for name in sorted(weights.keys() & shapes.keys())
-        if weights[name].numel() != shapes[name].numel()
+        if _wide(weights[name]) != _wide(shapes[name])
     ]
     if problems:
         raise ModelError(f"These weights do not fit the {network}: {'; '.join(problems)}. Check its configuration.")
     return {name: weight.reshape(shapes[name].shape) for name, weight in weights.items()}
+
+
+def _wide(weight: Tensor) -> list[int]:
+    """Its shape without the dimensions of 1, which a layer may have more of there."""
+    return [size for size in weight.shape if size > 1]
 
 
 def _with_weight_norm_as_in(shapes: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

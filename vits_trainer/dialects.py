@@ -12,12 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vits_trainer import pickles
 from vits_trainer.conversion import named_as_original
 from vits_trainer.errors import ModelError
 from vits_trainer.languages import espeak_name
+
+_COQUIS_BLANK = "<BLNK>"
+_MOST_SYMBOLS = 1 << 20
+"""Far beyond any voice's embedding."""
 
 
 @dataclass
@@ -48,7 +53,7 @@ def read_json(path: Path, wanted: str) -> Any:
     """
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read ({error}); it is needed for {wanted}. Name it by a flag.") from error
 
 
@@ -62,7 +67,7 @@ def original_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Pa
     config = read_json(path, "the voice's sizes (--config_file)")
     try:
         model, data = config["model"], config["data"]
-        stated = _stated_by_original(model) | {
+        stated = _stated_by_original(model, path) | {
             "sampling_rate": data["sampling_rate"],
             "spectrogram_bins": data["filter_length"] // 2 + 1,
             "hop": data["hop_length"],
@@ -77,7 +82,7 @@ def original_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Pa
     left = [name for name in cleaners if name != "english_cleaners2"]
     if left:
         notes.append(f"its text cleaners ({', '.join(left)}) are not carried over: give texts as they would leave them")
-    weights = _tensors(content["model"])
+    weights = _tensors(content["model"], checkpoint)
     return Parts(
         weights,
         {},
@@ -92,15 +97,19 @@ def original_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Pa
     )
 
 
-def _stated_by_original(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes of the original's ``SynthesizerTrn``, also as Piper hands them to it."""
+def _stated_by_original(model: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Sizes of the original's ``SynthesizerTrn``, also as Piper hands them to it; ``path`` says them."""
     if str(model.get("resblock", "1")) != "1":
         raise ModelError(
-            "Its decoder is built of residual blocks of type 2 (Piper's low and medium quality have them), for which "
-            "transformers' VitsModel has no place. Convert a voice with type 1 (resblock 1; Piper's high quality)."
+            f"{path}: its decoder is built of residual blocks of type 2 (Piper's low and medium quality have them), "
+            "for which transformers' VitsModel has no place. Convert a voice with type 1 (resblock 1; Piper's high "
+            "quality)."
         )
     if model.get("use_spectral_norm"):
-        raise ModelError("Its discriminators have spectral norm, for which there is no place here: convert G_* alone.")
+        raise ModelError(
+            f"{path}: its discriminators have spectral norm, for which there is no place here. Set use_spectral_norm "
+            "to false there and move D_* away: the voice itself has none."
+        )
     names = {
         "hidden_channels": "hidden_size",
         "inter_channels": "flow_size",
@@ -138,8 +147,9 @@ def _symbols_of_original(config: Mapping[str, Any], checkpoint: Path, vocab: Pat
     for path in [vocab] if vocab else [checkpoint.with_name("vocab.txt"), checkpoint.with_name("vocab.json")]:
         if vocab or path.is_file():
             return symbols_from(path)
-    if config.get("symbols"):
-        return list(config["symbols"])
+    symbols = config.get("symbols")
+    if symbols and all(isinstance(symbol, str) for symbol in symbols):
+        return list(symbols)
     raise ModelError(
         f"{checkpoint} has {size} symbols and does not say which. Put vocab.txt beside it or name it by --vocab: one "
         "symbol a line in the order of their ids (MMS has one; of original VITS it is symbols in text/symbols.py)."
@@ -154,15 +164,28 @@ def symbols_from(path: Path) -> list[str]:
     """
     if path.suffix == ".json":
         ids = read_json(path, "the voice's symbols (--vocab)")
-        symbols = [""] * (max(ids.values(), default=-1) + 1)
-        for symbol, index in ids.items():
-            symbols[index] = symbol
-        return symbols
+        known = isinstance(ids, dict) and all(
+            type(index) is int and 0 <= index < _MOST_SYMBOLS for index in ids.values()
+        )
+        if not known or not ids or len(set(ids.values())) < len(ids):
+            raise ModelError(f"{path} holds no ids by symbol, each its own. Name another file by --vocab.")
+        return _in_places({symbol: [index] for symbol, index in ids.items()})
     try:
         lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: no symbols could be read ({error}). Name another file by --vocab.") from error
+    if lines == [""]:
+        raise ModelError(f"{path} is empty. Name another file by --vocab.")
     return [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+
+
+def _in_places(ids: Mapping[str, Sequence[int]]) -> list[str]:
+    """Symbols by id, of those that have one id; the other places are empty."""
+    symbols = [""] * (max(index for several in ids.values() for index in several) + 1)
+    for symbol, several in ids.items():
+        if len(several) == 1:
+            symbols[several[0]] = symbol
+    return symbols
 
 
 def coqui_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Path | None, vocab: Path | None) -> Parts:
@@ -187,7 +210,7 @@ def coqui_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Path 
             f"{path}: flow and posterior encoder have different dilation rates; VitsModel has one for both."
         )
     try:
-        stated = _stated_by_coqui(args) | {
+        stated = _stated_by_coqui(args, path) | {
             "sampling_rate": audio["sample_rate"],
             "spectrogram_bins": audio["fft_size"] // 2 + 1,
             "hop": audio["hop_length"],
@@ -195,11 +218,13 @@ def coqui_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Path 
         notes = _notes_on_audio({**audio, "sampling_rate": audio["sample_rate"], "filter_length": audio["fft_size"]})
     except KeyError as error:
         raise ModelError(f"{path} lacks {error}: give the config.json that the voice was trained with.") from error
-    everything = {_original_name_of_coqui(name): tensor for name, tensor in _tensors(content["model"]).items()}
+    everything = {
+        _original_name_of_coqui(name): tensor for name, tensor in _tensors(content["model"], checkpoint).items()
+    }
     judges = {name: tensor for name, tensor in everything.items() if name.startswith("discriminators.")}
     weights = {name: tensor for name, tensor in everything.items() if name not in judges}
-    symbols, blank = (symbols_from(vocab), 0) if vocab else _symbols_of_coqui(config, path)
-    if config.get("add_blank", True) and blank:
+    symbols, blank = _symbols_of_coqui(config, path, vocab)
+    if config.get("add_blank", True) and 0 < blank < len(weights.get("enc_p.emb.weight", ())):
         # transformers puts the symbol 0 between the others: this one changes places with the blank.
         symbols[0], symbols[blank] = symbols[blank], symbols[0]
         embedding = weights["enc_p.emb.weight"].clone()
@@ -220,13 +245,16 @@ def coqui_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Path 
         symbols,
         {"add_blank": bool(config.get("add_blank", True)), "phonemize": bool(language), "language": language},
         notes,
-        tuple(args.get("periods_multi_period_discriminator", ())) or None,
+        tuple(args.get("periods_multi_period_discriminator") or ()) or None,
     )
 
 
-def _stated_by_coqui(args: Mapping[str, Any]) -> dict[str, Any]:
+def _stated_by_coqui(args: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if str(args.get("resblock_type_decoder", "1")) != "1":
-        raise ModelError("Its decoder is built of residual blocks of type 2, for which VitsModel has no place.")
+        raise ModelError(
+            f"{path}: its decoder is built of residual blocks of type 2, for which VitsModel has no place. Convert a "
+            "voice with type 1."
+        )
     names = {
         "hidden_channels": "hidden_size",
         "hidden_channels_ffn_text_encoder": "ffn_dim",
@@ -274,18 +302,21 @@ def _original_name_of_coqui(name: str) -> str:
     return name
 
 
-def _symbols_of_coqui(config: Mapping[str, Any], path: Path) -> tuple[list[str], int]:
+def _symbols_of_coqui(config: Mapping[str, Any], path: Path, vocab: Path | None) -> tuple[list[str], int]:
     """Symbols by id, and the blank's id, as Coqui TTS 0.22 builds them from its configuration."""
     said = config.get("characters") or {}
+    if vocab:
+        symbols, blank = symbols_from(vocab), said.get("blank") or _COQUIS_BLANK
+        return symbols, symbols.index(blank) if blank in symbols else 0
     kind = str(said.get("characters_class")).rpartition(".")[2]
     letters, marks = said.get("characters") or "", list(said.get("punctuations") or "")
     if kind == "VitsCharacters":
-        symbols = [said["pad"], *marks, *letters, *(said.get("phonemes") or ""), "<BLNK>"]
+        symbols = [said["pad"], *marks, *letters, *(said.get("phonemes") or ""), _COQUIS_BLANK]
         return symbols, len(symbols) - 1
     if kind not in ("Graphemes", "IPAPhonemes"):
         raise ModelError(
             f"{path}: characters_class {kind}: its symbols are not known here. Give them by --vocab: one a line in the "
-            "order of their ids, the blank first."
+            f"order of their ids, the blank as {_COQUIS_BLANK}."
         )
     letters = said.get("phonemes") or letters if kind == "IPAPhonemes" else letters
     middle = list(dict.fromkeys(letters)) if said.get("is_unique", True) else list(letters)
@@ -322,14 +353,16 @@ def piper_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Path 
     said = content.get("hyper_parameters", {})
     said = dict(said) if isinstance(said, Mapping) else dict(vars(said))
     try:
-        stated = _stated_by_original(said)
+        stated = _stated_by_original(said, checkpoint)
         rate = config.get("audio", {}).get("sample_rate") or said["sample_rate"]
         stated |= {"sampling_rate": rate, "hop": said.get("hop_length", 256)}
         ids = {} if vocab else config["phoneme_id_map"]
     except KeyError as error:
         raise ModelError(f"{checkpoint} or {path} lacks {error}: give the files of one training.") from error
-    everything = _tensors(content["state_dict"])
-    spoken, speech = config.get("inference", {}), config.get("espeak", {}).get("voice")
+    everything = _tensors(content["state_dict"], checkpoint)
+    spoken = config.get("inference", {})
+    # Voices of letters name a language of espeak's, too.
+    speech = config.get("espeak", {}).get("voice") if config.get("phoneme_type", "espeak") == "espeak" else None
     stated |= {
         "noise_scale": spoken.get("noise_scale", 0.667),
         "noise_scale_duration": spoken.get("noise_w", 0.8),
@@ -356,11 +389,9 @@ def _symbols_of_piper(ids: Mapping[str, Sequence[int]], path: Path, notes: list[
         notes.append(
             f"phonemes of several characters or ids ({' '.join(lost[:8])}) are not made by transformers' tokenizer"
         )
-    symbols = [""] * (max(index for several in ids.values() for index in several) + 1)
-    for symbol, several in ids.items():
-        if len(several) == 1:
-            symbols[several[0]] = symbol
-    return symbols
+    if not all(0 <= index < _MOST_SYMBOLS for several in ids.values() for index in several):
+        raise ModelError(f"{path}: ids of phoneme_id_map are below 0 or beyond any embedding. Give the voice's own.")
+    return _in_places(ids)
 
 
 def _notes_on_phonemes(language: str) -> list[str]:
@@ -370,7 +401,21 @@ def _notes_on_phonemes(language: str) -> list[str]:
     return notes
 
 
-def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors among ``content`` in float32, weight norm under its legacy names."""
-    found = {name: tensor.float() for name, tensor in content.items() if isinstance(tensor, Tensor)}
-    return named_as_original(found)
+def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors among ``content`` in float32, weight norm under its legacy names.
+
+    Raises:
+        ModelError: some are no plain numbers; each is named.
+    """
+    found = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    strange = [
+        name
+        for name, tensor in found.items()
+        if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized or tensor.is_meta
+    ]
+    if strange:
+        raise ModelError(
+            f"{path}: these weights are quantized, sparse, complex or absent: {', '.join(strange)}. Convert the "
+            "checkpoint that they were made of."
+        )
+    return named_as_original({name: tensor.float() for name, tensor in found.items()})

@@ -4,6 +4,8 @@ import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,6 +53,18 @@ def replace_directory(new: Path, place: Path) -> None:
     new.rename(place)
     sync(place.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def made_beside(place: Path) -> Iterator[Path]:
+    """An empty folder beside ``place`` to fill and move there; afterwards it is gone, whatever happened inside."""
+    temporary = place.with_name(f".{place.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def set_aside(path: Path, word: str) -> Path:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
 from transformers import VitsConfig, VitsModel, VitsTokenizer
 
 from vits_trainer import models, pickles
@@ -19,6 +21,8 @@ from vits_trainer.text import load_tokenizer, tokenizer_of
 _READERS = {"original": original_parts, "coqui": coqui_parts, "piper": piper_parts}
 _SIGNS = {"original": "enc_p.", "coqui": "text_encoder.", "piper": "model_g."}
 """How names of the weights begin."""
+_MISUNDERSTOOD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError)
+"""What comes of a configuration whose entries are of other kinds than its trainer writes."""
 _USUAL = ("G_*.pth", "*.ckpt", "model_file.pth", "best_model*.pth", "checkpoint_*.pth")
 
 
@@ -59,11 +63,13 @@ def read(
     if path is None:
         if kind not in ("auto", "hf"):
             raise ModelError(f"{source}: no checkpoint of {kind} lies there. Name the file itself.")
-        return _hugging_face(source, discriminator)
+        return _finite(_hugging_face(source, discriminator), source)
     content = pickles.load(path)
     weights = content.get("state_dict", content.get("model")) if isinstance(content, dict) else None
-    if not isinstance(weights, Mapping):
-        raise ModelError(f"{path} holds neither model nor state_dict: it is no checkpoint of a voice.")
+    if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+        raise ModelError(
+            f"{path} holds neither model nor state_dict with weights by name: it is no checkpoint of a voice."
+        )
     found = [name for name, sign in _SIGNS.items() if any(key.startswith(sign) for key in weights)]
     if not found or kind not in ("auto", found[0]):
         raise ModelError(
@@ -71,11 +77,36 @@ def read(
             f"{' or '.join(_SIGNS) if kind == 'auto' else kind}. Name the generator's checkpoint (G_*.pth, "
             "model_file.pth or *.ckpt)."
         )
-    parts = _READERS[found[0]](content, path, config_file, vocab)
+    try:
+        parts = _READERS[found[0]](content, path, config_file, vocab)
+    except _MISUNDERSTOOD as error:
+        raise _not_understood(path, config_file, error) from error
     if discriminator is None and not parts.judges and found[0] == "original":
         beside = path.with_name(path.name.replace("G_", "D_", 1))
         discriminator = str(beside) if beside != path and beside.is_file() else None
-    return _assembled(parts, path, found[0], discriminator)
+    return _finite(_assembled(parts, path, found[0], config_file, discriminator), source)
+
+
+def _finite(voice: ForeignVoice, source: str) -> ForeignVoice:
+    networks: list[nn.Module] = [voice.model] + ([voice.discriminator] if voice.discriminator else [])
+    spoilt = [
+        name
+        for network in networks
+        for name, tensor in network.state_dict().items()
+        if not torch.isfinite(tensor).all()
+    ]
+    if spoilt:
+        raise ModelError(
+            f"{source}: these weights are no finite numbers: {', '.join(spoilt)}. Take an earlier checkpoint."
+        )
+    return voice
+
+
+def _not_understood(path: Path, config_file: Path | None, error: Exception) -> ModelError:
+    return ModelError(
+        f"{config_file or path.with_name('config.json')}, or what {path} says of itself, is not as its trainer writes "
+        f"it ({type(error).__name__}: {' '.join(str(error).split())[:200]}). Give the files of one training."
+    )
 
 
 def _checkpoint_in(source: Path, kind: str) -> Path | None:
@@ -101,10 +132,17 @@ def _hugging_face(source: str, discriminator: str | None) -> ForeignVoice:
     return ForeignVoice(model, load_tokenizer(folder), judges, "hf")
 
 
-def _assembled(parts: Parts, path: Path, kind: str, discriminator: str | None) -> ForeignVoice:
+def _assembled(
+    parts: Parts, path: Path, kind: str, config_file: Path | None, discriminator: str | None
+) -> ForeignVoice:
     try:
         config = config_of(parts.weights, parts.stated)
         model = models.in_training_form(VitsModel(config))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except _MISUNDERSTOOD as error:
+        raise _not_understood(path, config_file, error) from error
+    try:
         model.load_state_dict(from_original_generator(parts.weights, model.state_dict()))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
@@ -152,6 +190,8 @@ def config_of(weights: Mapping[str, Tensor], stated: Mapping[str, Any]) -> VitsC
         wrong.append(f"upsample_rates make {hop} samples of a frame, and the hop is {stated['hop']}")
     if len(stated.get("speakers", ())) > sizes["num_speakers"]:
         wrong.append(f"there are {len(stated['speakers'])} names of speakers for {sizes['num_speakers']}")
+    if not stated["sampling_rate"] > 0:
+        wrong.append(f"the sampling rate is {stated['sampling_rate']}")
     if wrong:
         raise ModelError(f"The configuration is of another voice: {'; '.join(wrong)}. Name the right --config_file.")
     rest = {name: value for name, value in stated.items() if name not in sizes and name not in ("hop", "speakers")}
@@ -171,25 +211,32 @@ class _Shapes:
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self.weights = weights
 
-    def of(self, layer: str) -> tuple[int, ...]:
+    def of(self, layer: str, rank: int = 3) -> tuple[int, ...]:
         for name in (layer, f"{layer}.weight", f"{layer}.weight_v"):
             if name in self.weights:
-                return tuple(self.weights[name].shape)
+                shape = tuple(self.weights[name].shape)
+                if len(shape) != rank or 0 in shape:
+                    raise ModelError(f"{name} has shape {shape}, which no voice's has.")
+                return shape
         raise ModelError(f"{layer}.weight is missing: these are not all of a voice's weights.")
 
     def count(self, pattern: str) -> int:
-        """How many numbers stand in the place of the pattern's group."""
-        return len({match[1] for match in map(re.compile(pattern).match, self.weights) if match})
+        """How many numbers stand in the place of the pattern's group: one at least."""
+        found = {match[1] for match in map(re.compile(pattern).match, self.weights) if match}
+        if not found:
+            layer = pattern.replace(r"(\d+)", "0").replace("\\", "").rstrip(".")
+            raise ModelError(f"{layer}.weight is missing: these are not all of a voice's weights.")
+        return len(found)
 
 
 def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     shapes = _Shapes(weights)
-    vocab_size, hidden_size = shapes.of("enc_p.emb")
+    vocab_size, hidden_size = shapes.of("enc_p.emb", 2)
     _, band, head_width = shapes.of("enc_p.encoder.attn_layers.0.emb_rel_k")
     ffn_dim, _, ffn_kernel_size = shapes.of("enc_p.encoder.ffn_layers.0.conv_1")
     upsamplings = shapes.count(r"dec\.ups\.(\d+)\.")
-    blocks = shapes.count(r"dec\.resblocks\.(\d+)\.convs1\.") // max(1, upsamplings)
-    speakers = shapes.of("emb_g") if "emb_g.weight" in weights else (1, 0)
+    blocks = shapes.count(r"dec\.resblocks\.(\d+)\.convs1\.") // upsamplings
+    speakers = shapes.of("emb_g", 2) if "emb_g.weight" in weights else (1, 0)
     return {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from vits_trainer.audio import AudioSpec
 from vits_trainer.config import to_dict
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ConfigError, ModelError
-from vits_trainer.files import replace_directory
+from vits_trainer.files import made_beside, replace_directory
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 _INSIDE = "discriminator."
@@ -271,16 +270,15 @@ def export(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discrimina
     Raises:
         ModelError: what was written is not what was trained.
     """
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     exported = folded(model)
-    # legacy names of weight norm (weight_g) would come back from a voice that was loaded with them
-    exported.save_pretrained(temporary, save_original_format=False)
-    tokenizer.save_pretrained(temporary)
-    if discriminator is not None:
-        save_discriminator(discriminator, temporary / DISCRIMINATOR_FILE)
-    _compare(exported, temporary)
-    replace_directory(temporary, directory)
+    with made_beside(directory) as temporary:
+        # legacy names of weight norm (weight_g) would come back from a voice that was loaded with them
+        exported.save_pretrained(temporary, save_original_format=False)
+        tokenizer.save_pretrained(temporary)
+        if discriminator is not None:
+            save_discriminator(discriminator, temporary / DISCRIMINATOR_FILE)
+        _compare(exported, temporary)
+        replace_directory(temporary, directory)
 
 
 def _compare(model: VitsModel, directory: Path) -> None:
@@ -356,7 +354,8 @@ def read_discriminator(source: str) -> Discriminator:
     if path.suffix in (".pth", ".pt", ".ckpt"):
         content = pickles.load(path)
         weights = content.get("model", content) if isinstance(content, dict) else {}
-        return discriminator_from_original(weights, source)
+        named = {str(name): weight for name, weight in weights.items()} if isinstance(weights, dict) else {}
+        return discriminator_from_original(named, source)
     if path.suffix == ".safetensors":
         return load_discriminator(path)
     if (path / DISCRIMINATOR_FILE).is_file():

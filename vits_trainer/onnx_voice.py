@@ -136,25 +136,28 @@ def export(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
     free["tokens"] = {1: torch.export.Dim("text", min=2, max=_LONGEST_TEXT)}
     temporary = path.with_name(f".{path.name}.tmp")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nobody needs here
-    with torch.no_grad():
-        torch.onnx.export(
-            voice,
-            kwargs=example,
-            f=temporary,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(example),
-            output_names=["waveform"],
-            dynamic_shapes=free,
-            external_data=False,
-            verbose=False,
-        )
-    file = onnx.load(temporary)
-    for name, value in _metadata(model, tokenizer).items():
-        entry = file.metadata_props.add()
-        entry.key, entry.value = name, json.dumps(value, ensure_ascii=False)
-    onnx.save(file, temporary)
-    temporary.replace(path)
+    try:
+        with torch.no_grad():
+            torch.onnx.export(
+                voice,
+                kwargs=example,
+                f=temporary,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(example),
+                output_names=["waveform"],
+                dynamic_shapes=free,
+                external_data=False,
+                verbose=False,
+            )
+        file = onnx.load(temporary)
+        for name, value in _metadata(model, tokenizer).items():
+            entry = file.metadata_props.add()
+            entry.key, entry.value = name, json.dumps(value, ensure_ascii=False)
+        onnx.save(file, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _metadata(model: VitsModel, tokenizer: VitsTokenizer) -> dict[str, Any]:

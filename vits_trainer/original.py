@@ -1,7 +1,6 @@
 """Voices for the original VITS and for MMS-TTS: ``G_0.pth``, ``D_0.pth``, config.json, vocab.txt."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from vits_trainer import models, pickles
 from vits_trainer.conversion import to_original_discriminator, to_original_generator
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ModelError
-from vits_trainer.files import replace_directory
+from vits_trainer.files import made_beside, replace_directory
 
 _BUILT_IN = {
     "window_size": 4,
@@ -52,23 +51,21 @@ def write(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discriminat
         raise ModelError(
             f"The original's code has fixed sizes that this voice does not: {', '.join(other)}. Convert to hf or onnx."
         )
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     networks = {"G_0.pth": to_original_generator(models.state_on_cpu(model))}
     if discriminator is not None:
         networks["D_0.pth"] = to_original_discriminator(models.state_on_cpu(discriminator))
-    for name, weights in networks.items():
-        checkpoint = {"model": weights, "iteration": 0, "optimizer": None, "learning_rate": 2e-4}
-        torch.save(checkpoint, temporary / name)
-        written = pickles.load(temporary / name)["model"]
-        if written.keys() != weights.keys() or not all(torch.equal(written[key], weights[key]) for key in weights):
-            raise ModelError(f"{temporary / name} does not hold what was written: is the disk full or damaged?")
-    settings = json.dumps(_configuration(model, tokenizer), indent=2, ensure_ascii=False)
-    (temporary / "config.json").write_text(settings + "\n", encoding="utf-8")
-    symbols = _symbols(tokenizer, config.vocab_size)
-    (temporary / "vocab.txt").write_text("".join(f"{symbol}\n" for symbol in symbols), encoding="utf-8")
-    replace_directory(temporary, directory)
+    with made_beside(directory) as temporary:
+        for name, weights in networks.items():
+            checkpoint = {"model": weights, "iteration": 0, "optimizer": None, "learning_rate": 2e-4}
+            torch.save(checkpoint, temporary / name)
+            written = pickles.load(temporary / name)["model"]
+            if written.keys() != weights.keys() or not all(torch.equal(written[key], weights[key]) for key in weights):
+                raise ModelError(f"{temporary / name} does not hold what was written: is the disk full or damaged?")
+        settings = json.dumps(_configuration(model, tokenizer), indent=2, ensure_ascii=False)
+        (temporary / "config.json").write_text(settings + "\n", encoding="utf-8")
+        symbols = _symbols(tokenizer, config.vocab_size)
+        (temporary / "vocab.txt").write_text("".join(f"{symbol}\n" for symbol in symbols), encoding="utf-8")
+        replace_directory(temporary, directory)
 
 
 def _used(config: VitsConfig) -> set[str]:

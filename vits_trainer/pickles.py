@@ -8,6 +8,7 @@ named and refused.
 import argparse
 import pickle  # nosec B403
 import re
+import struct
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -21,12 +22,31 @@ def _plain_dictionary(factory: type | None = None) -> dict[Any, Any]:  # noqa: A
     return {}
 
 
+class _Kind:
+    """A type of numbers, as numpy's pickles name it.
+
+    Not ``np.dtype`` itself: what follows its name in a pickle sets its flags, and those let numpy read any memory.
+    """
+
+    def __init__(self, name: str, *_: object) -> None:
+        if name not in ("f2", "f4", "f8", "i4", "i8", "u1", "b1"):
+            raise ValueError(f"numbers of type {name}")
+        self.name = name
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] not in ("<", "|"):
+            raise ValueError(f"numbers in byte order {state[1]}")
+
+
+def _number(kind: _Kind, data: bytes) -> Any:
+    return np.frombuffer(data, f"<{kind.name}")[0]
+
+
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     (_plain_dictionary, "collections.defaultdict"),  # in an optimiser's state
     dict,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
+    (_Kind, "numpy.dtype"),
     # Paths of the machine that trained: names only, which touch no file and which any system can make.
     *(
         (PurePosixPath, f"{module}.{name}")
@@ -35,8 +55,13 @@ _HARMLESS: list[Any] = [
     ),
     *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
     # A number as numpy keeps it, such as the best loss; the module was renamed in numpy 2.
-    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
+_DAMAGED = (
+    OSError, EOFError, RuntimeError, SystemError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError,
+    AssertionError, struct.error,
+)  # fmt: skip
+"""What torch raises where bytes of a file are others than were written."""
 _NAMED = re.compile(r"GLOBAL ([\w.]+)")
 
 
@@ -57,7 +82,7 @@ def load(path: Path) -> Any:
             f"{path} asks for {named[1]}, which a checkpoint needs for nothing and which may run any program: it was "
             "not loaded. Ask its author for the weights alone, as torch.save(state_dict, ...) or safetensors."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except _DAMAGED as error:
         raise ModelError(f"{path}: no checkpoint ({_reason(error)}). Download or copy it again.") from error
 
 

@@ -1,6 +1,7 @@
 """Voices of other trainers: read into the very numbers, sized by their weights; what does not fit is named."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,157 @@ def test_what_is_no_voice_is_refused(tmp_path: Path) -> None:
         foreign.read(str(tmp_path / "mms"), "coqui")
 
 
+def change_weights(checkpoint: Path, change: Callable[[dict], None]) -> None:
+    content = torch.load(checkpoint)
+    change(content["model"])
+    torch.save(content, checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (5, torch.ones(1), "weights by name"),
+        ("enc_p.emb.weight", torch.full((40, 16), torch.nan), "no finite numbers: text_encoder.embed_tokens.weight"),
+        ("enc_p.emb.weight", torch.ones(40, 16, dtype=torch.complex64), "complex or absent: enc_p.emb.weight"),
+        ("enc_p.emb.weight", torch.ones(40, 16).to_sparse(), "complex or absent: enc_p.emb.weight"),
+        ("enc_p.emb.weight", torch.ones(40, 16, device="meta"), "complex or absent: enc_p.emb.weight"),
+        ("enc_p.emb.weight", torch.ones(40), r"enc_p.emb.weight has shape \(40,\)"),
+        ("dec.conv_pre.weight", torch.ones(()), r"dec.conv_pre.weight has shape \(\)"),
+        ("enc_p.encoder.attn_layers.0.emb_rel_k", torch.ones(1, 9, 0), r"emb_rel_k has shape \(1, 9, 0\)"),
+        ("enc_p.encoder.ffn_layers.0.conv_2.weight", torch.ones(32, 16, 3), r"\(32, 16, 3\), not \(16, 32, 3\)"),
+    ],
+)
+def test_weights_that_are_none_are_named(tmp_path, name, value, said) -> None:
+    checkpoint = write_original(tmp_path)
+    change_weights(checkpoint, lambda weights: weights.update({name: value}))
+    with pytest.raises(ModelError, match=said) as refused:
+        foreign.read(str(checkpoint))
+    assert "G_100000.pth" in str(refused.value)
+
+
+def test_weights_of_half_precision_become_whole(tmp_path: Path) -> None:
+    checkpoint = write_original(tmp_path)
+    change_weights(checkpoint, lambda weights: weights.update({name: t.half() for name, t in weights.items()}))
+    assert {tensor.dtype for tensor in foreign.read(str(checkpoint)).model.state_dict().values()} == {torch.float32}
+
+
+def test_voice_without_its_flow_is_refused(tmp_path: Path) -> None:
+    checkpoint = write_original(tmp_path)
+    content = torch.load(checkpoint)
+    content["model"] = {name: t for name, t in content["model"].items() if not name.startswith("flow.")}
+    torch.save(content, checkpoint)
+    with pytest.raises(ModelError, match=r"flow\.flows\.0\.pre\.weight is missing"):
+        foreign.read(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    "ids", [[1], {}, {"a": "b"}, {"a": -5}, {"a": 0, "b": 10**9}, {"a": 0, "b": 0}, {"a": None}], ids=str
+)
+def test_symbols_without_ids_of_their_own_are_refused(tmp_path: Path, ids: object) -> None:
+    checkpoint = write_original(tmp_path)
+    (tmp_path / "vocab.txt").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(ids))
+    with pytest.raises(ModelError, match=r"vocab\.json holds no ids by symbol.*--vocab"):
+        foreign.read(str(checkpoint))
+    (tmp_path / "vocab.txt").write_text("")
+    with pytest.raises(ModelError, match=r"vocab\.txt is empty"):
+        foreign.read(str(checkpoint))
+
+
+def rewrite(path: Path, change: Callable[[dict], object]) -> None:
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(change(config) or config))
+
+
+@pytest.mark.parametrize(
+    ("write", "change"),
+    [
+        (write_original, lambda config: [1]),
+        (write_original, lambda config: {"model": None, "data": None}),
+        (write_original, lambda config: config["model"].update(upsample_rates=None)),
+        (write_original, lambda config: config["model"].update(p_dropout="much")),
+        (write_original, lambda config: config["model"].update(resblock_dilation_sizes=None)),
+        (write_original, lambda config: config["data"].update(sampling_rate="22 kHz")),
+        (write_coqui, lambda config: config.update(model_args=None)),
+        (write_coqui, lambda config: config.update(audio=None)),
+        (write_coqui, lambda config: config["characters"].pop("pad") and None),
+        (write_coqui, lambda config: config["model_args"].update(length_scale=0)),
+        (write_piper, lambda config: config.update(espeak=None)),
+        (write_piper, lambda config: config.update(phoneme_id_map={"_": 0})),
+        (write_piper, lambda config: config["inference"].update(length_scale=None)),
+    ],
+)
+def test_configuration_of_other_kinds_of_entries_is_refused_by_name(tmp_path, write, change) -> None:
+    checkpoint = write(tmp_path, "single_sdp", Discriminator(SMALL))
+    rewrite(tmp_path / "config.json", change)
+    with pytest.raises(ModelError, match=r"config\.json.* is not as its trainer writes it"):
+        foreign.read(str(checkpoint))
+
+
+def test_sampling_rate_of_nothing_is_refused(tmp_path: Path) -> None:
+    checkpoint = write_original(tmp_path)
+    rewrite(tmp_path / "config.json", lambda config: config["data"].update(sampling_rate=0))
+    with pytest.raises(ModelError, match="the sampling rate is 0"):
+        foreign.read(str(checkpoint))
+
+
+def test_configuration_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    checkpoint = write_original(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+        foreign.read(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [1],
+        None,
+        {5: torch.ones(1)},
+        {"discriminators.0.convs.0.weight": torch.ones(())},
+        {"discriminators.0.convs.0.weight": torch.ones(0, 1, 1)},
+    ],
+    ids=["list", "none", "numbers", "scalar", "empty"],
+)
+def test_discriminators_that_are_none_are_refused(tmp_path: Path, weights: object) -> None:
+    checkpoint = write_original(tmp_path)
+    torch.save({"model": weights}, tmp_path / "other.pth")
+    with pytest.raises(ModelError, match=r"other\.pth: These are no discriminators"):
+        foreign.read(str(checkpoint), discriminator=str(tmp_path / "other.pth"))
+
+
+def test_symbols_of_another_coqui_voice_are_counted(tmp_path: Path) -> None:
+    checkpoint = write_coqui(tmp_path, "single_sdp", Discriminator(SMALL))
+    rewrite(tmp_path / "config.json", lambda config: config["characters"].update(characters="abcdefghij" * 5))
+    with pytest.raises(ModelError, match="there are 56 symbols, and its embedding has 40"):
+        foreign.read(str(checkpoint))
+    change_weights(checkpoint, lambda weights: weights.pop("text_encoder.emb.weight"))
+    with pytest.raises(ModelError, match=r"enc_p\.emb\.weight is missing"):
+        foreign.read(str(checkpoint))
+
+
+def test_coquis_symbols_by_vocab_are_those_of_its_configuration(tmp_path: Path) -> None:
+    checkpoint = write_coqui(tmp_path, "single_sdp", Discriminator(SMALL))
+    unsaid = {"periods_multi_period_discriminator": None}
+    rewrite(tmp_path / "config.json", lambda config: config["model_args"].update(unsaid))
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    (tmp_path / "v.txt").write_text("".join(f"{symbol}\n" for symbol in ["_", *"!.? ", *letters, "<BLNK>"]))
+    own, given = foreign.read(str(checkpoint)), foreign.read(str(checkpoint), vocab=tmp_path / "v.txt")
+    assert given.tokenizer.encoder == own.tokenizer.encoder
+    assert_same_weights(given.model, own.model)
+
+
+def test_piper_voice_of_letters_makes_no_phonemes(tmp_path: Path) -> None:
+    checkpoint = write_piper(tmp_path, "single_sdp", Discriminator(SMALL))
+    rewrite(tmp_path / "config.json", lambda config: config.update(phoneme_type="text"))
+    voice = foreign.read(str(checkpoint))
+    assert not voice.tokenizer.phonemize
+    assert not any("phonemes of ku" in note for note in voice.notes)
+    rewrite(tmp_path / "config.json", lambda config: config["phoneme_id_map"].update(q=[-9]))
+    with pytest.raises(ModelError, match="ids of phoneme_id_map are below 0"):
+        foreign.read(str(checkpoint))
+
+
 def test_names_in_the_made_up_coqui_file_are_those_of_its_source() -> None:
     """Read in TTS/tts/layers/vits and TTS/vocoder/models/hifigan_generator.py."""
     named = {coqui_name(name) for case in CASES for name in golden_weights(case)[0]}
@@ -199,7 +351,7 @@ def test_coqui_voice_that_has_no_place_here_is_refused_with_the_reason(tmp_path:
     config["model_args"]["use_d_vector_file"] = False
     config["characters"]["characters_class"] = "my.Own"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"characters_class Own.*--vocab"):
+    with pytest.raises(ModelError, match=r"characters_class Own.*--vocab.*<BLNK>"):
         foreign.read(str(checkpoint))
 
 

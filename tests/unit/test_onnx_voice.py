@@ -131,6 +131,17 @@ def test_missing_packages_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
         onnx_voice.require_packages()
 
 
+def test_nothing_is_left_where_the_export_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, f: Path, **__: object) -> None:
+        f.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.onnx, "export", full)
+    with pytest.raises(OSError, match="No space"):
+        onnx_voice.export(voice_of([], False), TOKENIZER, tmp_path / "voice.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "voice.onnx").write_bytes(b"no protobuf")
     with pytest.raises(ModelError, match="onnxruntime cannot open it"):

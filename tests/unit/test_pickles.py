@@ -45,6 +45,38 @@ def test_class_of_another_package_is_named(tmp_path: Path) -> None:
         pickles.load(tmp_path / "c.pth")
 
 
+def test_numbers_flags_are_not_taken_from_a_pickle(tmp_path: Path) -> None:
+    """Flag 4 makes numpy 2 take the address of the bytes for the number."""
+
+    class Kind:
+        def __reduce__(self) -> tuple[object, ...]:
+            return np.dtype, ("f8", False, True), (3, "<", None, None, None, -1, -1, 4)
+
+    class Number:
+        def __reduce__(self) -> tuple[object, ...]:
+            return np.float64(0).__reduce__()[0], (Kind(), np.float64(1.5).tobytes())
+
+    torch.save({"loss": Number()}, tmp_path / "c.pth")
+    assert pickles.load(tmp_path / "c.pth")["loss"] == 1.5
+
+
+@pytest.mark.parametrize("name", ["O8", "V8", "S8"])
+def test_types_of_numpy_that_are_no_numbers_are_refused(tmp_path: Path, name: str) -> None:
+    torch.save({"loss": np.dtype(name)}, tmp_path / "c.pth")
+    with pytest.raises(ModelError, match=r"c\.pth"):
+        pickles.load(tmp_path / "c.pth")
+
+
+def test_checkpoint_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    held = {"model": OrderedDict(a=torch.ones(3)), "loss": np.float64(1.5)}
+    torch.save(held, tmp_path / "whole.pth", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "whole.pth").read_bytes()
+    for length in range(0, len(whole), 3):
+        (tmp_path / "c.pth").write_bytes(whole[:length])
+        with pytest.raises(ModelError, match=r"c\.pth"):
+            pickles.load(tmp_path / "c.pth")
+
+
 def test_what_trainers_put_beside_the_weights_is_read(tmp_path: Path) -> None:
     held = {
         "model": OrderedDict(a=torch.arange(3.0)),

@@ -1,17 +1,18 @@
 """``convert``: voices from other trainers, and for other programs."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from vits_trainer import foreign, models, onnx_voice, original
 from vits_trainer.config_voices import ConvertConfig
-from vits_trainer.errors import ConfigError, ModelError
+from vits_trainer.errors import ConfigError
 
 
 def run(config: ConvertConfig) -> int:
     """Reads, says what is lost, writes, and says where.
 
     Raises:
-        ConfigError: the output exists.
+        ConfigError: the output exists, or cannot be written.
         InstallationError: packages for ONNX are missing.
         ModelError: the input cannot be read, or something of it has no place; each is named.
     """
@@ -30,20 +31,30 @@ def run(config: ConvertConfig) -> int:
     print(f"{config.input}: {voice.kind}, {parameters / 1e6:.1f} M parameters, {judges}")
     for note in voice.notes:
         print(f"note: {note}")
+    try:
+        _write(voice, config.to, output)
+    except OSError as error:
+        raise _unwritable(output, error) from error
+    print(f"The voice: {output}")
+    return 0
+
+
+def _write(voice: foreign.ForeignVoice, kind: str, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    if config.to == "hf":
+    if kind == "hf":
         models.export(voice.model, voice.tokenizer, voice.discriminator, output)
-    elif config.to == "original":
+    elif kind == "original":
         original.write(voice.model, voice.tokenizer, voice.discriminator, output)
     else:
         onnx_voice.export(voice.model, voice.tokenizer, output)
-        try:
+        with ExitStack() as unless_the_same:
+            unless_the_same.callback(output.unlink)
             print(onnx_voice.compare(voice.model, output))
-        except ModelError:
-            output.unlink()
-            raise
-    print(f"The voice: {output}")
-    return 0
+            unless_the_same.pop_all()
+
+
+def _unwritable(output: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"--output {output} cannot be written ({error.strerror or error}): give another place.")
 
 
 def _output(config: ConvertConfig) -> Path:
@@ -55,6 +66,10 @@ def _output(config: ConvertConfig) -> Path:
         output = Path(f"{name}.onnx" if config.to == "onnx" else f"{name}-{config.to}")
     if config.to == "onnx" and output.suffix != ".onnx":
         raise ConfigError(f"--output {output}: give a name that ends with .onnx.")
-    if output.exists():
+    try:
+        taken = output.exists()
+    except OSError as error:
+        raise _unwritable(output, error) from error
+    if taken:
         raise ConfigError(f"--output {output} exists: give another name, or remove it.")
     return output

@@ -146,6 +146,31 @@ def test_existing_output_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFix
     assert source.exists()
 
 
+def test_output_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_original(tmp_path / "mms")
+    for output in (source / "voice", tmp_path / ("x" * 300), tmp_path / ("x" * 254)):
+        for kind in ("hf", "original"):
+            assert convert(source, "--to", kind, "--output", output) == 2
+            said = capsys.readouterr().err
+            assert "cannot be written" in said
+            assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["hf", "original"])
+def test_nothing_is_left_where_writing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    source = write_original(tmp_path / "mms")
+    monkeypatch.setattr("vits_trainer.models.replace_directory", full)
+    monkeypatch.setattr("vits_trainer.original.replace_directory", full)
+    assert convert(source, "--to", kind, "--output", tmp_path / "out/voice") == 2
+    assert "cannot be written (No space left on device)" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_result_goes_to_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_original(tmp_path / "mms")
     monkeypatch.chdir(tmp_path)
