@@ -185,7 +185,7 @@ def test_patience_begins_when_the_voice_begins_to_learn(tmp_path: Path) -> None:
     flags = train_flags(tmp_path, **asked, validation_fraction=0.2, max_updates=7)
     assert main(["train_vits", *flags]) == 0
     mels = {line["update"]: line["validation/mel"] for line in metrics(tmp_path) if "validation/mel" in line}
-    assert len({mels[update] for update in range(5)}) == 1
+    assert len({mels[update] for update in range(1, 5)}) == 1
     assert max(mels) >= 6
     state = json.loads((tmp_path / f"checkpoints/checkpoint-{max(mels)}/state.json").read_text())["state"]
     assert state["best_update"] > 4
