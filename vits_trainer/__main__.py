@@ -1,5 +1,6 @@
 """``vits-trainer <command>``, the same as ``python -m vits_trainer <command>``."""
 
+import gc
 import importlib
 import signal
 import sys
@@ -69,7 +70,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _imported(module: str) -> ModuleType:
+    starts = "torch" not in sys.modules
     try:
+        if starts:
+            gc.disable()  # what is imported stays, and looking through it time and again takes a second
         return importlib.import_module(module)
     except (ImportError, OSError) as error:
         raise InstallationError(
@@ -77,11 +81,17 @@ def _imported(module: str) -> ModuleType:
             "torchaudio must go together: pip install 'torch>=2.11,<2.15' 'torchaudio>=2.11,<2.12', both from the same "
             "registry (a CPU-only torch does not load torchaudio)."
         ) from error
+    finally:
+        if starts:
+            gc.enable()
+            gc.freeze()
 
 
 def entry_point() -> None:
     """The console script."""
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # a last look through everything that was imported takes two seconds
+    sys.exit(code)
 
 
 def _usage() -> str:

@@ -1,10 +1,9 @@
 """recorded.py with a last rank that dies at update 4, unless the launcher has started it anew: for test_elastic.py."""
 
 import os
-import sys
 
 from tests.distributed import recorded
-from vits_trainer.__main__ import main
+from vits_trainer.__main__ import entry_point
 from vits_trainer.trainer import Trainer
 
 
@@ -16,4 +15,4 @@ def crashing(self, update, normalisers):
 
 
 Trainer.step = crashing
-sys.exit(main(sys.argv[1:]))
+entry_point()

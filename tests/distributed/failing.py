@@ -1,10 +1,9 @@
 """``vits-trainer`` whose last rank fails from update FAIL_AT on, in the way that FAIL names: for test_failures.py."""
 
 import os
-import sys
 import time
 
-from vits_trainer.__main__ import main
+from vits_trainer.__main__ import entry_point
 from vits_trainer.trainer import Trainer
 
 works = Trainer.step
@@ -24,4 +23,4 @@ def failing(self, update, normalisers):
 
 
 Trainer.step = failing
-sys.exit(main(sys.argv[1:]))
+entry_point()

@@ -1,13 +1,12 @@
 """``vits-trainer`` that asks a failing object store three times, with hardly a pause."""
 
-import sys
 
 import s3fs
 
 from vits_trainer import remote
-from vits_trainer.__main__ import main
+from vits_trainer.__main__ import entry_point
 
 remote.RETRY_WAITS_S = (0.1, 0.1)
 s3fs.S3FileSystem.retries = 1
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    entry_point()

@@ -4,12 +4,11 @@ POISON names the clips; POISON_RANK the rank that alone has them so; POISON_UPDA
 """
 
 import os
-import sys
 from dataclasses import replace
 
 import torch
 
-from vits_trainer.__main__ import main
+from vits_trainer.__main__ import entry_point
 from vits_trainer.trainer import Trainer
 
 works = Trainer.step
@@ -33,4 +32,4 @@ def _poison(batch):
 
 if __name__ == "__main__":
     Trainer.step = poisoned
-    sys.exit(main(sys.argv[1:]))
+    entry_point()

@@ -5,10 +5,9 @@ A line is whole on the disk before its update begins, so it is there whenever th
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 
-from vits_trainer.__main__ import main
+from vits_trainer.__main__ import entry_point
 from vits_trainer.data import Batch
 from vits_trainer.objective import Normalisers
 from vits_trainer.trainer import Trainer
@@ -28,4 +27,4 @@ def recorded(self: Trainer, update: Sequence[Batch], normalisers: Normalisers) -
 
 Trainer.step = recorded
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    entry_point()

@@ -1,10 +1,9 @@
 """``vits-trainer`` whose last rank is slow at what SLOW names, by SLOW_S seconds each time: for test_stragglers.py."""
 
 import os
-import sys
 import time
 
-from vits_trainer.__main__ import main
+from vits_trainer.__main__ import entry_point
 from vits_trainer.data import ClipReader
 from vits_trainer.objective import Objective
 
@@ -23,4 +22,4 @@ def slow_down(owner, name):
 
 if os.environ.get("SLOW") in OWNERS and int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
     slow_down(*OWNERS[os.environ["SLOW"]])
-sys.exit(main(sys.argv[1:]))
+entry_point()
