@@ -110,7 +110,7 @@ def test_kernels_that_are_taken_give_whole_frames(kernel: int) -> None:
         assert "larger by an even number" in refusal(*flags)
 
 
-@pytest.mark.parametrize(("recipe", "rate_hz"), list(RECIPES.items())[1:])  # at 16 kHz are the voices of all other tests
+@pytest.mark.parametrize(("recipe", "rate_hz"), list(RECIPES.items())[1:])  # other tests have 16 kHz
 def test_voice_of_each_rate_trains_speaks_and_is_tuned_again(recipe: str, rate_hz: int, tmp_path: Path) -> None:
     """A tiny voice with the recipe's framing; transformers' pipeline speaks."""
     prepared_folder(tmp_path, clips=5, rate_hz=rate_hz)
