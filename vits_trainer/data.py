@@ -183,6 +183,8 @@ def choose_speakers(prepared: PreparedSet, only: str, most_clips: int, seed: int
     Raises:
         ConfigError: there is no such speaker; names some that there are.
     """
+    if not only and not most_clips:
+        return prepared
     names, speakers = (list(prepared.rows[name]) for name in ("filename", "speaker"))
     wanted = {name.strip() for name in only.split(",") if name.strip()} or set(speakers)
     unknown = sorted(wanted - set(speakers))
@@ -200,8 +202,6 @@ def choose_speakers(prepared: PreparedSet, only: str, most_clips: int, seed: int
             taken[speaker] += 1
             rows.append(row)
     rows.sort()
-    if len(rows) == len(names):
-        return prepared
     return replace(prepared, rows=prepared.rows.select(rows), recordings=ChosenClips(prepared.recordings, rows))
 
 
