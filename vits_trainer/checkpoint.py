@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -126,11 +127,13 @@ class Checkpoints:
             losses: this rank's since the last logging point.
         """
         began = time.perf_counter()
+        circumstances = asdict(self.circumstances)
+        circumstances["free"]["cpu_threads"] = torch.get_num_threads()
         record = {
             "format": _FORMAT,
             "state": asdict(state),
             "plan": dict(plan),
-            "circumstances": asdict(self.circumstances),
+            "circumstances": circumstances,
             "scales": {learner.name: learner.scaler.state_dict() for learner in learners},
             "losses": self.runtime.gather(losses),
         }

@@ -4,6 +4,7 @@ phonemizer and uroman (``pip install 'vits-trainer[text]'``) are loaded where a 
 """
 
 import importlib
+import logging
 import re
 from contextlib import suppress
 from decimal import Decimal
@@ -130,7 +131,12 @@ def _phonemizer(name: str) -> Any:
         near = get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise ModelError(f"--language {name}: espeak-ng does not speak it. {hint}Give one of {', '.join(known)}.")
-    return backends.EspeakBackend(name, preserve_punctuation=True, with_stress=True, language_switch="remove-flags")
+    # It warns of each text in which two words are spoken as one, as in "of the".
+    quiet = logging.getLogger("vits_trainer.phonemizer")
+    quiet.setLevel(logging.ERROR)
+    return backends.EspeakBackend(
+        name, preserve_punctuation=True, with_stress=True, language_switch="remove-flags", logger=quiet
+    )
 
 
 def _package(module: str) -> Any:

@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import platform
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from vits_trainer.architecture import Architecture, DiscriminatorShape
 from vits_trainer.config import TrainConfig
 from vits_trainer.config_data import PrepareConfig
 from vits_trainer.corpus import speak_corpus
+from vits_trainer.cpu_threads import STARVED_REMEDY, available_cpus, time_threads
 from vits_trainer.data import ClipReader, open_prepared
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import CheckFailedError
@@ -91,7 +95,38 @@ def _machine(folder: Path) -> str:
             "TMPDIR to a roomier place."
         )
     gpus = ", ".join(torch.cuda.get_device_name(n) for n in range(reached)) or "no GPU: training runs on the CPU"
-    return f"{gpus}; {torch.get_num_threads()} threads; {free / 2**30:.1f} GiB free for temporary files"
+    return f"{gpus}; {processor()}; {_threads()}; {free / 2**30:.1f} GiB free for temporary files"
+
+
+def processor() -> str:
+    """The CPU's model, and the instruction set that PyTorch uses of it."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):  # Linux only
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    limits = [f"{limit}={os.environ[limit]}" for limit in ("ONEDNN_MAX_CPU_ISA", "MKL_CBWR") if limit in os.environ]
+    return " ".join([name, torch.backends.cpu.get_cpu_capability(), *limits])
+
+
+def _threads() -> str:
+    """Times convolutions of a small voice's size with one thread and with all."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return f"1 thread, {available_cpus():g} CPU(s) available"
+    frames, kernel = torch.zeros(8, 96, 128), torch.zeros(96, 96, 3)
+
+    def work() -> float:
+        began = time.perf_counter()
+        for _ in range(200):
+            torch.tanh(torch.nn.functional.conv1d(frames, kernel))
+        return time.perf_counter() - began
+
+    try:
+        times = time_threads(work, threads, torch.set_num_threads)
+    finally:
+        torch.set_num_threads(threads)
+    starved = f" WARNING: {STARVED_REMEDY}" if times.is_starved else ""
+    return f"{threads} threads, {available_cpus():g} CPU(s) available (200 convolutions take {times}){starved}"
 
 
 def _forward() -> str:

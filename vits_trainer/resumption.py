@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vits_trainer.checkpoint import BEST, Circumstances, newest_first, read_record, update_of, verify
 from vits_trainer.config import TrainConfig, flatten, to_dict
 from vits_trainer.data import PreparedSet
@@ -121,7 +123,17 @@ def changes(place: Path, now: Circumstances) -> list[str]:
             f"{place} cannot be resumed, as it is of another run: {'; '.join(illegal)}. Resume with the old settings; "
             f"or start a new run from its voice (vits-trainer export {place}) with another --checkpoint_dir."
         )
-    return _differences(then["free"], now.free)
+    return _differences(then["free"], {**now.free, "cpu_threads": torch.get_num_threads()})
+
+
+def keep_threads(record: Mapping[str, Any], runtime: Runtime) -> None:
+    """Computes with as many CPU threads as the run did before, where nothing else sets their number.
+
+    Sums of floating-point numbers depend on it: with another number a resume is not exact to the last bit.
+    """
+    threads = record["circumstances"]["free"].get("cpu_threads")
+    if threads is not None and runtime.chooses_threads and threads <= torch.get_num_threads():
+        runtime.use_threads(threads)
 
 
 def kept_plan(record: Mapping[str, Any], config: TrainConfig) -> dict[str, int]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
-from vits_trainer import launcher
+from vits_trainer import cpu_threads, launcher
 from vits_trainer.config import Precision
 from vits_trainer.errors import ConfigError, OtherRankError, VitsTrainerError
 from vits_trainer.interruption import is_restarted
@@ -234,6 +234,17 @@ class Runtime:
         # With its last reference gloo's threads are joined. One that still held tensors of the last exchange when the
         # interpreter ends would abort the process, now and then, after all was done (torch 2.14).
         self._host_group = None
+
+    @property
+    def chooses_threads(self) -> bool:
+        """Whether the number of CPU threads is open: one process on the CPU, and no ``OMP_NUM_THREADS``."""
+        is_open = self.device.type == "cpu" and self.world_size == 1 and cpu_threads.NUMBER not in os.environ
+        return is_open and torch.get_num_threads() > 1
+
+    def use_threads(self, threads: int) -> None:
+        """Computes with ``threads`` CPU threads from now on, as do later runs and child processes of this process."""
+        os.environ[cpu_threads.NUMBER] = str(threads)
+        torch.set_num_threads(threads)
 
     def describe(self) -> str:
         """One line for people: processes, device, precision."""

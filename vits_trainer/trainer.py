@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from vits_trainer.accounts import Accounts
 from vits_trainer.checkpoint import Checkpoints, TrainState, write_networks
 from vits_trainer.compilation import compile_fixed_shapes, compiler_failure
 from vits_trainer.config import TrainConfig
+from vits_trainer.cpu_threads import STARVED_REMEDY, time_threads
 from vits_trainer.data import Batch, Reader
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import (
@@ -198,14 +199,36 @@ class Trainer:
         places = self.order.rehearsal(self.runtime.rank)
         # The first time round, compiling takes minutes that no update after it does.
         for batch in load(self.reader, places * 2 if self.config.compile else places, workers=0):
-            began = time.perf_counter()
-            self._take(batch, self._agree([batch]).normalisers, discriminators_alone=False, closes=True, rate=None)
-            if self.runtime.device.type == "cuda":
-                torch.cuda.synchronize(self.runtime.device)
-            took_s = time.perf_counter() - began
+            took_s = self._pass_s(batch)
+            typical = batch
+        if self.runtime.chooses_threads and not self.config.deterministic:
+            took_s = self._choose_threads(lambda: self._pass_s(typical))
         for learner in self.turns.learners:
             learner.optimizer.zero_grad(set_to_none=True)
         return float(max(self.runtime.gather(took_s))) * self.order.accumulation
+
+    def _pass_s(self, batch: Batch) -> float:
+        """Seconds of a forward and backward pass that changes no weights. Runs on every rank."""
+        began = time.perf_counter()
+        self._take(batch, self._agree([batch]).normalisers, discriminators_alone=False, closes=True, rate=None)
+        if self.runtime.device.type == "cuda":
+            torch.cuda.synchronize(self.runtime.device)
+        return time.perf_counter() - began
+
+    def _choose_threads(self, work: Callable[[], float]) -> float:
+        """Chooses one CPU thread or all, whichever does ``work`` faster.
+
+        The sums of a convolution depend on their number, so a resumed run keeps it (:func:`resumption.keep_threads`).
+
+        Returns:
+            Seconds that ``work`` takes with it.
+        """
+        times = time_threads(work, torch.get_num_threads(), torch.set_num_threads)
+        self.runtime.use_threads(times.fastest)
+        logger.info("CPU threads: %d (a micro-batch takes %s)", times.fastest, times)
+        if times.is_starved:
+            logger.warning("%s", STARVED_REMEDY)
+        return min(times.all_s, times.one_s)
 
     def step(self, update: Sequence[Batch], normalisers: Normalisers) -> None:
         """One step of the discriminators, then one of the generator. Runs on every rank.

@@ -7,7 +7,7 @@ from vits_trainer import golden
 from vits_trainer.commands import train_vits
 from vits_trainer.config_tools import CheckConfig
 from vits_trainer.errors import CheckFailedError
-from vits_trainer.proofs import run_proofs
+from vits_trainer.proofs import processor, run_proofs
 from vits_trainer.replay import replay
 
 
@@ -30,6 +30,7 @@ def run(config: CheckConfig) -> int:
 
 
 def _compare(directory: Path) -> None:
+    print(processor())
     failed = 0
     for case in golden.read_cases(directory):
         figures = golden.compare(case)

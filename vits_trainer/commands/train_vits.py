@@ -68,6 +68,8 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
     """Builds the parts, trains, exports. Runs on every rank."""
     prepared, rows, held_out = data
     resume_from = runtime.from_main(lambda: resumption.choose(config))
+    if resume_from is not None:
+        resumption.keep_threads(checkpoint.read_record(resume_from), runtime)
     torch.manual_seed(config.seed)  # fresh weights, equal on all ranks; what updates draw has seeds of its own
     model, tokenizer = _voice(config, prepared, resume_from)
     spec = models.audio_spec(model.config)
@@ -315,7 +317,8 @@ def _introduce(
     seats = trainer.stragglers.seats
     places = f"{describe(seats)}, {trainer.runtime.precision}" if len(seats) > 1 else trainer.runtime.describe()
     trainer.tracker.summarise({"ranks": places})
-    logger.info("%s", places)
+    threads = f", {torch.get_num_threads()} CPU thread(s)" if trainer.runtime.device.type == "cpu" else ""
+    logger.info("%s%s", places, threads)
     logger.info("%s", plan)
     if balance is not None and balance.speaker_count > 1:
         logger.info("%s", balance)

@@ -1,6 +1,8 @@
 """``train_vits`` from a prepared folder to a voice that transformers loads, in this process."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from vits_trainer.__main__ import main
 from vits_trainer.audio import AudioSpec
 from vits_trainer.config import LossWeights
 from vits_trainer.conversion import to_original_discriminator
+from vits_trainer.cpu_threads import available_cpus
 from vits_trainer.data import ClipReader, open_prepared, split
 from vits_trainer.evaluation import Validation
 from vits_trainer.objective import Objective
@@ -318,3 +321,28 @@ def test_bad_held_out_clip_is_recorded_and_changes_no_figure(folder: Path) -> No
     reader = ClipReader(open_prepared(folder / "training"), build_tokenizer(["number"]), spec, None)
     alone = Validation(Runtime("fp32", 1), Objective("mel", LossWeights(), spec, 32), reader, [kept], 4, 0)
     assert last["validation/constant_frame_mel"] == alone.constant_frame_mel
+
+
+def train_with_free_threads(folder: Path, *flags: str) -> str:
+    """Log of a run in a process of its own, in which nothing sets the number of threads."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    command = [sys.executable, "-m", "vits_trainer", "train_vits", *train_flags(folder), *flags]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr
+
+
+@pytest.mark.skipif(available_cpus() < 2, reason="one CPU: there is no number of threads to choose")
+def test_the_number_of_cpu_threads_is_measured_once_and_kept_on_resume(folder: Path) -> None:
+    log = train_with_free_threads(folder, "--max_updates", "1", "--save_every_updates", "1")
+    chosen = int(re.search(r"CPU threads: (\d+) \(a micro-batch takes .* s with one\)", log)[1])
+    assert f"on CPU, fp32, {chosen} CPU thread(s)" in log
+    state = folder / "checkpoints/checkpoint-1/state.json"
+    assert json.loads(state.read_text("utf-8"))["circumstances"]["free"]["cpu_threads"] == chosen
+    resumed = train_with_free_threads(folder, "--max_updates", "2", "--resume_from_checkpoint", "latest")
+    assert "CPU threads:" not in resumed
+    assert f"on CPU, fp32, {chosen} CPU thread(s)" in resumed
+    assert "cpu_threads" not in resumed  # nothing about them has changed
+
+
+@pytest.mark.skipif(available_cpus() < 2, reason="one CPU: there is no number of threads to choose")
+def test_deterministic_runs_measure_no_threads(folder: Path) -> None:
+    assert "CPU threads:" not in train_with_free_threads(folder, "--max_updates", "1", "--deterministic", "true")
