@@ -35,6 +35,7 @@ from vits_trainer.config import HIGHER_IS_BETTER, TrainConfig, save_config
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import CheckpointError, SavingError
 from vits_trainer.files import lock, set_aside, sha256, sync, sync_tree, write_whole
+from vits_trainer.finite import require_finite, weights_of
 from vits_trainer.generator import Generator
 from vits_trainer.metrics import SavedMeans
 from vits_trainer.models import save_discriminator, state_on_cpu
@@ -49,6 +50,7 @@ BEST = "best.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _FORMAT = 4
 _PATIENCE_S = 60
+_EARLIER = "Take an earlier checkpoint: --resume_from_checkpoint and its path."
 
 
 @dataclass
@@ -125,6 +127,9 @@ class Checkpoints:
             tokenizer: the voice's.
             plan: what the run was to come to, for a resume under the same settings.
             losses: this rank's since the last logging point.
+
+        Raises:
+            SavingError: it cannot be written, or a weight is not finite.
         """
         began = time.perf_counter()
         circumstances = asdict(self.circumstances)
@@ -140,11 +145,12 @@ class Checkpoints:
 
         def write() -> Path:
             place = self.directory / f"checkpoint-{state.update}"
+            self._require_finite(place, generator, discriminator, learners)
             temporary = self.directory / f".tmp-{place.name}"
             self.clear_temporary()
             write_networks(temporary, generator, discriminator, tokenizer, self.config)
             for learner in learners:
-                save_file(_optimizer_state(learner), temporary / f"optimizer_{learner.name}.safetensors")
+                save_file(_on_cpu(_moments(learner)), temporary / f"optimizer_{learner.name}.safetensors")
                 if learner.average is not None:
                     save_file(_on_cpu(learner.average.state_dict()), temporary / _AVERAGE)
             (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -177,18 +183,31 @@ class Checkpoints:
 
         Raises:
             CheckpointError: it cannot be read, or is of another run or other networks.
+            ModelError: a weight or a moment is not finite.
         """
         record = read_record(place)
         try:
             load_networks(place, generator.model, discriminator)
             for learner in learners:
-                _load_optimizer_state(learner, load_file(place / f"optimizer_{learner.name}.safetensors"))
+                _load_optimizer_state(learner, _finite(place / f"optimizer_{learner.name}.safetensors"))
                 learner.scaler.load_state_dict(record["scales"][learner.name])
                 if learner.average is not None:
                     _restore_average(place, learner.average)
             return TrainState(**record["state"]), record["losses"]
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
             raise CheckpointError(f"{place} cannot be read ({error}). Resume from another checkpoint.") from error
+
+    @staticmethod
+    def _require_finite(
+        place: Path, generator: Generator, discriminator: Discriminator | None, learners: list[Learner]
+    ) -> None:
+        """Refuses to write what could not be resumed: it would push out checkpoints that can."""
+        parts = [weights_of(generator.model)] + ([] if discriminator is None else [weights_of(discriminator)])
+        parts += [_moments(learner) for learner in learners]
+        parts += [learner.average.state_dict() for learner in learners if learner.average is not None]
+        remedy = "It was not written, and those before are as they were: go on from one with a lower --learning_rate."
+        for part in parts:
+            require_finite(part, place, remedy, SavingError)
 
     def clear_temporary(self) -> None:
         """Removes what an interrupted save left behind."""
@@ -227,26 +246,36 @@ def write_networks(
 
 
 def load_networks(place: Path, model: VitsModel, discriminator: Discriminator | None) -> None:
-    """Puts a checkpoint's weights into networks in training form. Raises as safetensors and ``load_state_dict`` do."""
-    model.load_state_dict(load_file(place / "generator.safetensors"))
+    """Puts a checkpoint's weights into networks in training form. Raises as safetensors and ``load_state_dict`` do.
+
+    Raises:
+        ModelError: a weight is not finite.
+    """
+    model.load_state_dict(_finite(place / "generator.safetensors"))
     if discriminator is not None:
-        discriminator.load_state_dict(load_file(place / "discriminator.safetensors"))
+        discriminator.load_state_dict(_finite(place / "discriminator.safetensors"))
+
+
+def _finite(path: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = load_file(path)
+    require_finite(tensors, path, _EARLIER)
+    return tensors
 
 
 def load_average(place: Path, model: VitsModel) -> None:
     """Puts a checkpoint's averages into a voice in training form that has its weights: the voice as it is exported.
 
-    Does nothing where the run kept none. Raises as safetensors does.
+    Does nothing where the run kept none. Raises as safetensors does, and ModelError where one is not finite.
     """
     if (place / _AVERAGE).is_file():
-        averages = load_file(place / _AVERAGE)
+        averages = _finite(place / _AVERAGE)
         averages.pop(AVERAGED_UPDATES)
         model.load_state_dict(averages, strict=False)
 
 
 def _restore_average(place: Path, average: Average) -> None:
     if (place / _AVERAGE).is_file():
-        average.load_state_dict(load_file(place / _AVERAGE))
+        average.load_state_dict(_finite(place / _AVERAGE))
     else:
         average.restart()
         logger.warning("%s holds no average of the weights: it begins with those of that update.", place)
@@ -362,15 +391,13 @@ def _named_parameters(learner: Learner) -> list[tuple[str, nn.Parameter]]:
     return [(name.removeprefix("module."), p) for name, p in parameters if p.requires_grad]
 
 
-def _optimizer_state(learner: Learner) -> dict[str, Tensor]:
+def _moments(learner: Learner) -> dict[str, Tensor]:
     state = learner.optimizer.state
-    return _on_cpu(
-        {
-            f"{name}/{slot}": value
-            for name, parameter in _named_parameters(learner)
-            for slot, value in state[parameter].items()
-        }
-    )
+    return {
+        f"{name}/{slot}": value
+        for name, parameter in _named_parameters(learner)
+        for slot, value in state[parameter].items()
+    }
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

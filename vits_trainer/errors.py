@@ -47,6 +47,16 @@ class NonFiniteLossError(VitsTrainerError):
     """Update after update came to no finite number."""
 
 
+class NothingTrainedError(VitsTrainerError):
+    """No update of the run reached the weights."""
+
+
+class UnequalRanksError(VitsTrainerError):
+    """The ranks of a run are about to train on other data, from other weights, or in other ways."""
+
+    exit_code = 2
+
+
 class RefusedVoiceError(VitsTrainerError):
     """A voice that learnt corrections is not better than the one before, which stays in its place."""
 

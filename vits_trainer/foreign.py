@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import VitsConfig, VitsModel, VitsTokenizer
 
 from vits_trainer import models, pickles
@@ -16,6 +15,7 @@ from vits_trainer.conversion import from_original_generator, has_stochastic_dura
 from vits_trainer.dialects import Parts, coqui_parts, original_parts, piper_parts
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ModelError
+from vits_trainer.finite import require_finite, weights_of
 from vits_trainer.text import load_tokenizer, tokenizer_of
 
 _READERS = {"original": original_parts, "coqui": coqui_parts, "piper": piper_parts}
@@ -63,7 +63,7 @@ def read(
     if path is None:
         if kind not in ("auto", "hf"):
             raise ModelError(f"{source}: no checkpoint of {kind} lies there. Name the file itself.")
-        return _finite(_hugging_face(source, discriminator), source)
+        return _hugging_face(source, discriminator)
     content = pickles.load(path)
     weights = content.get("state_dict", content.get("model")) if isinstance(content, dict) else None
     if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
@@ -84,22 +84,7 @@ def read(
     if discriminator is None and not parts.judges and found[0] == "original":
         beside = path.with_name(path.name.replace("G_", "D_", 1))
         discriminator = str(beside) if beside != path and beside.is_file() else None
-    return _finite(_assembled(parts, path, found[0], config_file, discriminator), source)
-
-
-def _finite(voice: ForeignVoice, source: str) -> ForeignVoice:
-    networks: list[nn.Module] = [voice.model] + ([voice.discriminator] if voice.discriminator else [])
-    spoilt = [
-        name
-        for network in networks
-        for name, tensor in network.state_dict().items()
-        if not torch.isfinite(tensor).all()
-    ]
-    if spoilt:
-        raise ModelError(
-            f"{source}: these weights are no finite numbers: {', '.join(spoilt)}. Take an earlier checkpoint."
-        )
-    return voice
+    return _assembled(parts, path, found[0], config_file, discriminator)
 
 
 def _not_understood(path: Path, config_file: Path | None, error: Exception) -> ModelError:
@@ -146,6 +131,7 @@ def _assembled(
         model.load_state_dict(from_original_generator(parts.weights, model.state_dict()))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
+    require_finite(weights_of(model), path, "Take an earlier checkpoint.")
     if len(parts.symbols) > config.vocab_size:
         raise ModelError(
             f"{path}: there are {len(parts.symbols)} symbols, and its embedding has {config.vocab_size}: these are "

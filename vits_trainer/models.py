@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import AutoConfig, VitsConfig, VitsModel, VitsTokenizer
+from transformers import VitsConfig, VitsModel, VitsTokenizer
 from transformers.models.vits.modeling_vits import VitsAttention, VitsStochasticDurationPredictor
 from transformers.utils import cached_file
 
@@ -24,29 +24,32 @@ from vits_trainer.config import to_dict
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ConfigError, ModelError
 from vits_trainer.files import made_beside, replace_directory
+from vits_trainer.finite import require_finite, weights_of
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 _INSIDE = "discriminator."
 """What finetune-hf-vits puts before the discriminators' names, in model.safetensors beside the voice's own weights."""
 EMBEDDED_SPEAKER_SIZE = 256
 """As VITS has it."""
+_BROKEN = "Take an earlier version of it, or train it again with a lower --learning_rate."
 LONGEST_TOKEN_S = 2.0
 """Of speech from text: longer than any sound or pause of a sentence."""
 
 
 def read_config(name_or_dir: str) -> VitsConfig:
-    """A voice's configuration.
+    """A voice's configuration, read without ``AutoConfig``: that one asks whether to run code of the voice's folder.
 
     Raises:
         ModelError: it cannot be found or read, or is of another kind of model.
     """
     try:
-        config = AutoConfig.from_pretrained(name_or_dir)
+        stated, _ = VitsConfig.get_config_dict(name_or_dir)
+        kind = stated.get("model_type")
+        if kind != VitsConfig.model_type:
+            raise ModelError(f"{name_or_dir} is a {kind} model, not a VITS voice. Give a VITS or MMS-TTS one.")
+        return VitsConfig.from_dict(stated)
     except (OSError, ValueError) as error:
         raise _not_loaded(name_or_dir, error) from error
-    if not isinstance(config, VitsConfig):
-        raise ModelError(f"{name_or_dir} is a {config.model_type} model, not a VITS voice. Give a VITS or MMS-TTS one.")
-    return config
 
 
 def _not_loaded(name_or_dir: str, error: Exception) -> ModelError:
@@ -63,7 +66,8 @@ def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
     taken as well, whose file holds discriminators (see :func:`discriminator_for`) and may carry weight norm everywhere.
 
     Raises:
-        ModelError: it cannot be found or read, is no VITS model, or its weights do not fit its configuration.
+        ModelError: it cannot be found or read, is no VITS model, or its weights do not fit its configuration or are
+            not finite.
     """
     config = read_config(name_or_dir)
     config.layerdrop = layerdrop
@@ -75,23 +79,24 @@ def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, by name
+            trust_remote_code=False,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(name_or_dir, error) from error
     unfit = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    model = in_training_form(model)
     if any(unfit.values()):
         weights = _weights_in_file(name_or_dir)
         if not any(name.startswith(_INSIDE) or name.endswith("weight_g") for name in weights):
             raise ModelError(f"{name_or_dir}: its weights do not fit its configuration: {unfit}.")
-        model = in_training_form(model)
         own = {
             conversion.discriminator_name(name): weight
             for name, weight in weights.items()
             if not name.startswith(_INSIDE)
         }
         model.load_state_dict(conversion.fitted(own, model.state_dict(), f"voice of {name_or_dir}"))
-        return model
-    return in_training_form(model)
+    require_finite(weights_of(model), name_or_dir, _BROKEN)
+    return model
 
 
 def _weights_in_file(name_or_dir: str) -> dict[str, Tensor]:
@@ -122,7 +127,7 @@ def in_training_form(model: VitsModel) -> VitsModel:
 
 def model_to_restore(directory: Path) -> VitsModel:
     """A voice in training form with the configuration in ``directory``, whose weights a checkpoint will bring."""
-    return in_training_form(VitsModel(VitsConfig.from_pretrained(directory)))
+    return in_training_form(VitsModel(VitsConfig.from_pretrained(directory, trust_remote_code=False)))
 
 
 def new_model(
@@ -245,7 +250,11 @@ def folded(model: VitsModel) -> VitsModel:
     """A copy on the CPU with the decoder's weight norm folded into its weights, as transformers' checkpoints have it.
 
     Not by a deep copy: torch's parametrized layers share a class with their copies, and folding one breaks the other.
+
+    Raises:
+        ModelError: a weight is not finite.
     """
+    require_finite(weights_of(model), "The voice to be written", _BROKEN)
     with torch.device("meta"):
         exported = VitsModel(copy.deepcopy(model.config))
     state = {name: tensor for name, tensor in state_on_cpu(model).items() if name in exported.state_dict()}
@@ -268,9 +277,11 @@ def export(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discrimina
         directory: replaced if it exists.
 
     Raises:
-        ModelError: what was written is not what was trained.
+        ModelError: a weight is not finite, or what was written is not what was trained.
     """
     exported = folded(model)
+    if discriminator is not None:
+        require_finite(weights_of(discriminator), "The discriminators to be written", _BROKEN)
     with made_beside(directory) as temporary:
         # legacy names of weight norm (weight_g) would come back from a voice that was loaded with them
         exported.save_pretrained(temporary, save_original_format=False)
@@ -282,7 +293,9 @@ def export(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discrimina
 
 
 def _compare(model: VitsModel, directory: Path) -> None:
-    loaded, report = VitsModel.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    loaded, report = VitsModel.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+    )
     wrong = [
         *map(str, report["missing_keys"]),
         *map(str, report["unexpected_keys"]),
@@ -304,7 +317,7 @@ def load_discriminator(path: Path) -> Discriminator:
     """Reads what :func:`save_discriminator` wrote.
 
     Raises:
-        ModelError: the file is damaged or holds something else.
+        ModelError: the file is damaged or holds something else, or a weight is not finite.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -314,6 +327,7 @@ def load_discriminator(path: Path) -> Discriminator:
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{path}: no discriminators could be loaded ({reason}). Delete it to start afresh.") from error
+    require_finite(weights_of(discriminator), path, "Delete it to start with fresh discriminators.")
     return discriminator
 
 
@@ -383,7 +397,7 @@ def discriminator_from_original(
         periods: where a configuration states them.
 
     Raises:
-        ModelError: they are not VITS's; each parameter that does not fit is named.
+        ModelError: they are not VITS's, or not finite; each parameter that does not fit is named.
     """
     tensors = {name: weight for name, weight in given.items() if isinstance(weight, Tensor)}
     weights = {name: weight.float() for name, weight in conversion.named_as_original(tensors).items()}
@@ -393,6 +407,7 @@ def discriminator_from_original(
         discriminator.load_state_dict(conversion.from_original_discriminator(weights, discriminator.state_dict()))
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from error
+    require_finite(weights_of(discriminator), source, "Take the discriminators of an earlier checkpoint.")
     return discriminator
 
 

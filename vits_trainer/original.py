@@ -12,6 +12,7 @@ from vits_trainer.conversion import to_original_discriminator, to_original_gener
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ModelError
 from vits_trainer.files import made_beside, replace_directory
+from vits_trainer.finite import require_finite
 
 _BUILT_IN = {
     "window_size": 4,
@@ -39,7 +40,8 @@ def write(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discriminat
         directory: replaced if it exists.
 
     Raises:
-        ModelError: the original's code could not build this voice, or what was written is something else.
+        ModelError: the original's code could not build this voice, a weight is not finite, or what was written is
+            something else.
     """
     config = model.config
     other = [
@@ -54,6 +56,8 @@ def write(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discriminat
     networks = {"G_0.pth": to_original_generator(models.state_on_cpu(model))}
     if discriminator is not None:
         networks["D_0.pth"] = to_original_discriminator(models.state_on_cpu(discriminator))
+    for name, weights in networks.items():
+        require_finite(weights, directory / name, "Convert an earlier version of the voice.")
     with made_beside(directory) as temporary:
         for name, weights in networks.items():
             checkpoint = {"model": weights, "iteration": 0, "optimizer": None, "learning_rate": 2e-4}

@@ -237,11 +237,11 @@ def describe(seats: Sequence[Seat]) -> str:
     places = []
     for host, here in hosts.items():
         devices = ", ".join(dict.fromkeys(seat.device for seat in here))
-        places.append(f"{host} {_runs([seat.rank for seat in here])} ({devices})")
+        places.append(f"{host} {runs([seat.rank for seat in here])} ({devices})")
     return f"{len(seats)} process(es) on {len(hosts)} host(s): {', '.join(places)}"
 
 
-def _runs(numbers: Sequence[int]) -> str:
+def runs(numbers: Sequence[int]) -> str:
     """``0-2+5`` for 0, 1, 2 and 5."""
     runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
     return "+".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

@@ -22,6 +22,7 @@ from vits_trainer.config import TrainConfig
 from vits_trainer.data import Batch
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import CheckpointError
+from vits_trainer.finite import require_finite
 from vits_trainer.generator import Generator
 from vits_trainer.objective import Objective, frozen
 from vits_trainer.order import MicroBatch
@@ -120,7 +121,9 @@ def _alone(batch: Batch, row: int, hop: int) -> Batch:
 def _networks(folder: Path, config: TrainConfig) -> tuple[Generator, Discriminator | None]:
     try:
         model = models.model_to_restore(folder / "voice")
-        model.load_state_dict(load_file(folder / "generator.safetensors"))
+        weights = load_file(folder / "generator.safetensors")
+        require_finite(weights, folder, "The update's weights, not its clips, are the cause: go back to a checkpoint.")
+        model.load_state_dict(weights)
         if config.objective == "mel":
             return Generator(model, "prior", config.segment_frames).train(), None
         generator = Generator(model, "posterior", config.segment_frames).train()

@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from vits_trainer import cpu_threads, launcher
 from vits_trainer.config import Precision
-from vits_trainer.errors import ConfigError, OtherRankError, VitsTrainerError
+from vits_trainer.errors import ConfigError, OtherRankError, UnequalRanksError, VitsTrainerError
 from vits_trainer.interruption import is_restarted
 from vits_trainer.signs import Signs
 
@@ -200,6 +200,10 @@ class Runtime:
         """An error inside is left where the other ranks find it, when they lose this one."""
         try:
             yield
+        except UnequalRanksError:
+            # All ranks raise it alike. Ending with gloo's threads at work aborted 2 of 50 processes (torch 2.14).
+            self.close()
+            raise
         except BaseException as error:
             # What another rank's failure has caused names that one already.
             if self._signs is not None and not isinstance(error, OtherRankError):

@@ -199,6 +199,10 @@ def _loaded(name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (OSError, ValueError, RuntimeError) as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"{name}: it brings code of its own, which is not run. Name a model that transformers itself knows."
+            ) from error
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"{name}: what it needs could not be loaded ({reason}). Leave it out, or fetch it."
@@ -219,7 +223,9 @@ def _recogniser(name: str) -> Callable[[Samples], str]:
 
         return recognise
     pipeline = importlib.import_module("transformers").pipeline
-    model = _loaded(f"--asr {name}", lambda: pipeline("automatic-speech-recognition", model=name))
+    model = _loaded(
+        f"--asr {name}", lambda: pipeline("automatic-speech-recognition", model=name, trust_remote_code=False)
+    )
     return lambda samples: str(model({"raw": samples, "sampling_rate": _HEARING_HZ})["text"])
 
 

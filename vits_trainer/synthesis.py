@@ -14,11 +14,12 @@ import soundfile as sf
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from transformers import AutoConfig, VitsConfig, VitsModel, VitsTokenizer
+from transformers import VitsModel, VitsTokenizer
 
 from vits_trainer.config import SPEECH_FORMATS
 from vits_trainer.errors import ConfigError, DataError, ModelError
-from vits_trainer.models import unhurried
+from vits_trainer.finite import require_finite, weights_of
+from vits_trainer.models import read_config, unhurried
 from vits_trainer.recordings import to_pcm16
 from vits_trainer.speakers import some
 from vits_trainer.text import VoiceTokenizer, encode, load_tokenizer
@@ -216,12 +217,15 @@ def write_speech(path: Path, samples: NDArray[np.float32], rate_hz: int) -> None
 
 
 def _load(name_or_dir: str) -> VitsModel:
+    config = read_config(name_or_dir)
     try:
-        config = AutoConfig.from_pretrained(name_or_dir)
-        if not isinstance(config, VitsConfig):
-            raise ModelError(f"{name_or_dir} is a {config.model_type} model, not a VITS voice.")
         model, report = VitsModel.from_pretrained(
-            name_or_dir, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            name_or_dir,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
@@ -231,9 +235,7 @@ def _load(name_or_dir: str) -> VitsModel:
     unfit = [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[kind]]
     if unfit:
         raise ModelError(f"{name_or_dir}: its weights do not fit its configuration: {', '.join(sorted(unfit)[:10])}.")
-    broken = [name for name, weights in model.named_parameters() if not weights.isfinite().all()]
-    if broken:
-        raise ModelError(f"{name_or_dir}: weights that are no numbers in {', '.join(broken[:10])}: train it again.")
+    require_finite(weights_of(model), name_or_dir, "Take an earlier version of it, or train it again.")
     return model.eval()
 
 

@@ -83,7 +83,7 @@ def load_tokenizer(name_or_dir: str, language: str | None = None) -> VoiceTokeni
         ModelError: there is none, or it cannot be read.
     """
     try:
-        tokenizer = VoiceTokenizer.from_pretrained(name_or_dir)
+        tokenizer = VoiceTokenizer.from_pretrained(name_or_dir, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
             f"{name_or_dir}: no tokenizer could be loaded ({first_line(error)}). Give a voice that has vocab.json."

@@ -156,7 +156,16 @@ class Trainer:
 
         Returns:
             False if it was asked to stop before; what was done is saved then.
+
+        Raises:
+            NothingTrainedError: no update of the run reached the weights.
         """
+        if self.state.update >= self.plan.total_updates and self.runtime.is_main:
+            logger.info(
+                "Nothing is left to train: the run ends at update %d, and %d are done.",
+                self.plan.total_updates,
+                self.state.update,
+            )
         self.generator.train()
         places = self.order.after(self.state.update, self.plan.total_updates, self.runtime.rank)
         alarm = StallAlarm(self.config.rank_timeout_s, lambda words: self.tracker.alert("Stalled", words))
@@ -182,6 +191,7 @@ class Trainer:
                 if self.state.update == self.plan.total_updates:  # sooner than planned, where patience ends it
                     break
         self._compare_ranks()
+        self.watch.require_trained(self.state)
         return True
 
     def take_the_average(self) -> None:

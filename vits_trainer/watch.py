@@ -20,7 +20,7 @@ from vits_trainer.accounts import Accounts, Incident
 from vits_trainer.checkpoint import TrainState
 from vits_trainer.config import TrainConfig
 from vits_trainer.data import Batch
-from vits_trainer.errors import NonFiniteLossError
+from vits_trainer.errors import NonFiniteLossError, NothingTrainedError
 from vits_trainer.replay import write_batches
 from vits_trainer.runtime import Runtime
 from vits_trainer.tracking import Tracker
@@ -191,6 +191,21 @@ class Watch:
             TooManyRejectedError: none was trained on.
         """
         return self.accounts.close(epoch, self._totals(), not_reached)
+
+    @staticmethod
+    def require_trained(state: TrainState) -> None:
+        """Refuses a run, with those that it resumed, of which no update reached the weights. Same on every rank.
+
+        Raises:
+            NothingTrainedError: gives the counts.
+        """
+        if not state.clips_trained:
+            raise NothingTrainedError(
+                f"Nothing was trained in {state.update} update(s): {state.clips_masked} clips were in masked updates "
+                f"and {state.clips_rejected} were rejected, as rejected.jsonl of the run says. No voice was written, "
+                "and what was in its place is as it was. Mend the data (run prepare_data again), or lower "
+                "--learning_rate, and start anew with another --checkpoint_dir."
+            )
 
     def save(self) -> dict[str, object]:
         """The accounts of all ranks, for a checkpoint. Runs on every rank."""

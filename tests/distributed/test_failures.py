@@ -162,6 +162,18 @@ def test_nan_on_one_rank_of_two_is_masked_on_both_and_named_and_replayable(
     assert "no finite number comes of audio_" in printed.err
 
 
+def test_masked_updates_alone_are_no_success_on_two_ranks(dozen: Path, tmp_path: Path) -> None:
+    (tmp_path / "final_model").mkdir()
+    (tmp_path / "final_model/model.safetensors").write_text("an older voice")
+    flags = flags_of(tmp_path, dozen, batch_size=2, max_updates=3, validation_fraction=0, report_to="none")
+    ended = run(2, "poisoned", flags, POISON="all", POISON_RANK="1", POISON_UPDATES="1,2,3")
+    assert ended.returncode == 1, ended.stderr
+    assert "Nothing was trained in 3 update(s): 12 clips were in masked updates and 0 were rejected" in ended.stderr
+    assert (tmp_path / "final_model/model.safetensors").read_text() == "an older voice"
+    outcome = json.loads((tmp_path / "training/runs/run/outcome.json").read_text())["outcome"]
+    assert outcome.startswith("failed: NothingTrainedError")
+
+
 def test_four_in_a_row_end_the_run_with_finite_weights(dozen: Path, tmp_path: Path) -> None:
     flags = flags_of(tmp_path, dozen, batch_size=6, max_updates=20, validation_fraction=0)
     ended = run(2, "poisoned", flags, POISON="all", POISON_RANK="1", POISON_UPDATES="3,4,5,6,7,8,9,10")

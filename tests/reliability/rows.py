@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from tests.shards import damage, write_shards
@@ -347,6 +349,21 @@ def _bert(voice: Path) -> None:
     BertModel(config).save_pretrained(voice)
 
 
+def _infinite(file: Path) -> None:
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    tensors[max(tensors)].view(-1)[0] = torch.inf
+    save_file(tensors, file, metadata=metadata)
+
+
+def _program_of_its_own(voice: Path) -> None:
+    (voice / "own.py").write_text("open('PWNED', 'w')\n")
+    stated = json.loads((voice / "config.json").read_text())
+    stated |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    (voice / "config.json").write_text(json.dumps(stated))
+
+
 def _flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[8:40] = bytes(32)  # of the header
@@ -361,12 +378,15 @@ MODELS = (
     CallRow("weights as a pickle", "exit 2", "no voice could be loaded", _tuned(_pickle)),
     CallRow("damaged config.json", "exit 2", "no voice could be loaded", _tuned(lambda voice: (voice / "config.json").write_text("{"))),
     CallRow("weights that do not fit config.json", "exit 2", "do not fit its configuration", _tuned(lambda voice: (voice / "config.json").write_text((voice / "config.json").read_text().replace('"hidden_size": 16', '"hidden_size": 32').replace('"flow_size": 16', '"flow_size": 32')))),
+    CallRow("infinity in a weight", "exit 2", "NaN or infinity in the weights", _tuned(lambda voice: _infinite(voice / "model.safetensors"))),
+    CallRow("program beside the weights, which config.json asks to run", "exit 2", "not a VITS voice", _tuned(_program_of_its_own)),
     CallRow("no vocabulary", "exit 2", "tokenizer", _tuned(lambda voice: (voice / "vocab.json").unlink())),
     CallRow("new speakers without a name", "exit 2", "the data have clips without a speaker's name", _tuned(_nothing, extend_speakers="true")),
     CallRow("discriminators that are not there", "exit 2", "there are no discriminators", _tuned(lambda voice: (voice / "discriminator.safetensors").unlink(), discriminator_from="nowhere")),
     CallRow("checkpoint that would run a program", "exit 2", ".system, which a checkpoint needs for nothing", _converted({"model": _Program()})),
     CallRow("checkpoint of something else", "exit 2", "are not those of a voice of original or coqui or piper", _converted({"model": {"weight": torch.zeros(2)}})),
     CallRow("damaged discriminators", "exit 2", "no discriminators could be loaded", _tuned(lambda voice: (voice / "discriminator.safetensors").write_bytes(b"xx"))),
+    CallRow("infinity in the discriminators", "exit 2", "NaN or infinity in the weights", _tuned(lambda voice: _infinite(voice / "discriminator.safetensors"))),
 )  # fmt: skip
 
 

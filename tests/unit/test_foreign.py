@@ -166,7 +166,7 @@ def change_weights(checkpoint: Path, change: Callable[[dict], None]) -> None:
     ("name", "value", "said"),
     [
         (5, torch.ones(1), "weights by name"),
-        ("enc_p.emb.weight", torch.full((40, 16), torch.nan), "no finite numbers: text_encoder.embed_tokens.weight"),
+        ("enc_p.emb.weight", torch.full((40, 16), torch.nan), "in the weights text_encoder.embed_tokens.weight"),
         ("enc_p.emb.weight", torch.ones(40, 16, dtype=torch.complex64), "complex or absent: enc_p.emb.weight"),
         ("enc_p.emb.weight", torch.ones(40, 16).to_sparse(), "complex or absent: enc_p.emb.weight"),
         ("enc_p.emb.weight", torch.ones(40, 16, device="meta"), "complex or absent: enc_p.emb.weight"),

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from vits_trainer import checkpoint, models
 from vits_trainer.config_voices import ExportConfig
 from vits_trainer.text import load_tokenizer
@@ -14,11 +12,12 @@ def run(config: ExportConfig) -> int:
 
     Raises:
         CheckpointError: it is damaged, or no checkpoint.
+        ModelError: a weight is not finite.
     """
     place = Path(config.checkpoint)
     checkpoint.verify(place)
     model = models.model_to_restore(place / "voice")
-    model.load_state_dict(load_file(place / "generator.safetensors"))
+    checkpoint.load_networks(place, model, None)
     checkpoint.load_average(place, model)
     judge = place / models.DISCRIMINATOR_FILE
     discriminator = models.load_discriminator(judge) if judge.is_file() else None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from transformers import VitsModel
 
-from vits_trainer import checkpoint, model_cards, models, resumption, vocabulary
+from vits_trainer import agreement, checkpoint, model_cards, models, resumption, vocabulary
 from vits_trainer.accounts import Accounts
 from vits_trainer.audio import AudioSpec
 from vits_trainer.checkpoint import Checkpoints
@@ -50,11 +50,13 @@ def run(config: TrainConfig) -> int:
     data = _data(config)
     runtime = Runtime(config.precision, config.gradient_accumulation_steps, config.deterministic, config.rank_timeout_s)
     log_to_console(runtime.is_main)
-    _refuse_dropped_layers(config, runtime)
-    # Only the main rank's machine need be logged in.
-    runtime.from_main(lambda: model_cards.check_can_push(config))
-    with runtime.telling(), checkpoint.claimed(Path(config.checkpoint_dir), runtime):
-        outcome = _train(config, data, runtime)
+    with runtime.telling():
+        agreement.require_same_run(config, data.prepared, runtime)
+        _refuse_dropped_layers(config, runtime)
+        # Only the main rank's machine need be logged in.
+        runtime.from_main(lambda: model_cards.check_can_push(config))
+        with checkpoint.claimed(Path(config.checkpoint_dir), runtime):
+            outcome = _train(config, data, runtime)
     is_main = runtime.is_main
     runtime.close()
     # When all is recorded and no other rank waits: an upload may take long, or fail.
@@ -68,6 +70,7 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
     """Builds the parts, trains, exports. Runs on every rank."""
     prepared, rows, held_out = data
     resume_from = runtime.from_main(lambda: resumption.choose(config))
+    agreement.require_same_start(config, resume_from, runtime)
     if resume_from is not None:
         resumption.keep_threads(checkpoint.read_record(resume_from), runtime)
     torch.manual_seed(config.seed)  # fresh weights, equal on all ranks; what updates draw has seeds of its own
@@ -87,6 +90,7 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
     # Of a stream without dataset.json, nobody reads all shards for a voice of one speaker.
     speakers = prepared.speakers if model.config.num_speakers > 1 else []
     reader = _reader(prepared, tokenizer, spec, models.speaker_ids(model.config, speakers))
+    agreement.require_same_recordings(reader, config.seed, runtime)
     validation = Validation(runtime, objective, reader, held_out, config.batch_size, config.seed)
     name = _run_name(config, resume_from, runtime)
     now = resumption.circumstances(name, config, prepared, rows, held_out, order, runtime)
