@@ -32,8 +32,8 @@ NOT_COMPARED = frozenset(
         # Places: each machine may have its own. What lies there is compared instead.
         "data_dir", "checkpoint_dir", "output_dir", "runs_dir", "model_name", "discriminator_from",
         # What rank 0 alone acts upon.
-        "resume_from_checkpoint", "keep_checkpoints", "report_to", "wandb_checkpoints", "wandb_project",
-        "wandb_entity", "wandb_tags", "push_to_hub", "hub_private",
+        "resume_from_checkpoint", "keep_checkpoints", "keep_versions", "report_to", "wandb_checkpoints",
+        "wandb_project", "wandb_entity", "wandb_tags", "push_to_hub", "hub_private",
         # What changes nothing in the others' work. Asked to stop by the one, all ranks stop.
         "data_workers", "save_before_s",
     )

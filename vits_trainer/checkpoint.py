@@ -17,13 +17,12 @@ No random generator is in it: what an update draws is a pure function of the see
 import json
 import logging
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -34,7 +33,20 @@ from transformers import VitsModel, VitsTokenizer
 from vits_trainer.config import HIGHER_IS_BETTER, TrainConfig, save_config
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import CheckpointError, SavingError
-from vits_trainer.files import lock, set_aside, sha256, sync, sync_tree, write_whole
+from vits_trainer.files import (
+    MARKER,
+    Kind,
+    claim,
+    is_ours,
+    mark,
+    move,
+    remove,
+    set_aside,
+    sha256,
+    sync,
+    sync_tree,
+    write_whole,
+)
 from vits_trainer.finite import require_finite, weights_of
 from vits_trainer.generator import Generator
 from vits_trainer.metrics import SavedMeans
@@ -48,6 +60,15 @@ MANIFEST = "manifest.json"
 _AVERAGE = "average.safetensors"
 BEST = "best.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
+CHECKPOINT = Kind(
+    "checkpoint",
+    re.compile(
+        r"voice/[^/]*|(generator|discriminator|average|optimizer_\w+)\.safetensors|config\.yaml"
+        r"|(state|manifest)\.json(\.part)?"
+    ),
+    lambda folder: (folder / "voice/config.json").is_file(),
+)
+"""Or what becomes one, under a temporary name."""
 _FORMAT = 4
 _PATIENCE_S = 60
 _EARLIER = "Take an earlier checkpoint: --resume_from_checkpoint and its path."
@@ -148,6 +169,8 @@ class Checkpoints:
             self._require_finite(place, generator, discriminator, learners)
             temporary = self.directory / f".tmp-{place.name}"
             self.clear_temporary()
+            temporary.mkdir(parents=True)
+            mark(temporary, CHECKPOINT)
             write_networks(temporary, generator, discriminator, tokenizer, self.config)
             for learner in learners:
                 save_file(_on_cpu(_moments(learner)), temporary / f"optimizer_{learner.name}.safetensors")
@@ -158,7 +181,7 @@ class Checkpoints:
             write_whole(temporary / MANIFEST, _manifest(temporary))
             if place.exists():
                 logger.warning("%s is in the way: moved to %s.", place, set_aside(place, "set-aside").name)
-            temporary.rename(place)
+            move(temporary, place)
             sync(self.directory)
             self._prune(place)
             return place
@@ -212,7 +235,7 @@ class Checkpoints:
     def clear_temporary(self) -> None:
         """Removes what an interrupted save left behind."""
         for path in self.directory.glob(".tmp-checkpoint-*"):
-            shutil.rmtree(path)
+            remove(path, CHECKPOINT)
 
     def _prune(self, written: Path) -> None:
         """Deletes all but the newest ``keep`` and the best; ``written`` was the last of them to be made whole."""
@@ -224,8 +247,8 @@ class Checkpoints:
             pointer = {"checkpoint": best.name, f"validation/{metric}": scores[best]}
             write_whole(self.directory / BEST, json.dumps(pointer, indent=1) + "\n")
         for place in newest_first(self.directory)[self.keep :] if self.keep else []:
-            if place not in (best, written):
-                shutil.rmtree(place)
+            if place not in (best, written) and is_ours(place, CHECKPOINT):  # other trainers name theirs alike
+                remove(place, CHECKPOINT)
 
 
 def write_networks(
@@ -282,34 +305,26 @@ def _restore_average(place: Path, average: Average) -> None:
 
 
 @contextmanager
-def claimed(directory: Path, runtime: Runtime) -> Iterator[None]:
-    """Inside, no other run writes to the folder of checkpoints. Runs on every rank.
+def claimed(directory: Path) -> Iterator[None]:
+    """Inside, no other run writes to the folder of checkpoints.
 
     Raises:
-        CheckpointError: another run has it, even after a minute: one that was stopped may still be saving.
+        CheckpointError: another run has it, even after a minute: one that was stopped may still be saving. Or it
+            cannot be written.
     """
-    held: list[BinaryIO] = []
-
-    def claim() -> None:
+    try:
         directory.mkdir(parents=True, exist_ok=True)
-        for second in range(_PATIENCE_S):
-            file = lock(directory / ".lock")
-            if file is not None:
-                held.append(file)
-                return
-            if second == 0:
-                logger.warning("%s: another run is at work there. Waiting for it to leave.", directory)
-            time.sleep(1)
+        held = claim(directory / ".lock", _PATIENCE_S, directory)
+    except OSError as error:
+        raise CheckpointError(
+            f"--checkpoint_dir {directory} cannot be written ({error.strerror or error}): give another one."
+        ) from error
+    if held is None:
         raise CheckpointError(
             f"{directory}: another run is at work there. Wait for it, stop it, or give another --checkpoint_dir."
         )
-
-    runtime.from_main(claim)
-    try:
+    with held:
         yield
-    finally:
-        for file in held:
-            file.close()
 
 
 def newest_first(directory: Path) -> list[Path]:
@@ -380,7 +395,7 @@ def _manifest(directory: Path) -> str:
     files = {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(directory.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != MARKER  # who copies a checkpoint may leave out hidden files
     }
     return json.dumps({"files": files}, indent=1)
 

@@ -94,7 +94,10 @@ class TrainConfig:
     checkpoint_dir: str = "training/checkpoints"
     """Where checkpoint-<update>/ folders go."""
     output_dir: str = "training/final_model"
-    """Where the trained voice goes; transformers' VitsModel and pipeline load it as it is."""
+    """Where the trained voice goes; transformers' VitsModel and pipeline load it as it is. A voice that is there
+    becomes a version, in <output_dir>_versions; anything else there is refused before the training starts."""
+    keep_versions: int = 5
+    """How many of the voices that stood in output_dir before are kept (0 = all)."""
     model_name: str | None = "facebook/mms-tts-kmr-script_latin"
     """The voice to start from: a Hub name or a local folder; null (with an architecture) trains from scratch."""
     runs_dir: str | None = None
@@ -282,6 +285,7 @@ class TrainConfig:
             "validation_score_clips",
             "patience",
             "warmup_updates",
+            "keep_versions",
         ):
             require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: give 0 or more.")
         require(

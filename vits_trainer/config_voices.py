@@ -24,8 +24,8 @@ class FeedbackConfig:
     model_dir: str = "training/final_model"
     """The voice that is served. A better one takes its place; those before are kept in <model_dir>_versions."""
     output_dir: str = "training/feedback_model"
-    """Where the new voice goes first. What training it leaves behind, with verdict.json, goes to the folder of this
-    name with _work behind it; a voice that is refused, too."""
+    """Where the new voice goes first, as train_vits's output_dir. What training it leaves behind, with verdict.json,
+    goes to the folder of this name with _work behind it; a voice that is refused, too."""
     data_dir: str | None = None
     """The prepared folder that the voice was trained on, to replay clips from and to see by its held-out clips what was
     forgotten (null = the folder around feedback_dir, where it is a prepared one)."""
@@ -44,7 +44,7 @@ class FeedbackConfig:
     rollback: bool = False
     """Put the version before back into its place, and do nothing else. It forgets what was learnt since."""
     keep_versions: int = 5
-    """How many of the voices served before are kept (0 = all)."""
+    """How many of the voices that stood in model_dir, and in output_dir, before are kept (0 = all)."""
     validation_fraction: float = 0.05
     """As in training: which clips of data_dir are held out depends on it."""
     validation_max_clips: int = 64
@@ -270,7 +270,13 @@ class ExportConfig:
     checkpoint: str = field(metadata={"example": "training/checkpoints/checkpoint-500"})
     """The checkpoint-<update> folder."""
     output_dir: str | None = None
-    """Where the voice goes (null = exported/checkpoint-<update>, beside the folder of the checkpoints)."""
+    """Where the voice goes (null = exported/checkpoint-<update>, beside the folder of the checkpoints). A voice that is
+    there becomes a version, in <output_dir>_versions; anything else there is refused."""
+    keep_versions: int = 5
+    """How many of the voices that stood in output_dir before are kept (0 = all)."""
+
+    def __post_init__(self) -> None:
+        require(self.keep_versions >= 0, f"--keep_versions {self.keep_versions}: give 0 or more.")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vits_trainer.errors import DataError
-from vits_trainer.files import lock, sync, write_whole
+from vits_trainer.files import discard, lock, write_whole, written_beside
 from vits_trainer.recordings import (
     MIN_DURATION_S,
     PCM16_BYTES,
@@ -39,6 +39,7 @@ SILENCE_DBFS = -60.0
 """A recording that is softer came from a microphone that was muted."""
 _NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 """When it was saved, in UTC, and chance: what the user writes is in no file's name."""
+_ENDING = re.compile(r"(wav|txt)((\.[0-9a-f]{8})?\.part)?")
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _HOUR_S = 3600.0
 _ALL_CLIENTS = 4
@@ -179,16 +180,13 @@ class Corrections:
             samples = self.read(recording)
             name = f"{time.strftime(_TIME_FORMAT, time.gmtime())}-{secrets.token_hex(4)}"
             wav, txt = self._paths(name)
-            part = wav.with_name(f"{wav.name}.part")
             try:
                 write_whole(txt, f"{said}\n")
-                write_pcm16_wav(part, to_pcm16(samples), self.rate_hz)
-                sync(part)
-                part.replace(wav)
-                sync(self.folder)
+                with written_beside(wav) as part:
+                    write_pcm16_wav(part, to_pcm16(samples), self.rate_hz)
             except OSError as error:
-                for path in (part, wav, txt, txt.with_name(f"{txt.name}.part")):
-                    path.unlink(missing_ok=True)
+                for path in (wav, txt):
+                    discard(path)
                 raise DataError(f"The correction could not be saved: {error.strerror}.") from error
             self._saving.note(client)
         return Correction(name, said, len(samples) / self.rate_hz, _saved_s(name))
@@ -241,7 +239,7 @@ class Corrections:
             self.wav(name)
             try:
                 for path in self._paths(name):  # the .wav first: from then on the pair is not listed
-                    path.unlink(missing_ok=True)
+                    discard(path)
             except OSError as error:
                 raise DataError(f"The correction could not be deleted: {error.strerror}.") from error
 
@@ -281,12 +279,12 @@ class Corrections:
 
     def _clear_halves(self) -> None:
         for path in list(self.folder.iterdir()):
-            name, _, ending = path.name.partition(".")
-            if not _NAME.fullmatch(name) or ending not in ("wav", "txt", "wav.part", "txt.part"):
+            name, _, ending = path.name.lstrip(".").partition(".")
+            if not _NAME.fullmatch(name) or not _ENDING.fullmatch(ending):
                 continue
             if ending.endswith(".part") or not all(other.exists() for other in self._paths(name)):
                 logger.info("%s is half a correction, left by a crash: deleted", path)
-                path.unlink()
+                discard(path)
 
 
 def normalised_text(text: str, max_characters: int) -> str:

@@ -23,6 +23,7 @@ from vits_trainer import feedback_views as views
 from vits_trainer.config_voices import FeedbackAppConfig, is_loopback
 from vits_trainer.corrections import MARKS_FILE, Corrections, Mark, normalised_text
 from vits_trainer.errors import ConfigError, DataError, VitsTrainerError
+from vits_trainer.files import discard
 from vits_trainer.learning import AT_WORK, Learner, Stage
 from vits_trainer.recordings import to_pcm16
 from vits_trainer.served import Rendering, ServedVoice
@@ -225,7 +226,7 @@ class FeedbackPage:
         if heard is None or recording is None:
             raise DataError("There is no recording yet: record or upload how it should be.")
         correction = self.corrections.add(heard.rendering.text, Path(recording), _client(request))
-        Path(recording).unlink(missing_ok=True)
+        discard(Path(recording))  # Gradio's copy of it
         words = f"Saved: {correction.duration_s:.1f} s. Correct the next sentence, or let the voice learn."
         return self._corrections() | {
             p.recording: None,

@@ -19,10 +19,20 @@ from typing import Any
 
 from vits_trainer.config_voices import PASSWORD_VARIABLE, FeedbackAppConfig
 from vits_trainer.errors import DataError
+from vits_trainer.files import Kind, discard
 
 logger = logging.getLogger(__name__)
 
 SHOWN_LINES = 15
+WORK = Kind(
+    "work",
+    re.compile(
+        r"(corrections|learnt_before)(_source)?/.*|(mix|checkpoints|runs|refused)/.*|verdict\.json",
+        re.DOTALL,
+    ),
+    lambda folder: {"corrections_source", "corrections"} <= {path.name for path in folder.iterdir()},
+)
+"""train_feedback's own folder, made anew each time."""
 _UPDATE = re.compile(r"\bupdate (\d+)/(\d+)\b")
 _LONGEST_LINE = 500
 _MAX_VERDICT_BYTES = 2**20
@@ -125,7 +135,8 @@ class Learner:
             # The page's password is none of the child's business.
             environment = {name: value for name, value in os.environ.items() if name != PASSWORD_VARIABLE}
             try:
-                self.verdict_file.unlink(missing_ok=True)
+                if read_verdict(self.verdict_file) is not None:
+                    discard(self.verdict_file)
                 self._process = subprocess.Popen(  # noqa: S603 - our own command, no shell  # nosec B603
                     self.command,
                     stdin=subprocess.DEVNULL,
@@ -216,10 +227,16 @@ def train_feedback_command(config: FeedbackAppConfig) -> list[str]:
     return [sys.executable, "-m", "vits_trainer", "train_feedback", *given]
 
 
+def work_folder(output_dir: str) -> Path:
+    """Where ``train_feedback`` leaves what is not the voice: beside its output folder."""
+    output = Path(output_dir)
+    output = output.resolve() if output.name in ("", "..") else output
+    return output.parent / f"{output.name}_work"
+
+
 def verdict_file(output_dir: str) -> Path:
     """Where ``train_feedback`` leaves its verdict."""
-    output = Path(output_dir)
-    return output.with_name(f"{output.name}_work") / "verdict.json"
+    return work_folder(output_dir) / "verdict.json"
 
 
 def outcome(exit_code: int, verdict: Verdict | None, stopping: bool) -> Stage:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from vits_trainer.errors import DataError
-from vits_trainer.files import lock
+from vits_trainer.files import discard, lock
 from vits_trainer.recordings import PCM16_BYTES, WAV_HEADER_BYTES, Reason
 
 logger = logging.getLogger("vits_trainer")
@@ -75,7 +75,7 @@ class Journal(ABC):
 
     def remove(self) -> None:
         """Once all is done."""
-        self.path.unlink()
+        discard(self.path)
 
     @abstractmethod
     def _keep(self, record: Any) -> bool:

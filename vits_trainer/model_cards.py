@@ -18,6 +18,7 @@ from vits_trainer.errors import ConfigError, PublishingError
 from vits_trainer.files import write_whole
 from vits_trainer.languages import espeak_name
 from vits_trainer.privacy import redacted
+from vits_trainer.versions import VOICE
 
 CARD = "README.md"
 _IN_SIGHT = 16
@@ -39,8 +40,8 @@ speech = pipeline("text-to-speech", model="{name}", tokenizer=load_tokenizer("{n
 ```
 """
 _OWN_AFFAIRS = (
-    "data_dir", "checkpoint_dir", "output_dir", "runs_dir", "run_name", "resume_from_checkpoint", "report_to",
-    "push_to_hub", "hub_private", "model_name",
+    "data_dir", "checkpoint_dir", "output_dir", "keep_versions", "runs_dir", "run_name", "resume_from_checkpoint",
+    "report_to", "push_to_hub", "hub_private", "model_name",
 )  # fmt: skip
 """Settings that tell of a machine or an account, and nothing of the voice; with wandb_*."""
 
@@ -148,7 +149,12 @@ def push(voice: Path, name: str, private: bool) -> str:
                 f"The voice is in {voice}, and was not sent: {constants.ENDPOINT}/{name} is public. Name another, or "
                 f"give --hub_private false. To send it there all the same: hf upload {name} {voice}"
             )
-        commit = api.upload_folder(repo_id=name, folder_path=voice, commit_message="A voice of vits_trainer")
+        commit = api.upload_folder(
+            repo_id=name,
+            folder_path=voice,
+            commit_message="A voice of vits_trainer",
+            allow_patterns=[path.name for path in voice.iterdir() if VOICE.files.fullmatch(path.name)],
+        )
     # HTTPError: of whichever client huggingface_hub has. RuntimeError: a large file did not arrive.
     except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:  # type: ignore[attr-defined]
         visibility = "--private " if private else ""

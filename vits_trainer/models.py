@@ -23,8 +23,8 @@ from vits_trainer.audio import AudioSpec
 from vits_trainer.config import to_dict
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ConfigError, ModelError
-from vits_trainer.files import made_beside, replace_directory
 from vits_trainer.finite import require_finite, weights_of
+from vits_trainer.versions import replacing
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 _INSIDE = "discriminator."
@@ -265,7 +265,13 @@ def folded(model: VitsModel) -> VitsModel:
     return exported.eval()
 
 
-def export(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discriminator | None, directory: Path) -> None:
+def export(
+    model: VitsModel,
+    tokenizer: VitsTokenizer,
+    discriminator: Discriminator | None,
+    directory: Path,
+    keep_versions: int = 0,
+) -> None:
     """Writes a voice that ``VitsModel.from_pretrained`` and ``pipeline("text-to-speech")`` load as it is.
 
     Into a temporary folder beside ``directory`` first, read back and compared, and only then into its place.
@@ -274,22 +280,23 @@ def export(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discrimina
         model: in training form.
         tokenizer: the voice's.
         discriminator: kept beside the voice so that it can be tuned again.
-        directory: replaced if it exists.
+        directory: claimed; a voice in it becomes one of so many versions that are kept.
+        keep_versions: 0 = all.
 
     Raises:
+        ConfigError: something else than a voice is in ``directory``.
         ModelError: a weight is not finite, or what was written is not what was trained.
     """
     exported = folded(model)
     if discriminator is not None:
         require_finite(weights_of(discriminator), "The discriminators to be written", _BROKEN)
-    with made_beside(directory) as temporary:
+    with replacing(directory, keep_versions) as temporary:
         # legacy names of weight norm (weight_g) would come back from a voice that was loaded with them
         exported.save_pretrained(temporary, save_original_format=False)
         tokenizer.save_pretrained(temporary)
         if discriminator is not None:
             save_discriminator(discriminator, temporary / DISCRIMINATOR_FILE)
         _compare(exported, temporary)
-        replace_directory(temporary, directory)
 
 
 def _compare(model: VitsModel, directory: Path) -> None:

@@ -23,6 +23,7 @@ from transformers import VitsModel, VitsTokenizer
 from vits_trainer.durations import log_durations
 from vits_trainer.encoders import encode_text, reversed_flow
 from vits_trainer.errors import InstallationError, ModelError
+from vits_trainer.files import made_beside, replace_file
 from vits_trainer.models import LONGEST_TOKEN_S, audio_spec, folded, unhurried
 
 OPSET = 18
@@ -115,7 +116,7 @@ def export(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
     Args:
         model: in training form.
         tokenizer: the voice's.
-        path: replaced if it exists.
+        path: of the file; one that is there is overwritten.
 
     Raises:
         InstallationError: packages are missing.
@@ -134,14 +135,14 @@ def export(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
         example["speaker_id"] = torch.zeros(1, dtype=torch.long)
     free: dict[str, Any] = dict.fromkeys(example)
     free["tokens"] = {1: torch.export.Dim("text", min=2, max=_LONGEST_TEXT)}
-    temporary = path.with_name(f".{path.name}.tmp")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nobody needs here
-    try:
+    with made_beside(path) as folder:
+        part = folder / path.name
         with torch.no_grad():
             torch.onnx.export(
                 voice,
                 kwargs=example,
-                f=temporary,
+                f=part,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(example),
@@ -150,14 +151,12 @@ def export(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
                 external_data=False,
                 verbose=False,
             )
-        file = onnx.load(temporary)
+        file = onnx.load(part)
         for name, value in _metadata(model, tokenizer).items():
             entry = file.metadata_props.add()
             entry.key, entry.value = name, json.dumps(value, ensure_ascii=False)
-        onnx.save(file, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        onnx.save(file, part)
+        replace_file(part, path)
 
 
 def _metadata(model: VitsModel, tokenizer: VitsTokenizer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from vits_trainer import models, pickles
 from vits_trainer.conversion import to_original_discriminator, to_original_generator
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ModelError
-from vits_trainer.files import made_beside, replace_directory
+from vits_trainer.files import made_beside, put
 from vits_trainer.finite import require_finite
 
 _BUILT_IN = {
@@ -37,9 +37,10 @@ def write(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discriminat
         model: in training form.
         tokenizer: the voice's.
         discriminator: goes to ``D_0.pth``.
-        directory: replaced if it exists.
+        directory: made; nothing is there.
 
     Raises:
+        FileExistsError: something is there.
         ModelError: the original's code could not build this voice, a weight is not finite, or what was written is
             something else.
     """
@@ -69,7 +70,7 @@ def write(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discriminat
         (temporary / "config.json").write_text(settings + "\n", encoding="utf-8")
         symbols = _symbols(tokenizer, config.vocab_size)
         (temporary / "vocab.txt").write_text("".join(f"{symbol}\n" for symbol in symbols), encoding="utf-8")
-        replace_directory(temporary, directory)
+        put(temporary, directory)
 
 
 def _used(config: VitsConfig) -> set[str]:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from vits_trainer.config_data import PrepareConfig
 from vits_trainer.errors import DataError
-from vits_trainer.files import write_whole
+from vits_trainer.files import Kind, discard, remove, replace_file, write_whole
 from vits_trainer.ledger import JOURNAL, Ledger, LeftOut, wav_name
 from vits_trainer.recordings import Rejection
 from vits_trainer.sharding import prepare_shards, remove_journals
@@ -32,7 +31,11 @@ from vits_trainer.summary import (
 from vits_trainer.tables import Source
 from vits_trainer.workers import accepted_clip, convert_clip, in_processes, judged
 
-_OUR_FILE = re.compile(r"audio_\d{6,}\.wav|\d+(-\d+)?\.part")
+WAVS = Kind(
+    "wavs",
+    re.compile(r"audio_\d{6,}\.wav|\d+(-\d+)?\.part"),
+    lambda folder: (folder.parent / JOURNAL).is_file(),  # as long as it may be cleared
+)
 
 
 def prepare(config: PrepareConfig) -> PreparationSummary:
@@ -60,7 +63,7 @@ def prepare(config: PrepareConfig) -> PreparationSummary:
     asked = asked_of(source, config, output_dir)
     finished = finished_before(output_dir, asked)
     if finished is not None:
-        (output_dir / JOURNAL).unlink(missing_ok=True)  # of one that was killed when all was done
+        discard(output_dir / JOURNAL)  # of one that was killed when all was done
         remove_journals(output_dir / FOLDER)
         return finished
     try:
@@ -80,7 +83,7 @@ def _prepare_wavs(
     wavs = output_dir / "wavs"
     if (output_dir / "metadata.csv").exists() and not (output_dir / JOURNAL).exists():
         raise DataError(in_the_way(output_dir, "metadata.csv"))
-    refuse_foreign(wavs, _OUR_FILE)
+    refuse_foreign(wavs, WAVS)
     with Ledger(output_dir, asked) as ledger:
         if not ledger.entries:
             _clear(wavs)
@@ -120,20 +123,20 @@ def _convert_all(source: Source, config: PrepareConfig, wavs: Path, ledger: Ledg
                 if isinstance(outcome, Rejection):
                     ledger.add(LeftOut(clip.clip_id, *outcome))
                 else:
-                    part(place).replace(wavs / wav_name(accepted))
+                    replace_file(part(place), wavs / wav_name(accepted))
                     ledger.add(accepted_clip(clip, outcome))
                     accepted += 1
                 bar.update((accepted if config.max_samples else len(ledger.entries)) - bar.n)
                 if accepted == config.max_samples > 0:
                     break
     for left in wavs.glob("*.part"):  # of clips that were begun before the last one wanted was done
-        left.unlink()
+        discard(left)
 
 
 def _clear(wavs: Path) -> None:
-    refuse_foreign(wavs, _OUR_FILE)
+    refuse_foreign(wavs, WAVS)
     if wavs.exists():
-        shutil.rmtree(wavs)
+        remove(wavs, WAVS)
 
 
 def _metadata_csv(ledger: Ledger) -> str:

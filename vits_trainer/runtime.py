@@ -9,7 +9,7 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -185,6 +185,21 @@ class Runtime:
             raise box[1]
         value: Value = box[0]
         return value
+
+    @contextmanager
+    def on_main(self, make: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+        """Inside, the main rank has entered what ``make`` gives: a claim, say. Runs on every rank.
+
+        Raises:
+            VitsTrainerError: as :meth:`from_main` does, on every rank, where it cannot be entered.
+        """
+        with ExitStack() as stack:
+
+            def enter() -> None:
+                stack.enter_context(make())
+
+            self.from_main(enter)
+            yield
 
     def gather(self, item: Value) -> list[Value]:
         """Each rank's ``item``, a small picklable value, on every rank. Runs on every rank."""

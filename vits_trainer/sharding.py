@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from vits_trainer.config_data import PrepareConfig
 from vits_trainer.errors import DataError
-from vits_trainer.files import lock, sha256, write_whole
+from vits_trainer.files import Kind, discard, lock, sha256, write_whole
 from vits_trainer.ledger import Journal, LeftOut, left_out, wav_name
 from vits_trainer.recordings import RecordingError, Rejection
 from vits_trainer.shards import FOLDER, MANIFEST, Manifest, ShardRecord, ShardWriter, cut, encode_audio, shard_name
@@ -46,7 +46,11 @@ from vits_trainer.workers import accepted_clip, in_processes, judged, to_pcm
 logger = logging.getLogger("vits_trainer")
 
 _LOCK = "together.lock"
-_OUR_FILE = re.compile(r"shard_\d{5}\.parquet(\.part)?|part_\d+_of_\d+\.jsonl|together\.lock")
+SHARDS = Kind(
+    "shards",
+    re.compile(r"shard_\d{5}\.parquet(\.part)?|part_\d+_of_\d+\.jsonl|together\.lock"),
+    lambda folder: any(folder.glob("part_*_of_*.jsonl")),  # as long as it may be changed
+)
 _POLL_S = 0.05
 
 
@@ -142,7 +146,8 @@ def prepare_shards(
 
 def _refuse_others(output_dir: Path, config: PrepareConfig) -> None:
     folder = output_dir / FOLDER
-    refuse_foreign(folder, _OUR_FILE)
+    if not (output_dir / MANIFEST).exists():
+        refuse_foreign(folder, SHARDS)
     journals = {path.name for path in folder.glob("part_*_of_*.jsonl")}
     ours = {_journal(folder, number, config.parts).name for number in range(1, config.parts + 1)}
     if journals - ours:
@@ -283,7 +288,7 @@ def _put_together(
         raise DataError(nothing_left(summary))
     for stray in folder.glob("shard_*"):
         if stray.name not in {record.name for record in records}:  # of an earlier preparation that was given up
-            stray.unlink()
+            discard(stray)
     Manifest(config.target_sr, config.encoding, records).write(output_dir)
     write_whole(output_dir / "dataset.json", dataset_json(summary, tally, source, config, asked))
     return summary
@@ -325,4 +330,4 @@ def _require_there(folder: Path, records: Iterable[ShardRecord]) -> None:
 def remove_journals(folder: Path) -> None:
     """Once all is done."""
     for path in (*folder.glob("part_*_of_*.jsonl"), folder / _LOCK):
-        path.unlink(missing_ok=True)
+        discard(path)

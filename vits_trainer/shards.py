@@ -25,7 +25,7 @@ import soundfile as sf
 from numpy.typing import NDArray
 
 from vits_trainer.errors import DataError
-from vits_trainer.files import sha256, sync, write_whole
+from vits_trainer.files import discard, replace_file, sha256, sync, write_whole
 
 MANIFEST = "shards.json"
 FOLDER = "shards"
@@ -184,7 +184,7 @@ class ShardWriter:
         try:
             self._writer.close()  # which writes, and on a full disk fails
         finally:
-            self._part.unlink(missing_ok=True)
+            discard(self._part)
 
     def add(self, clip: str, pcm: NDArray[np.int16], text: str, speaker: str) -> None:
         """Appends a clip, ``pcm`` (T,)."""
@@ -218,7 +218,7 @@ class ShardWriter:
             samples=self._samples,
             longest_samples=self._longest,
         )
-        self._part.replace(self.path)
+        replace_file(self._part, self.path)
         sync(self.path.parent)
         return record
 

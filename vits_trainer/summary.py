@@ -18,6 +18,7 @@ import soxr
 from vits_trainer import __version__
 from vits_trainer.config_data import PrepareConfig
 from vits_trainer.errors import DataError
+from vits_trainer.files import Kind, is_ours, others_files
 from vits_trainer.ledger import Accepted, LeftOut, csv_cell
 from vits_trainer.recordings import Reason
 from vits_trainer.tables import Source
@@ -169,12 +170,13 @@ def in_the_way(output_dir: Path, name: str) -> str:
     return f"{output_dir} already holds a prepared set ({name}). Delete it, or choose another --output_dir."
 
 
-def refuse_foreign(folder: Path, ours: Any) -> None:
-    """Raises :class:`DataError` where ``folder`` holds a file whose name the pattern ``ours`` does not match."""
-    entries = folder.iterdir() if folder.exists() else ()
-    foreign = next((entry for entry in entries if not ours.fullmatch(entry.name)), None)
+def refuse_foreign(folder: Path, kind: Kind) -> None:
+    """Raises :class:`DataError` where prepare_data did not make ``folder``, or somebody else's file is in it."""
+    if not folder.exists():
+        return
+    foreign = [*others_files(folder, kind), *([] if is_ours(folder, kind) else [folder])]
     if foreign:
-        raise DataError(f"{foreign} was not written by prepare_data. Move it away, or choose another --output_dir.")
+        raise DataError(f"{foreign[0]} was not written by prepare_data. Move it away, or choose another --output_dir.")
 
 
 # What is written

@@ -18,6 +18,7 @@ from transformers import VitsModel, VitsTokenizer
 
 from vits_trainer.config import SPEECH_FORMATS
 from vits_trainer.errors import ConfigError, DataError, ModelError
+from vits_trainer.files import write_whole
 from vits_trainer.finite import require_finite, weights_of
 from vits_trainer.models import read_config, unhurried
 from vits_trainer.recordings import to_pcm16
@@ -206,13 +207,10 @@ def write_speech(path: Path, samples: NDArray[np.float32], rate_hz: int) -> None
                 recording.write(to_pcm16(block) if exact else block)
     except sf.LibsndfileError as error:
         raise ConfigError(f"{path}: {error.error_string} The voice has {rate_hz} Hz: write .wav or .flac.") from error
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.getbuffer())
-        temporary.replace(path)
+        write_whole(path, content.getvalue())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ConfigError(f"{path} cannot be written ({error.strerror}): give another --output.") from error
 
 

@@ -3,6 +3,7 @@
 The only writer of metrics. Ranks other than the main one hold a tracker that does nothing.
 
     runs/<run_name>/
+        .vits_trainer.json, .lock  that it is a run's folder; and while the run is at work
         config.yaml      the configuration of the last start
         facts.json       versions, plan, machine, the data set's figures
         outcome.json     running, done, stopped or failed, and at which update

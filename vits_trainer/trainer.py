@@ -30,6 +30,7 @@ from vits_trainer.errors import (
     UnreadableShardError,
 )
 from vits_trainer.evaluation import Validation
+from vits_trainer.files import discard
 from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
 from vits_trainer.lanes import LaneOrder
@@ -462,7 +463,7 @@ class Trainer:
         words = f"stopped at update {self.state.update} ({reasons})"
         self.tracker.outcome = Outcome(words, self.state.update, self.interruption.exit_code())
         if self.runtime.is_main:
-            self.interruption.stop_file.unlink(missing_ok=True)
+            discard(self.interruption.stop_file)
             logger.info("%s. Go on with --resume_from_checkpoint auto", words)
 
     def _compare_ranks(self) -> None:

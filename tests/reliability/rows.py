@@ -469,6 +469,67 @@ JUDGING = (
 )  # fmt: skip
 
 
+# Where voices, runs and clips are to go
+
+
+def _into(output: str, command: str = "train_vits") -> Callable[[Path], list[str]]:
+    """A voice for ``output``, where there are data, a checkpoint, notes and links."""
+
+    def call(place: Path) -> list[str]:
+        training = _prepared(place, FOUR)
+        checkpoint = training / "checkpoints/checkpoint-5"
+        (checkpoint / "voice").mkdir(parents=True)
+        for name in ("state.json", "manifest.json", "voice/config.json"):
+            (checkpoint / name).write_text("{}")
+        (training / "thesis").write_text("precious")
+        (place / "notes").mkdir()
+        (place / "notes/ideas.txt").write_text("precious")
+        (place / "circle").symlink_to("circle")
+        (place / "link").symlink_to("training")
+        if command == "export":
+            return ["export", str(checkpoint), "--output_dir", str(place / output)]
+        return ["train_vits", *train_flags(place, output_dir=place / output)]
+
+    return call
+
+
+def _someone_elses_work(place: Path) -> list[str]:
+    words = _correcting()(place)
+    (place / "new_work").mkdir()
+    (place / "new_work/verdict.json").write_text("precious")
+    return words
+
+
+def _named_like_ours(place: Path) -> list[str]:
+    words = _lj(["a|text", "b|text"])(place)
+    (place / "out/wavs").mkdir(parents=True)
+    (place / "out/wavs/audio_000000.wav").write_bytes(b"precious")
+    return words
+
+
+def _config_of_someone_else(folder: Path) -> None:
+    (folder / "runs/run").mkdir(parents=True)
+    (folder / "runs/run/config.yaml").write_text("precious")
+
+
+PLACES = (
+    CallRow("voice in the data's place", "exit 2", "training is or holds --data_dir", _into("training")),
+    CallRow("voice in the place of a folder around the data", "exit 2", "is or holds --data_dir", _into(".")),
+    CallRow("voice among the clips", "exit 2", "from which this program deletes files", _into("training/wavs/voice")),
+    CallRow("voice in a checkpoint", "exit 2", "from which this program deletes files", _into("training/checkpoints/checkpoint-5/new")),
+    CallRow("voice in a file's place", "exit 2", "is a file", _into("training/thesis")),
+    CallRow("voice by a link to the data", "exit 2", "link is or holds --data_dir", _into("link")),
+    CallRow("voice by a link that leads in a circle", "exit 2", "is a link that leads in a circle", _into("circle")),
+    CallRow("checkpoint exported onto itself", "exit 2", "is or holds the checkpoint", _into("training/checkpoints/checkpoint-5", "export")),
+    CallRow("checkpoint exported over the data", "exit 2", "is or holds the checkpoint", _into("training", "export")),
+    CallRow("checkpoint exported over other files", "exit 2", "and is no voice", _into("notes", "export")),
+    CallRow("corrections learnt in the data's place", "exit 2", "is or holds --feedback_dir", _correcting("--output_dir", "{place}")),
+    CallRow("work folder of somebody else", "exit 2", "is not its own", _someone_elses_work),
+    CallRow("run folder of somebody else", "exit 2", "holds config.yaml, and is no run's folder", _trained(_config_of_someone_else)),
+    CallRow("recordings named like ours in the output folder", "exit 2", "wavs was not written by prepare_data", _named_like_ours),
+)  # fmt: skip
+
+
 # The machine: in a process of its own
 
 
@@ -589,5 +650,6 @@ PARTS: dict[str, tuple[Row, ...]] = {
     "Models": MODELS,
     "Configuration": CONFIGURATION,
     "Judging and correcting": JUDGING,
+    "Where things are to go": PLACES,
     "The machine": MACHINE,
 }

@@ -10,7 +10,7 @@ from tests.reliability.outcomes import Outcome
 from tests.reliability.rows import ClipRow, Row
 
 DOCS = Path(__file__).parents[2] / "docs/reliability.md"
-CALLS = [*rows.METADATA, *rows.PREPARED, *rows.STREAMED, *rows.MODELS, *rows.CONFIGURATION, *rows.JUDGING]
+CALLS = [*rows.METADATA, *rows.PREPARED, *rows.STREAMED, *rows.MODELS, *rows.CONFIGURATION, *rows.JUDGING, *rows.PLACES]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ ROWS = (
     "architecture",
     "config audio alignment losses durations encoders metrics text recordings order speakers files accounts charts",
     "interruption stall signs launcher pickles finite",
-    "shards config_tools config_voices config_data scores versions pictures corrections cli corpus ledger",
+    "shards config_tools config_voices config_data scores versions run_folder pictures corrections cli corpus ledger",
     "stores",
     "data",
     "lanes remote loading tables generator discriminator conversion optim runtime report",

@@ -87,6 +87,8 @@ def test_only_what_is_asked_for_is_passed_on() -> None:
 
 def test_verdict_lies_in_the_work_folder() -> None:
     assert verdict_file("training/feedback_model") == Path("training/feedback_model_work/verdict.json")
+    assert verdict_file("training/feedback_model/") == Path("training/feedback_model_work/verdict.json")
+    assert verdict_file(".") == Path(f"{Path.cwd()}_work/verdict.json")
 
 
 def test_progress_is_read_while_it_runs(tmp_path: Path, started: list[Started]) -> None:

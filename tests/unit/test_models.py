@@ -161,12 +161,27 @@ def test_pipeline_speaks_from_the_exported_folder(tmp_path):
     torch.testing.assert_close(torch.from_numpy(spoken["audio"]).flatten(), before, atol=1e-5, rtol=1e-3)
 
 
-def test_export_replaces_what_was_there_and_leaves_nothing_beside_it(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "stale").write_text("")
+def test_export_keeps_the_voice_that_was_there_and_leaves_nothing_else_beside_it(tmp_path):
     export(new_voice(), TOKENIZER, None, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert not (tmp_path / "out" / "stale").exists()
+    before = (tmp_path / "out/model.safetensors").read_bytes()
+    (tmp_path / "out/notes").write_text("mine")
+    other = new_voice()
+    nn.init.ones_(other.text_encoder.project.bias)
+    export(other, TOKENIZER, None, tmp_path / "out")
+    assert (tmp_path / "out/model.safetensors").read_bytes() != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out_versions"]
+    assert [path.name for path in (tmp_path / "out_versions").iterdir()] == ["0"]
+    assert (tmp_path / "out_versions/0/model.safetensors").read_bytes() == before
+    assert (tmp_path / "out/notes").read_text() == "mine"
+
+
+def test_export_takes_no_place_of_something_else(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("precious")
+    with pytest.raises(ConfigError, match="holds mine, and is no voice"):
+        export(new_voice(), TOKENIZER, None, tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
 def test_export_that_would_not_be_what_was_trained_is_refused_and_the_old_voice_kept(tmp_path):

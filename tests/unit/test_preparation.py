@@ -300,6 +300,7 @@ def test_what_an_interrupted_preparation_left_is_done_again(tmp_path: Path) -> N
     wavs.mkdir(parents=True)
     for name in ("audio_000000.wav", "audio_000007.wav", "12.part"):
         (wavs / name).write_bytes(b"half")
+    (tmp_path / "out/.preparing.jsonl").write_text('{"asked": {}}\n')
     prepare_into(tmp_path / "out", dataset)
     prepare_into(tmp_path / "fresh", dataset)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
@@ -313,6 +314,16 @@ def test_recordings_that_are_not_ours_are_never_deleted(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"interview\.wav was not written by prepare_data"):
         prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a"]))
     assert len(contents(tmp_path / "out")) == 2
+
+
+def test_recordings_that_are_named_like_ours_are_never_deleted(tmp_path: Path) -> None:
+    """Without the journal of a preparation they are somebody's."""
+    wavs = tmp_path / "out" / "wavs"
+    wavs.mkdir(parents=True)
+    (wavs / "audio_000000.wav").write_bytes(b"precious")
+    with pytest.raises(DataError, match="wavs was not written by prepare_data"):
+        prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a"]))
+    assert contents(tmp_path / "out") == {"wavs/audio_000000.wav": b"precious"}
 
 
 def test_the_data_set_itself_is_no_output_folder(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """``convert``: voices from other trainers, and for other programs."""
 
-from contextlib import ExitStack
 from pathlib import Path
 
-from vits_trainer import foreign, models, onnx_voice, original
+from vits_trainer import files, foreign, models, onnx_voice, original
 from vits_trainer.config_voices import ConvertConfig
 from vits_trainer.errors import ConfigError
+from vits_trainer.versions import claimed, require_place
 
 
 def run(config: ConvertConfig) -> int:
@@ -31,26 +31,26 @@ def run(config: ConvertConfig) -> int:
     print(f"{config.input}: {voice.kind}, {parameters / 1e6:.1f} M parameters, {judges}")
     for note in voice.notes:
         print(f"note: {note}")
-    try:
-        _write(voice, config.to, output)
-    except OSError as error:
-        raise _unwritable(output, error) from error
+    with claimed(output):
+        _require_absent(output)  # by now, too
+        try:
+            _write(voice, config.to, output)
+        except OSError as error:
+            raise _unwritable(output, error) from error
     print(f"The voice: {output}")
     return 0
 
 
 def _write(voice: foreign.ForeignVoice, kind: str, output: Path) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
     if kind == "hf":
         models.export(voice.model, voice.tokenizer, voice.discriminator, output)
     elif kind == "original":
         original.write(voice.model, voice.tokenizer, voice.discriminator, output)
     else:
-        onnx_voice.export(voice.model, voice.tokenizer, output)
-        with ExitStack() as unless_the_same:
-            unless_the_same.callback(output.unlink)
-            print(onnx_voice.compare(voice.model, output))
-            unless_the_same.pop_all()
+        with files.made_beside(output) as folder:
+            onnx_voice.export(voice.model, voice.tokenizer, folder / output.name)
+            print(onnx_voice.compare(voice.model, folder / output.name))
+            files.put(folder / output.name, output)
 
 
 def _unwritable(output: Path, error: OSError) -> ConfigError:
@@ -66,10 +66,15 @@ def _output(config: ConvertConfig) -> Path:
         output = Path(f"{name}.onnx" if config.to == "onnx" else f"{name}-{config.to}")
     if config.to == "onnx" and output.suffix != ".onnx":
         raise ConfigError(f"--output {output}: give a name that ends with .onnx.")
+    _require_absent(output)
+    require_place(output, "output", {})
+    return output
+
+
+def _require_absent(output: Path) -> None:
     try:
-        taken = output.exists()
+        taken = output.exists() or output.is_symlink()
     except OSError as error:
         raise _unwritable(output, error) from error
     if taken:
         raise ConfigError(f"--output {output} exists: give another name, or remove it.")
-    return output

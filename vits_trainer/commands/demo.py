@@ -1,7 +1,7 @@
 """``demo``: the whole way from recordings to a voice on the built-in corpus, by the very code of the other commands."""
 
 import json
-import shutil
+import re
 from pathlib import Path
 
 from vits_trainer.cli import parse
@@ -12,9 +12,18 @@ from vits_trainer.config_tools import DemoConfig
 from vits_trainer.config_voices import SynthesizeConfig
 from vits_trainer.corpus import speak_corpus
 from vits_trainer.errors import ConfigError
+from vits_trainer.files import Kind, is_ours, mark, remove
 from vits_trainer.pictures import loss_picture
 
-MARKER = "demo.json"
+DEMO = Kind(
+    "demo",
+    re.compile(
+        r"corpus/.*|training/((wavs|checkpoints|runs/demo)/.*|(metadata|rejected)\.csv|dataset\.json)"
+        r"|speech\.wav|losses\.png|demo\.json",
+        re.DOTALL,
+    ),
+    lambda folder: (folder / "demo.json").is_file(),
+)
 CURVES = ("generator/mel", "generator/kl", "generator/duration", "generator/adversarial", "discriminator/total")
 
 
@@ -53,11 +62,11 @@ def run(config: DemoConfig) -> int:
 
 def _clear(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
-        if not (folder / MARKER).is_file():
+        if not is_ours(folder, DEMO):
             raise ConfigError(f"--output_dir {folder} holds something else than an earlier demo: name another folder.")
-        shutil.rmtree(folder)
+        remove(folder, DEMO)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text('{"made by": "vits-trainer demo"}\n', encoding="utf-8")
+    mark(folder, DEMO)
 
 
 def _closing(folder: Path, run_dir: Path, last: dict[str, float]) -> str:

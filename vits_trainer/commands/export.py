@@ -5,6 +5,7 @@ from pathlib import Path
 from vits_trainer import checkpoint, models
 from vits_trainer.config_voices import ExportConfig
 from vits_trainer.text import load_tokenizer
+from vits_trainer.versions import claimed, require_place
 
 
 def run(config: ExportConfig) -> int:
@@ -12,17 +13,24 @@ def run(config: ExportConfig) -> int:
 
     Raises:
         CheckpointError: it is damaged, or no checkpoint.
+        ConfigError: in the voice's place is something else than a voice, or it cannot be written.
+        DataError: another process is at work in the voice's place.
         ModelError: a weight is not finite.
     """
     place = Path(config.checkpoint)
+    output_dir = Path(config.output_dir or place.resolve().parent.parent / "exported" / place.resolve().name)
+    require_place(output_dir, "output_dir", {"the checkpoint": place})
     checkpoint.verify(place)
+    with claimed(output_dir):
+        _export(place, output_dir, config.keep_versions)
+    print(f"The voice of {place}: {output_dir}")
+    return 0
+
+
+def _export(place: Path, output_dir: Path, keep_versions: int) -> None:
     model = models.model_to_restore(place / "voice")
     checkpoint.load_networks(place, model, None)
     checkpoint.load_average(place, model)
     judge = place / models.DISCRIMINATOR_FILE
     discriminator = models.load_discriminator(judge) if judge.is_file() else None
-    output_dir = Path(config.output_dir or place.resolve().parent.parent / "exported" / place.resolve().name)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    models.export(model, load_tokenizer(str(place / "voice")), discriminator, output_dir)
-    print(f"The voice of {place}: {output_dir}")
-    return 0
+    models.export(model, load_tokenizer(str(place / "voice")), discriminator, output_dir, keep_versions)

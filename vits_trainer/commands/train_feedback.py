@@ -4,7 +4,6 @@ import csv
 import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from vits_trainer.config_voices import FeedbackConfig
 from vits_trainer.data import PreparedSet, is_prepared, open_prepared, require_rate, split
 from vits_trainer.errors import ConfigError, DataError, RefusedVoiceError
 from vits_trainer.feedback import Correction, Verdict
-from vits_trainer.files import write_whole
+from vits_trainer.files import followed, is_ours, mark, remove, set_aside, write_whole
+from vits_trainer.learning import WORK, work_folder
 from vits_trainer.ledger import csv_cell
 from vits_trainer.models import audio_spec, read_config
 from vits_trainer.runtime import Runtime
@@ -28,8 +28,10 @@ def run(config: FeedbackConfig) -> int:
     """Learns what is new, judges the voice before and after, and puts the new one into place or refuses it.
 
     Raises:
-        ConfigError: several processes were started, or there is no version to roll back to.
-        DataError: there is no correction, or the new voice would be written over the one that is served.
+        ConfigError: several processes were started, something else than a voice would be lost, or there is no version
+            to roll back to.
+        DataError: there is no correction, the new voice would be written over the one that is served, or another
+            process is at work there.
         RefusedVoiceError: the new voice is not better.
     """
     logging.basicConfig(format="%(message)s")
@@ -37,16 +39,41 @@ def run(config: FeedbackConfig) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("Corrections are few: train_feedback runs in one process, without accelerate launch.")
     served = Path(config.model_dir)
-    with versions.claimed(served):
-        if config.rollback:
+    if config.rollback:
+        with versions.claimed(served):
             gone, back = versions.roll_back(served)
-            print(f"{served}: version {back} is served again; kept is {served}_versions/rolled-back-{gone}")
-            return 0
+        kept = versions.versions_of(served) / f"rolled-back-{gone}"
+        print(f"{served}: version {back} is served again; kept is {kept}")
+        return 0
+    _require_places(config)
+    # The output too, until the verdict: what is judged must be what was trained.
+    with versions.claimed(served), versions.claimed(Path(config.output_dir)):
         return _learn(config, served)
 
 
+def _require_places(config: FeedbackConfig) -> None:
+    """Refuses places where something else than a voice, or than an earlier work folder, would be lost."""
+    served, output, work = Path(config.model_dir), Path(config.output_dir), work_folder(config.output_dir)
+    if followed(output) == followed(served):
+        raise DataError(f"--output_dir {output} is the voice that is served. Name another folder for the new voice.")
+    begins_with_base = not (served / "config.json").is_file() and Path(config.base_model).exists()
+    kept = {
+        "--feedback_dir": config.feedback_dir,
+        "--data_dir": config.data_dir,
+        "--base_model": config.base_model if begins_with_base else None,
+    }
+    versions.require_place(served, "model_dir", {**kept, "--output_dir": output})
+    versions.require_place(output, "output_dir", {**kept, "--model_dir": served})
+    held = versions.held(followed(work), {**kept, "--model_dir": served})
+    if held or (os.path.lexists(work) and not is_ours(work, WORK)):
+        raise ConfigError(
+            f"{work}, where train_feedback works (--output_dir with _work behind it), {held or 'is not its own'}. "
+            "Nothing was changed: give another --output_dir."
+        )
+
+
 def _learn(config: FeedbackConfig, served: Path) -> int:
-    corrections = _corrections(config, served)
+    corrections = _corrections(config)
     learnt = versions.read_learnt(served)
     new = feedback.new_ones(corrections, learnt.corrections)
     if not new:
@@ -55,10 +82,11 @@ def _learn(config: FeedbackConfig, served: Path) -> int:
     old = [correction for correction in corrections if correction not in new]
     voice = str(served) if (served / "config.json").is_file() else config.base_model
     spec = audio_spec(read_config(voice))
-    output = Path(config.output_dir)
-    work = output.with_name(f"{output.name}_work")
-    shutil.rmtree(work, ignore_errors=True)
-
+    work = work_folder(config.output_dir)
+    if work.exists():
+        remove(work, WORK)
+    work.mkdir(parents=True, exist_ok=True)
+    mark(work, WORK)
     to_learn = _prepared(new, work / "corrections", spec.sampling_rate)
     known = _known_clips(config)
     if known is not None:
@@ -78,7 +106,7 @@ def _learn(config: FeedbackConfig, served: Path) -> int:
     code = train_vits.run(_training(config, voice, work))
     if code:
         return code
-    after = _judged(str(output), to_learn, known, config)
+    after = _judged(config.output_dir, to_learn, known, config)
     verdict = Verdict(
         feedback.changes(before["corrections"], after["corrections"]),
         feedback.changes(before["held_out"], after["held_out"]) if known is not None and known[2] else None,
@@ -93,32 +121,32 @@ def _decide(
     config: FeedbackConfig, served: Path, verdict: Verdict, learnt: versions.Learnt, learnt_now: Mapping[str, str]
 ) -> int:
     """Puts the new voice into place, or aside. Raises :class:`RefusedVoiceError`."""
-    output = Path(config.output_dir)
-    work = output.with_name(f"{output.name}_work")
+    output, work = Path(config.output_dir), work_folder(config.output_dir)
     version = versions.next_version(served)
     record = verdict.to_dict(list(learnt_now), version)
     write_whole(work / "verdict.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     if verdict.complaints:
-        output.rename(work / "refused")
-        raise RefusedVoiceError(f"{verdict} {served} is as it was; the refused voice is {work / 'refused'}.")
+        refused = work / "refused"
+        if refused.exists():  # somebody has put a file there
+            set_aside(refused, "earlier")
+        versions.set_apart(output, refused)
+        raise RefusedVoiceError(f"{verdict} {served} is as it was; the refused voice is {refused}.")
     told = {name: record[name] for name in ("words", "learnt", "version")}
-    versions.write_learnt(
-        output, versions.Learnt(version, {**learnt.corrections, **learnt_now}, (*learnt.verdicts, told))
-    )
-    versions.install(output, served, config.keep_versions)
+    now = versions.Learnt(version, {**learnt.corrections, **learnt_now}, (*learnt.verdicts, told))
+    with versions.replacing(served, config.keep_versions) as folder:
+        versions.copy(output, folder)
+        versions.write_learnt(folder, now)
     print(f"{verdict}\n{served} is version {version} now. Back to the one before: train_feedback --rollback")
     return 0
 
 
-def _corrections(config: FeedbackConfig, served: Path) -> list[Correction]:
-    folder, output = Path(config.feedback_dir), Path(config.output_dir)
+def _corrections(config: FeedbackConfig) -> list[Correction]:
+    folder = Path(config.feedback_dir)
     corrections = feedback.find_corrections(folder) if folder.is_dir() else []
     if not any(file.suffix == ".txt" for correction in corrections for file in correction.files):
         raise DataError(
             f"{folder} holds no correction. Each is two files: NAME.wav (what to say) and NAME.txt (its text)."
         )
-    if output.resolve() == served.resolve():
-        raise DataError(f"--output_dir {output} is the voice that is served. Name another folder for the new voice.")
     return corrections
 
 
@@ -175,6 +203,7 @@ def _training(config: FeedbackConfig, voice: str, work: Path) -> TrainConfig:
         epochs=1,  # the mix holds every pass
         precision=config.precision,
         seed=config.seed,
+        keep_versions=config.keep_versions,
         # All corrections are learnt from; the first pass is what its curves are of. The verdict has clips of its own.
         validation_fraction=0,
         validate_on_training_clips=True,

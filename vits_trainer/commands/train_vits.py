@@ -2,8 +2,8 @@
 
 import logging
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from transformers import VitsModel
 
-from vits_trainer import agreement, checkpoint, model_cards, models, resumption, vocabulary
+from vits_trainer import agreement, checkpoint, model_cards, models, resumption, run_folder, vocabulary
 from vits_trainer.accounts import Accounts
 from vits_trainer.audio import AudioSpec
 from vits_trainer.checkpoint import Checkpoints
@@ -21,6 +21,7 @@ from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ConfigError
 from vits_trainer.evaluation import Validation
 from vits_trainer.extension import extended
+from vits_trainer.files import followed
 from vits_trainer.framing import check_segment
 from vits_trainer.generator import Generator
 from vits_trainer.interruption import Interruption
@@ -38,6 +39,8 @@ from vits_trainer.stream import StreamedSet, StreamReader, TrainedNames, open_st
 from vits_trainer.text import VoiceTokenizer, build_tokenizer, load_tokenizer
 from vits_trainer.tracking import Outcome, Tracker, log_to_console, versions
 from vits_trainer.trainer import Trainer
+from vits_trainer.versions import claimed as claimed_voice
+from vits_trainer.versions import require_place
 from vits_trainer.vocabulary import Missing
 
 logger = logging.getLogger("vits_trainer")
@@ -55,7 +58,7 @@ def run(config: TrainConfig) -> int:
         _refuse_dropped_layers(config, runtime)
         # Only the main rank's machine need be logged in.
         runtime.from_main(lambda: model_cards.check_can_push(config))
-        with checkpoint.claimed(Path(config.checkpoint_dir), runtime):
+        with runtime.on_main(lambda: _claimed(config)):
             outcome = _train(config, data, runtime)
     is_main = runtime.is_main
     runtime.close()
@@ -64,6 +67,22 @@ def run(config: TrainConfig) -> int:
         address = model_cards.push(Path(config.output_dir), config.push_to_hub, config.hub_private)
         logger.info("The voice on the Hub: %s", address)
     return outcome.exit_code
+
+
+@contextmanager
+def _claimed(config: TrainConfig) -> Iterator[None]:
+    """Inside, no other process writes to the folders of the checkpoints and of the voice."""
+    output, start = Path(config.output_dir), config.model_name
+    kept = {
+        "--data_dir": config.data_dir if Path(config.data_dir).exists() else None,
+        "--checkpoint_dir": config.checkpoint_dir,
+        "--runs_dir": _runs_dir(config),
+        # Where the new voice takes the place of the very one that it began with, that one becomes a version.
+        "--model_name": start if start and Path(start).exists() and followed(Path(start)) != followed(output) else None,
+    }
+    require_place(output, "output_dir", kept)
+    with checkpoint.claimed(Path(config.checkpoint_dir)), claimed_voice(output):
+        yield
 
 
 def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
@@ -96,12 +115,13 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
     now = resumption.circumstances(name, config, prepared, rows, held_out, order, runtime)
     changes = [] if resume_from is None else resumption.changes(resume_from, now)
     checkpoints = Checkpoints(Path(config.checkpoint_dir), config.keep_checkpoints, runtime, now, config)
-    runs_dir = Path(config.runs_dir or _beside(config) / "runs")
+    run_dir = _runs_dir(config) / name
     facts = {"plan": asdict(plan), "versions": versions(), "machine": runtime.describe(), "data": prepared.summary}
     resumed_at = None if resume_from is None else int(checkpoint.read_record(resume_from)["state"]["update"])
-    interruption = Interruption(runs_dir / name / "STOP", config.save_before_s)
+    interruption = Interruption(run_dir / "STOP", config.save_before_s)
     # Signals are noted up to the end, as a launcher sends one where another rank has failed: this one must still tell.
-    with interruption, Tracker(runs_dir / name, config, facts, runtime.is_main, resumed_at) as tracker:
+    tracked = Tracker(run_dir, config, facts, runtime.is_main, resumed_at)
+    with interruption, runtime.on_main(lambda: run_folder.claimed(run_dir)), tracked as tracker:
         trainer = Trainer(
             config, plan, runtime, objective, generator, discriminator, tokenizer, order, reader,
             _accounts(config, data, order), validation, checkpoints, tracker, interruption,
@@ -120,7 +140,7 @@ def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> Outcome:
             tracker.outcome = Outcome(DONE, trainer.state.update)
             if runtime.is_main:
                 update = _take_the_voice(trainer, model, discriminator)
-                models.export(model, tokenizer, discriminator, Path(config.output_dir))
+                models.export(model, tokenizer, discriminator, Path(config.output_dir), config.keep_versions)
                 story = Story(
                     config=config,
                     data=prepared.summary,
@@ -184,10 +204,11 @@ def _data(config: TrainConfig) -> _Data:
     return _Data(prepared, rows, rows[: config.validation_max_clips] if config.validate_on_training_clips else held_out)
 
 
-def _beside(config: TrainConfig) -> Path:
-    """The folder that a run's record lies in: with the data, where these are a folder of this machine."""
+def _runs_dir(config: TrainConfig) -> Path:
+    """Where runs' records lie: with the data by default, where these are a folder of this machine."""
     folder = Path(config.data_dir)
-    return folder if folder.is_dir() else Path(config.checkpoint_dir).parent
+    beside = folder if folder.is_dir() else Path(config.checkpoint_dir).parent
+    return Path(config.runs_dir or beside / "runs")
 
 
 def _reader(
@@ -296,7 +317,7 @@ def _run_name(config: TrainConfig, resume_from: Path | None, runtime: Runtime) -
     """One name on every rank: as given, as before, or from the time. Runs on every rank."""
     if config.run_name is None and resume_from is not None:
         return str(checkpoint.read_record(resume_from)["circumstances"]["fixed"]["run_name"])
-    return config.run_name or runtime.from_main(lambda: time.strftime("train_vits-%Y%m%d-%H%M%S"))
+    return config.run_name or runtime.from_main(lambda: run_folder.new_name(_runs_dir(config)))
 
 
 def _introduce(

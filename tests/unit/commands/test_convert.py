@@ -164,8 +164,8 @@ def test_nothing_is_left_where_writing_fails(
         raise OSError(28, "No space left on device")
 
     source = write_original(tmp_path / "mms")
-    monkeypatch.setattr("vits_trainer.models.replace_directory", full)
-    monkeypatch.setattr("vits_trainer.original.replace_directory", full)
+    monkeypatch.setattr("vits_trainer.versions.install", full)
+    monkeypatch.setattr("vits_trainer.original.put", full)
     assert convert(source, "--to", kind, "--output", tmp_path / "out/voice") == 2
     assert "cannot be written (No space left on device)" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []

@@ -6,6 +6,7 @@ import pytest
 
 from tests.voices import wandb_history
 from vits_trainer.__main__ import main
+from vits_trainer.commands import demo
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -28,6 +29,19 @@ def test_demo_leaves_what_it_names(tmp_path: Path, capsys: pytest.CaptureFixture
     paths = [file.parent / "files" / value for key, value in media if key.endswith("/path")]
     assert len(paths) == 6  # three a validation
     assert all(path.is_file() for path in paths)
+
+
+@pytest.mark.parametrize("marker", [".vits_trainer.json", "demo.json"])  # of earlier versions
+def test_only_what_the_demo_made_is_cleared_away(tmp_path: Path, marker: str) -> None:
+    ours = ["corpus/a.wav", "training/wavs/a.wav", "training/metadata.csv", "training/runs/demo/train.log"]
+    mine = ["notes.txt", "training/runs/own/train.log", "training/final_model_2/config.json", "training/ideas.txt"]
+    for name in (*ours, *mine):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / marker).write_text('{"kind": "demo"}')
+    demo._clear(tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*mine, ".vits_trainer.json"}
 
 
 def test_other_folders_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
