@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.speech import voice
 from vits_trainer.architecture import Architecture, DiscriminatorShape
-from vits_trainer.audio import AudioSpec, log_mel, mel_filterbank, spectrogram
+from vits_trainer.audio import AudioSpec, log_mel, spectrogram
 from vits_trainer.config import LossWeights
 from vits_trainer.data import Batch, Clip, collate
 from vits_trainer.discriminator import Discriminator
@@ -214,27 +214,22 @@ def test_losses_do_not_depend_on_padding(kind, clips):
     assert losses_of(wider, [12, 0], kind) == pytest.approx(losses_of(batch, [12, 0], kind), rel=1e-5)
 
 
-@pytest.fixture
-def double_precision(monkeypatch):
-    """Everything in float64: in float32 the signs of L1 and of leaky ReLUs flip with the last bit, which moves a
-    gradient by 1e-3 of its norm."""
-    mel_filterbank.cache_clear()
-    torch.set_default_dtype(torch.float64)
-    monkeypatch.setattr(Tensor, "float", Tensor.double)
-    yield
-    torch.set_default_dtype(torch.float32)
-    mel_filterbank.cache_clear()
+def in_float64(batch: Batch) -> Batch:
+    return replace(batch, waveform=batch.waveform.double())
 
 
-@pytest.mark.usefixtures("double_precision")
 def test_shares_of_an_update_add_up_to_the_joined_batch():
-    """Losses and gradients, however the clips are dealt to micro-batches, silence included."""
+    """Losses and gradients, however the clips are dealt to micro-batches, silence included.
+
+    In float64: in float32 the signs of L1 and of leaky ReLUs flip with the last bit, which moves a gradient by 1e-3 of
+    its norm.
+    """
     whole = [(LONG, 12), (SHORT, 3), (SHORTER_THAN_SEGMENT, 0), (clip(22, 7, seed=5), 9)]
-    judge, aim = build_judge(), objective()
+    judge, aim = build_judge().double(), objective()
 
     def run(parts: list[list[tuple[Clip, int]]]) -> tuple[dict[str, float], dict[str, Tensor]]:
-        generator, found = build(), dict.fromkeys(aim.generator_loss_names, 0.0)
-        batches = [batch_of(*(one for one, _ in part)) for part in parts]
+        generator, found = build().double(), dict.fromkeys(aim.generator_loss_names, 0.0)
+        batches = [in_float64(batch_of(*(one for one, _ in part))) for part in parts]
         counts = Normalisers(*(sum(column) for column in zip(*map(aim.normalisers, batches), strict=True)))
         for batch, part in zip(batches, parts, strict=True):
             starts = torch.tensor([start for _, start in part] or [0])
