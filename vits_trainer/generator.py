@@ -27,6 +27,8 @@ class Synthesis(NamedTuple):
     """(B,) first frame of each segment."""
     duration_loss: Tensor
     """(B,) loss of each clip's durations, summed over its tokens."""
+    posterior: Tensor
+    """(B, C, T) the posterior's sample, ``z``."""
     latents: Tensor
     """(B, C, T) the posterior's sample after the flow, ``z_p``."""
     posterior_log_std: Tensor
@@ -110,6 +112,7 @@ class Generator(nn.Module):
             duration_loss=duration_loss(
                 self.model.duration_predictor, hidden, text_mask, speaker, token_durations, self.noise
             ),
+            posterior=posterior,
             latents=latents,
             posterior_log_std=posterior_log_std,
             prior_mean=prior_mean,

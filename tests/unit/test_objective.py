@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.speech import voice
 from vits_trainer.architecture import Architecture, DiscriminatorShape
@@ -244,6 +245,31 @@ def test_shares_of_an_update_add_up_to_the_joined_batch():
         assert losses == pytest.approx(joined_losses, rel=1e-12)
         difference = torch.stack([(found[name] - joined_gradients[name]).norm() for name in found]).norm()
         assert difference / torch.stack([gradient.norm() for gradient in joined_gradients.values()]).norm() < 1e-12
+
+
+class Casts(TorchDispatchMode):
+    """Collects the casts from float64 to a narrower type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrowing: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64 != result.dtype:
+            self.narrowing.append(result.dtype)
+        return result
+
+
+@pytest.mark.parametrize("kind", ["vits", "mel"])
+def test_float64_is_cast_down_nowhere(kind):
+    generator, judge, aim = build(kind).double(), build_judge().double(), objective(kind)
+    with Casts() as casts:
+        comparison = aim.synthesize(generator, in_float64(batch_of(LONG, SHORT)))
+        found = aim.generator_losses(judge, comparison) | aim.discriminator_losses(judge, comparison)
+        torch.zeros(1, dtype=torch.float64).float()  # what is looked for
+    assert {loss.dtype for loss in found.values()} == {torch.float64}
+    assert casts.narrowing == [torch.float32]
 
 
 def test_silence_weighs_nothing():
