@@ -4,12 +4,15 @@ Of all ways to give each frame one token, in order and leaving out none, the sea
 """
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from vits_trainer.precision import at_least_float32
 
 
 def log_likelihoods(latents: Tensor, means: Tensor, log_stds: Tensor) -> Tensor:
@@ -21,10 +24,10 @@ def log_likelihoods(latents: Tensor, means: Tensor, log_stds: Tensor) -> Tensor:
         log_stds: (B, C, S) logarithm of the prior's standard deviation.
 
     Returns:
-        (B, T, S) float32.
+        (B, T, S) in the type of the arguments, at least float32.
     """
     with torch.autocast(latents.device.type, enabled=False):
-        latents, means, log_stds = latents.float(), means.float(), log_stds.float()
+        latents, means, log_stds = map(at_least_float32, (latents, means, log_stds))
         precision = torch.exp(-2 * log_stds)
         constant = (-0.5 * math.log(2 * math.pi) - log_stds - 0.5 * means.square() * precision).sum(1)
         squares = torch.matmul(-0.5 * latents.square().transpose(1, 2), precision)
@@ -43,24 +46,21 @@ def search(scores: Tensor, frame_lengths: Tensor, token_lengths: Tensor) -> Tens
     Returns:
         (B, T) int64, the token of each frame, on the device of ``scores``; 0 behind a clip's last frame.
     """
+    scores = at_least_float32(scores.detach()).contiguous()
     if scores.is_cuda:
         from vits_trainer.alignment_gpu import search_on_gpu  # noqa: PLC0415 - Triton is there with a GPU only
 
-        return search_on_gpu(scores.detach().float().contiguous(), frame_lengths, token_lengths)
+        return search_on_gpu(scores, frame_lengths, token_lengths)
     token_of_frame = np.zeros(scores.shape[:2], dtype=np.int64)
-    _search_batch(
-        scores.detach().float().cpu().contiguous().numpy(),
-        frame_lengths.cpu().numpy(),
-        token_lengths.cpu().numpy(),
-        token_of_frame,
-    )
+    _search_batch(scores.cpu().numpy(), frame_lengths.cpu().numpy(), token_lengths.cpu().numpy(), token_of_frame)
     return torch.from_numpy(token_of_frame).to(scores.device)
 
 
 def durations(token_of_frame: Tensor, frame_mask: Tensor, tokens: int) -> Tensor:
-    """Frames given to each token: (B, T) tokens of frames and (B, 1, T) mask to (B, 1, S) float32."""
-    counts = torch.zeros(token_of_frame.shape[0], tokens, device=token_of_frame.device)
-    return counts.scatter_add_(1, token_of_frame, frame_mask[:, 0].float())[:, None]
+    """Frames given to each token: (B, T) tokens of frames and (B, 1, T) mask to (B, 1, S) in the mask's type, at least
+    float32."""
+    valid = at_least_float32(frame_mask[:, 0])
+    return valid.new_zeros(len(valid), tokens).scatter_add_(1, token_of_frame, valid)[:, None]
 
 
 def expand(values: Tensor, token_of_frame: Tensor, frame_mask: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def expand(values: Tensor, token_of_frame: Tensor, frame_mask: Tensor) -> Tensor
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _search_batch(
-    scores: NDArray[np.float32],
+    scores: NDArray[np.floating[Any]],
     frame_lengths: NDArray[np.int64],
     token_lengths: NDArray[np.int64],
     token_of_frame: NDArray[np.int64],
@@ -82,15 +82,17 @@ def _search_batch(
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _search_clip(scores: NDArray[np.float32], frames: int, tokens: int, token_of_frame: NDArray[np.int64]) -> None:
+def _search_clip(
+    scores: NDArray[np.floating[Any]], frames: int, tokens: int, token_of_frame: NDArray[np.int64]
+) -> None:
     """Forward row by row (one frame after the other), then back along the better predecessors.
 
     A row is computed whole and without a branch, so that the processor takes many tokens at a time; tokens that cannot
     be reached yet have the score minus infinity.
     """
     advanced = np.empty((frames, tokens), dtype=np.bool_)
-    best = np.full(tokens + 1, -np.inf, dtype=np.float32)  # with a wall to the left of the first token
-    following = np.full(tokens + 1, -np.inf, dtype=np.float32)
+    best = np.full(tokens + 1, -np.inf, dtype=scores.dtype)  # with a wall to the left of the first token
+    following = np.full(tokens + 1, -np.inf, dtype=scores.dtype)
     best[1] = scores[0, 0]
     for t in range(1, frames):
         for s in range(tokens):

@@ -10,7 +10,7 @@ def search_on_gpu(scores: Tensor, frame_lengths: Tensor, token_lengths: Tensor) 
     """:func:`vits_trainer.alignment.search`, where ``scores`` is.
 
     Args:
-        scores: (B, T, S) float32, contiguous; only read.
+        scores: (B, T, S) float32 or float64, contiguous; only read.
         frame_lengths: (B,) int64.
         token_lengths: (B,) int64.
 
@@ -21,7 +21,7 @@ def search_on_gpu(scores: Tensor, frame_lengths: Tensor, token_lengths: Tensor) 
     block = triton.next_power_of_2(tokens)
     token_of_frame = torch.zeros(clips, frames, dtype=torch.int64, device=scores.device)
     advanced = torch.empty(clips, frames, tokens, dtype=torch.int8, device=scores.device)
-    rows = torch.empty(clips, 2, block, dtype=torch.float32, device=scores.device)
+    rows = torch.empty(clips, 2, block, dtype=scores.dtype, device=scores.device)
     warps = max(1, min(8, block // 64))
     _search_clip[(clips,)](
         scores, frame_lengths, token_lengths, rows, advanced, token_of_frame, frames, tokens, block, num_warps=warps

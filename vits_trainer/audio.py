@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import torchaudio
 from torch import Tensor
+from transformers.audio_utils import mel_filter_bank
+
+from vits_trainer.precision import at_least_float32
 
 LOG_MEL_FLOOR = 1e-5
 MAGNITUDE_EPS = 1e-6
@@ -54,15 +56,15 @@ def spectrogram(waveform: Tensor, frame_lengths: Tensor, spec: AudioSpec) -> Ten
         spec: the voice's framing.
 
     Returns:
-        (B, F, T) float32, T = N // hop; zero behind each clip's end.
+        (B, F, T), T = N // hop, in the type of ``waveform``, at least float32; zero behind each clip's end.
 
     Raises:
         TypeError: integers, as a batch has them before it is moved.
     """
     if not waveform.is_floating_point():
         raise TypeError(f"samples are {waveform.dtype}, where -1 to 1 is expected: move the batch to its device first")
-    reflected = _reflect_ends(waveform.float(), frame_lengths * spec.hop, spec.reflected_samples)
-    window = torch.hann_window(spec.window, device=waveform.device)
+    reflected = _reflect_ends(at_least_float32(waveform), frame_lengths * spec.hop, spec.reflected_samples)
+    window = hann_window(spec.window, reflected.dtype, reflected.device)
     with torch.autocast(waveform.device.type, enabled=False):
         stft = torch.stft(reflected, spec.n_fft, spec.hop, spec.window, window, center=False, return_complex=True)
         magnitude = torch.sqrt(stft.real.square() + stft.imag.square() + MAGNITUDE_EPS)
@@ -78,31 +80,38 @@ def log_mel(magnitude: Tensor, spec: AudioSpec) -> Tensor:
         spec: the voice's framing.
 
     Returns:
-        (B, M, T) float32.
+        (B, M, T) in the type of ``magnitude``, at least float32.
     """
-    filters = mel_filterbank(spec).to(magnitude.device)
+    magnitude = at_least_float32(magnitude)
+    filters = mel_filterbank(spec, magnitude.dtype, magnitude.device)
     with torch.autocast(magnitude.device.type, enabled=False):
-        mel = torch.matmul(filters, magnitude.float())
+        mel = torch.matmul(filters, magnitude)
     return torch.log(torch.clamp(mel, min=LOG_MEL_FLOOR))
 
 
 @lru_cache(maxsize=8)
-def mel_filterbank(spec: AudioSpec) -> Tensor:
-    """Slaney's mel filters, area-normalised: (M, F) float32 on the CPU."""
-    filters: Tensor = torchaudio.functional.melscale_fbanks(
-        n_freqs=spec.n_fft // 2 + 1,
-        f_min=spec.mel_min_hz,
-        f_max=spec.mel_max_hz or spec.sampling_rate / 2,
-        n_mels=spec.mel_bands,
-        sample_rate=spec.sampling_rate,
+def hann_window(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Hann's periodic window, computed in float64: (size,)."""
+    return torch.hann_window(size, dtype=torch.float64).to(device, dtype)
+
+
+@lru_cache(maxsize=8)
+def mel_filterbank(spec: AudioSpec, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+    """Slaney's mel filters, area-normalised, computed in float64: (M, F)."""
+    filters = mel_filter_bank(
+        num_frequency_bins=spec.n_fft // 2 + 1,
+        num_mel_filters=spec.mel_bands,
+        min_frequency=spec.mel_min_hz,
+        max_frequency=spec.mel_max_hz or spec.sampling_rate / 2,
+        sampling_rate=spec.sampling_rate,
         norm="slaney",
         mel_scale="slaney",
     )
-    return filters.T.contiguous()
+    return torch.from_numpy(filters.T).to(device, dtype).contiguous()
 
 
 def frame_mask(lengths: Tensor, size: int) -> Tensor:
-    """(B, 1, size) of ones up to each length, then zeros, in float32."""
+    """(B, 1, size) of ones up to each length, then zeros, in float32: they are exact in any type."""
     positions = torch.arange(size, device=lengths.device)
     return (positions < lengths[:, None]).float()[:, None]
 

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.vits.modeling_vits import VitsConvFlow, VitsStochasticDurationPredictor
 
+from vits_trainer.precision import at_least_float32
+
 LOG_2_PI = math.log(2 * math.pi)
 MIN_BIN, MIN_DERIVATIVE = 1e-3, 1e-3
 """VITS's: least share of the spline's interval for a bin, least slope at a knot."""
@@ -30,11 +32,12 @@ def duration_loss(
         noise: draws the stochastic predictor's noise.
 
     Returns:
-        (B,) float32.
+        (B,) in the type of ``hidden``, at least float32.
     """
     with torch.autocast(hidden.device.type, enabled=False):
-        hidden, durations = hidden.float(), durations.float()
-        speaker = None if speaker is None else speaker.float()
+        hidden = at_least_float32(hidden)
+        durations = durations.to(hidden.dtype)
+        speaker = None if speaker is None else speaker.to(hidden.dtype)
         if isinstance(predictor, VitsStochasticDurationPredictor):
             return _stochastic_nll(predictor, hidden, text_mask, speaker, durations, noise)
         log_durations = torch.log(durations + 1e-6) * text_mask

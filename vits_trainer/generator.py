@@ -12,6 +12,7 @@ from vits_trainer import alignment
 from vits_trainer.audio import cut_segments, frame_mask, random_segment_starts
 from vits_trainer.durations import Noise, duration_loss
 from vits_trainer.encoders import encode_text, flow, reversed_flow, wavenet
+from vits_trainer.precision import at_least_float32
 
 
 class Synthesis(NamedTuple):
@@ -26,6 +27,8 @@ class Synthesis(NamedTuple):
     """(B,) first frame of each segment."""
     duration_loss: Tensor
     """(B,) loss of each clip's durations, summed over its tokens."""
+    posterior: Tensor
+    """(B, C, T) the posterior's sample, ``z``."""
     latents: Tensor
     """(B, C, T) the posterior's sample after the flow, ``z_p``."""
     posterior_log_std: Tensor
@@ -86,7 +89,7 @@ class Generator(nn.Module):
         speaker = None if speaker_ids is None else self.model.embed_speaker(speaker_ids)[:, :, None]
 
         hidden, token_mean, token_log_std = self._run(encode_text, self.model.text_encoder, tokens, text_mask)
-        token_mean, token_log_std = token_mean.float(), token_log_std.float()
+        token_mean, token_log_std = at_least_float32(token_mean), at_least_float32(token_log_std)
 
         posterior, posterior_log_std, latents = self._posterior(spectrogram, frames, speaker)
         with torch.no_grad():
@@ -109,6 +112,7 @@ class Generator(nn.Module):
             duration_loss=duration_loss(
                 self.model.duration_predictor, hidden, text_mask, speaker, token_durations, self.noise
             ),
+            posterior=posterior,
             latents=latents,
             posterior_log_std=posterior_log_std,
             prior_mean=prior_mean,
@@ -119,16 +123,16 @@ class Generator(nn.Module):
         )
 
     def _posterior(self, spectrogram: Tensor, frames: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The posterior's sample, its log standard deviation, and the sample after the flow: (B, C, T) float32 each."""
+        """The posterior's sample, its log standard deviation, and the sample after the flow: (B, C, T) each."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.decode_from == "posterior"):
             sample, log_std = self._sample(spectrogram, frames, speaker)
-            return sample, log_std, self._run(flow, self.model.flow, sample, frames, speaker).float()
+            return sample, log_std, at_least_float32(self._run(flow, self.model.flow, sample, frames, speaker))
 
     def _sample(self, spectrogram: Tensor, frames: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor]:
         # Not ``encoder(...)``, which draws its noise itself.
         encoder = self.model.posterior_encoder
         hidden = self._run(wavenet, encoder.wavenet, encoder.conv_pre(spectrogram) * frames, frames, speaker)
-        mean, log_std = (encoder.conv_proj(hidden) * frames).float().chunk(2, dim=1)
+        mean, log_std = at_least_float32(encoder.conv_proj(hidden) * frames).chunk(2, dim=1)
         return (mean + self.noise(mean) * torch.exp(log_std)) * frames, log_std
 
     def _run(self, part: Callable[..., Any], *given: Any) -> Any:

@@ -1,14 +1,16 @@
 """The terms of the VITS objective (Kim et al. 2021, section 2), as formulas without weights.
 
 Each is a sum over clips, frames or tokens: what it is divided by is counted over a whole update (``objective``), so
-that processes and micro-batches of unequal sizes give the gradient of the joined batch. All of them compute in float32,
-whatever the networks ran in. Shapes: B clips, C channels, T frames.
+that processes and micro-batches of unequal sizes give the gradient of the joined batch. All of them compute at least in
+float32, whatever the networks ran in. Shapes: B clips, C channels, T frames.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from vits_trainer.precision import at_least_float32
 
 
 def mel_l1(generated: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -19,7 +21,7 @@ def mel_l1(generated: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         target: (B, M, T) log-mel.
         mask: (B, 1, T), zero where a clip is shorter than its segment.
     """
-    difference = (generated.float() - target.float()).abs() * mask
+    difference = (at_least_float32(generated) - at_least_float32(target)).abs() * mask
     return difference.sum() / generated.shape[1]
 
 
@@ -38,7 +40,7 @@ def kl_divergence(
     Returns:
         The sum over channels and valid frames.
     """
-    z, log_q, m_p, log_p = (x.float() for x in (latents, posterior_log_std, prior_mean, prior_log_std))
+    z, log_q, m_p, log_p = map(at_least_float32, (latents, posterior_log_std, prior_mean, prior_log_std))
     divergence = log_p - log_q - 0.5 + 0.5 * (z - m_p).square() * torch.exp(-2 * log_p)
     return (divergence * mask).sum()
 
@@ -50,14 +52,14 @@ def discriminator_lsgan(real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple
         real: (B, positions) scores of each discriminator.
         fake: the same, on generated segments.
     """
-    real_loss = torch.stack([(1 - score.float()).square().mean() * len(score) for score in real]).sum()
-    fake_loss = torch.stack([score.float().square().mean() * len(score) for score in fake]).sum()
+    real_loss = torch.stack([(1 - at_least_float32(score)).square().mean() * len(score) for score in real]).sum()
+    fake_loss = torch.stack([at_least_float32(score).square().mean() * len(score) for score in fake]).sum()
     return real_loss, fake_loss
 
 
 def generator_lsgan(fake: Sequence[Tensor]) -> Tensor:
     """Least-squares loss of the generator, a sum over the discriminators and the clips."""
-    return torch.stack([(1 - score.float()).square().mean() * len(score) for score in fake]).sum()
+    return torch.stack([(1 - at_least_float32(score)).square().mean() * len(score) for score in fake]).sum()
 
 
 def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -66,7 +68,7 @@ def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[T
     A mean over each layer's activations, a sum over layers, discriminators and clips.
     """
     layers = [
-        (r.detach().float() - f.float()).abs().mean() * len(f)
+        (at_least_float32(r.detach()) - at_least_float32(f)).abs().mean() * len(f)
         for real_layers, fake_layers in zip(real, fake, strict=True)
         for r, f in zip(real_layers, fake_layers, strict=True)
     ]

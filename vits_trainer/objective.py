@@ -17,6 +17,7 @@ from vits_trainer.audio import AudioSpec, cut_segments, frame_mask, log_mel, spe
 from vits_trainer.config import LossWeights, ObjectiveKind
 from vits_trainer.data import Batch
 from vits_trainer.generator import Synthesis
+from vits_trainer.precision import at_least_float32
 
 
 class Normalisers(NamedTuple):
@@ -92,7 +93,7 @@ class Objective:
         hop = self.spec.hop
         valid_frames = (batch.frame_lengths - starts).clamp(max=self.segment_frames)
         audible = frame_mask(valid_frames * hop, self.segment_frames * hop)
-        generated = synthesis.waveform.float() * audible
+        generated = at_least_float32(synthesis.waveform) * audible
         return Comparison(
             synthesis=synthesis,
             normalisers=(normalisers or self.normalisers(batch)) if batch.clip_ids else WEIGHTLESS,

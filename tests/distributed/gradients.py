@@ -5,6 +5,7 @@ from the joined batch's, as a part of its norm.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,12 +29,10 @@ PARTS = [[(0, 1, 2), (3,)], [(4,), ()]]
 
 
 def gradient(network: nn.Module) -> Tensor:
-    return torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in network.parameters()])
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in network.parameters()])
 
 
 def main(data_dir: Path) -> None:
-    torch.set_default_dtype(torch.float64)
-    Tensor.float = Tensor.double  # in float32 the signs of L1 and leaky ReLUs flip with the last bit
     runtime = Runtime("fp32", 2)
     prepared = open_prepared(data_dir)
     tokenizer = build_tokenizer(prepared.rows["text"])
@@ -41,16 +40,17 @@ def main(data_dir: Path) -> None:
     model = new_model(Architecture(**SIZES), tokenizer, [])
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.05)
-    generator = Generator(model, "posterior", 16).eval()
+    generator = Generator(model.double(), "posterior", 16).eval()
     generator.noise = torch.zeros_like
     generator.forward = first_segments(generator)
-    judge = Discriminator(DiscriminatorShape((2, 3), 8)).eval()
+    judge = Discriminator(DiscriminatorShape((2, 3), 8)).double().eval()
     spec = audio_spec(model.config)
     objective, reader = Objective("vits", LossWeights(), spec, 16), ClipReader(prepared, tokenizer, spec, None)
 
     def batches(parts: list[tuple[int, ...]]) -> list:
         read = [reader.__getitems__(MicroBatch(rows, 0, 0, rows == parts[-1]))[0] for rows in parts]
-        return [batch.to(runtime.device) for batch in read]
+        moved = [batch.to(runtime.device) for batch in read]
+        return [replace(batch, waveform=batch.waveform.double()) for batch in moved]
 
     def turns(networks: dict[str, nn.Module], own: list, counts: Normalisers, scale: float) -> dict[str, Tensor]:
         for batch in own:

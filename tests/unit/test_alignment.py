@@ -46,6 +46,14 @@ def test_search_finds_the_best_of_all_paths(frames, tokens):
         assert search(scores[None], lengths(frames), lengths(tokens))[0].tolist() == best
 
 
+def test_search_in_float64_tells_scores_apart_that_are_alike_in_float32():
+    scores = 1000 + 1e-9 * torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert len(scores.float().unique()) == 1
+    best = max(every_path(6, 3), key=lambda path: value_of(scores, path))
+    assert search(scores[None], lengths(6), lengths(3))[0].tolist() == best
+    assert search(scores[None].float(), lengths(6), lengths(3))[0].tolist() != best
+
+
 @pytest.mark.parametrize("offset", [0.0, -1e4])
 def test_search_equals_the_published_package(offset):
     generator = torch.Generator().manual_seed(3)
@@ -147,13 +155,17 @@ from vits_trainer.alignment import search
 from vits_trainer.alignment_gpu import search_on_gpu
 generator = torch.Generator().manual_seed(1)
 cases = 0
+
+def close(scores):
+    return 1000 + 1e-9 * scores.double()  # alike in float32
+
 for frames, tokens in [(1, 1), (2, 1), (9, 9), (40, 17), (33, 32), (70, 64)]:
     for clips in (1, 3):
-        for kind in ("random", "ties", "steep"):
+        for kind in ("random", "ties", "steep", "close"):
             token_lengths = torch.randint(1, tokens + 1, (clips,), generator=generator)
             frame_lengths = torch.maximum(token_lengths, torch.randint(1, frames + 1, (clips,), generator=generator))
             scores = torch.randn(clips, frames, tokens, generator=generator) * 30
-            scores = {"random": scores, "ties": scores.sign(), "steep": scores * 1e4}[kind]
+            scores = {"random": scores, "ties": scores.sign(), "steep": scores * 1e4, "close": close(scores)}[kind]
             kept = scores.clone()
             found = search_on_gpu(scores, frame_lengths, token_lengths)
             assert torch.equal(scores, kept), "the input was changed"
@@ -169,7 +181,7 @@ def test_gpu_search_is_the_cpus_in_tritons_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ended = subprocess.run([sys.executable, "-c", ON_GPU], capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stderr
-    assert int(ended.stdout) == 36
+    assert int(ended.stdout) == 48
 
 
 @pytest.mark.gpu

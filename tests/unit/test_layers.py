@@ -13,7 +13,7 @@ PACKAGE = Path(vits_trainer.__file__).parent
 
 # From the ground up. A file imports only from rows above its own.
 ROWS = (
-    "cpu_threads errors privacy alignment_gpu",
+    "cpu_threads errors privacy precision alignment_gpu",
     "languages framing",
     "architecture",
     "config audio alignment losses durations encoders metrics text recordings order speakers files accounts charts",

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.speech import voice
 from vits_trainer.architecture import Architecture, DiscriminatorShape
-from vits_trainer.audio import AudioSpec, log_mel, mel_filterbank, spectrogram
+from vits_trainer.audio import AudioSpec, log_mel, spectrogram
 from vits_trainer.config import LossWeights
 from vits_trainer.data import Batch, Clip, collate
 from vits_trainer.discriminator import Discriminator
@@ -214,27 +215,22 @@ def test_losses_do_not_depend_on_padding(kind, clips):
     assert losses_of(wider, [12, 0], kind) == pytest.approx(losses_of(batch, [12, 0], kind), rel=1e-5)
 
 
-@pytest.fixture
-def double_precision(monkeypatch):
-    """Everything in float64: in float32 the signs of L1 and of leaky ReLUs flip with the last bit, which moves a
-    gradient by 1e-3 of its norm."""
-    mel_filterbank.cache_clear()
-    torch.set_default_dtype(torch.float64)
-    monkeypatch.setattr(Tensor, "float", Tensor.double)
-    yield
-    torch.set_default_dtype(torch.float32)
-    mel_filterbank.cache_clear()
+def in_float64(batch: Batch) -> Batch:
+    return replace(batch, waveform=batch.waveform.double())
 
 
-@pytest.mark.usefixtures("double_precision")
 def test_shares_of_an_update_add_up_to_the_joined_batch():
-    """Losses and gradients, however the clips are dealt to micro-batches, silence included."""
+    """Losses and gradients, however the clips are dealt to micro-batches, silence included.
+
+    In float64: in float32 the signs of L1 and of leaky ReLUs flip with the last bit, which moves a gradient by 1e-3 of
+    its norm.
+    """
     whole = [(LONG, 12), (SHORT, 3), (SHORTER_THAN_SEGMENT, 0), (clip(22, 7, seed=5), 9)]
-    judge, aim = build_judge(), objective()
+    judge, aim = build_judge().double(), objective()
 
     def run(parts: list[list[tuple[Clip, int]]]) -> tuple[dict[str, float], dict[str, Tensor]]:
-        generator, found = build(), dict.fromkeys(aim.generator_loss_names, 0.0)
-        batches = [batch_of(*(one for one, _ in part)) for part in parts]
+        generator, found = build().double(), dict.fromkeys(aim.generator_loss_names, 0.0)
+        batches = [in_float64(batch_of(*(one for one, _ in part))) for part in parts]
         counts = Normalisers(*(sum(column) for column in zip(*map(aim.normalisers, batches), strict=True)))
         for batch, part in zip(batches, parts, strict=True):
             starts = torch.tensor([start for _, start in part] or [0])
@@ -249,6 +245,31 @@ def test_shares_of_an_update_add_up_to_the_joined_batch():
         assert losses == pytest.approx(joined_losses, rel=1e-12)
         difference = torch.stack([(found[name] - joined_gradients[name]).norm() for name in found]).norm()
         assert difference / torch.stack([gradient.norm() for gradient in joined_gradients.values()]).norm() < 1e-12
+
+
+class Casts(TorchDispatchMode):
+    """Collects the casts from float64 to a narrower type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrowing: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64 != result.dtype:
+            self.narrowing.append(result.dtype)
+        return result
+
+
+@pytest.mark.parametrize("kind", ["vits", "mel"])
+def test_float64_is_cast_down_nowhere(kind):
+    generator, judge, aim = build(kind).double(), build_judge().double(), objective(kind)
+    with Casts() as casts:
+        comparison = aim.synthesize(generator, in_float64(batch_of(LONG, SHORT)))
+        found = aim.generator_losses(judge, comparison) | aim.discriminator_losses(judge, comparison)
+        torch.zeros(1, dtype=torch.float64).float()  # what is looked for
+    assert {loss.dtype for loss in found.values()} == {torch.float64}
+    assert casts.narrowing == [torch.float32]
 
 
 def test_silence_weighs_nothing():
