@@ -173,7 +173,7 @@ class Checkpoints:
             mark(temporary, CHECKPOINT)
             write_networks(temporary, generator, discriminator, tokenizer, self.config)
             for learner in learners:
-                save_file(_on_cpu(_moments(learner)), temporary / f"optimizer_{learner.name}.safetensors")
+                save_file(_optimizer_state(learner), temporary / f"optimizer_{learner.name}.safetensors")
                 if learner.average is not None:
                     save_file(_on_cpu(learner.average.state_dict()), temporary / _AVERAGE)
             (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -404,6 +404,10 @@ def _named_parameters(learner: Learner) -> list[tuple[str, nn.Parameter]]:
     """The parameters that the optimiser moves, in its order, by the same names however many processes there are."""
     parameters = learner.network.named_parameters()
     return [(name.removeprefix("module."), p) for name, p in parameters if p.requires_grad]
+
+
+def _optimizer_state(learner: Learner) -> dict[str, Tensor]:
+    return _on_cpu(_moments(learner))
 
 
 def _moments(learner: Learner) -> dict[str, Tensor]:
