@@ -233,9 +233,12 @@ class Checkpoints:
             require_finite(part, place, remedy, SavingError)
 
     def clear_temporary(self) -> None:
-        """Removes what an interrupted save left behind."""
-        for path in self.directory.glob(".tmp-checkpoint-*"):
-            remove(path, CHECKPOINT)
+        """Removes what an interrupted save left behind; what is somebody else's there is put aside."""
+        for path in list(self.directory.glob(".tmp-checkpoint-*")):
+            if is_ours(path, CHECKPOINT):
+                remove(path, CHECKPOINT)
+            if path.exists():
+                logger.warning("%s is in the way: moved to %s.", path, set_aside(path, "set-aside").name)
 
     def _prune(self, written: Path) -> None:
         """Deletes all but the newest ``keep`` and the best; ``written`` was the last of them to be made whole."""

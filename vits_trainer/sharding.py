@@ -146,8 +146,6 @@ def prepare_shards(
 
 def _refuse_others(output_dir: Path, config: PrepareConfig) -> None:
     folder = output_dir / FOLDER
-    if not (output_dir / MANIFEST).exists():
-        refuse_foreign(folder, SHARDS)
     journals = {path.name for path in folder.glob("part_*_of_*.jsonl")}
     ours = {_journal(folder, number, config.parts).name for number in range(1, config.parts + 1)}
     if journals - ours:
@@ -158,6 +156,7 @@ def _refuse_others(output_dir: Path, config: PrepareConfig) -> None:
     for name in ("metadata.csv", *([] if journals else [MANIFEST])):
         if (output_dir / name).exists():
             raise DataError(in_the_way(output_dir, name))
+    refuse_foreign(folder, SHARDS)
 
 
 # A part

@@ -165,9 +165,12 @@ def test_checkpoints_of_another_trainer_are_never_pruned(folder: Path) -> None:
     theirs = folder / "checkpoints/checkpoint-1"
     theirs.mkdir()
     (theirs / "optimizer.pt").write_text("precious")
+    (folder / "checkpoints/.tmp-checkpoint-4").mkdir()
+    (folder / "checkpoints/.tmp-checkpoint-4/mine").write_text("precious")
     flags = {"resume_from_checkpoint": "latest", "keep_checkpoints": 1, "save_every_updates": 1, "max_updates": 4}
     assert train(folder, **flags, validation_fraction=0.1) == 0
     assert (theirs / "optimizer.pt").read_text() == "precious"
+    assert (folder / "checkpoints/set-aside-.tmp-checkpoint-4/mine").read_text() == "precious"
     assert not (folder / "checkpoints/checkpoint-3").exists()
 
 
