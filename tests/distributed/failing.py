@@ -18,7 +18,7 @@ def failing(self, update, normalisers):
             case "dies":
                 os._exit(9)
             case "sleeps":
-                time.sleep(100)
+                time.sleep(3600)
     works(self, update, normalisers)
 
 

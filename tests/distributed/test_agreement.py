@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.distributed.test_launch import ROOT, WATCHDOG_S, command_of, free_port
+from tests.distributed.test_launch import ROOT, command_of, free_port
+from tests.limits import HANG_S
 from tests.reliability.rows import _tuning, _voice
 from tests.shards import write_shards
 from tests.speech import voice
 from tests.voices import prepared_folder, train_flags
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 STREAM = {"streaming": "true", "data_workers": 1, "validation_fraction": 0.1}
 SHARDS = {"clips_of": (12, 9), "group_clips": 3}
 
@@ -55,7 +55,7 @@ def ranks(flags: list[str], *own: Sequence[object], folders: Sequence[Path] = ()
         started.append(
             subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=here, env={**os.environ, **environment})
         )
-    said = [process.communicate(timeout=WATCHDOG_S)[1] for process in started]
+    said = [process.communicate(timeout=HANG_S)[1] for process in started]
     return Ended([process.returncode for process in started], said)
 
 
@@ -179,7 +179,7 @@ def test_behind_the_launcher_the_ranks_tell_it_too(place: Path, tmp_path: Path) 
         [*command_of("cpu_2proc", script, "train_vits"), *flags_of(place, tmp_path)],
         capture_output=True,
         text=True,
-        timeout=WATCHDOG_S,
+        timeout=HANG_S,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )

@@ -9,6 +9,5 @@ from tests.chaos import chaos
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.timeout(600)
 def test_run_killed_three_times_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
     assert chaos(tmp_path, kills=3, ranks=1, updates=24, seed=1)

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.distributed.test_launch import ROOT, WATCHDOG_S, command_of
+from tests.distributed.test_launch import ROOT, command_of
+from tests.limits import HANG_S
 from tests.voices import metrics, prepared_folder, train_flags
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 RECORDED = str(ROOT / "tests/distributed/recorded.py")
 
 
@@ -40,7 +40,7 @@ def start(folder: Path, data: Path, *launcher: str, script: str = RECORDED, **ch
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=WATCHDOG_S)
+    said, _ = process.communicate(timeout=HANG_S)
     return process.returncode, said
 
 
@@ -85,7 +85,7 @@ def wait_for_update(folder: Path, process: subprocess.Popen[str], update: int) -
     began = time.monotonic()
     while not any(line["update"] >= update for line in recorded(folder, 0)):
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() - began < WATCHDOG_S
+        assert time.monotonic() - began < HANG_S
         time.sleep(0.01)
 
 

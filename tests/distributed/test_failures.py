@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.distributed.test_launch import ROOT, WATCHDOG_S, command_of
+from tests.distributed.test_launch import ROOT, command_of
+from tests.limits import HANG_S, rank_timeout_s
 from tests.voices import ended_wandb_run, metrics, prepared_folder, train_flags
 from vits_trainer.__main__ import main
 
@@ -54,7 +55,7 @@ def run(ranks: int, script: str | None, flags: list[str], **variables: str) -> s
         [*command_of("cpu_2proc" if ranks == 2 else "cpu", *target, "train_vits"), *flags],
         capture_output=True,
         text=True,
-        timeout=WATCHDOG_S,
+        timeout=HANG_S,
         cwd=ROOT,
         env={**environment, **variables},
     )
@@ -133,7 +134,7 @@ def test_step_that_raises_on_each_batch_ends_the_run_at_the_first(
 
 @pytest.mark.parametrize("how", ["sleeps", "dies"])
 def test_rank_that_is_missing_is_named_within_the_timeout(dozen: Path, tmp_path: Path, how: str) -> None:
-    flags = flags_of(tmp_path, dozen, batch_size=2, epochs=3, rank_timeout_s=5)
+    flags = flags_of(tmp_path, dozen, batch_size=2, epochs=3, rank_timeout_s=rank_timeout_s())
     ended = run(2, "failing", flags, FAIL=how, FAIL_AT="2")
     assert ended.returncode == 1
     assert "vits-trainer: rank 1 died" in ended.stderr

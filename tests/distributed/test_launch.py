@@ -14,11 +14,11 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
+from tests.limits import HANG_S
 from tests.voices import many_speakers, metrics, prepared_folder, train_flags
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "accelerate_configs"
-WATCHDOG_S = 240
 
 pytestmark = pytest.mark.distributed
 
@@ -41,7 +41,7 @@ def launch(config: str, target: list[str], flags: list[str]) -> subprocess.Compl
         [*command_of(config, *target, "train_vits"), *flags],
         capture_output=True,
         text=True,
-        timeout=WATCHDOG_S,
+        timeout=HANG_S,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
@@ -93,7 +93,7 @@ def test_torchrun_line_of_the_docs_starts_two_machines(prepared: Path, tmp_path:
         command = [sys.executable, "-m", "torch.distributed.run", *given, "-m", "vits_trainer", "train_vits", *flags]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         launchers.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment))
-    said = [launcher.communicate(timeout=WATCHDOG_S)[1] for launcher in launchers]
+    said = [launcher.communicate(timeout=HANG_S)[1] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], said
     assert "weights of all 2 rank(s)" in said[0]
 
@@ -108,7 +108,7 @@ def test_one_process_in_place_of_two_is_refused(prepared: Path, tmp_path: Path) 
             [*launcher, *options, "-m", "vits_trainer", "train_vits", *flags_for(prepared, tmp_path)],
             capture_output=True,
             text=True,
-            timeout=WATCHDOG_S,
+            timeout=HANG_S,
             cwd=ROOT,
         )
         assert ended.returncode == 1
@@ -134,7 +134,7 @@ def test_launcher_that_will_not_do_is_the_users_mistake(
         [sys.executable, "-m", "vits_trainer", "train_vits", *flags_for(prepared, tmp_path)],
         capture_output=True,
         text=True,
-        timeout=WATCHDOG_S,
+        timeout=HANG_S,
         cwd=ROOT,
         env={**os.environ, **environment},
     )
@@ -167,7 +167,7 @@ def test_gradients_of_unequal_ranks_are_the_joined_batchs(prepared: Path) -> Non
         command_of("cpu_2proc", script, str(prepared / "training")),
         capture_output=True,
         text=True,
-        timeout=WATCHDOG_S,
+        timeout=HANG_S,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
@@ -189,7 +189,7 @@ def test_speakers_are_judged_alike_on_one_rank_and_on_two(tmp_path: Path) -> Non
             command_of(config, script, str(data), str(result)),
             capture_output=True,
             text=True,
-            timeout=WATCHDOG_S,
+            timeout=HANG_S,
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         )
@@ -205,7 +205,7 @@ def test_speakers_are_judged_alike_on_one_rank_and_on_two(tmp_path: Path) -> Non
 def test_closed_ranks_have_no_thread_left_that_could_abort_their_exit(tmp_path: Path) -> None:
     script = str(Path(__file__).with_name("closing.py"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run(command_of("cpu_2proc", script), check=True, cwd=tmp_path, env=environment, timeout=WATCHDOG_S)
+    subprocess.run(command_of("cpu_2proc", script), check=True, cwd=tmp_path, env=environment, timeout=HANG_S)
     for rank in range(2):
         before, after = map(int, (tmp_path / f"threads-{rank}").read_text().split())
         assert before > 0

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
+from tests.limits import HANG_S
 from tests.shards import damage, write_shards
 from tests.speech import encode, voice, write_lj_speech, write_release
 from tests.voices import MINIATURE, train_flags
@@ -544,7 +545,7 @@ class MachineRow(Row):
 def _process(words: list[str], prefix: tuple[str, ...] = (), **variables: str) -> subprocess.CompletedProcess[str]:
     program = [*prefix, sys.executable, "-m", "vits_trainer"] if prefix[-1:] != ("-m",) else list(prefix)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run([*program, *words], capture_output=True, text=True, timeout=240, env=environment)
+    return subprocess.run([*program, *words], capture_output=True, text=True, timeout=HANG_S, env=environment)
 
 
 def _read_only(place: Path) -> subprocess.CompletedProcess[str] | str:
@@ -588,7 +589,7 @@ def _port_taken(place: Path) -> subprocess.CompletedProcess[str]:
         launcher += [str(root / "accelerate_configs/cpu_2proc.yaml"), "--main_process_port", str(taken.getsockname()[1])]
         return subprocess.run(
             [*launcher, "-m", "vits_trainer", *_trained(_nothing)(place)],
-            capture_output=True, text=True, timeout=240, cwd=root,
+            capture_output=True, text=True, timeout=HANG_S, cwd=root,
         )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.limits import HANG_S
 from vits_trainer import agreement
 from vits_trainer.agreement import NOT_COMPARED, differences, require_same_recordings, require_same_run
 from vits_trainer.audio import AudioSpec
@@ -25,7 +26,7 @@ class Ranks:
 
     def __init__(self, count: int) -> None:
         self.items: list[Any] = [None] * count
-        self.barrier = threading.Barrier(count, timeout=60)
+        self.barrier = threading.Barrier(count, timeout=HANG_S)
 
     def runtime(self, rank: int) -> Any:
         def gather(item: Any) -> list[Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.limits import HANG_S
 from tests.speech import voice
 from tests.voices import many_speakers
 from vits_trainer.accounts import Incident
@@ -417,7 +418,7 @@ def test_process_can_end_its_own_workers(folder):
     next(batches)
     for worker in batches._workers:
         worker.terminate()
-        worker.join(timeout=20)
+        worker.join(timeout=HANG_S)
         assert worker.exitcode == 0
 
 

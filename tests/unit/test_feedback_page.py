@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.limits import HANG_S
 from tests.speech import encode, voice
 from tests.voices import prepared_folder, train_flags
 from vits_trainer.__main__ import main
@@ -186,7 +187,7 @@ def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
         page.wait_for_function("document.activeElement.matches('#sentence textarea')")
         page.keyboard.type(TEXT)
         page.keyboard.press("Enter")
-        page.wait_for_selector("#rendering audio", timeout=60_000)
+        page.wait_for_selector("#rendering audio", timeout=HANG_S * 1000)
         assert seconds_of(page, "#rendering audio") > 0.05
         assert page.evaluate("document.querySelector('#rendering img').naturalWidth") > 500
         tab_to(page, "#wrong")
@@ -242,15 +243,15 @@ def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
         assert len(list(feedback.glob("*.wav"))) == 2
 
         page.click("#learn")
-        page.wait_for_selector("#learning progress[max]", timeout=120_000)
-        page.wait_for_selector("#learning .notice.good >> text=The voice has learnt", timeout=120_000)
+        page.wait_for_selector("#learning progress[max]", timeout=HANG_S * 1000)
+        page.wait_for_selector("#learning .notice.good >> text=The voice has learnt", timeout=HANG_S * 1000)
         assert "version 1 of the voice" in page.inner_text("#learning .notice")
         assert "2 corrections learnt" in page.inner_text("#learning .notice")
         learnt = json.loads((model / "learnt.json").read_text())["corrections"]
         assert learnt.keys() == {wav.stem, recorded.stem}
         assert (tmp_path / "final_model_versions/0/model.safetensors").is_file()
         page.click("#learn")
-        page.wait_for_selector("#learning .notice.good >> text=There was nothing new to learn", timeout=120_000)
+        page.wait_for_selector("#learning .notice.good >> text=There was nothing new to learn", timeout=HANG_S * 1000)
 
         page.set_viewport_size({"width": 390, "height": 844})
         page.wait_for_timeout(500)
@@ -283,7 +284,7 @@ def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
 def status(opener: urllib.request.OpenerDirector, url: str, **form: str) -> int:
     data = urllib.parse.urlencode(form).encode() if form else None
     try:
-        return opener.open(url, data, timeout=30).status
+        return opener.open(url, data, timeout=HANG_S).status
     except urllib.error.HTTPError as refused:
         return refused.code
 
@@ -308,7 +309,7 @@ def test_password_and_policy_over_http(model: Path, tmp_path: Path) -> None:
         assert status(opener, recording) == 200
         for other in (secret, tmp_path / "feedback/marks.jsonl", model / "config.json", "http://127.0.0.1:9/x"):
             assert status(opener, f"{address}gradio_api/file={other}") == 403
-        assert "default-src 'self'" in opener.open(address, timeout=30).headers["content-security-policy"]
+        assert "default-src 'self'" in opener.open(address, timeout=HANG_S).headers["content-security-policy"]
 
 
 @needs_gradio

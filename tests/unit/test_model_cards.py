@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 from huggingface_hub import HfApi, ModelCard, constants
 
+from tests.limits import HANG_S
 from tests.voices import metrics, train_flags
 from vits_trainer import model_cards
 from vits_trainer.__main__ import main
@@ -131,7 +132,7 @@ def train(hub_address: str, folder: Path, **changes: object) -> subprocess.Compl
     environment.pop("HF_HUB_OFFLINE", None)
     flags = train_flags(folder, max_updates=1, **changes)
     command = [sys.executable, "-m", "vits_trainer", "train_vits", *flags]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S)
 
 
 def test_voice_reaches_the_hub_whole_and_private(folder: Path) -> None:

@@ -16,6 +16,7 @@ import soundfile as sf
 import soxr
 
 from tests import speech
+from tests.limits import HANG_S
 from tests.speech import MIXED_REJECTIONS, encode, good_utterances, mixed_utterances, voice
 from vits_trainer import preparation
 from vits_trainer.config_data import PrepareConfig
@@ -481,7 +482,7 @@ def test_no_worker_outlives_a_killed_preparation(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vits_trainer", "prepare_data", "--dataset", str(dataset), "--processes", "2"]
     running = subprocess.Popen([*command, "--output_dir", str(tmp_path / "out")])
     wavs = tmp_path / "out" / "wavs"
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + HANG_S
     while not (wavs / "audio_000000.wav").exists():
         assert running.poll() is None
         assert time.monotonic() < deadline_s

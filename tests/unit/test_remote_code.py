@@ -19,6 +19,7 @@ import datasets
 import pytest
 
 import vits_trainer
+from tests.limits import HANG_S
 from tests.reliability.rows import _voice
 from tests.voices import prepared_folder
 
@@ -41,7 +42,6 @@ class Model(VitsModel): pass
 class Tokenizer(VitsTokenizer): pass
 class Extractor: pass
 """
-WATCHDOG_S = 120
 
 
 def faults(source: str) -> list[str]:
@@ -102,7 +102,7 @@ def at_a_terminal(words: list[str], folder: Path) -> tuple[int, str]:
         os.environ["PYTHONPATH"] = str(PACKAGE.parent)
         os.chdir(folder)
         os.execv(sys.executable, [sys.executable, "-m", "vits_trainer", *words])  # noqa: S606
-    said, end = b"", time.monotonic() + WATCHDOG_S
+    said, end = b"", time.monotonic() + HANG_S
     while time.monotonic() < end:
         if not select.select([terminal], [], [], 0.5)[0]:
             continue

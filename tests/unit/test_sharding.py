@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import speech
+from tests.limits import HANG_S
 from tests.speech import Utterance, encode, good_utterances, mixed_utterances, voice
 from tests.unit.test_preparation import contents, lj_speech, prepare_into, rejected
 from vits_trainer import preparation, sharding
@@ -120,7 +121,7 @@ def test_parts_at_once_hold_every_clip_once(tmp_path: Path) -> None:
     dataset = speech.write_release(tmp_path / "cv", many(50))  # 9, 8 ... clips of the source in each of 6 shards
     prepare_into(tmp_path / "one", dataset, shards=6)
     running = [in_a_process(dataset, tmp_path / "out", "--shards", "6", "--part", f"{part}/3") for part in (1, 2, 3)]
-    said = [process.communicate(timeout=120)[0] for process in running]
+    said = [process.communicate(timeout=HANG_S)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], said
     assert sum("Prepared" in text for text in said) >= 1
 
@@ -369,7 +370,7 @@ def test_data_set_on_the_hub_is_streamed_and_kept_nowhere_but_in_shards(
         monkeypatch.setenv("HF_ENDPOINT", address)
         for part in ("1/2", "2/2"):
             process = in_a_process(Path("owner/name"), out, "--shards", "4", "--part", part)
-            said = process.communicate(timeout=120)[0]
+            said = process.communicate(timeout=HANG_S)[0]
             assert process.returncode == 0, said
     prepare_into(tmp_path / "one", whole, shards=4)
     assert [row[1:] for row in rows_of(out)] == [row[1:] for row in rows_of(tmp_path / "one")]

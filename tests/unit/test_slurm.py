@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANG_S
+
 SCRIPT = Path(__file__).parents[2] / "accelerate_configs/slurm.sh"
 SRUN = """#!/usr/bin/env bash
 echo "$*" >> "$LOG"
@@ -40,7 +42,7 @@ def test_job_is_queued_again_unless_it_is_done(done: bool, tmp_path: Path) -> No
         while not (tmp_path / "log").exists():
             time.sleep(0.02)
         process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=HANG_S) == 0
     said = (tmp_path / "log").read_text()
     assert "--num_machines 2 --num_processes 16" in said
     assert "--resume_from_checkpoint auto --epochs 3" in said
