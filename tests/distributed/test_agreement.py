@@ -17,6 +17,8 @@ from tests.shards import write_shards
 from tests.speech import voice
 from tests.voices import prepared_folder, train_flags
 
+pytestmark = pytest.mark.distributed
+
 STREAM = {"streaming": "true", "data_workers": 1, "validation_fraction": 0.1}
 SHARDS = {"clips_of": (12, 9), "group_clips": 3}
 

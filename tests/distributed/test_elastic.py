@@ -16,6 +16,8 @@ from tests.distributed.test_launch import ROOT, command_of
 from tests.limits import HANG_S
 from tests.voices import metrics, prepared_folder, train_flags
 
+pytestmark = pytest.mark.distributed
+
 RECORDED = str(ROOT / "tests/distributed/recorded.py")
 
 

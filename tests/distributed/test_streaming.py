@@ -11,6 +11,8 @@ from tests.object_store import Store, object_store
 from tests.shards import write_shards
 from tests.voices import weights
 
+pytestmark = pytest.mark.distributed
+
 SHARDS = (20, 31, 25)
 STREAMED = {
     "streaming": "true",
