@@ -13,6 +13,8 @@ from tests.distributed.test_launch import ROOT, command_of
 from tests.limits import HANG_S, rank_timeout_s
 from tests.voices import ended_wandb_run, metrics, prepared_folder, train_flags
 from vits_trainer.__main__ import main
+from vits_trainer.files import mark
+from vits_trainer.versions import VOICE
 
 pytestmark = pytest.mark.distributed
 
@@ -165,6 +167,7 @@ def test_nan_on_one_rank_of_two_is_masked_on_both_and_named_and_replayable(
 
 def test_masked_updates_alone_are_no_success_on_two_ranks(dozen: Path, tmp_path: Path) -> None:
     (tmp_path / "final_model").mkdir()
+    mark(tmp_path / "final_model", VOICE)
     (tmp_path / "final_model/model.safetensors").write_text("an older voice")
     flags = flags_of(tmp_path, dozen, batch_size=2, max_updates=3, validation_fraction=0, report_to="none")
     ended = run(2, "poisoned", flags, POISON="all", POISON_RANK="1", POISON_UPDATES="1,2,3")

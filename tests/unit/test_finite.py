@@ -18,11 +18,12 @@ from vits_trainer.checkpoint import MANIFEST, _manifest
 from vits_trainer.conversion import to_original_discriminator
 from vits_trainer.discriminator import Discriminator
 from vits_trainer.errors import ModelError, SavingError
-from vits_trainer.files import sha256
+from vits_trainer.files import mark, sha256
 from vits_trainer.finite import require_finite, weights_of
 from vits_trainer.models import discriminator_from_original, export, load_model
 from vits_trainer.synthesis import Voice
 from vits_trainer.text import load_tokenizer
+from vits_trainer.versions import VOICE
 
 AVERAGED = {"ema_decay": 0.5, "max_updates": 2, "report_to": "none", "validation_samples": 0}
 
@@ -141,6 +142,7 @@ def nothing(folder: Path, **changes: object) -> list[str]:
 
 def test_masked_updates_alone_are_no_success(folder: Path, poison: Poison, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     (folder / "final_model").mkdir()
+    mark(folder / "final_model", VOICE)
     (folder / "final_model/model.safetensors").write_text("an older voice")
     poison("all")
     assert main(["train_vits", *nothing(folder)]) == 1
