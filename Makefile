@@ -5,32 +5,35 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test chaos scaling streaming corrections extension benchmark check fix clean
+.PHONY: help demo test test-fast chaos scaling streaming corrections extension benchmark check fix clean
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: $(INSTALLED) ## see it work in minutes: speak a corpus, prepare, train, speak, draw
 	$(BIN)/python -m vits_trainer demo
 
 chaos: $(INSTALLED) ## kill runs at 25 random moments, resume, compare with one left alone; one rank, then two (20 min)
-	$(BIN)/python -m tests.chaos --ranks 1
-	$(BIN)/python -m tests.chaos --ranks 2
+	$(BIN)/python -m experiments.chaos --ranks 1
+	$(BIN)/python -m experiments.chaos --ranks 2
 
 test: $(INSTALLED) ## run all tests (those that need a GPU or ../shared skip, saying so)
 	$(BIN)/python -m pytest
 
+test-fast: $(INSTALLED) ## run the tests of single modules, without whole trainings and launches (2 min)
+	$(BIN)/python -m pytest -m "not run and not ranks and not reliability"
+
 scaling: $(INSTALLED) ## one rank against two on this machine, and what the exchange of gradients takes (5 min)
-	$(BIN)/python -m tests.scaling --rounds 3
+	$(BIN)/python -m experiments.scaling --rounds 3
 
 streaming: $(INSTALLED) ## 200,000 rows to shards in four parts, streamed for an epoch: counts, hashes, time, memory (10 min)
-	$(BIN)/python -m tests.streaming
+	$(BIN)/python -m experiments.streaming_load
 
 corrections: $(INSTALLED) ## a small voice learns the digits, and is corrected: with replay, without, and wrongly (1 hour)
-	$(BIN)/python -m tests.corrections corrections
+	$(BIN)/python -m experiments.corrections corrections
 
 extension: $(INSTALLED) ## a voice of one speaker of real digits is given five more (needs ../shared)
-	$(BIN)/python -m tests.extension extension
+	$(BIN)/python -m experiments.extension extension
 
 benchmark: $(INSTALLED) ## all figures of this machine, as JSON in benchmark/ (GPU: 5 min; try it out: FLAGS="--size tiny")
 	@mkdir -p benchmark
@@ -44,6 +47,7 @@ check: $(INSTALLED) ## lint, format, types and security, as CI does
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check vits_trainer
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml vits_trainer
 
 fix: $(INSTALLED) ## let ruff repair and format

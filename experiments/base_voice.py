@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pocketsphinx
 
-from vits_trainer.corpus import _Espeak
-from vits_trainer.recordings import to_pcm16, write_pcm16_wav
+from vits_trainer.data.audio import to_pcm16, write_pcm16_wav
+from vits_trainer.data.preparation.espeak_corpus import _Espeak
 
 TEST_SENTENCES = """\
 Good morning, how are you today?

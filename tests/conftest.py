@@ -1,5 +1,35 @@
-"""One thread a process: the tests' tensors are so small that more threads only wait for one another."""
+"""What all tests share: one thread a process, prepared clips, and marks by folder."""
 
 import os
+import shutil
+from pathlib import Path
 
+import pytest
+
+# Before torch is loaded: the tests' tensors are so small that more threads only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.support.voices import prepared_folder
+
+MARKS = {"runs": "run", "ranks": "ranks", "reliability": "reliability"}
+"""Of a folder's tests, for ``pytest -m``."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in MARKS:
+            item.add_marker(MARKS[folder])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips of "number 0 speaks" and so on."""
+    return prepared_folder(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    """A folder with a copy of them as ``training``."""
+    shutil.copytree(prepared, tmp_path / "training")
+    return tmp_path

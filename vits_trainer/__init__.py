@@ -2,7 +2,7 @@
 
 import os
 
-from vits_trainer.cpu_threads import configure_openmp
+from vits_trainer.utils.cpu_threads import configure_openmp
 
 __version__ = "0.1.0"
 

@@ -29,7 +29,7 @@ def test_transformers_leaves_loaded_models_in_eval_mode(tmp_path) -> None:
 
 def test_transformers_stochastic_duration_predictor_flips_once_too_often() -> None:
     """durations._stochastic_nll: without the extra flip, one flow alone would leave its own inverse."""
-    from vits_trainer.durations import duration_loss
+    from vits_trainer.models.duration_predictor import duration_loss
 
     torch.manual_seed(0)
     predictor = small().duration_predictor.eval()
@@ -46,7 +46,7 @@ def test_transformers_stochastic_duration_predictor_flips_once_too_often() -> No
 
 def test_networks_have_no_buffers() -> None:
     """runtime leaves DistributedDataParallel's broadcasting of buffers alone, as there are none."""
-    from vits_trainer.discriminator import Discriminator
+    from vits_trainer.models.discriminator import Discriminator
 
     assert not list(small().buffers())
     assert not list(Discriminator().buffers())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.reliability import rows
 from tests.reliability.rows import CallRow, MachineRow, Row
-from vits_trainer.__main__ import main
+from vits_trainer.cli.main import main
 
 
 @dataclass(frozen=True)
@@ -125,5 +125,3 @@ def short(message: str, place: Path) -> str:
     """One line of a message for a table."""
     line = re.sub(r"\s+", " ", message.replace(str(place), "...")).replace("|", "\\|").strip()
     return line if len(line) <= 160 else f"{line[:157]}..."
-
-

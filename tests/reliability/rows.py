@@ -20,10 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from tests.limits import HANG_S
-from tests.shards import damage, write_shards
-from tests.speech import encode, voice, write_lj_speech, write_release
-from tests.voices import MINIATURE, train_flags
+from tests.support.audio import encode, voice, write_lj_speech, write_release
+from tests.support.limits import HANG_S
+from tests.support.shards import damage, write_shards
+from tests.support.voices import MINIATURE, train_flags
 
 RATE_HZ = 16000
 GOOD = voice(0.8, RATE_HZ)
@@ -168,7 +168,7 @@ def _lj(lines: list[str] | bytes, *flags: str) -> Callable[[Path], list[str]]:
 
 def _release(change: Callable[[str], str]) -> Callable[[Path], list[str]]:
     def call(place: Path) -> list[str]:
-        from tests.speech import good_utterances
+        from tests.support.audio import good_utterances
 
         folder = write_release(place / "source", good_utterances(2))
         tsv = folder / "validated.tsv"
@@ -208,7 +208,7 @@ METADATA = (
 
 def _prepared(place: Path, lines: list[str], clips: int = 4) -> Path:
     """A prepared folder, written by hand."""
-    from vits_trainer.recordings import to_pcm16, write_pcm16_wav
+    from vits_trainer.data.audio import to_pcm16, write_pcm16_wav
 
     (place / "training/wavs").mkdir(parents=True)
     for number in range(clips):
@@ -287,16 +287,16 @@ STREAMED = (
 
 
 def _voice(place: Path) -> Path:
-    from vits_trainer import models
-    from vits_trainer.architecture import Architecture
-    from vits_trainer.discriminator import Discriminator, DiscriminatorShape
-    from vits_trainer.text import build_tokenizer
+    from vits_trainer.config.architecture import Architecture, DiscriminatorShape
+    from vits_trainer.models import initialization, pretrained
+    from vits_trainer.models.discriminator import Discriminator
+    from vits_trainer.text.tokenizer import build_tokenizer
 
     torch.manual_seed(0)
     sizes = {name: _tuples(value) for name, value in MINIATURE["architecture"].items()}
     tokenizer = build_tokenizer(["a word"])
     judges = Discriminator(DiscriminatorShape((2,), 16))
-    models.export(models.new_model(Architecture(**sizes), tokenizer, []), tokenizer, judges, place / "voice")
+    pretrained.export(initialization.new_model(Architecture(**sizes), tokenizer, []), tokenizer, judges, place / "voice")
     return place / "voice"
 
 
@@ -560,7 +560,7 @@ def _read_only(place: Path) -> subprocess.CompletedProcess[str] | str:
 
 def _full_disk(place: Path) -> subprocess.CompletedProcess[str] | str:
     """On a file system with room for one checkpoint of the miniature voice, not for two."""
-    from vits_trainer.checkpoint import newest_first, verify
+    from vits_trainer.training.checkpoint import newest_first, verify
 
     small = place / "small"
     small.mkdir()
@@ -621,7 +621,7 @@ TRAINING = (
 
 def spoiled(place: Path) -> list[str]:
     """A prepared folder with a clip for each row of TRAINING, 1.wav to 9.wav, among good ones; train_vits on it."""
-    from vits_trainer.recordings import to_pcm16, write_pcm16_wav
+    from vits_trainer.data.audio import to_pcm16, write_pcm16_wav
 
     lines = [f"{number}.wav|a word" for number in range(20)]
     lines[7], lines[8] = "7.wav|€€€", "8.wav|" + "a word " * 40

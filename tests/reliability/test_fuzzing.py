@@ -12,17 +12,18 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.speech import encode, voice
-from tests.voices import prepared_folder, train_flags
-from vits_trainer import checkpoint, cli
-from vits_trainer.__main__ import main
-from vits_trainer.config import TrainConfig
-from vits_trainer.config_data import PrepareConfig
-from vits_trainer.data import open_prepared
-from vits_trainer.errors import CheckpointError, ConfigError, VitsTrainerError
-from vits_trainer.files import MARKER
-from vits_trainer.ledger import one_line
-from vits_trainer.sources import open_source
+from tests.support.audio import encode, voice
+from tests.support.voices import prepared_folder, train_flags
+from vits_trainer.cli.main import main
+from vits_trainer.config import parser
+from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.config.train import TrainConfig
+from vits_trainer.data.prepared import open_prepared
+from vits_trainer.data.sources.detect import open_source
+from vits_trainer.training import checkpoint
+from vits_trainer.utils.errors import CheckpointError, ConfigError, VitsTrainerError
+from vits_trainer.utils.files import MARKER
+from vits_trainer.utils.strings import one_line
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
 FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -92,7 +93,7 @@ def test_text_in_one_line(text: str) -> None:
 
 def require_config_or_one_line(path: Path) -> None:
     try:
-        found: object = cli.parse("train_vits", TrainConfig, ["--config", str(path)])
+        found: object = parser.parse("train_vits", TrainConfig, ["--config", str(path)])
     except ConfigError as error:
         found = str(error)
     assert isinstance(found, TrainConfig) or (found and len(str(found).splitlines()) == 1), found

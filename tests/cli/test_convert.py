@@ -1,0 +1,213 @@
+"""``convert``: from the command line to files that other programs load."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import VitsModel, pipeline
+
+from tests.support.foreign_checkpoints import golden_weights, write_coqui, write_original
+from tests.support.golden import read_case
+from vits_trainer.cli.main import main
+from vits_trainer.config.architecture import DiscriminatorShape
+from vits_trainer.diagnostics import golden
+from vits_trainer.models import parameter_names
+from vits_trainer.models.conversion import onnx as onnx_conversion
+from vits_trainer.models.discriminator import Discriminator, load_discriminator
+from vits_trainer.models.pretrained import load_model, state_on_cpu
+from vits_trainer.models.pretrained_discriminator import read_discriminator
+from vits_trainer.utils.errors import ModelError
+
+CASES = ("single_sdp", "multi_sdp")
+SMALL = DiscriminatorShape((2, 3), 16)
+
+
+def convert(*words: object) -> int:
+    return main(["convert", *map(str, words)])
+
+
+def speech(model: VitsModel, speaker: int | None = None) -> torch.Tensor:
+    model.noise_scale = model.noise_scale_duration = 0.0
+    with torch.no_grad():
+        return model.eval()(torch.arange(1, 30)[None], speaker_id=speaker).waveform
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_converted_golden_voice_has_the_golden_losses(tmp_path: Path, case: str) -> None:
+    assert convert("--input", write_original(tmp_path / "mms", case), "--output", tmp_path / "voice") == 0
+    converted = parameter_names.to_original_generator(state_on_cpu(load_model(str(tmp_path / "voice"))))
+    read = read_case(case)
+    tensors = dict(read.tensors) | {f"generator.{name}": tensor for name, tensor in converted.items()}
+    figures = {figure.name: figure for figure in golden.compare(replace(read, tensors=tensors))}
+    losses = [figures[name] for name in golden.LOSS_NAMES]
+    assert [figure for figure in losses if not figure.agrees] == []
+    # g and v were split anew: of the same weights v has another length, and so another gradient.
+    assert not figures["generator gradient dec.ups.0.weight_v"].agrees
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_original_comes_back_bit_for_bit_with_its_weight_norm(tmp_path: Path, case: str) -> None:
+    judges = Discriminator(SMALL)
+    source = write_original(tmp_path / "mms", case, judges)
+    assert convert(source, "--to", "original", "--output", tmp_path / "back") == 0
+    back = torch.load(tmp_path / "back/G_0.pth")["model"]
+    weights = golden_weights(case)[0]
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[name], weight) for name, weight in weights.items())
+    assert any(name.endswith("weight_g") for name in back)
+    theirs, ours = torch.load(source.with_name("D_100000.pth"))["model"], torch.load(tmp_path / "back/D_0.pth")["model"]
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("mms", "back"))
+    for part in ("model", "data"):
+        assert {name: after[part][name] for name in before[part] if name != "text_cleaners"} == {
+            name: value for name, value in before[part].items() if name != "text_cleaners"
+        }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_folded_weights_and_waveform_survive_the_way_through_transformers(tmp_path: Path, case: str) -> None:
+    source = write_original(tmp_path / "mms", case)
+    assert convert(source, "--output", tmp_path / "voice") == 0
+    assert convert(tmp_path / "voice", "--to", "original", "--output", tmp_path / "back") == 0
+    weights, back = golden_weights(case)[0], torch.load(tmp_path / "back/G_0.pth")["model"]
+    assert back.keys() == weights.keys()
+    for name in weights:
+        if name.endswith("weight_g"):
+            direction = name.replace("weight_g", "weight_v")
+            one, other = (
+                state[name] * state[direction] / state[direction].flatten(1).norm(dim=1).view_as(state[name])
+                for state in (weights, back)
+            )
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+        elif not name.endswith("weight_v"):
+            assert torch.equal(back[name], weights[name]), name
+    assert convert(tmp_path / "back", "--output", tmp_path / "again") == 0
+    speaker = 1 if case == "multi_sdp" else None
+    one, other = (VitsModel.from_pretrained(tmp_path / name) for name in ("voice", "again"))
+    torch.testing.assert_close(speech(one, speaker), speech(other, speaker), atol=1e-6, rtol=0)
+
+
+def test_converted_voice_speaks_through_transformers_pipeline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judges = Discriminator(SMALL)
+    write_original(tmp_path / "mms", judges=judges)
+    assert convert(tmp_path / "mms", "--output", tmp_path / "voice") == 0
+    assert "original" in capsys.readouterr().out
+    spoken = pipeline("text-to-speech", model=str(tmp_path / "voice"))("silav dinya")
+    assert spoken["sampling_rate"] == 22050
+    assert spoken["audio"].size % 256 == 0
+    assert load_discriminator(tmp_path / "voice/discriminator.safetensors").shape == SMALL
+
+
+def test_coqui_voice_becomes_an_original_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judges = Discriminator(SMALL)
+    source = write_coqui(tmp_path / "coqui", "multi_sdp", judges)
+    assert convert("--from", "coqui", "--to=original", "--input", source, "--output", tmp_path / "back") == 0
+    assert "note: its text cleaner (basic_cleaners) is not carried over" in capsys.readouterr().out
+    weights, back = golden_weights("multi_sdp")[0], torch.load(tmp_path / "back/G_0.pth")["model"]
+    assert all(torch.equal(back[name], weight) for name, weight in weights.items() if name != "enc_p.emb.weight")
+    symbols = (tmp_path / "back/vocab.txt").read_text("utf-8").split("\n")
+    assert len(symbols) == 40 + 1
+    assert symbols[:5] == ["<BLNK>", "!", ".", "?", " "]
+    read = read_discriminator(str(tmp_path / "back/D_0.pth"))
+    assert all(torch.equal(tensor, judges.state_dict()[name]) for name, tensor in read.state_dict().items())
+
+
+def test_other_discriminators_can_be_given(tmp_path: Path) -> None:
+    source = write_original(tmp_path / "mms", judges=Discriminator(SMALL))
+    write_original(tmp_path / "other", judges=Discriminator(DiscriminatorShape((7,), 8)))
+    given = tmp_path / "other/D_100000.pth"
+    assert convert(source, "--to", "original", "--discriminator", given, "--output", tmp_path / "back") == 0
+    assert read_discriminator(str(tmp_path / "back/D_0.pth")).shape.channels_divisor == 8
+
+
+def test_program_in_a_checkpoint_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Program:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'trace'}",)
+
+    source = write_original(tmp_path / "mms")
+    torch.save(torch.load(source) | {"hook": Program()}, source)
+    assert convert(source, "--output", tmp_path / "voice") == 2
+    said = capsys.readouterr().err
+    assert "system" in said
+    assert "was not loaded" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "trace").exists()
+    assert not (tmp_path / "voice").exists()
+
+
+def test_existing_output_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_original(tmp_path / "mms")
+    assert convert(source, "--output", source.parent) == 2
+    assert "exists: give another name" in capsys.readouterr().err
+    assert source.exists()
+
+
+def test_output_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_original(tmp_path / "mms")
+    for output in (source / "voice", tmp_path / ("x" * 300), tmp_path / ("x" * 254)):
+        for kind in ("hf", "original"):
+            assert convert(source, "--to", kind, "--output", output) == 2
+            said = capsys.readouterr().err
+            assert "cannot be written" in said
+            assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["hf", "original"])
+def test_nothing_is_left_where_writing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    source = write_original(tmp_path / "mms")
+    monkeypatch.setattr("vits_trainer.models.voice_versions.install", full)
+    monkeypatch.setattr("vits_trainer.models.conversion.export_original.put", full)
+    assert convert(source, "--to", kind, "--output", tmp_path / "out/voice") == 2
+    assert "cannot be written (No space left on device)" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_result_goes_to_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_original(tmp_path / "mms")
+    monkeypatch.chdir(tmp_path)
+    assert convert("mms/G_100000.pth", "--to", "original") == 0
+    assert Path("G_100000-original/G_0.pth").is_file()
+
+
+def test_voice_that_the_originals_code_cannot_build_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_coqui(tmp_path / "coqui", "single_sdp", Discriminator(SMALL))
+    config = json.loads((tmp_path / "coqui/config.json").read_text())
+    config["model_args"] |= {"dilation_rate_flow": 2, "dilation_rate_posterior_encoder": 2}
+    (tmp_path / "coqui/config.json").write_text(json.dumps(config))
+    assert convert(source, "--to", "original", "--output", tmp_path / "back") == 2
+    assert "wavenet_dilation_rate 2 (there 1)" in capsys.readouterr().err
+    assert not (tmp_path / "back").exists()
+
+
+def test_onnx_file_that_speaks_otherwise_is_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_original(tmp_path / "mms")
+    assert convert(source, "--to", "onnx", "--output", tmp_path / "voice") == 2
+    assert "ends with .onnx" in capsys.readouterr().err
+
+    def differs(model: VitsModel, path: Path) -> None:
+        raise ModelError(f"{path} speaks otherwise")
+
+    monkeypatch.setattr(onnx_conversion, "export", lambda model, tokenizer, path: path.write_bytes(b"a voice"))
+    monkeypatch.setattr(onnx_conversion, "compare", differs)
+    assert convert(source, "--to", "onnx", "--output", tmp_path / "voice.onnx") == 2
+    assert "speaks otherwise" in capsys.readouterr().err
+    assert not (tmp_path / "voice.onnx").exists()
+    monkeypatch.setattr(onnx_conversion, "compare", lambda model, path: "real-time factor 0.5")
+    assert convert(source, "--to", "onnx", "--output", tmp_path / "voice.onnx") == 0
+    assert "real-time factor 0.5" in capsys.readouterr().out

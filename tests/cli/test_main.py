@@ -1,0 +1,70 @@
+"""The program: commands, help, version, exit codes, a broken installation."""
+
+import dataclasses
+
+import pytest
+
+from vits_trainer.cli import main as command_line
+from vits_trainer.cli.main import main
+from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.config.tools import CheckConfig
+from vits_trainer.config.train import TrainConfig
+
+
+def test_packages_that_do_not_go_together_are_said_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mock, as breaking the real installation would break the tests beside this one."""
+
+    def broken(_: str) -> None:
+        raise OSError("libtorchaudio.so: undefined symbol")
+
+    monkeypatch.setattr(command_line.importlib, "import_module", broken)
+    assert main(["check"]) == 1
+    message = capsys.readouterr().err
+    assert "libtorchaudio" in message
+    assert "torchaudio>=2.11,<2.12" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["train_vit"], "unknown command train_vit: did you mean train_vits?"),
+        (["train_vits", "--batch_sise", "4"], "did you mean --batch_size?"),
+        (["train_vits", "--batch_size", "four"], "--batch_size"),
+        (["prepare_data", "--target_sr", "1"], "--target_sr 1: give a rate"),
+        (["check", "--goldenn", "x"], "did you mean --golden?"),
+    ],
+)
+def test_mistake_is_answered_by_one_line_and_exit_code_2(capsys, words, near):
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("vits-trainer: ")
+    assert near in err
+
+
+@pytest.mark.parametrize("command", ["prepare_data", "train_vits", "check"])
+def test_help_lists_every_flag_with_its_words(capsys, command):
+    config_class = {"prepare_data": PrepareConfig, "train_vits": TrainConfig, "check": CheckConfig}[command]
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(config_class):
+        assert f"--{field.name}" in shown
+    if command == "train_vits":
+        assert "Micro-batches in an update." in shown
+        assert "--fp16" in shown
+
+
+def test_help_of_the_program_lists_the_commands(capsys):
+    assert main(["--help"]) == 0
+    assert "train_vits" in capsys.readouterr().out
+    assert main([]) == 2
+
+
+def test_version(capsys):
+    from vits_trainer import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vits-trainer {__version__}\n"

@@ -1,0 +1,378 @@
+"""Preparation into shards: the same clips as in wavs/, each once over the parts, whatever is killed or comes twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support import audio as speech
+from tests.support.audio import Utterance, encode, good_utterances, mixed_utterances, voice
+from tests.support.limits import HANG_S
+from tests.support.preparation import contents, lj_speech, prepare_into, rejected
+from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.data.audio import Reason, read_pcm16_wav
+from vits_trainer.data.preparation import pipeline, sharded
+from vits_trainer.data.shards import Manifest, decode_audio, verify
+from vits_trainer.utils.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parents[3]
+Row = tuple[str, str, str, bytes]
+
+
+def rows_of(output_dir: Path) -> list[Row]:
+    """Name, text, speaker and PCM of each clip, read by pyarrow alone, in the order of the shards."""
+    encoding = Manifest.read(output_dir).encoding
+    tables = [pq.read_table(path) for path in sorted((output_dir / "shards").glob("*.parquet"))]
+    return [
+        (row["clip"], row["text"], row["speaker"], decode_audio(row["audio"], encoding).tobytes())
+        for row in pa.concat_tables(tables).to_pylist()
+    ]
+
+
+def rows_of_wavs(output_dir: Path) -> list[Row]:
+    lines = (output_dir / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    rows = [[*line.split("|"), "speaker-a"][:3] for line in lines]
+    return [(*row, read_pcm16_wav(output_dir / "wavs" / row[0])[0].tobytes()) for row in rows]
+
+
+def many(count: int) -> list[Utterance]:
+    """Utterances with names, texts and pitches of their own, of three speakers, every seventh of them damaged."""
+    clips = []
+    for n in range(count):
+        content = encode(voice(0.3 + 0.02 * (n % 9), 16000, 90 + n), 16000)
+        clips.append(Utterance(f"c{n}.wav", f"Ev {n}.", content if n % 7 else b"?" * 99, client_id=f"s{n % 3}"))
+    return clips
+
+
+# The result
+
+
+@pytest.mark.parametrize("encoding", ["pcm16", "flac"])
+@pytest.mark.parametrize("kind", ["release", "parquet"])
+def test_shards_hold_the_clips_of_wavs(tmp_path: Path, kind: str, encoding: str) -> None:
+    write = {"release": speech.write_release, "parquet": speech.write_parquet}[kind]
+    utterances = [replace(u, path=f"{n}-{u.path}") for n in range(2) for u in mixed_utterances()]
+    dataset = write(tmp_path / "cv.parquet", utterances)
+    wavs = prepare_into(tmp_path / "wavs", dataset)
+    shards = prepare_into(tmp_path / "out", dataset, shards=3, encoding=encoding)
+
+    assert rows_of(tmp_path / "out") == rows_of_wavs(tmp_path / "wavs")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "dataset.json", "rejected.csv", "shards", "shards.json"
+    ]  # fmt: skip
+    assert shards == replace(wavs, output_dir=tmp_path / "out", shards=3)
+    assert (tmp_path / "out" / "rejected.csv").read_bytes() == (tmp_path / "wavs" / "rejected.csv").read_bytes()
+    manifest = Manifest.read(tmp_path / "out")
+    verify(tmp_path / "out", manifest)
+    assert (manifest.clips, manifest.sampling_rate, manifest.encoding) == (6, 16000, encoding)
+    assert sum(shard.samples for shard in manifest.shards) == round(shards.seconds * 16000)
+
+
+def test_dataset_json_has_speakers_and_characters_for_wavs_and_for_shards(tmp_path: Path) -> None:
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", [*many(20), replace(many(2)[1], client_id="", path="x")])
+    prepare_into(tmp_path / "wavs", dataset)
+    prepare_into(tmp_path / "out", dataset, shards=4)
+    wavs, shards = (json.loads((tmp_path / name / "dataset.json").read_text("utf-8")) for name in ("wavs", "out"))
+    assert shards["speaker_clips"] == {"s0": 6, "s1": 6, "s2": 5, "unknown": 1}
+    assert shards["characters"] == " .0123456789Ev"
+    assert (shards.pop("shards"), wavs["speakers"]) == (4, 4)
+    added = {"shards": 4, "encoding": "pcm16", "parts": 1}
+    assert shards == {**wavs, "settings": wavs["settings"] | added}
+
+
+def test_the_number_of_processes_changes_no_byte_of_shards(tmp_path: Path) -> None:
+    dataset = speech.write_release(tmp_path / "cv", many(25))
+    for processes in (1, 2):
+        prepare_into(tmp_path / str(processes), dataset, shards=4, processes=processes)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    sizes = [shard.clips for shard in Manifest.read(tmp_path / "1").shards]
+    assert (sum(sizes), max(sizes) - min(sizes)) == (21, 1)
+
+
+# Parts
+
+PREPARE = "import sys; from vits_trainer.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+def in_a_process(dataset: Path, output_dir: Path, *flags: str) -> subprocess.Popen[str]:
+    words = ["prepare_data", "--dataset", str(dataset), "--output_dir", str(output_dir), "--processes", "1", *flags]
+    return subprocess.Popen(
+        [sys.executable, "-c", PREPARE, *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_parts_at_once_hold_every_clip_once(tmp_path: Path) -> None:
+    dataset = speech.write_release(tmp_path / "cv", many(50))  # 9, 8 ... clips of the source in each of 6 shards
+    prepare_into(tmp_path / "one", dataset, shards=6)
+    running = [in_a_process(dataset, tmp_path / "out", "--shards", "6", "--part", f"{part}/3") for part in (1, 2, 3)]
+    said = [process.communicate(timeout=HANG_S)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], said
+    assert sum("Prepared" in text for text in said) >= 1
+
+    one, parts = rows_of(tmp_path / "one"), rows_of(tmp_path / "out")
+    assert [row[1:] for row in parts] == [row[1:] for row in one]
+    assert len({row[0] for row in parts}) == len(parts) == 42
+    assert [name for name, *_ in parts if name.startswith("audio_p2_")][:2] == [
+        "audio_p2_000000.wav", "audio_p2_000001.wav"
+    ]  # fmt: skip
+    assert (tmp_path / "out" / "rejected.csv").read_bytes() == (tmp_path / "one" / "rejected.csv").read_bytes()
+    record, whole = (json.loads((tmp_path / name / "dataset.json").read_text("utf-8")) for name in ("out", "one"))
+    assert record.pop("settings") == {**whole.pop("settings"), "parts": 3}
+    assert record == whole
+    verify(tmp_path / "out", Manifest.read(tmp_path / "out"))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    assert len(list((tmp_path / "out" / "shards").iterdir())) == 6
+
+
+@pytest.mark.parametrize("kind", ["release", "parquet"])
+def test_a_part_converts_its_own_clips_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    write = {"release": speech.write_release, "parquet": speech.write_parquet}[kind]
+    dataset = write(tmp_path / "cv.parquet", [replace(u, content=encode(voice(0.4, 16000), 16000)) for u in many(12)])
+    monkeypatch.setattr(sharded, "encode_clip", speech.noted_clip)
+    monkeypatch.setenv("NOTED_CLIPS", str(tmp_path / "noted"))
+    for part, done, missing in (("2/3", 4, ("1/3", "3/3")), ("3/3", 8, ("1/3",)), ("1/3", 12, ())):
+        summary = prepare_into(tmp_path / "out", dataset, shards=3, part=part)
+        assert (summary.missing_parts, (tmp_path / "noted").stat().st_size) == (missing, done)
+        assert summary.accepted == (12 if not missing else 4)
+        assert (tmp_path / "out" / "dataset.json").exists() == (not missing)
+
+
+def test_parts_of_several_disks_are_put_together_by_copying_them(tmp_path: Path) -> None:
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", many(20))
+    for part in (1, 2):
+        prepare_into(tmp_path / f"disk {part}", dataset, shards=2, part=f"{part}/2")
+    moved = sorted((tmp_path / "disk 2" / "shards").iterdir())
+    assert [path.name for path in moved] == ["part_2_of_2.jsonl", "shard_00001.parquet", "together.lock"]
+    moved[0].rename(tmp_path / "disk 1" / "shards" / moved[0].name)
+    with pytest.raises(DataError, match=r"shard_00001\.parquet is missing or incomplete\. Copy it"):
+        prepare_into(tmp_path / "disk 1", dataset, shards=2, part="1/2")
+    moved[1].rename(tmp_path / "disk 1" / "shards" / moved[1].name)
+    assert prepare_into(tmp_path / "disk 1", dataset, shards=2, part="1/2").accepted == 17
+    prepare_into(tmp_path / "one", dataset, shards=2)
+    assert [row[1:] for row in rows_of(tmp_path / "disk 1")] == [row[1:] for row in rows_of(tmp_path / "one")]
+
+
+def test_parts_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", many(20))
+    prepare_into(tmp_path / "out", dataset, shards=4, part="1/2")
+    with pytest.raises(DataError, match=r"part_1_of_2.jsonl: .* something else: target_sr 16000 -> 22050"):
+        prepare_into(tmp_path / "out", dataset, shards=4, part="2/2", target_sr=22050)
+    for part in (None, "1/4"):
+        with pytest.raises(DataError, match=r"another number of parts \(part_1_of_2.jsonl\)"):
+            prepare_into(tmp_path / "out", dataset, shards=4, part=part)
+
+
+def test_every_clip_once_where_the_source_does_not_say_how_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", many(20))
+    real = pipeline.open_source
+    for said in (None, 12, 30):  # 12 and 30: the Hub's figure may be out of date
+        for module in (pipeline, sharded):
+            monkeypatch.setattr(module, "open_source", lambda config, said=said: replace(real(config), clip_count=said))
+        for part in ("1/2", "2/2"):
+            prepare_into(tmp_path / f"out{said}", dataset, shards=4, part=part)
+        assert [row[1] for row in rows_of(tmp_path / f"out{said}")] == [f"Ev {n}." for n in range(20) if n % 7]
+
+
+# What is not there or stands in the way
+
+
+def test_shard_of_which_no_clip_can_be_used_is_left_out_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    utterances = [replace(u, up_votes=0 if 4 <= n < 8 else 2) for n, u in enumerate(many(15)[1:13])]
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", utterances)
+    summary = prepare_into(tmp_path / "out", dataset, shards=3)
+    assert "shard_00001.parquet is left out: of its 4 clips not one can be used" in caplog.text
+    assert [shard.name for shard in Manifest.read(tmp_path / "out").shards] == [
+        "shard_00000.parquet", "shard_00002.parquet"
+    ]  # fmt: skip
+    assert (summary.shards, summary.accepted, summary.rejected[Reason.TOO_FEW_UPVOTES]) == (2, 8, 4)
+    with pytest.raises(DataError, match=r"12 clips, not one for each shard\. Ask for fewer"):
+        prepare_into(tmp_path / "few", dataset, shards=13)
+
+
+def test_nothing_left_of_all_parts_is_an_error(tmp_path: Path) -> None:
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", [replace(u, up_votes=0) for u in many(4)])
+    assert prepare_into(tmp_path / "out", dataset, shards=2, part="2/2").accepted == 0
+    with pytest.raises(DataError, match="not one clip is left to train on: 4 too-few-upvotes"):
+        prepare_into(tmp_path / "out", dataset, shards=2, part="1/2")
+    assert sorted(contents(tmp_path / "out")) == ["rejected.csv"]
+    assert len(rejected(tmp_path / "out")) == 4
+
+
+def test_what_is_not_ours_is_never_touched(tmp_path: Path) -> None:
+    dataset = lj_speech(tmp_path / "set", ["a", "b"])
+    for name, said in (("shards/notes.txt", "notes.txt was not written"), ("metadata.csv", "already holds"),
+                       ("shards.json", "already holds"), ("dataset.json", "already holds")):  # fmt: skip
+        out = tmp_path / Path(name).name
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text("precious")
+        with pytest.raises(DataError, match=said):
+            prepare_into(out, dataset, shards=2)
+        assert contents(out) == {name: b"precious"}
+
+
+def test_wavs_and_shards_are_not_mixed(tmp_path: Path) -> None:
+    dataset = lj_speech(tmp_path / "set", ["a", "b"])
+    prepare_into(tmp_path / "shards", dataset, shards=2)
+    with pytest.raises(DataError, match=r"something else: shards 2 -> None"):
+        prepare_into(tmp_path / "shards", dataset)
+    prepare_into(tmp_path / "wavs", dataset)
+    with pytest.raises(DataError, match=r"something else: shards None -> 2"):
+        prepare_into(tmp_path / "wavs", dataset, shards=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"part": "1/2"}, "give --shards"),
+        ({"push_to_hub": "a/b"}, "give --shards"),
+        ({"encoding": "flac"}, "give --shards"),
+        ({"shards": -1}, "--shards -1"),
+        ({"shards": 4, "max_samples": 5}, "--max_samples 5"),
+        ({"shards": 4, "part": "0/2"}, "such as 2/4"),
+        ({"shards": 4, "part": "3/2"}, "such as 2/4"),
+        ({"shards": 4, "part": "2"}, "such as 2/4"),
+        ({"shards": 4, "part": "1/0"}, "such as 2/4"),
+        ({"shards": 4, "part": "1/3"}, "multiple of 3 as --shards, such as 6"),
+        ({"shards": 2, "part": "1/4"}, "multiple of 4 as --shards, such as 4"),
+        ({"shards": 4, "push_to_hub": "name"}, "owner/name"),
+    ],
+)
+def test_settings_of_shards_that_make_no_sense_are_refused(settings: dict[str, int | str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        PrepareConfig(**settings)
+
+
+# Interrupted, and called again
+
+
+def test_finished_shards_are_left_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", many(12))
+    for part in ("1/2", "2/2"):
+        first = prepare_into(tmp_path / "out", dataset, shards=2, part=part)
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(sharded, "encode_clip", None)  # nothing is converted
+    again = prepare_into(tmp_path / "out", dataset, shards=2, part="1/2")
+    assert (contents(tmp_path / "out"), again) == (before, replace(first, seconds=again.seconds))
+    with pytest.raises(DataError, match=r"shards 2 -> 3; encoding pcm16 -> flac; parts 2 -> 1"):
+        prepare_into(tmp_path / "out", dataset, shards=3, encoding="flac")
+
+
+@pytest.mark.parametrize("kind", ["release", "parquet"])
+def test_killed_again_and_again_shards_end_with_the_same_bytes(tmp_path: Path, kind: str) -> None:
+    write = {"release": speech.write_release, "parquet": speech.write_parquet}[kind]
+    dataset = write(tmp_path / "cv.parquet", many(600))
+    for part in ("1/2", "2/2"):
+        prepare_into(tmp_path / "whole", dataset, shards=24, part=part)
+    out, flags = tmp_path / "out", ["--shards", "24", "--part", "2/2"]
+    journal, kept = out / "shards" / "part_2_of_2.jsonl", {}
+    for wanted in (2, 5, 9):
+        process = in_a_process(dataset, out, *flags)
+        while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") <= wanted):
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        done = journal.read_bytes().count(b"\n") - 1
+        assert wanted <= done < 12
+        for number in range(12, 12 + done):
+            file = out / "shards" / f"shard_{number:05d}.parquet"
+            assert kept.setdefault(number, file.stat().st_ino) == file.stat().st_ino  # not written again
+    with journal.open("ab") as file:
+        file.write(b'{"record": {"na')
+    shards = sorted((out / "shards").glob("*.parquet"))
+    damaged = shards[done - 1].read_bytes()
+    shards[done - 1].write_bytes(damaged[:-1] + b"?")  # what a loss of power did to the last one
+    for part in ("2/2", "1/2"):
+        prepare_into(out, dataset, shards=24, part=part)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_two_of_the_same_part_are_refused(tmp_path: Path) -> None:
+    dataset = lj_speech(tmp_path / "set", ["a", "b"])
+    with (
+        sharded.PartJournal(tmp_path / "out" / "shards", 1, 2, {}),
+        pytest.raises(DataError, match="Another prepare_data is at work"),
+    ):
+        prepare_into(tmp_path / "out", dataset, shards=2, part="1/2")
+
+
+# Room
+
+
+def test_nothing_but_the_shards_takes_room_while_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", good_utterances(1) * 400)
+    before = sum(map(len, contents(tmp_path).values()))
+    used, largest = tmp_path / "out", 0
+    real = sharded.ShardWriter.add_encoded
+
+    def watched(*arguments: object) -> None:
+        nonlocal largest
+        real(*arguments)
+        here = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) - before
+        largest = max(largest, here)
+
+    monkeypatch.setattr(sharded.ShardWriter, "add_encoded", watched)
+    prepare_into(used, dataset, shards=4)
+    finished = sum(shard.bytes for shard in Manifest.read(used).shards)
+    assert 0.5 * finished < largest <= finished + 10_000
+
+
+def test_clips_are_taken_from_the_source_as_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = pipeline.open_source(PrepareConfig(dataset=str(lj_speech(tmp_path / "set", ["a"] * 40))))
+    taken, ahead = 0, []
+
+    def counted():
+        nonlocal taken
+        for clip in source.clips:
+            taken += 1
+            yield clip
+
+    real = sharded.ShardWriter.add_encoded
+    added = Counter()
+
+    def watched(*arguments: object) -> None:
+        real(*arguments)
+        added["clips"] += 1
+        ahead.append(taken - added["clips"])
+
+    monkeypatch.setattr(sharded.ShardWriter, "add_encoded", watched)
+    monkeypatch.setattr(pipeline, "open_source", lambda _: replace(source, clips=counted()))
+    prepare_into(tmp_path / "out", tmp_path, shards=2)
+    assert (added["clips"], max(ahead)) == (40, 3)
+    assert np.mean(ahead) > 2
+
+
+def test_data_set_on_the_hub_is_streamed_and_kept_nowhere_but_in_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = speech.write_parquet(tmp_path / "repository" / "data" / "train-00000-of-00001.parquet", many(60))
+    home, out = tmp_path / "home", tmp_path / "out"
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with speech.loopback_hub(tmp_path / "repository") as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        for part in ("1/2", "2/2"):
+            process = in_a_process(Path("owner/name"), out, "--shards", "4", "--part", part)
+            said = process.communicate(timeout=HANG_S)[0]
+            assert process.returncode == 0, said
+    prepare_into(tmp_path / "one", whole, shards=4)
+    assert [row[1:] for row in rows_of(out)] == [row[1:] for row in rows_of(tmp_path / "one")]
+    kept = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
+    assert kept < 0.1 * whole.stat().st_size

@@ -1,0 +1,81 @@
+"""Worker processes of a preparation: what they load, what is under way, what becomes of them."""
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support import audio
+from tests.support.limits import HANG_S
+from tests.support.preparation import lj_speech, prepare_into
+from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.data.preparation import pipeline
+from vits_trainer.utils.errors import VitsTrainerError
+
+# Processes
+
+
+def test_a_killed_worker_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "convert_clip", audio.killed_worker)
+    with pytest.raises(VitsTrainerError, match="worker process of prepare_data was killed") as caught:
+        prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a", "b", "c"]), processes=2)
+    assert caught.value.exit_code == 1
+
+
+def test_workers_import_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "convert_clip", audio.without_torch)
+    prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a"]))
+    assert (tmp_path / "out" / "wavs" / "audio_000000.wav").read_text() == ""
+
+
+def test_only_a_few_clips_are_under_way_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parquet brings the audio itself: were the source read ahead, it would all lie in memory."""
+    source = pipeline.open_source(PrepareConfig(dataset=str(lj_speech(tmp_path / "set", ["a"] * 30))))
+    taken = [0]
+
+    def counted():
+        for clip in source.clips:
+            taken[0] += 1
+            yield clip
+
+    monkeypatch.setattr(pipeline, "open_source", lambda _: replace(source, clips=counted()))
+    prepare_into(tmp_path / "out", tmp_path, max_samples=2)
+    assert 2 <= taken[0] <= 8
+
+
+def _children(process_id: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+def test_no_worker_outlives_a_killed_preparation(tmp_path: Path) -> None:
+    dataset = lj_speech(tmp_path / "set", ["a"])
+    (dataset / "metadata.csv").write_text("c0|a\n" * 20_000)
+    command = [sys.executable, "-m", "vits_trainer", "prepare_data", "--dataset", str(dataset), "--processes", "2"]
+    running = subprocess.Popen([*command, "--output_dir", str(tmp_path / "out")])
+    wavs = tmp_path / "out" / "wavs"
+    deadline_s = time.monotonic() + HANG_S
+    while not (wavs / "audio_000000.wav").exists():
+        assert running.poll() is None
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    workers = _children(running.pid)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert len(workers) >= 2
+    while any(Path(f"/proc/{worker}").exists() and not _is_zombie(worker) for worker in workers):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    prepare_into(tmp_path / "out", lj_speech(tmp_path / "few", ["a"]))
+    assert len(list(wavs.iterdir())) == 1
+
+
+def _is_zombie(process_id: int) -> bool:
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True

@@ -1,0 +1,64 @@
+"""Releases of Common Voice: order, votes, sentences, errors with file and line."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.audio import good_utterances, write_release
+from tests.support.sources import HEADER, clips_of, reasons, refusal
+from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.data.audio import Reason
+from vits_trainer.data.sources.detect import open_source
+
+# Common Voice
+
+
+def test_common_voice_rows_in_order_with_votes_judged_before_the_file_is_looked_for(tmp_path: Path) -> None:
+    good = good_utterances(1)[0]
+    rows = [(1, 0, b""), (2, 0, b""), (2, 1, b""), (1, 0, None), (9, 0, None)]
+    release = write_release(
+        tmp_path / "cv",
+        [
+            replace(good, path=f"{n}.mp3", up_votes=up, down_votes=down, content=content, client_id=f"c{n}")
+            for n, (up, down, content) in enumerate(rows)
+        ],
+    )
+    source = open_source(PrepareConfig(dataset=str(release)))
+    assert (source.kind, source.clip_count) == ("common-voice", 5)
+    clips = list(source.clips)
+    assert [clip.clip_id for clip in clips] == [f"{n}.mp3" for n in range(5)]
+    assert [clip.speaker for clip in clips] == [f"c{n}" for n in range(5)]
+    assert clips[1].audio == release / "clips" / "1.mp3"
+    few, many, missing = Reason.TOO_FEW_UPVOTES, Reason.TOO_MANY_DOWNVOTES, Reason.MISSING_FILE
+    assert reasons(clips) == [few, None, many, few, missing]
+    assert reasons(clips_of(release, min_upvotes=0, max_downvotes=1)) == [None, None, None, missing, missing]
+    assert reasons(clips_of(release, min_upvotes=3)) == [few, few, few, few, missing]
+
+
+def test_common_voice_sentences_are_not_unquoted(tmp_path: Path) -> None:
+    good = good_utterances(1)[0]
+    sentences = ['"Were', '""quoted"" here', "and\\here\u2028too"]
+    release = write_release(tmp_path / "cv", [replace(good, sentence=sentence) for sentence in sentences])
+    assert [clip.text for clip in clips_of(release)] == sentences
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "says"),
+    [
+        pytest.param("client_id\tpath\tsentence\nc\ta\tb\n", 1, "no column up_votes, down_votes", id="no votes"),
+        pytest.param("", 1, "no column client_id, path", id="empty"),
+        pytest.param(f"{HEADER}c\ta\tb\t2\n", 2, "4 columns where", id="ragged"),
+        pytest.param(f"{HEADER}c\ta\tb\tx\t0\n", 2, "'x'", id="votes"),
+        pytest.param(f"{HEADER}c\t\tb\t2\t0\n", 2, "needs a path", id="path"),
+    ],
+)
+def test_a_malformed_release_names_file_line_and_remedy(tmp_path: Path, content: str, line: int, says: str) -> None:
+    (tmp_path / "validated.tsv").write_text(content)
+    message = refusal(tmp_path)
+    assert f"{tmp_path / 'validated.tsv'} line {line}:" in message
+    assert says in message
+
+
+def test_a_release_without_a_clip_is_refused(tmp_path: Path) -> None:
+    assert "no clip in it" in refusal(write_release(tmp_path / "cv", []))

@@ -1,0 +1,131 @@
+"""Data sets of the Hub, from a server on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.audio import HUB_COMMIT, good_utterances, loopback_hub, mixed_utterances, write_parquet
+from tests.support.limits import HANG_S, start_s
+from tests.support.sources import clips_of, refusal, write_audio_folder
+
+# The Hub: the real client and the real load_dataset, which ask a server on this machine
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    repository = tmp_path_factory.mktemp("repository")
+    write_parquet(repository / "data" / "train-00000-of-00001.parquet", mixed_utterances())
+    write_parquet(repository / "data" / "validated-00000-of-00001.parquet", good_utterances(2))
+    write_parquet(repository / "data" / "test-00000-of-00001.parquet", [replace(good_utterances(1)[0], content=None)])
+    with loopback_hub(repository) as address:
+        yield address
+
+
+# A process of its own: the client reads HF_ENDPOINT when it is imported, and keeps its cache in HF_HOME.
+LIST_CLIPS = """
+import json, sys
+from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.data.sources.detect import open_source
+for settings in json.loads(sys.argv[1]):
+    try:
+        source = open_source(PrepareConfig(dataset="owner/name", **settings))
+        clips = [[c.clip_id, c.text, len(c.audio), c.speaker, c.rejection and c.rejection.reason] for c in source.clips]
+        print(json.dumps([source.kind, source.revision, clips]))
+    except Exception as error:
+        print(json.dumps([type(error).__name__, str(error)]))
+"""
+
+
+def in_a_process(address: str, home: Path, *settings: dict[str, str]) -> list[Any]:
+    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home)}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-c", LIST_CLIPS, json.dumps(settings)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S)
+    assert ended.returncode == 0, ended.stderr
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+def test_a_data_set_on_the_hub_gives_the_clips_of_its_parquet(tmp_path: Path, hub: str) -> None:
+    local = {
+        "train": clips_of(write_parquet(tmp_path / "a.parquet", mixed_utterances())),
+        "validated": clips_of(write_parquet(tmp_path / "b.parquet", good_utterances(2))),
+    }
+    asked = ({}, {"split": "train+validated", "revision": "v1"}, {"text_column": "path"}, {"split": "nonsense"})
+    train, both, named, nonsense, absent, config, no_audio = in_a_process(
+        hub, tmp_path, *asked, {"text_column": "words"}, {"config_name": "kmr"}, {"split": "test"}
+    )
+    whole = [
+        [clip.clip_id, clip.text, len(clip.audio), clip.speaker, clip.rejection and clip.rejection.reason]
+        for clip in local["train"] + local["validated"]
+    ]
+    assert train == ["hub", HUB_COMMIT, whole[:10]]
+    assert both == ["hub", HUB_COMMIT, whole]
+    assert [clip[1] for clip in named[2]] == [clip[0] for clip in whole[:10]]
+    assert nonsense[0] == absent[0] == config[0] == "DataError"
+    assert "Bad split: nonsense. Available splits:" in nonsense[1]
+    assert "no column words (--text_column); its columns are client_id, path, audio, sentence" in absent[1]
+    assert "kmr" in config[1]
+    assert "--config_name" in config[1]
+    assert [clip[4] for clip in no_audio[2]] == ["missing-file"]
+
+
+def test_a_data_set_that_needs_a_program_of_its_own_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "name.py").write_text("raise SystemExit('it ran')")
+    with loopback_hub(tmp_path / "repository") as address:
+        ((kind, message),) = in_a_process(address, tmp_path / "home", {})
+    assert kind == "DataError"
+    assert "program of its own, which is not run. Please download" in message
+
+
+def test_recordings_in_single_files_on_the_hub_are_to_be_downloaded(tmp_path: Path) -> None:
+    """`datasets` reads them only where torchcodec works."""
+    write_audio_folder(tmp_path / "repository", "file_name,text\na.wav,Silav.", "a.wav")
+    with loopback_hub(tmp_path / "repository") as address:
+        ((kind, message),) = in_a_process(address, tmp_path / "home", {})
+    assert kind == "DataError"
+    assert "recordings in single files, which are not read from the Hub. Please download" in message
+
+
+@pytest.mark.parametrize(
+    ("dataset", "revision", "says"),
+    [
+        ("owner/missing", None, "shows no data set of this name. Correct the name, or log in"),
+        ("owner/gated", None, "Accept them on its page on the Hub and log in (hf auth login), or download"),
+        ("owner/name", "v2", "has no revision v2"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line_with_the_remedy(
+    hub: str, monkeypatch: pytest.MonkeyPatch, dataset: str, revision: str | None, says: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    message = refusal(dataset, revision=revision)
+    assert says in message
+    assert f"--dataset {dataset}" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("name", "value"), [("ENDPOINT", "http://127.0.0.1:9"), ("HF_HUB_OFFLINE", True)])
+def test_a_hub_that_cannot_be_reached_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str | bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    import datasets  # noqa: F401  not what is timed
+
+    limit_s = start_s()
+    begun_s = time.monotonic()
+    message = refusal("owner/name")
+    assert time.monotonic() - begun_s < 5 * limit_s
+    assert "no such file or folder, and the Hugging Face Hub cannot be reached" in message
+    assert "download the data set and give its folder" in message
+    assert "\n" not in message

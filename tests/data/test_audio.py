@@ -1,0 +1,298 @@
+"""Audio in and out: what comes back is what was there, and each kind of damage has its own name."""
+
+import pickle
+import struct
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from tests.support.audio import encode, voice
+from vits_trainer.data.audio import (
+    Reason,
+    RecordingError,
+    loudness_dbfs,
+    read_pcm16_wav,
+    read_recording,
+    require_duration,
+    require_loudness,
+    to_loudness,
+    to_pcm16,
+    to_rate,
+    trim_silence,
+    write_pcm16_wav,
+)
+
+
+def reason_of(source: Path | bytes) -> Reason:
+    with pytest.raises(RecordingError) as caught:
+        read_recording(source)
+    return caught.value.rejection.reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "tolerance"),
+    [("WAV", "PCM_16", 4e-5), ("WAV", "FLOAT", 0), ("FLAC", "PCM_16", 4e-5), ("MP3", None, 0.05), ("OGG", None, 0.05)],
+)
+def test_formats_are_read_by_their_content_from_bytes_and_from_files(
+    tmp_path: Path, kind: str, subtype: str | None, tolerance: float
+) -> None:
+    samples = voice(1.0, 44100)
+    content = encode(samples, 44100, kind, subtype)
+    misnamed = tmp_path / "clip.raw"
+    misnamed.write_bytes(content)
+    for source in (content, misnamed):
+        read, rate_hz = read_recording(source)
+        assert (rate_hz, read.dtype, read.shape) == (44100, np.float32, samples.shape)
+        np.testing.assert_allclose(read, samples, atol=tolerance)
+
+
+def test_channels_are_mixed_to_their_mean() -> None:
+    left, right = voice(0.3, 16000, 100), voice(0.3, 16000, 300)
+    read, _ = read_recording(encode(np.stack([left, right], axis=1), 16000, subtype="FLOAT"))
+    np.testing.assert_allclose(read, (left + right) / 2, atol=1e-7)
+
+
+def test_a_truncated_wav_is_told_from_a_whole_one() -> None:
+    content = encode(voice(1.0, 16000), 16000)
+    read_recording(content)
+    assert reason_of(content[:-2]) is Reason.TRUNCATED_AUDIO
+    assert reason_of(content[: len(content) // 2]) is Reason.TRUNCATED_AUDIO
+    assert reason_of(content[:44]) is Reason.TRUNCATED_AUDIO
+
+
+def test_a_wav_written_into_a_pipe_has_no_length_and_is_read_whole() -> None:
+    content = bytearray(encode(voice(0.5, 16000), 16000))
+    place = content.index(b"data") + 4
+    content[place : place + 4] = struct.pack("<I", 0xFFFFFFFF)
+    assert len(read_recording(bytes(content))[0]) == 8000
+
+
+def test_a_chunk_before_the_audio_does_not_hide_that_it_is_truncated() -> None:
+    content = encode(voice(0.5, 16000), 16000)
+    place = content.index(b"data")
+    note = b"note" + struct.pack("<I", 3) + b"abc\0"  # an odd size is padded
+    padded = content[:place] + note + content[place:]
+    assert len(read_recording(padded)[0]) == 8000
+    assert reason_of(padded[:-1000]) is Reason.TRUNCATED_AUDIO
+
+
+def test_a_truncated_mp3_is_told_from_a_whole_one() -> None:
+    content = encode(voice(3.0, 32000), 32000, "MP3")
+    assert len(read_recording(content)[0]) == 3 * 32000
+    assert reason_of(content[: len(content) // 2]) is Reason.TRUNCATED_AUDIO
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        pytest.param(b"", Reason.EMPTY_AUDIO, id="no bytes"),
+        pytest.param(encode(voice(0.0001, 16000)[:0], 16000), Reason.EMPTY_AUDIO, id="no samples"),
+        pytest.param(b"junk" * 500, Reason.UNREADABLE_AUDIO, id="junk"),
+        pytest.param(encode(voice(1.0, 16000), 16000, "FLAC")[:9000], Reason.UNREADABLE_AUDIO, id="half a FLAC"),
+        pytest.param(encode(voice(0.05, 16000), 16000), Reason.TOO_SHORT, id="0.05 s"),
+        pytest.param(encode(voice(60.5, 8000), 8000), Reason.TOO_LONG, id="60.5 s"),
+        pytest.param(encode(np.zeros((8000, 9), np.float32), 16000), Reason.UNSUPPORTED_AUDIO, id="9 channels"),
+        pytest.param(encode(voice(0.5, 2000), 2000), Reason.UNSUPPORTED_AUDIO, id="2 kHz"),
+    ],
+)
+def test_each_fault_has_its_reason(content: bytes, reason: Reason) -> None:
+    assert reason_of(content) is reason
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_numbers_are_refused(value: float) -> None:
+    samples = voice(0.5, 16000)
+    samples[100] = value
+    assert reason_of(encode(samples, 16000, subtype="FLOAT")) is Reason.NON_FINITE_AUDIO
+
+
+def test_a_long_recording_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sf.SoundFile, "read", lambda *_, **__: pytest.fail("decoded"))
+    assert reason_of(encode(voice(61.0, 8000), 8000, "MP3")) is Reason.TOO_LONG
+
+
+def test_limits_of_duration_are_included_and_can_be_set() -> None:
+    content = encode(voice(2.0, 16000), 16000)
+    assert len(read_recording(content, min_duration_s=2.0, max_duration_s=2.0)[0]) == 32000
+    for limits, reason in (((2.1, 60.0), Reason.TOO_SHORT), ((0.1, 1.9), Reason.TOO_LONG)):
+        with pytest.raises(RecordingError) as caught:
+            read_recording(content, *limits)
+        assert caught.value.rejection.reason is reason
+        with pytest.raises(RecordingError) as judged:
+            require_duration(2.0, *limits)
+        assert judged.value.rejection == caught.value.rejection
+    assert len(read_recording(encode(voice(61.0, 8000), 8000), max_duration_s=61.0)[0]) == 61 * 8000
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16000, 22050, 48000])
+def test_silence_at_both_ends_goes_but_for_a_margin_and_pauses_stay(rate_hz: int) -> None:
+    """Frames of 20 ms begin at 0: those of a voice from 0.5 to 1.1 s, a pause, and one from 1.5 to 2.1 s are whole."""
+    noise = np.random.default_rng(0).standard_normal(3 * rate_hz) * 1e-4
+    samples = noise.astype(np.float32)
+    tone = np.sin(2 * np.pi * 200 * np.arange(round(0.6 * rate_hz)) / rate_hz).astype(np.float32) / 2
+    for begin_s in (0.5, 1.5):
+        begin = round(begin_s * rate_hz)
+        samples[begin : begin + len(tone)] += tone
+    trimmed = trim_silence(samples, rate_hz)
+    begin, end = round(0.45 * rate_hz), round(2.15 * rate_hz)
+    first = np.flatnonzero(samples == trimmed[0])[0]
+    np.testing.assert_array_equal(trimmed, samples[first : first + len(trimmed)])
+    assert abs(first - begin) <= 0.021 * rate_hz
+    assert abs(first + len(trimmed) - end) <= 0.021 * rate_hz
+    assert first <= begin + 1
+    assert first + len(trimmed) >= end - 2
+
+
+@pytest.mark.parametrize(("below_db", "kept_s"), [(39, 1.05), (41, 0.55)])
+def test_silence_is_what_is_40_db_below_the_loudest_frame(below_db: float, kept_s: float) -> None:
+    tone = np.sin(2 * np.pi * 200 * np.arange(8000) / 16000)  # whole periods in every frame
+    soft = tone * 10 ** (-below_db / 20)
+    samples = np.concatenate([tone, soft, np.zeros(8000)]).astype(np.float32)
+    assert len(trim_silence(samples, 16000)) == round(kept_s * 16000)
+
+
+def test_trimming_agrees_with_librosa() -> None:
+    import librosa
+
+    samples = np.concatenate([np.zeros(7000), voice(1.0, 16000), np.zeros(5000)]).astype(np.float32)
+    trimmed = trim_silence(samples, 16000)
+    _, (begin, end) = librosa.effects.trim(samples, top_db=40, frame_length=320, hop_length=320)
+    first = 7000 - int(np.flatnonzero(trimmed)[0]) + int(np.flatnonzero(voice(1.0, 16000))[0])
+    assert abs(first - (begin - 800)) <= 320  # librosa's frames are centred
+    assert abs(first + len(trimmed) - (end + 800)) <= 320
+
+
+@pytest.mark.parametrize("samples", [np.zeros(5000), np.full(5000, 0.1), voice(0.3, 16000)[:1], np.zeros(319)])
+def test_a_clip_without_silence_or_without_sound_is_left_whole(samples: np.ndarray) -> None:
+    whole = samples.astype(np.float32)
+    np.testing.assert_array_equal(trim_silence(whole, 16000), whole)
+
+
+def test_loudness_is_that_of_a_sine_and_of_nothing() -> None:
+    sine = np.sin(2 * np.pi * 100 * np.arange(16000) / 16000).astype(np.float32)
+    assert loudness_dbfs(sine) == pytest.approx(-3.0103, abs=1e-3)
+    assert loudness_dbfs(sine / 10) == pytest.approx(-23.0103, abs=1e-3)
+    assert loudness_dbfs(np.zeros(100, np.float32)) == -np.inf
+    require_loudness(sine / 10, -23.1)
+    for soft in (sine / 10, np.zeros(100, np.float32)):
+        with pytest.raises(RecordingError) as caught:
+            require_loudness(soft, -23)
+        assert caught.value.rejection.reason is Reason.TOO_QUIET
+    assert caught.value.rejection.detail == "-inf dBFS, at least -23 dBFS"
+
+
+def test_clips_come_to_one_loudness_and_never_clip() -> None:
+    loud = voice(0.5, 16000)
+    for factor in (0.01, 1.0, 1.9):
+        levelled = to_loudness(loud * np.float32(factor), -30.0)
+        assert levelled.dtype == np.float32
+        assert np.sqrt(np.mean(levelled.astype(float) ** 2)) == pytest.approx(10 ** (-30 / 20), rel=1e-5)
+    click = np.zeros(16000, np.float32)
+    click[100], click[200] = 0.5, -0.25
+    pcm = to_pcm16(to_loudness(click, -10.0))
+    assert (pcm[100], pcm[200]) == (32767, -16384)
+    over = to_pcm16(to_loudness(loud * np.float32(3), 0.0)).astype(int)
+    assert np.abs(over).max() == 32767
+    assert np.count_nonzero(np.abs(over) == 32767) < 5
+    np.testing.assert_array_equal(to_loudness(np.zeros(10, np.float32), -20.0), np.zeros(10))
+
+
+def test_a_missing_file_has_its_reason(tmp_path: Path) -> None:
+    assert reason_of(tmp_path / "none.wav") is Reason.MISSING_FILE
+    assert reason_of(tmp_path) is Reason.UNREADABLE_AUDIO
+
+
+def test_the_error_travels_between_processes() -> None:
+    with pytest.raises(RecordingError) as caught:
+        read_recording(b"junk" * 100)
+    arrived = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert arrived.rejection == caught.value.rejection
+    assert str(arrived) == str(caught.value) == "unreadable-audio: Format not recognised."
+
+
+def test_resampling_keeps_pitch_level_and_length_and_removes_what_does_not_fit() -> None:
+    time_s = np.arange(48000) / 48000
+    kept, removed = np.sin(2 * np.pi * 1000 * time_s), np.sin(2 * np.pi * 11000 * time_s)
+    resampled = to_rate((0.4 * kept + 0.4 * removed).astype(np.float32), 48000, 16000)
+    expected = 0.4 * np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000)
+    assert len(resampled) == 16000
+    np.testing.assert_allclose(resampled[500:-500], expected[500:-500], atol=1e-3)
+
+
+def test_the_same_rate_changes_nothing() -> None:
+    samples = voice(0.2, 16000)
+    assert to_rate(samples, 16000, 16000) is samples
+
+
+def test_16_bit_sources_come_back_unchanged_and_what_is_too_loud_is_clipped() -> None:
+    every = np.arange(-32768, 32768, dtype=np.int16)
+    np.testing.assert_array_equal(to_pcm16(every.astype(np.float32) / 32768), every)
+    loud = np.array([1.0, 1.5, -1.5, 0.99999], dtype=np.float32)
+    assert to_pcm16(loud).tolist() == [32767, 32767, -32768, 32767]
+
+
+def test_wav_files_come_back_and_others_read_them(tmp_path: Path) -> None:
+    path, pcm = tmp_path / "a.wav", to_pcm16(voice(0.3, 22050))
+    write_pcm16_wav(path, pcm, 22050)
+    read, rate_hz = read_pcm16_wav(path)
+    assert (rate_hz, read.dtype) == (22050, np.int16)
+    np.testing.assert_array_equal(read, pcm)
+    np.testing.assert_array_equal(sf.read(path, dtype="int16")[0], pcm)
+    assert sf.info(path).subtype == "PCM_16"
+
+
+def _damaged(path: Path, damage: str) -> None:
+    pcm = to_pcm16(voice(0.3, 16000))
+    write_pcm16_wav(path, pcm, 16000)
+    content = path.read_bytes()
+    match damage:
+        case "missing":
+            path.unlink()
+        case "empty":
+            path.write_bytes(b"")
+        case "junk":
+            path.write_bytes(b"junk" * 100)
+        case "header only in part":
+            path.write_bytes(content[:30])
+        case "sizes that contradict one another":
+            path.write_bytes(content[:16] + struct.pack("<I", 0xFFFFFF) + content[20:])
+        case "truncated":
+            path.write_bytes(content[:-101])
+        case "stereo" | "8 bits":
+            with wave.open(str(path), "wb") as file:
+                file.setparams((2, 2, 16000, 0, "NONE", "") if damage == "stereo" else (1, 1, 16000, 0, "NONE", ""))
+                file.writeframes(pcm.tobytes())
+        case "float":
+            path.write_bytes(encode(voice(0.3, 16000), 16000, subtype="FLOAT"))
+        case "FLAC":
+            path.write_bytes(encode(voice(0.3, 16000), 16000, "FLAC"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("missing", Reason.MISSING_FILE),
+        ("empty", Reason.UNREADABLE_AUDIO),
+        ("junk", Reason.UNREADABLE_AUDIO),
+        ("header only in part", Reason.UNREADABLE_AUDIO),
+        ("sizes that contradict one another", Reason.UNREADABLE_AUDIO),
+        ("truncated", Reason.TRUNCATED_AUDIO),
+        ("stereo", Reason.UNSUPPORTED_AUDIO),
+        ("8 bits", Reason.UNSUPPORTED_AUDIO),
+        ("float", Reason.UNREADABLE_AUDIO),
+        ("FLAC", Reason.UNREADABLE_AUDIO),
+    ],
+)
+def test_a_prepared_clip_that_is_none_is_named_in_an_error_that_travels(
+    tmp_path: Path, damage: str, reason: Reason
+) -> None:
+    path = tmp_path / "audio_000000.wav"
+    _damaged(path, damage)
+    with pytest.raises(RecordingError) as caught:
+        read_pcm16_wav(path)
+    arrived = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert arrived.rejection.reason is reason
+    assert str(path) in str(arrived)

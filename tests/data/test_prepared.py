@@ -1,0 +1,235 @@
+"""From a prepared folder to batches: good and bad records, padding, the stand-in."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.prepared_data import SPEC, reader_of, write_clip, write_folder
+from tests.support.voices import many_speakers
+from vits_trainer.data.audio import WAV_HEADER_BYTES
+from vits_trainer.data.prepared import PreparedSet, choose_speakers, open_prepared, require_rate, split
+from vits_trainer.utils.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for n in range(6):
+        write_clip(tmp_path / "wavs" / f"{n}.wav", 8000 + 700 * n)
+    return write_folder(tmp_path, [f"{n}.wav|ab {n}" for n in range(6)])
+
+
+def test_split_is_complete_disjoint_and_the_same_again(folder):
+    prepared = open_prepared(folder)
+    training, validation = split(prepared, 0.34, 64, seed=1)
+    assert (len(training), len(validation)) == (4, 2)
+    assert sorted(training + validation) == list(range(6))
+    assert split(open_prepared(folder), 0.34, 64, seed=1) == (training, validation)
+    assert len({tuple(split(prepared, 0.34, 64, seed)[1]) for seed in range(12)}) > 3
+
+
+@pytest.mark.parametrize(("fraction", "most", "held_out"), [(0, 64, 0), (0.01, 64, 1), (0.9, 3, 3), (0.5, 64, 3)])
+def test_split_holds_out_as_many_as_asked(folder, fraction, most, held_out):
+    assert len(split(open_prepared(folder), fraction, most, seed=0)[1]) == held_out
+
+
+def test_split_goes_by_names_and_not_by_places(tmp_path):
+    names = [f"{n}.wav" for n in range(30)]
+    prepared = open_prepared(write_folder(tmp_path, [f"{name}|a" for name in names]))
+    backwards = open_prepared(write_folder(tmp_path, [f"{name}|a" for name in reversed(names)]))
+    held_out = {prepared.rows["filename"][row] for row in split(prepared, 0.3, 64, 1)[1]}
+    assert held_out == {backwards.rows["filename"][row] for row in split(backwards, 0.3, 64, 1)[1]}
+
+
+def of_speakers(folder: Path, sizes: dict[str, int]):
+    lines = [f"{speaker}{n}.wav|a|{speaker}" for speaker, clips in sizes.items() for n in range(clips)]
+    return open_prepared(write_folder(folder, lines))
+
+
+def held_out_by_speaker(prepared, fraction: float, most: int = 64, seed: int = 1) -> dict[str, int]:
+    return dict(Counter(prepared.rows["speaker"][row] for row in split(prepared, fraction, most, seed)[1]))
+
+
+def test_split_of_one_speaker_is_that_of_old(tmp_path):
+    prepared = open_prepared(write_folder(tmp_path, [f"{n}.wav|a" for n in range(30)]))
+    by_lot = sorted(range(30), key=lambda row: hashlib.sha256(f"7:{row}.wav".encode()).digest())
+    assert split(prepared, 0.3, 64, 7) == (sorted(by_lot[9:]), sorted(by_lot[:9]))
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (3, {"a": 1, "b": 1, "c": 1}),  # one of each who has two; d keeps his only one
+        (5, {"a": 2, "b": 2, "c": 1}),
+        (9, {"a": 6, "b": 2, "c": 1}),  # each keeps one to be trained on
+        (64, {"a": 19, "b": 2, "c": 1}),
+    ],
+)
+def test_split_takes_a_clip_of_each_speaker_in_turn(tmp_path, most, expected):
+    prepared = of_speakers(tmp_path, {"a": 20, "b": 3, "c": 2, "d": 1})
+    assert held_out_by_speaker(prepared, 0.9, most) == expected
+
+
+def test_split_of_many_speakers_does_not_prefer_the_large_ones(tmp_path):
+    prepared = of_speakers(tmp_path, {f"s{n:02}_": 40 if n < 5 else 2 for n in range(40)})
+    heard = Counter(name for seed in range(60) for name in held_out_by_speaker(prepared, 0.5, 8, seed))
+    # 8 of 40 speakers: each of the five large ones is heard with a chance of one in five.
+    assert 40 < sum(heard[f"s{n:02}_"] for n in range(5)) < 80
+
+
+def test_split_of_speakers_goes_by_names_and_not_by_places(tmp_path):
+    lines = [f"{n}.wav|a|s{n % 7}" for n in range(30)]
+    found = []
+    for order in (lines, lines[::-1]):
+        prepared = open_prepared(write_folder(tmp_path, order))
+        training, held_out = split(prepared, 0.3, 64, 1)
+        assert sorted(training + held_out) == list(range(30))
+        found.append({prepared.rows["filename"][row] for row in held_out})
+    assert found[0] == found[1]
+
+
+def test_split_of_speakers_with_one_clip_each_holds_out_some_all_the_same(tmp_path):
+    prepared = of_speakers(tmp_path, dict.fromkeys("abcdefgh", 1))
+    assert len(held_out_by_speaker(prepared, 0.25)) == 2
+
+
+def test_split_that_leaves_nothing_to_train_is_refused(tmp_path):
+    prepared = open_prepared(write_folder(tmp_path, ["0.wav|a"]))
+    with pytest.raises(DataError, match="too few to hold out 1"):
+        split(prepared, 0.1, 64, 0)
+
+
+TEXTS = ["NA", "null", "007", '"quoted" text', "it's, so", " 1e5 ", "true", "#N/A", "nan"]
+
+
+def test_texts_survive_as_they_are(tmp_path):
+    prepared = open_prepared(write_folder(tmp_path, [f"{n}.wav|{text}" for n, text in enumerate(TEXTS)]))
+    assert list(prepared.rows["text"]) == TEXTS
+    assert list(prepared.rows["speaker"]) == [""] * len(TEXTS)
+
+
+def test_trap_8_speakers_are_sorted_whatever_their_order(tmp_path):
+    prepared = open_prepared(write_folder(tmp_path, ["0.wav|a|zin", "1.wav|b|ava", "2.wav|c|mem", "3.wav|d|ava"]))
+    assert prepared.speakers == ["ava", "mem", "zin"]
+
+
+def test_max_samples_takes_the_first(folder):
+    assert list(open_prepared(folder, max_samples=2).rows["filename"]) == ["0.wav", "1.wav"]
+    assert len(open_prepared(folder, max_samples=0).rows) == 6
+
+
+@pytest.mark.parametrize("line", ["only-a-name", "a.wav|text|speaker|more", "|text"])
+def test_malformed_line_is_named(tmp_path, line):
+    write_folder(tmp_path, ["0.wav|good", line])
+    with pytest.raises(DataError, match=r"metadata\.csv line 2: expected filename"):
+        open_prepared(tmp_path)
+
+
+def test_folder_that_is_not_prepared_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"metadata\.csv does not exist\. Make it with: vits-trainer prepare_data"):
+        open_prepared(tmp_path)
+    (tmp_path / "metadata.csv").write_bytes("0.wav|\u015fev".encode("iso8859-9"))
+    with pytest.raises(DataError, match=r"cannot be read"):
+        open_prepared(tmp_path)
+    write_folder(tmp_path, [])
+    with pytest.raises(DataError, match="holds no clip"):
+        open_prepared(tmp_path)
+
+
+def test_damaged_summary_is_refused(folder):
+    (folder / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match=r"dataset\.json"):
+        open_prepared(folder)
+
+
+def test_rate_is_the_summarys_or_else_the_first_clips(folder):
+    write_clip(folder / "wavs" / "0.wav", 9000, rate=22050)
+    assert open_prepared(folder).sampling_rate == 16000
+    (folder / "dataset.json").unlink()
+    prepared = open_prepared(folder)
+    assert prepared.sampling_rate == 22050
+    with pytest.raises(DataError, match=r"at 22050 Hz, the voice at 16000 Hz.*--target_sr 16000"):
+        require_rate(prepared, SPEC)
+
+
+def test_fingerprint_changes_with_texts_names_and_speakers(tmp_path):
+    variants = [["0.wav|a"], ["0.wav|b"], ["1.wav|a"], ["0.wav|a|s"], ["0.wav|a", "1.wav|a"]]
+    prints = [open_prepared(write_folder(tmp_path, lines)).fingerprint(range(len(lines))) for lines in variants]
+    assert len(set(prints)) == len(variants)
+    assert open_prepared(write_folder(tmp_path, variants[0])).fingerprint([0]) == prints[0]
+
+
+def test_fingerprint_is_of_the_training_clips_alone(tmp_path):
+    prepared = open_prepared(write_folder(tmp_path, ["0.wav|a", "1.wav|b", "2.wav|c"]))
+    assert prepared.fingerprint([0, 1]) != prepared.fingerprint([0, 1, 2])
+    assert prepared.fingerprint([0, 1]) != prepared.fingerprint([0, 2])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("../secret.wav|ab", "leads out of"),
+        ("/etc/passwd|ab", "leads out of"),
+        ("3.wav|ab", "stands in line 4 already"),
+    ],
+)
+def test_metadata_that_lead_elsewhere_or_repeat_a_clip_are_refused(folder, line, said):
+    with (folder / "metadata.csv").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(DataError, match=f"line 7: .*{said}"):
+        open_prepared(folder)
+
+
+def test_planned_frames_are_those_of_the_clips(folder):
+    (folder / "wavs" / "5.wav").unlink()
+    reader = reader_of(folder)
+    planned = reader.prepared.frames(range(6), SPEC.hop)
+    assert planned == [*(len(reader[n].pcm) // SPEC.hop for n in range(5)), 1]
+
+
+def test_fingerprint_changes_with_a_clips_length(folder):
+    before = open_prepared(folder).fingerprint(range(6))
+    write_clip(folder / "wavs" / "2.wav", 12000)
+    assert open_prepared(folder).fingerprint(range(6)) != before
+
+
+def chosen(prepared: PreparedSet, **choice: Any) -> dict[str, list[str]]:
+    """Names of the chosen clips, by speaker."""
+    found: dict[str, list[str]] = {}
+    rows = choose_speakers(prepared, **{"only": "", "most_clips": 0, "seed": 1, **choice}).rows
+    for name, speaker in zip(rows["filename"], rows["speaker"], strict=True):
+        found.setdefault(speaker, []).append(name)
+    return found
+
+
+def test_speakers_are_chosen_and_their_clips_limited(tmp_path):
+    prepared = open_prepared(many_speakers(tmp_path, {"ava": 6, "bo": 2, "cem": 4}))
+    everything = {"ava": [f"ava_{n}.wav" for n in range(6)], "cem": [f"cem_{n}.wav" for n in range(4)]}
+    assert chosen(prepared, only="cem, ava") == everything
+    limited = chosen(prepared, most_clips=3)
+    assert {name: len(clips) for name, clips in limited.items()} == {"ava": 3, "bo": 2, "cem": 3}
+    assert set(limited["ava"]) < set(everything["ava"])
+    assert limited == chosen(prepared, most_clips=3)
+    assert len({tuple(chosen(prepared, most_clips=3, seed=seed)["ava"]) for seed in range(9)}) > 1
+
+
+def test_chosen_clips_keep_their_own_recordings(tmp_path):
+    prepared = open_prepared(many_speakers(tmp_path, {"ava": 6, "bo": 2, "cem": 4}))
+    cem = choose_speakers(prepared, "cem", 2, seed=1)
+    assert len(cem.rows) == 2
+    for row, name in enumerate(cem.rows["filename"]):
+        path = tmp_path / "training/wavs" / name
+        samples = np.frombuffer(path.read_bytes()[WAV_HEADER_BYTES:], dtype=np.int16)
+        np.testing.assert_array_equal(cem.recordings.read(row)[0], samples)
+        assert cem.recordings.sizes_bytes[row] == path.stat().st_size
+        cem.recordings.put(row, tmp_path / f"{row}.wav")
+        assert (tmp_path / f"{row}.wav").read_bytes() == path.read_bytes()
+
+
+def test_unknown_speaker_is_refused_with_those_that_there_are(tmp_path):
+    prepared = open_prepared(many_speakers(tmp_path, {f"s{n:02}": 1 for n in range(18)}))
+    with pytest.raises(ConfigError, match=r"no clip of zin. Its speakers: s00, s01, .* s15 and 2 more"):
+        chosen(prepared, only="s03,zin")

@@ -1,0 +1,17 @@
+"""The time limit of a run."""
+
+from pathlib import Path
+
+import pytest
+
+from vits_trainer.distributed.shutdown import Interruption
+
+
+@pytest.mark.parametrize(
+    ("needs_s", "limit_s", "asked"), [(39, 100, False), (40, 100, True), (5, 64, True), (9, 0, False)]
+)
+def test_time_limit_by_hand(
+    needs_s: float, limit_s: float, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vits_trainer.distributed.shutdown._seconds_since_start", lambda: 60.0)
+    assert bool(Interruption(tmp_path / "STOP", limit_s).asked(needs_s)) is asked

@@ -1,0 +1,284 @@
+"""A voice with random weights speaks noise, which is enough to see which samples come from what."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, VitsModel, VitsTokenizer
+
+from tests.support.random_voice import RATE_HZ, TEXT, save_voice
+from vits_trainer.evaluation.synthesis import FADE_S, PAUSE_S, Manner, Voice, join, split_sentences, write_speech
+from vits_trainer.utils.errors import ConfigError, DataError, ModelError
+
+PAUSE, FADE = round(PAUSE_S * RATE_HZ), round(FADE_S * RATE_HZ)
+WITHOUT_NOISE = Manner(noise_scale=0, noise_scale_duration=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_voice(tmp_path_factory.mktemp("voice") / "single")
+
+
+@pytest.fixture(scope="module")
+def voice(folder: Path) -> Voice:
+    return Voice(str(folder))
+
+
+@pytest.fixture(scope="module")
+def choir(tmp_path_factory: pytest.TempPathFactory) -> Voice:
+    return Voice(str(save_voice(tmp_path_factory.mktemp("voice") / "choir", "Azad", "Berfin", "Cîhan")))
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("Ez hatim. Tu çûyî! Kî ma? Na… Belê", ["Ez hatim.", "Tu çûyî!", "Kî ma?", "Na…", "Belê"]),
+        ("ئەمە چییە؟ باشە۔ بەڵێ", ["ئەمە چییە؟", "باشە۔", "بەڵێ"]),
+        ("سلام؟مرحبا", ["سلام؟", "مرحبا"]),
+        ("你好。我很好！真的吗？是", ["你好。", "我很好！", "真的吗？", "是"]),
+        ("「行こう！」と言った。", ["「行こう！」", "と言った。"]),
+        ("नमस्ते। ठीक है॥", ["नमस्ते।", "ठीक है॥"]),
+        ("ሰላም። እንዴት ነህ፧", ["ሰላም።", "እንዴት ነህ፧"]),
+        ("yek\ndu\r\n\r\n  sê \u2028çar", ["yek", "du", "sê", "çar"]),
+        ("Got: \"Na!\" (Belê.) Baş", ["Got: \"Na!\"", "(Belê.)", "Baş"]),
+        ("Çi?! Na... Belê", ["Çi?!", "Na...", "Belê"]),
+        ("3.5 û 1.000.000 kes", ["3.5 û 1.000.000 kes"]),
+        ("J. R. R. Tolkien û Ç. Emîn. Baş", ["J. R. R. Tolkien û Ç. Emîn.", "Baş"]),
+        ("www.example.com e", ["www.example.com e"]),
+        ("Sala 2020. Paşê", ["Sala 2020.", "Paşê"]),
+        (" \n\t ", []),
+        ("", []),
+    ],
+)  # fmt: skip
+def test_text_is_split_at_sentence_ends(text: str, pieces: list[str]) -> None:
+    assert split_sentences(text) == pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("one two three, four five six", ["one two three,", "four five six"]),  # at the comma, though more would fit
+        ("a, bcde fghijk lmnopq", ["a, bcde fghijk", "lmnopq"]),  # that comma would leave next to nothing
+        ("abcdefghijklmnop qrst", ["abcdefghijklmnop", "qrst"]),
+        ("abcdefghijklmnopqrstuvw", ["abcdefghijklmnopqrst", "uvw"]),
+        ("abcdefghijklmnopqrst uvw", ["abcdefghijklmnopqrst", "uvw"]),  # just what fits
+        ("人" * 12 + "，" + "口" * 9, ["人" * 12 + "，", "口" * 9]),
+        ("ab 12345678901,5 cdefg", ["ab 12345678901,5", "cdefg"]),
+        ("กี" * 9 + "กกี" + "ก", ["กี" * 9 + "ก", "กี" + "ก"]),  # no vowel sign without its letter
+    ],
+)
+def test_long_sentences_are_split_further(text: str, pieces: list[str]) -> None:
+    assert split_sentences(text, 20) == pieces
+
+
+@pytest.mark.parametrize("limit", [1, 7, 50])
+def test_no_piece_is_too_long_and_nothing_is_lost(limit: int) -> None:
+    words = ["ez", "te", "dibînim,", "x" * 60, "û", "diçim.", "人。口", "3.5;", "\n"]
+    text = " ".join(np.random.default_rng(0).choice(words, 400))
+    pieces = split_sentences(text, limit)
+    assert max(map(len, pieces)) <= limit
+    assert all(piece and piece == piece.strip() for piece in pieces)
+    assert "".join("".join(pieces).split()) == "".join(text.split())
+
+
+def test_same_seed_speaks_the_same_and_another_seed_does_not(voice: Voice) -> None:
+    first, second = voice.speak(TEXT, Manner(seed=7)), voice.speak(TEXT, Manner(seed=7))
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(voice.speak(TEXT, Manner(seed=8)), first)
+
+
+def test_without_noise_the_seed_does_not_matter(voice: Voice) -> None:
+    first, second = (voice.speak(TEXT, replace(WITHOUT_NOISE, seed=seed)) for seed in (7, 8))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_pieces_sound_does_not_depend_on_the_pieces_before(voice: Voice) -> None:
+    short = list(voice.speak_pieces("Silav. Ez baş im."))
+    long = list(voice.speak_pieces("Silav dinya çawa yî ez baş im. Ez baş im."))
+    assert len(short[0]) != len(long[0])
+    np.testing.assert_array_equal(short[1], long[1])
+
+
+def test_pieces_of_the_same_text_have_noise_of_their_own(voice: Voice) -> None:
+    first, second = voice.speak_pieces("Silav dinya. Silav dinya.")
+    assert not np.array_equal(first, second)
+
+
+def test_samples_between_the_fades_are_transformers_own(voice: Voice, folder: Path) -> None:
+    model, tokenizer = VitsModel.from_pretrained(folder), VitsTokenizer.from_pretrained(folder)
+    model.noise_scale = model.noise_scale_duration = 0
+    with torch.no_grad():
+        expected = model(**tokenizer("Silav dinya.", return_tensors="pt"), speaking_rate=1.3).waveform[0].numpy()
+    spoken = voice.speak("Silav dinya.", replace(WITHOUT_NOISE, speaking_rate=1.3))
+    assert len(spoken) == len(expected)
+    np.testing.assert_allclose(spoken[FADE:-FADE], expected[FADE:-FADE], atol=1e-6)
+    assert np.abs(expected).max() > 0.1
+
+
+def test_noise_scales_are_the_voices_own_unless_given_and_come_back(voice: Voice) -> None:
+    own = voice.speak(TEXT)
+    config = voice.model.config
+    given = Manner(noise_scale=config.noise_scale, noise_scale_duration=config.noise_scale_duration)
+    assert not np.array_equal(voice.speak(TEXT, Manner(noise_scale=0)), own)
+    assert not np.array_equal(voice.speak(TEXT, Manner(noise_scale_duration=0)), own)
+    np.testing.assert_array_equal(voice.speak(TEXT), own)
+    np.testing.assert_array_equal(voice.speak(TEXT, given), own)
+
+
+def test_twice_the_rate_takes_half_the_time(voice: Voice) -> None:
+    # Durations are rounded up to whole frames, so slow speech shows the ratio best.
+    slow, fast = (len(voice.speak("Silav dinya", replace(WITHOUT_NOISE, speaking_rate=rate))) for rate in (0.1, 0.2))
+    assert fast / slow == pytest.approx(0.5, rel=0.05)
+
+
+def test_long_text_is_its_pieces_spoken_alone_with_pauses_between(voice: Voice) -> None:
+    pieces = [voice.speak(piece, WITHOUT_NOISE) for piece in ("Silav dinya.", "Çawa yî?", "Ez baş im!")]
+    pause = np.zeros(PAUSE, dtype=np.float32)
+    expected = np.concatenate([pieces[0], pause, pieces[1], pause, pieces[2]])
+    np.testing.assert_array_equal(voice.speak(TEXT, WITHOUT_NOISE), expected)
+
+
+def test_pieces_are_joined_without_clicks(voice: Voice) -> None:
+    pieces = list(voice.speak_pieces(TEXT))
+    inside = max(float(np.abs(np.diff(piece)).max()) for piece in pieces)
+    spoken = np.pad(voice.speak(TEXT), 3)  # a player's silence before and after
+    edges = 3 + np.cumsum([0, *(length for piece in pieces for length in (len(piece), PAUSE))])[:-1]
+    jumps = np.abs(np.diff(spoken))
+    assert max(jumps[edge - 3 : edge + 2].max() for edge in edges) < 0.01 * inside
+    assert max(abs(piece[at]) for piece in pieces for at in (0, -1)) > 0.02 * inside  # the click without a fade
+
+
+def test_a_constant_rises_along_a_raised_cosine() -> None:
+    joined = join([np.ones(400, np.float32), np.ones(400, np.float32)], RATE_HZ)
+    assert len(joined) == 800 + PAUSE
+    assert joined[FADE // 2] == pytest.approx(0.5)
+    assert joined[FADE // 4] == pytest.approx((1 - 2**-0.5) / 2)
+    np.testing.assert_array_equal(joined, joined[::-1])
+    np.testing.assert_array_equal(joined[FADE : 400 - FADE], 1)
+    np.testing.assert_array_equal(joined[400 : 400 + PAUSE], 0)
+    assert np.abs(np.diff(joined)).max() < 0.5 * np.pi / FADE
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 50])
+def test_pieces_shorter_than_their_fades_are_kept(length: int) -> None:
+    assert len(join([np.ones(length, np.float32)], RATE_HZ)) == length
+
+
+def test_random_state_of_the_caller_stays(voice: Voice) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    pieces = voice.speak_pieces(TEXT)
+    next(pieces)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_unknown_pieces_are_left_out_and_counted(voice: Voice, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "vits_trainer"):
+        spoken = voice.speak("Silav dinya. Привет! *** Ez 3 baş im.", WITHOUT_NOISE)
+    (record,) = caplog.records
+    assert "1 of 3 pieces" in record.getMessage()
+    assert "3Пвеирт" in record.getMessage()
+    np.testing.assert_array_equal(spoken, voice.speak("Silav dinya. Ez  baş im.", WITHOUT_NOISE))
+
+
+def test_known_text_brings_no_warning(voice: Voice, caplog: pytest.LogCaptureFixture) -> None:
+    voice.speak("SILAV, dinya — «baş»!")
+    assert caplog.records == []
+
+
+def test_text_without_known_characters_is_refused_with_them(voice: Voice) -> None:
+    with pytest.raises(DataError, match="你好"):
+        voice.speak("你好。")
+
+
+@pytest.mark.parametrize("text", ["", " \n", "?! ... —"])
+def test_nothing_to_say_is_refused(voice: Voice, text: str) -> None:
+    with pytest.raises(DataError, match="nothing to say"):
+        voice.speak(text)
+
+
+def test_tokens_that_are_all_unknown_are_refused(folder: Path) -> None:
+    voice = Voice(str(folder))
+    voice.tokenizer.normalize = False  # such tokenizers keep unknown characters, as <unk>
+    with pytest.raises(DataError, match="你好"):
+        voice.speak("你好。")
+    assert len(voice.speak("a")) > 0
+
+
+def test_speakers_are_found_by_name_and_number(choir: Voice) -> None:
+    berfin = choir.speak(TEXT, Manner(speaker="Berfin"))
+    np.testing.assert_array_equal(berfin, choir.speak(TEXT, Manner(speaker="1")))
+    np.testing.assert_array_equal(choir.speak(TEXT), choir.speak(TEXT, Manner(speaker="Azad")))
+    assert not np.array_equal(berfin, choir.speak(TEXT))
+
+
+@pytest.mark.parametrize(
+    ("speaker", "message"),
+    [("Berfîn", "did you mean Berfin"), ("xyz", "Azad, Berfin, Cîhan"), ("3", "from 0 to 2"), ("-1", "Azad, Berfin")],
+)
+def test_unknown_speaker_is_refused_with_the_remedy(choir: Voice, speaker: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        choir.speak(TEXT, Manner(speaker=speaker))
+
+
+def test_voices_whose_speakers_have_no_names_take_numbers(choir: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(choir.model.config, "speakers")
+    assert choir.speaker_id("2") == 2
+    with pytest.raises(ConfigError, match="from 0 to 2"):
+        choir.speaker_id("Azad")
+
+
+def test_speaker_of_a_single_speaker_voice_is_refused(voice: Voice) -> None:
+    with pytest.raises(ConfigError, match="single speaker"):
+        voice.speak(TEXT, Manner(speaker="0"))
+
+
+def test_voice_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        Voice(str(tmp_path / "nowhere"))
+
+
+def test_other_models_are_refused(tmp_path: Path) -> None:
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="bert"):
+        Voice(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda weights: weights.pop("decoder.conv_post.weight"), "do not fit.*decoder.conv_post.weight"),
+        (lambda weights: weights["flow.flows.0.conv_pre.bias"].fill_(torch.nan), "weights flow.flows.0.conv_pre"),
+    ],
+)
+def test_damaged_weights_are_refused(folder: Path, tmp_path: Path, damage, message: str) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    damage(weights)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=message):
+        Voice(str(tmp_path))
+
+
+def test_minutes_of_ogg_are_written(tmp_path: Path) -> None:
+    # In one write libsndfile crashes the process from about two million samples on.
+    write_speech(tmp_path / "x.ogg", np.zeros(2_500_000, np.float32), RATE_HZ)
+    assert sf.info(tmp_path / "x.ogg").frames == 2_500_000
+
+
+def test_rate_that_a_format_lacks_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"20000 Hz: write .wav or .flac"):
+        write_speech(tmp_path / "x.mp3", np.zeros(4000, np.float32), 20000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tabs_and_other_white_space_keep_words_apart():
+    assert split_sentences("10\u00a0Uhr\tund so. Ja.") == ["10 Uhr und so.", "Ja."]

@@ -1,0 +1,503 @@
+"""``feedback_app``: the page in a real browser, its password over HTTP, and its answers one by one."""
+
+import asyncio
+import contextlib
+import http.cookiejar
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.audio import encode, voice
+from tests.support.limits import HANG_S
+from tests.support.voices import prepared_folder, train_flags
+from vits_trainer.cli.main import main
+from vits_trainer.config.feedback import FeedbackAppConfig
+from vits_trainer.feedback.corrections import Corrections, Limits
+from vits_trainer.feedback.served_voice import ServedVoice
+from vits_trainer.feedback.training_process import Learner
+from vits_trainer.utils.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-component-update",
+    "--use-fake-ui-for-media-stream",  # a microphone that hears beeps
+    "--use-fake-device-for-media-stream",
+]
+HAS_GRADIO = importlib.util.find_spec("gradio") is not None
+HAS_BROWSER = CHROMIUM.exists() and importlib.util.find_spec("playwright") is not None
+needs_gradio = pytest.mark.skipif(not HAS_GRADIO, reason="gradio is not installed: pip install '.[app]'")
+needs_browser = pytest.mark.skipif(not HAS_BROWSER, reason=f"{CHROMIUM} or the Python package playwright is absent")
+SESAME = "open sesame"
+TEXT = "number 3 speaks"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    prepared_folder(folder)
+    assert main(["train_vits", *train_flags(folder, max_updates=2)]) == 0
+    return folder / "final_model"
+
+
+@pytest.fixture
+def model(served: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(served, tmp_path / "final_model")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextlib.contextmanager
+def app(folder: Path, model: Path, password: str | None = None, **changes: object) -> Iterator[str]:
+    """The real program on a free port; its address is the value. It ends by SIGTERM, with what that promises."""
+    settings = {
+        "feedback_dir": folder / "feedback",
+        "model_dir": model,
+        "output_dir": folder / "feedback_model",
+        "port": free_port(),
+        **changes,
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    environment = os.environ | ({"VITS_TRAINER_PASSWORD": password} if password else {})
+    log = folder / "app.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vits_trainer", "feedback_app", *words],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        for _ in range(1200):
+            if b"The page is at" in log.read_bytes() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert process.poll() is None, log.read_text()
+        yield f"http://127.0.0.1:{settings['port']}/"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert "Traceback" not in log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+# In a browser
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_FLAGS)
+        opened = browser.new_page(viewport={"width": 1280, "height": 900})
+        opened.asked = []
+        opened.errors = []
+        opened.on("request", lambda request: opened.asked.append(request.url))
+        opened.on("pageerror", lambda error: opened.errors.append(str(error)))
+        opened.on("console", lambda said: opened.errors.append(said.text) if said.type == "error" else None)
+        yield opened
+        browser.close()
+
+
+def tab_to(page: Any, selector: str) -> None:
+    for _ in range(40):
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"{selector} cannot be reached by the tabulator key")
+
+
+def upload(page: Any, content: bytes, name: str = "../../it.wav") -> None:
+    file = {"name": name, "mimeType": "audio/wav", "buffer": content}
+    page.set_input_files("#recording input[type=file]", files=[file])
+
+
+def seconds_of(page: Any, selector: str) -> float:
+    return page.evaluate(
+        """async selector => {
+             const audio = document.querySelector(selector);
+             audio.preload = 'metadata';
+             if (!audio.duration) await new Promise((done, failed) => {
+               audio.onloadedmetadata = done; audio.onerror = () => failed(audio.error.message); audio.load(); });
+             return audio.duration;
+           }""",
+        selector,
+    )
+
+
+def overflowing(page: Any) -> list[str]:
+    """What reaches over the right edge, also where the page cuts it off instead of scrolling."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll('body *')]
+             .filter(e => e.offsetParent && e.getBoundingClientRect().right > innerWidth + 1)
+             .map(e => e.outerHTML.slice(0, 120))"""
+    )
+
+
+def unlabelled(page: Any) -> list[str]:
+    """Controls that a screen reader has no name for."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll('button, select, textarea, input, audio[controls], progress')]
+             .filter(e => e.offsetParent && !e.getAttribute('aria-label') && !e.innerText?.trim()
+                          && !e.labels?.[0]?.innerText.trim())
+             .map(e => e.outerHTML.slice(0, 120))"""
+    )
+
+
+@needs_gradio
+@needs_browser
+def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
+    correction = voice(1.5, 16000, 200)
+    feedback = tmp_path / "feedback"
+    limits = {"max_clip_s": 3, "max_upload_mb": 0.5, "max_corrections_per_hour": 2}
+    limits |= {"epochs": 20, "learning_rate": 5e-3}  # a voice of random noise
+    with app(tmp_path, model, **limits) as address:
+        # By keyboard alone: type, hear, mark as wrong, and come to the upload.
+        page.goto(address)
+        page.wait_for_function("document.activeElement.matches('#sentence textarea')")
+        page.keyboard.type(TEXT)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#rendering audio", timeout=HANG_S * 1000)
+        assert seconds_of(page, "#rendering audio") > 0.05
+        assert page.evaluate("document.querySelector('#rendering img').naturalWidth") > 500
+        tab_to(page, "#wrong")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f"#correct .wanted >> text={TEXT}")
+        tab_to(page, "#recording [aria-label='Upload file']")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#recording input[type=file]", state="attached")
+        assert unlabelled(page) == []
+
+        upload(page, encode(voice(3.5, 16000), 16000))
+        page.wait_for_selector("#correct-notice >> text=The recording is too long (3.5 s, at most 3 s).")
+        page.click("#save")
+        page.click("#recording [aria-label='Clear']")
+        upload(page, encode(correction, 16000))
+        page.wait_for_selector("#correct figure img")
+        assert not list(feedback.glob("*.wav"))
+        tab_to(page, "#save")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#heard-notice >> text=Saved: 1.5 s.")
+
+        (wav,), (txt,) = feedback.glob("*.wav"), feedback.glob("*.txt")
+        assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{8}", wav.stem)
+        assert (txt.stem, txt.read_bytes()) == (wav.stem, b"number 3 speaks\n")
+        with wave.open(str(wav)) as written:
+            assert written.getparams()[:4] == (1, 2, 16000, 24000)
+            samples = np.frombuffer(written.readframes(24000), dtype="<i2")
+        assert np.abs(samples / 32768 - correction).max() < 1e-4
+        (mark,) = map(json.loads, (feedback / "marks.jsonl").read_text().splitlines())
+        assert (mark["text"], mark["mark"], mark["seed"], len(mark["model"])) == (TEXT, "wrong", 1234, 64)
+        assert page.inner_text("ul.saved .said") == TEXT
+        assert seconds_of(page, "ul.saved audio") == pytest.approx(1.5)
+
+        page.click("#wrong")
+        page.click("#recording [aria-label='Record audio']")
+        page.click("#recording .record-button")
+        page.wait_for_timeout(1200)
+        page.click("#recording .stop-button:visible")
+        page.wait_for_selector("#correct figure img")
+        page.click("#save")
+        page.wait_for_selector("ul.saved li:nth-child(2)")
+        (recorded,) = set(feedback.glob("*.wav")) - {wav}
+        with wave.open(str(recorded)) as written:
+            assert written.getparams()[:3] == (1, 2, 16000)
+            assert 0.5 < written.getnframes() / 16000 < 3
+
+        page.click("#wrong")
+        page.click("#recording [aria-label='Upload file']")
+        upload(page, encode(correction, 16000))
+        page.wait_for_selector("#correct figure img")
+        page.click("#save")
+        page.wait_for_selector("#correct-notice >> text=Too many corrections")
+        assert len(list(feedback.glob("*.wav"))) == 2
+
+        page.click("#learn")
+        page.wait_for_selector("#learning progress[max]", timeout=HANG_S * 1000)
+        page.wait_for_selector("#learning .notice.good >> text=The voice has learnt", timeout=HANG_S * 1000)
+        assert "version 1 of the voice" in page.inner_text("#learning .notice")
+        assert "2 corrections learnt" in page.inner_text("#learning .notice")
+        learnt = json.loads((model / "learnt.json").read_text())["corrections"]
+        assert learnt.keys() == {wav.stem, recorded.stem}
+        assert (tmp_path / "final_model_versions/0/model.safetensors").is_file()
+        page.click("#learn")
+        page.wait_for_selector("#learning .notice.good >> text=There was nothing new to learn", timeout=HANG_S * 1000)
+
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert overflowing(page) == []
+        assert unlabelled(page) == []
+
+        page.once("dialog", lambda asked: asked.dismiss())
+        page.click(f"ul.saved [data-name='{wav.stem}']")
+        assert wav.exists()
+        for name, left in ((wav.stem, "1 correction saved here."), (recorded.stem, "0 corrections saved here.")):
+            page.once("dialog", lambda asked: asked.accept())
+            page.click(f"ul.saved [data-name='{name}']")
+            page.wait_for_selector(f"text={left}")
+        assert {path.name for path in feedback.iterdir()} == {"marks.jsonl", ".in_use"}
+        assert page.errors == []
+
+        too_large = encode(voice(20.0, 16000), 16000)  # Gradio refuses it before we see it
+        page.click("#recording [aria-label='Clear']")
+        upload(page, too_large)
+        page.wait_for_selector("text=/(exceed|too large)/i")
+        assert not list(feedback.glob("*.wav"))
+    places = {urllib.parse.urlsplit(url).netloc for url in page.asked if not url.startswith(("data:", "blob:"))}
+    assert places == {urllib.parse.urlsplit(address).netloc}
+
+
+# Over HTTP
+
+
+def status(opener: urllib.request.OpenerDirector, url: str, **form: str) -> int:
+    data = urllib.parse.urlencode(form).encode() if form else None
+    try:
+        return opener.open(url, data, timeout=HANG_S).status
+    except urllib.error.HTTPError as refused:
+        return refused.code
+
+
+@needs_gradio
+def test_password_and_policy_over_http(model: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    with app(tmp_path, model, password=SESAME) as address:
+        (tmp_path / "feedback/marks.jsonl").write_text("{}")
+        (tmp_path / "feedback/some.wav").write_bytes(encode(voice(0.5, 16000), 16000))
+        cookies = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), cookies)
+        recording = f"{address}gradio_api/file={tmp_path}/feedback/some.wav"
+        for url in (f"{address}config", recording):
+            assert status(opener, url) == 401
+        assert status(opener, f"{address}login", username="voice", password=SESAME[1:]) == 400
+        assert status(opener, f"{address}login", username="other", password=SESAME) == 400
+        assert status(opener, f"{address}config") == 401
+        assert status(opener, f"{address}login", username="voice", password=SESAME) == 200
+        assert status(opener, f"{address}config") == 200
+        assert status(opener, recording) == 200
+        for other in (secret, tmp_path / "feedback/marks.jsonl", model / "config.json", "http://127.0.0.1:9/x"):
+            assert status(opener, f"{address}gradio_api/file={other}") == 403
+        assert "default-src 'self'" in opener.open(address, timeout=HANG_S).headers["content-security-policy"]
+
+
+@needs_gradio
+@pytest.mark.parametrize(
+    ("headers", "path", "code"),
+    [
+        ({"host": "127.0.0.1:7860"}, "/", 200),
+        ({"host": "localhost:7860", "origin": "http://localhost:7860"}, "/", 200),
+        ({"host": "[::1]:7860"}, "/", 200),
+        ({"host": "rebound.example:7860"}, "/", 403),
+        ({"host": "127.0.0.1:7860", "origin": "http://evil.example"}, "/", 403),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:8000"}, "/", 403),
+        ({"host": "127.0.0.1:7860", "origin": "null"}, "/", 403),
+        ({"host": "[", "origin": "null"}, "/", 403),
+        ({}, "/", 403),
+        ({"host": "127.0.0.1:7860"}, "/gradio_api/file=https://example.org/x", 403),
+        ({"host": "127.0.0.1:7860"}, "/gradio_api/proxy=https://example.org/x", 403),
+    ],
+)
+def test_other_sites_do_not_use_the_page(headers: dict[str, str], path: str, code: int) -> None:
+    from vits_trainer.feedback.app import NothingFromOutside
+
+    sent: list[dict[str, Any]] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "path": path, "headers": encoded}
+    asyncio.run(NothingFromOutside(inner, local_only=True)(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == code
+
+
+# Answered with one line
+
+
+@pytest.mark.parametrize("host", ["192.168.1.2", "example.org", "::", "0"])
+def test_others_need_a_password(host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VITS_TRAINER_PASSWORD", raising=False)
+    assert main(["feedback_app", "--host", host]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "--password_file" in err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_none(host: str) -> None:
+    assert FeedbackAppConfig(host=host).is_loopback
+
+
+def test_password_comes_from_a_file_and_is_no_short_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "password"
+    file.write_text("short\n")
+    flags = ["feedback_app", "--host", "192.168.1.2", "--password_file", str(file)]
+    assert main(flags) == 2
+    assert "too short" in capsys.readouterr().err
+    file.unlink()
+    assert main(flags) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    file.write_text(f"{SESAME}\n")
+    assert main([*flags, "--model_dir", str(tmp_path / "absent")]) == 2
+    assert "holds no voice" in capsys.readouterr().err if HAS_GRADIO else "needs gradio"
+
+
+def test_missing_gradio_names_its_remedy(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["feedback_app"]) == 2
+    assert capsys.readouterr().err == "vits-trainer: feedback_app needs gradio: pip install 'vits-trainer[app]'\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("port", 0), ("max_clip_s", 61), ("max_upload_mb", 0), ("epochs", 0), ("learning_rate", -1.0)],
+)
+def test_wrong_value_is_refused_with_its_flag(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"--{name} "):
+        FeedbackAppConfig(**{name: value})
+
+
+@needs_gradio
+def test_port_in_use_is_said(model: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        flags = ["--port", str(taken.getsockname()[1]), "--model_dir", str(model)]
+        ended = subprocess.run(
+            [sys.executable, "-m", "vits_trainer", "feedback_app", "--feedback_dir", str(tmp_path / "f"), *flags],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+    assert ended.returncode == 2
+    assert "cannot listen there" in ended.stderr.splitlines()[-1]
+
+
+# Answer by answer
+
+
+@pytest.fixture
+def answers(model: Path, tmp_path: Path) -> Iterator[Any]:
+    from vits_trainer.feedback.app import FeedbackPage
+
+    config = FeedbackAppConfig(feedback_dir=str(tmp_path / "feedback"), model_dir=str(model))
+    store = Corrections(tmp_path / "feedback", 16000, Limits(max_upload_bytes=2**16))
+    built = FeedbackPage(config, ServedVoice(str(model)), store, Learner([sys.executable], tmp_path / "verdict.json"))
+    built.build()
+    yield built
+    store.close()
+
+
+ASKED = SimpleNamespace(client=SimpleNamespace(host="127.0.0.1"))
+
+
+@needs_gradio
+def test_each_take_has_its_seed_and_unknown_letters_are_named(answers: Any) -> None:
+    parts = answers.parts
+    first = answers.hear(TEXT, None)[parts.heard]
+    second = answers.hear(f" {TEXT}\n", first)[parts.heard]
+    other = answers.hear("number 4 Ж", second)
+    assert (first.take, second.take, other[parts.heard].take) == (1, 2, 1)
+    assert [heard.rendering.seed for heard in (first, second)] == [1234, 1235]
+    assert not np.array_equal(first.rendering.samples, second.rendering.samples)
+    assert "does not know Ж" in other[parts.heard_notice]
+
+
+@needs_gradio
+def test_markup_in_a_text_stays_text(answers: Any) -> None:
+    shown = answers.hear('number <img src=x onerror="alert(1)"> 1', None)[answers.parts.rendering]
+    assert "<img src=x" not in shown
+    assert 'onerror="' not in shown
+
+
+@needs_gradio
+def test_same_mark_twice_is_one_line(answers: Any, tmp_path: Path) -> None:
+    heard = answers.hear(TEXT, None)[answers.parts.heard]
+    right = answers.mark_right(heard, ASKED)[answers.parts.heard]
+    assert answers.mark_right(right, ASKED)[answers.parts.heard] == right
+    answers.mark_wrong(right, ASKED)
+    lines = (tmp_path / "feedback/marks.jsonl").read_text().splitlines()
+    assert [json.loads(line)["mark"] for line in lines] == ["right", "wrong"]
+
+
+@needs_gradio
+def test_new_voice_speaks_once_the_folder_is_replaced(answers: Any, model: Path, tmp_path: Path) -> None:
+    before = answers.hear(TEXT, None)[answers.parts.heard].rendering
+    renamed = tmp_path / "renamed"
+    model.rename(renamed)  # as in the midst of its replacement: the old one goes on speaking
+    assert answers.hear(TEXT, None)[answers.parts.heard].rendering.model == before.model
+    with (renamed / "model.safetensors").open("r+b") as weights:
+        weights.seek(-4, os.SEEK_END)
+        weights.write(np.float32(0.125).tobytes())
+    renamed.rename(model)
+    after = answers.hear(TEXT, None)[answers.parts.heard].rendering
+    assert after.model != before.model
+    assert answers.voice.model[:12] in answers.watch()[answers.parts.banner]
+
+
+@needs_gradio
+def test_damaged_new_voice_is_said_once_and_the_old_one_speaks(answers: Any, model: Path) -> None:
+    before = answers.hear(TEXT, None)[answers.parts.heard].rendering
+    (model / "model.safetensors").write_bytes(b"damaged")
+    answer = answers._answering(answers.hear, answers.parts.heard_notice)
+    assert "no voice could be loaded" in answer(TEXT, None)[answers.parts.heard_notice]
+    assert answer(TEXT, None)[answers.parts.heard].rendering.model == before.model
+
+
+@needs_gradio
+def test_mistake_is_shown_and_the_unexpected_is_logged(
+    answers: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import gradio as gr
+
+    notice = answers.parts.correct_notice
+    large = tmp_path / "large.wav"
+    large.write_bytes(encode(voice(3.0, 16000), 16000))
+    heard = answers.hear(TEXT, None)[answers.parts.heard]
+    shown = answers._answering(answers.save, notice)(str(large), heard, ASKED)
+    assert list(shown) == [notice]
+    assert 'role="alert">The file is too large: 0.1 MB, at most 0.0625 MB.' in shown[notice]
+    assert "There is no recording yet" in answers._answering(answers.save, notice)(None, heard, ASKED)[notice]
+    assert "no correction to learn from" in answers._answering(answers.learn, notice)()[notice]
+    answers.corrections = None
+    with pytest.raises(gr.Error, match="the program's log has the details"):
+        answers._answering(answers.save, notice)(str(large), heard, ASKED)
+    assert "save failed" in caplog.text
+    assert "AttributeError" in caplog.text

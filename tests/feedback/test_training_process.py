@@ -1,0 +1,229 @@
+"""Learning as a process of its own, with stand-ins for train_feedback."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vits_trainer.config.feedback import FeedbackAppConfig
+from vits_trainer.feedback import views
+from vits_trainer.feedback.training_process import (
+    Change,
+    Learner,
+    Progress,
+    Stage,
+    Verdict,
+    outcome,
+    read_verdict,
+    train_feedback_command,
+    verdict_file,
+)
+from vits_trainer.utils.errors import DataError
+
+VERDICT = {
+    "accepted": True,
+    "words": "Accepted: corrections 1.23 -> 0.95.",
+    "corrections": {"before": 1.23, "after": 0.95},
+    "held_out": {"before": 0.8, "after": 0.801},
+    "learnt": ["one", "two"],
+    "version": 2,
+}
+ACCEPTED = Verdict(True, VERDICT["words"], Change(1.23, 0.95), Change(0.8, 0.801), ("one", "two"), 2)  # type: ignore[arg-type]
+WAITS = "import time; print('update 1/4', flush=True); time.sleep(60)"
+DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}"
+
+
+class Started:
+    """A learner whose command is a Python file of the test's own."""
+
+    def __init__(self, folder: Path, source: str) -> None:
+        script = folder / "stand_in.py"
+        script.write_text(source, encoding="utf-8")
+        self.verdict = folder / "verdict.json"
+        self.learner = Learner([sys.executable, str(script)], self.verdict)
+        self.learner.start()
+
+    def until(self, *stages: Stage, line: str = "") -> Progress:
+        for _ in range(1200):
+            progress = self.learner.progress()
+            if progress.stage in stages and any(line in shown for shown in progress.lines or ("",)):
+                return progress
+            time.sleep(0.05)
+        raise AssertionError(f"still {progress} after a minute")
+
+    def end(self) -> Progress:
+        return self.until(*set(Stage) - {Stage.IDLE, Stage.RUNNING, Stage.STOPPING})
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[list[Started]]:
+    all_of_them: list[Started] = []
+    yield all_of_them
+    for one in all_of_them:
+        one.learner.close(5)
+
+
+def leaves(verdict: object, folder: Path, exit_code: int) -> str:
+    path = str(folder / "verdict.json")
+    return f"open({path!r}, 'w').write({json.dumps(verdict)!r}); print('the last line'); raise SystemExit({exit_code})"
+
+
+def test_only_what_is_asked_for_is_passed_on() -> None:
+    words = train_feedback_command(FeedbackAppConfig())
+    assert words[1:4] == ["-m", "vits_trainer", "train_feedback"]
+    assert words[4:] == [
+        "--feedback_dir=training/feedback",
+        "--model_dir=training/final_model",
+        "--output_dir=training/feedback_model",
+    ]
+    more = train_feedback_command(FeedbackAppConfig(data_dir="-a b", epochs=3, learning_rate=1e-4))
+    assert more[7:] == ["--data_dir=-a b", "--epochs=3", "--learning_rate=0.0001"]
+
+
+def test_verdict_lies_in_the_work_folder() -> None:
+    assert verdict_file("training/feedback_model") == Path("training/feedback_model_work/verdict.json")
+    assert verdict_file("training/feedback_model/") == Path("training/feedback_model_work/verdict.json")
+    assert verdict_file(".") == Path(f"{Path.cwd()}_work/verdict.json")
+
+
+def test_progress_is_read_while_it_runs(tmp_path: Path, started: list[Started]) -> None:
+    source = (
+        "import sys, time\nfor n in range(30): print('line', n)\n"
+        "sys.stderr.write('bar 1\\rbar 2\\r'); print('update 12/40  mel 0.9 ...', flush=True)\ntime.sleep(60)"
+    )
+    started.append(Started(tmp_path, source))
+    shown = started[0].until(Stage.RUNNING, line="update")
+    assert (shown.update, shown.total_updates, shown.elapsed_s > 0) == (12, 40, True)
+    assert len(shown.lines) == 15
+    assert {"bar 1", "bar 2", "update 12/40 mel 0.9 ..."} <= set(shown.lines)
+    html = views.learning(shown)
+    assert '<progress value="12" max="40"' in html
+    assert "update 12 of 40" in html
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_verdict_is_taken_with_its_figures(tmp_path: Path, started: list[Started], accepted: bool) -> None:
+    verdict = VERDICT | {"accepted": accepted, "words": "<b>Mel 1.23 to 0.95.</b>"}
+    started.append(Started(tmp_path, leaves(verdict, tmp_path, 0 if accepted else 1)))
+    ended = started[0].end()
+    assert ended.stage is (Stage.ACCEPTED if accepted else Stage.REFUSED)
+    assert ended.words == "<b>Mel 1.23 to 0.95.</b>"
+    html = views.learning(ended)
+    assert "&lt;b&gt;Mel 1.23 to 0.95.&lt;/b&gt;" in html
+    assert "<td>1.230</td><td>0.950</td>" in html
+    assert "<td>0.800</td><td>0.801</td>" in html
+    assert ("2 corrections learnt" in html) is accepted
+    assert ("version 2" in html) is accepted
+
+
+@pytest.mark.parametrize(
+    ("source", "stage", "words"),
+    [
+        ("print('noise'); print('The voice: there')", Stage.NOTHING_NEW, "The voice: there"),
+        ("raise SystemExit('vits-trainer: It did not fit.')", Stage.FAILED, "It did not fit."),
+        ("print('vits-trainer: no correction'); raise SystemExit(2)", Stage.MISTAKE, "no correction"),
+        ("raise SystemExit(1)", Stage.FAILED, "It ended with exit code 1 and without a word."),
+        ("import os; os.kill(os.getpid(), 9)", Stage.FAILED, "It ended with exit code -9 and without a word."),
+    ],
+)
+def test_end_without_a_verdict(tmp_path: Path, started: list[Started], source: str, stage: Stage, words: str) -> None:
+    started.append(Started(tmp_path, source))
+    ended = started[0].end()
+    assert (ended.stage, ended.words, ended.verdict) == (stage, words, None)
+
+
+def test_old_verdict_is_not_taken_for_the_new(tmp_path: Path, started: list[Started]) -> None:
+    (tmp_path / "verdict.json").write_text(json.dumps(VERDICT))
+    started.append(Started(tmp_path, "print('no verdict'); raise SystemExit(1)"))
+    ended = started[0].end()
+    assert (ended.stage, ended.verdict) == (Stage.FAILED, None)
+
+
+def test_one_at_a_time_and_again_after_its_end(tmp_path: Path, started: list[Started]) -> None:
+    started.append(Started(tmp_path, WAITS))
+    started[0].until(Stage.RUNNING, line="update")
+    with pytest.raises(DataError, match="under way"):
+        started[0].learner.start()
+    started[0].learner.cancel()
+    assert started[0].end().stage is Stage.CANCELLED
+    started[0].learner.start()
+    assert started[0].learner.progress().stage is Stage.RUNNING
+
+
+def test_cancelling_lets_it_save(tmp_path: Path, started: list[Started]) -> None:
+    saves = (
+        "import signal, sys, time\n"
+        "def stop(*_): open(sys.path[0] + '/saved', 'w'); print('saved'); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, stop); print('ready', flush=True); time.sleep(60)"
+    )
+    started.append(Started(tmp_path, saves))
+    started[0].until(Stage.RUNNING, line="ready")
+    started[0].learner.cancel()
+    ended = started[0].end()
+    assert (ended.stage, ended.words) == (Stage.CANCELLED, "saved")
+    assert (tmp_path / "saved").exists()
+    assert "the old voice goes on speaking" in views.learning(ended)
+
+
+def test_one_that_does_not_stop_is_killed_at_the_end(tmp_path: Path, started: list[Started]) -> None:
+    started.append(Started(tmp_path, f"import os; print(os.getpid(), flush=True); {DEAF}"))
+    process = int(started[0].until(Stage.RUNNING, line="update").lines[0])
+    started[0].learner.close(0.5)
+    assert started[0].learner.progress().stage is Stage.CANCELLED
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_password_is_not_handed_down(
+    tmp_path: Path, started: list[Started], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITS_TRAINER_PASSWORD", "open sesame")
+    started.append(Started(tmp_path, "import os; print(os.environ.get('VITS_TRAINER_PASSWORD'))"))
+    assert started[0].end().words == "None"
+
+
+def test_command_that_cannot_be_started_is_said(tmp_path: Path) -> None:
+    learner = Learner([str(tmp_path / "absent")], tmp_path / "verdict.json")
+    with pytest.raises(DataError, match="could not be started"):
+        learner.start()
+    assert learner.progress().stage is Stage.IDLE
+
+
+@pytest.mark.parametrize(
+    ("content", "verdict"),
+    [
+        (json.dumps(VERDICT), ACCEPTED),
+        ('{"accepted": false, "words": "a\\n b", "held_out": null}', Verdict(False, "a b")),
+        ("{", None),
+        ("[]", None),
+        ('{"accepted": true}', None),
+        ('{"accepted": true, "words": "w", "corrections": {"before": "x", "after": 1}}', None),
+        ('{"accepted": true, "words": "w", "version": []}', None),
+        ("\x00\x01", None),
+    ],
+)
+def test_verdict_file_of_any_content(tmp_path: Path, content: str, verdict: Verdict | None) -> None:
+    (tmp_path / "verdict.json").write_text(content)
+    assert read_verdict(tmp_path / "verdict.json") == verdict
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "verdict", "stopping", "stage"),
+    [
+        (0, ACCEPTED, False, Stage.ACCEPTED),
+        (0, Verdict(False, "no"), False, Stage.REFUSED),
+        (1, ACCEPTED, False, Stage.FAILED),
+        (143, None, True, Stage.CANCELLED),
+        (-signal.SIGTERM, None, False, Stage.CANCELLED),
+        (-signal.SIGKILL, None, True, Stage.CANCELLED),
+        (-signal.SIGSEGV, None, False, Stage.FAILED),
+        (2, None, False, Stage.MISTAKE),
+    ],
+)
+def test_what_an_exit_code_means(exit_code: int, verdict: Verdict | None, stopping: bool, stage: Stage) -> None:
+    assert outcome(exit_code, verdict, stopping) is stage

@@ -1,0 +1,148 @@
+"""A voice in onnxruntime says what it says in transformers: any length, any speaker, either duration predictor."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from transformers import VitsConfig, VitsModel
+
+from vits_trainer.models.conversion import onnx as onnx_conversion
+from vits_trainer.models.conversion.onnx import OnnxVoice
+from vits_trainer.models.pretrained import folded, in_training_form
+from vits_trainer.text.tokenizer import build_tokenizer
+from vits_trainer.utils.errors import InstallationError, ModelError
+
+TOKENIZER = build_tokenizer(["silav dinya"])
+
+VOICES = {
+    "one speaker, stochastic": ([], True),
+    "three speakers, stochastic": (["ava", "bo", "cem"], True),
+    "one speaker, plain": ([], False),
+}
+
+
+def voice_of(speakers: list[str], stochastic: bool, seed: int = 1) -> VitsModel:
+    """As if trained: loud, with layers that are zero at the start of training filled, tokens of a few frames each."""
+    torch.manual_seed(seed)
+    config = VitsConfig(
+        vocab_size=len(TOKENIZER), hidden_size=16, flow_size=16, num_hidden_layers=1, ffn_dim=32,
+        upsample_rates=[16, 16], upsample_kernel_sizes=[32, 32], upsample_initial_channel=32,
+        resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]], prior_encoder_num_flows=2,
+        prior_encoder_num_wavenet_layers=1, posterior_encoder_num_wavenet_layers=1, duration_predictor_num_flows=3,
+        duration_predictor_filter_channels=24, use_stochastic_duration_prediction=stochastic,
+        num_speakers=max(1, len(speakers)), speaker_embedding_size=8 if speakers else 0,
+    )  # fmt: skip
+    config.speakers = speakers
+    model = in_training_form(VitsModel(config))  # Kaiming's weights
+    for name, parameter in model.named_parameters():
+        if name.endswith("cond.weight"):
+            nn.init.normal_(parameter, std=0.3)
+        if name.endswith("log_scale"):
+            nn.init.constant_(parameter, 0.7)  # the spread of log durations by half
+        if name.endswith("translate") or name == "duration_predictor.proj.bias":
+            nn.init.constant_(parameter, 0.7)
+        if name == "duration_predictor.proj.weight":
+            nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=VOICES)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[VitsModel, Path]:
+    model = voice_of(*VOICES[request.param])
+    path = tmp_path_factory.mktemp("onnx") / "voice.onnx"
+    onnx_conversion.export(model, TOKENIZER, path)
+    return model, path
+
+
+def spoken_by_transformers(model: VitsModel, ids: np.ndarray, length_scale: float, speaker: int | None) -> np.ndarray:
+    model = folded(model)
+    model.noise_scale = model.noise_scale_duration = 0.0
+    with torch.no_grad():
+        spoken = model(torch.from_numpy(ids)[None], speaker_id=speaker, speaking_rate=1 / length_scale)
+    return spoken.waveform[0].numpy()
+
+
+def test_waveform_is_transformers_own_for_any_length_speed_and_speaker(exported: tuple[VitsModel, Path]) -> None:
+    model, path = exported
+    voice = OnnxVoice(path)
+    speakers = [None] if model.config.num_speakers == 1 else [0, 2]
+    heard = []
+    for length in (1, 2, 24, 97, 300):  # the example that it was exported with has 24
+        ids = np.random.default_rng(length).integers(0, len(TOKENIZER), length)
+        for length_scale in (1.0, 1.7):
+            for speaker in speakers:
+                expected = spoken_by_transformers(model, ids, length_scale, speaker)
+                spoken = voice.speak(ids, 0.0, length_scale, 0.0, speaker or 0)
+                assert spoken.shape == expected.shape
+                np.testing.assert_allclose(spoken, expected, atol=1e-3, rtol=0)
+                heard.append(expected)
+    assert len({len(samples) for samples in heard}) > 5
+    assert min(np.abs(samples).max() for samples in heard) > 0.1
+    assert max(map(len, heard)) < 300 * 256 * 20
+
+
+def test_noise_scales_are_inputs(exported: tuple[VitsModel, Path]) -> None:
+    model, path = exported
+    voice = OnnxVoice(path)
+    ids = np.arange(60) % len(TOKENIZER)
+    still = [voice.speak(ids, 0.0, 1.0, 0.0) for _ in range(2)]
+    assert np.array_equal(*still)
+    varied = [voice.speak(ids, 0.667, 1.0, 0.0) for _ in range(2)]
+    assert varied[0].shape == still[0].shape
+    assert not np.array_equal(*varied)
+    lengths = {len(voice.speak(ids, 0.0, 1.0, 1.5)) for _ in range(6)}
+    assert (len(lengths) > 1) is model.config.use_stochastic_duration_prediction
+
+
+def test_file_carries_rate_vocabulary_and_speakers(exported: tuple[VitsModel, Path]) -> None:
+    model, path = exported
+    session = onnxruntime.InferenceSession(str(path))
+    said = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert said["sampling_rate"] == 16000
+    assert said["vocabulary"] == TOKENIZER.encoder
+    assert said["speakers"] == (["ava", "bo", "cem"] if model.config.num_speakers > 1 else ["0"])
+    assert (said["add_blank"], said["noise_scale"], said["length_scale"]) == (True, 0.667, 1.0)
+    names = {entry.name for entry in session.get_inputs()}
+    assert names == {"tokens", "noise_scale", "length_scale", "noise_scale_duration"} | (
+        {"speaker_id"} if model.config.num_speakers > 1 else set()
+    )
+    assert [path.name for path in path.parent.iterdir()] == ["voice.onnx"]
+
+
+def test_comparison_tells_both_times_and_the_difference(exported: tuple[VitsModel, Path]) -> None:
+    model, path = exported
+    compared = onnx_conversion.compare(model, path, tokens=40, rounds=1)
+    assert 0 < compared.difference < 1e-3
+    assert min(compared.audio_s, compared.onnx_s, compared.torch_s) > 0
+    assert "real-time factor" in str(compared)
+    names = ["x", "y", "z"] if model.config.num_speakers > 1 else []
+    other = voice_of(names, model.config.use_stochastic_duration_prediction, seed=2)
+    with pytest.raises(ModelError, match="speaks otherwise"):
+        onnx_conversion.compare(other, path, tokens=40, rounds=1)
+
+
+def test_missing_packages_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_conversion, "find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(InstallationError, match=r"needs onnxscript: pip install 'vits-trainer\[onnx\]'"):
+        onnx_conversion.require_packages()
+
+
+def test_nothing_is_left_where_the_export_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, f: Path, **__: object) -> None:
+        f.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.onnx, "export", full)
+    with pytest.raises(OSError, match="No space"):
+        onnx_conversion.export(voice_of([], False), TOKENIZER, tmp_path / "voice.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "voice.onnx").write_bytes(b"no protobuf")
+    with pytest.raises(ModelError, match="onnxruntime cannot open it"):
+        OnnxVoice(tmp_path / "voice.onnx")

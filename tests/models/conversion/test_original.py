@@ -1,0 +1,71 @@
+"""Voices of the original VITS and of MMS."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.foreign_checkpoints import (
+    CASES,
+    SMALL,
+    SYMBOLS,
+    assert_same_weights,
+    expected_model,
+    golden_weights,
+    write_original,
+)
+from vits_trainer.diagnostics import golden
+from vits_trainer.models.conversion import importer
+from vits_trainer.models.discriminator import Discriminator
+from vits_trainer.text.tokenizer import encode
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_original_voice_is_sized_by_its_weights_and_filled_with_them(tmp_path: Path, case: str) -> None:
+    judges = Discriminator(SMALL)
+    voice = importer.read(str(write_original(tmp_path, case, judges)))
+    assert voice.kind == "original"
+    assert_same_weights(voice.model, expected_model(case))
+    sizes = golden.vits_config(golden_weights(case)[1]).to_dict()
+    ours = voice.model.config.to_dict()
+    differing = {name for name in sizes if ours[name] != sizes[name]}
+    assert differing <= {"hidden_dropout", "attention_dropout", "activation_dropout", "resblock_kernel_sizes"}
+    assert list(ours["resblock_kernel_sizes"]) == list(sizes["resblock_kernel_sizes"])
+    assert voice.discriminator is not None
+    assert all(torch.equal(t, judges.state_dict()[name]) for name, t in voice.discriminator.state_dict().items())
+
+
+def test_symbols_of_mms_are_the_lines_of_vocab_txt(tmp_path: Path) -> None:
+    write_original(tmp_path)
+    tokenizer = importer.read(str(tmp_path)).tokenizer  # the folder, whose one checkpoint is found
+    assert encode(tokenizer, "Şû a").tolist() == [
+        0, SYMBOLS.index("ş"), 0, SYMBOLS.index("û"), 0, SYMBOLS.index(" "), 0, SYMBOLS.index("a"), 0
+    ]  # fmt: skip
+    twice = max(index for index, symbol in enumerate(SYMBOLS) if symbol == "ê")
+    assert tokenizer.encoder["ê"] == twice  # as the original's dictionary has it
+    assert len(tokenizer) == 40
+
+
+def test_uroman_and_phonemes_are_known_from_the_configuration(tmp_path: Path) -> None:
+    write_original(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["data"]["training_files"] = "train.uroman"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokenizer = importer.read(str(tmp_path)).tokenizer
+    assert (tokenizer.is_uroman, tokenizer.phonemize, tokenizer.add_blank) == (True, False, True)
+    config["data"] |= {"training_files": "filelists/train.txt", "text_cleaners": ["english_cleaners2", "shout"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    voice = importer.read(str(tmp_path))
+    assert (voice.tokenizer.is_uroman, voice.tokenizer.phonemize) == (False, True)
+    assert any("shout" in note for note in voice.notes)
+
+
+def test_newest_checkpoint_of_a_folder_is_read(tmp_path: Path) -> None:
+    write_original(tmp_path, number=9000)
+    write_original(tmp_path, number=10000)
+    for path, value in ((tmp_path / "G_9000.pth", 1.0), (tmp_path / "G_10000.pth", 2.0)):
+        content = torch.load(path)
+        content["model"]["enc_p.emb.weight"].fill_(value)
+        torch.save(content, path)
+    assert importer.read(str(tmp_path)).model.text_encoder.embed_tokens.weight[0, 0] == 2

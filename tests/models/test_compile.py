@@ -1,0 +1,71 @@
+"""Weight norm and checkpointing as the compiler takes them."""
+
+from dataclasses import replace
+
+import pytest
+import torch._inductor.config
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from vits_trainer.config.tools import BenchmarkConfig
+from vits_trainer.diagnostics import benchmark
+from vits_trainer.distributed.runtime import Runtime
+from vits_trainer.models.compile import PlainWeightNorm
+
+SMALL = BenchmarkConfig(size="tiny", batch_size=2, clip_s=2.0, tokens=40, precision="fp32")
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(4, 6, 3), nn.Conv2d(4, 6, (5, 1)), nn.ConvTranspose1d(4, 6, 3)])
+def test_plain_weight_norm_is_pytorchs(layer: nn.Module) -> None:
+    """In value and in both gradients, for every kind of layer that has it."""
+    normed = weight_norm(layer.double())
+    found = []
+    for _ in range(2):
+        normed.zero_grad()
+        normed.weight.pow(3).sum().backward()
+        found.append([normed.weight.detach(), *(parameter.grad for parameter in normed.parametrizations.parameters())])
+        normed.parametrizations.weight[0] = PlainWeightNorm()
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    normed.weight = torch.full_like(normed.weight, 0.5)
+    torch.testing.assert_close(normed.weight, torch.full_like(normed.weight, 0.5))
+
+
+def first_gradients(config: BenchmarkConfig) -> tuple[dict[str, float], list[torch.Tensor]]:
+    """Losses of an update, and the gradients that its step of the generator and of the discriminators saw."""
+    turns, _ = benchmark.our_update(config, Runtime(config.precision, 1))
+    batch = benchmark.workload(config)
+    torch.manual_seed(0)
+    losses = turns.take(batch, turns.objective.normalisers(batch), discriminators_alone=False, closes=True, rate=None)
+    parameters = [parameter for learner in turns.learners for parameter in learner.network.parameters()]
+    return {name: float(loss.detach()) for name, loss in losses.items()}, [
+        p.grad for p in parameters if p.grad is not None
+    ]
+
+
+def test_recomputed_activations_give_the_same_bits_and_take_less_memory() -> None:
+    plain, recomputed = SMALL, replace(SMALL, gradient_checkpointing=True)
+    losses, gradients = first_gradients(plain)
+    again, gradients_again = first_gradients(recomputed)
+    assert again == losses
+    assert all(map(torch.equal, gradients, gradients_again))
+    assert kept_bytes(recomputed) < 0.6 * kept_bytes(plain)
+
+
+def kept_bytes(config: BenchmarkConfig) -> int:
+    """What the generator's forward pass keeps for its backward pass."""
+    generator, _ = benchmark.networks(config)
+    generator.recomputes = config.gradient_checkpointing
+    batch = benchmark.workload(config)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    magnitude = torch.rand(2, 513, int(batch.frame_lengths[0]))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = generator(batch.tokens, batch.token_lengths, magnitude, batch.frame_lengths)
+    assert found.waveform.requires_grad
+    return sum(kept.values())

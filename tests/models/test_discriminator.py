@@ -1,0 +1,91 @@
+"""The discriminators' sizes, names and shapes."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vits_trainer.config.architecture import DiscriminatorShape
+from vits_trainer.models.discriminator import Discriminator, Judgement, PeriodDiscriminator, ScaleDiscriminator
+from vits_trainer.models.parameter_names import discriminator_name
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "single_sdp.json"
+
+
+def full_size() -> Discriminator:
+    with torch.device("meta"):
+        return Discriminator()
+
+
+def test_full_size_has_the_originals_parameters():
+    discriminator = full_size()
+    shapes = {name: list(p.shape) for name, p in discriminator.named_parameters()}
+    original = json.loads(GOLDEN.read_text())["discriminator_shapes"]
+    assert shapes == {discriminator_name(name): shape for name, shape in original.items()}
+    assert 46.6e6 < sum(p.numel() for p in discriminator.parameters()) < 46.8e6
+
+
+def test_there_is_one_scale_and_five_periods():
+    scale, *periods = full_size().discriminators
+    assert isinstance(scale, ScaleDiscriminator)
+    assert [p.period for p in periods] == [2, 3, 5, 7, 11]
+
+
+def test_scale_convolutions_are_the_papers():
+    scale = full_size().discriminators[0]
+    assert [conv.groups for conv in scale.convs] == [1, 4, 16, 64, 256, 1]
+    assert [conv.stride[0] for conv in scale.convs] == [1, 4, 4, 4, 4, 1]
+    assert [conv.kernel_size[0] for conv in scale.convs] == [15, 41, 41, 41, 41, 5]
+
+
+def test_divided_widths_keep_groups_that_fit():
+    scale = Discriminator(DiscriminatorShape((2,), 4)).discriminators[0]
+    assert [conv.out_channels for conv in scale.convs] == [4, 16, 64, 256, 256, 256]
+    assert [conv.groups for conv in scale.convs] == [1, 4, 16, 64, 256, 1]
+    small = Discriminator(DiscriminatorShape((2,), 8)).discriminators[0]
+    assert [conv.groups for conv in small.convs] == [1, 2, 8, 32, 128, 1]
+
+
+def test_judgement_holds_scores_and_activations_of_each_layer():
+    judgement = Discriminator(DiscriminatorShape((2, 3), 8))(torch.randn(2, 1, 512))
+    assert [len(layers) for layers in judgement.activations] == [7, 6, 6]
+    for scores, layers in zip(judgement.scores, judgement.activations, strict=True):
+        assert torch.equal(scores, layers[-1].flatten(1))
+    assert judgement.scores[0].shape == (2, 2)  # 512 samples / 4^4
+
+
+def test_split_separates_the_first_clips_from_the_rest():
+    torch.manual_seed(0)
+    discriminator = Discriminator(DiscriminatorShape((2, 3), 8)).eval()
+    first, second = torch.randn(2, 1, 512), torch.randn(3, 1, 512)
+    whole = discriminator(torch.cat([first, second]))
+    for half, alone in zip(whole.split(2), (discriminator(first), discriminator(second)), strict=True):
+        assert isinstance(half, Judgement)
+        for ours, expected in zip(half.scores, alone.scores, strict=True):
+            torch.testing.assert_close(ours, expected)
+        for ours, expected in zip(half.activations, alone.activations, strict=True):
+            assert [layer.shape for layer in ours] == [layer.shape for layer in expected]
+
+
+def test_period_folds_after_reflecting_the_end_to_whole_rows():
+    torch.manual_seed(0)
+    period = PeriodDiscriminator(3, 8)
+    seen = []
+    period.convs[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    period(torch.arange(7.0)[None, None])
+    assert seen[0].tolist() == [[[[0, 1, 2], [3, 4, 5], [6, 5, 4]]]]
+    period(torch.arange(6.0)[None, None])
+    assert seen[1].tolist() == [[[[0, 1, 2], [3, 4, 5]]]]
+
+
+def test_first_layer_is_a_weight_normed_convolution_and_a_leaky_relu_of_slope_a_tenth():
+    torch.manual_seed(0)
+    scale = ScaleDiscriminator(8)
+    waveform = torch.randn(1, 1, 64)
+    norm, direction = scale.convs[0].parametrizations.weight.original0, scale.convs[0].parametrizations.weight.original1
+    weight = norm * direction / direction.flatten(1).norm(dim=1)[:, None, None]
+    linear = nn.functional.conv1d(waveform, weight, scale.convs[0].bias, padding=7)
+    torch.testing.assert_close(scale(waveform)[0], torch.maximum(linear, 0.1 * linear))
+    assert not torch.allclose(scale(waveform)[0], F.relu(linear))

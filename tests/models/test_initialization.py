@@ -1,0 +1,96 @@
+"""Voices from scratch: VITS's initialisation, and frozen parts."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.support.models import SMALL, TOKENIZER, new_voice, speech
+from vits_trainer.config.options import PARTS
+from vits_trainer.models.initialization import freeze
+from vits_trainer.models.pretrained import audio_spec
+from vits_trainer.utils.errors import ConfigError
+
+
+def test_trap_5_from_scratch_couplings_and_splines_begin_as_identity():
+    model = new_voice()
+    predictor = model.duration_predictor
+    last = [coupling.conv_post for coupling in model.flow.flows]
+    last += [spline.conv_proj for spline in (*predictor.flows[1:], *predictor.post_flows[1:])]
+    assert len(last) == 2 + 2 + 2
+    assert all((p == 0).all() for layer in last for p in layer.parameters())
+
+
+def test_trap_5_from_scratch_decoder_is_normal_with_a_hundredth():
+    decoder = new_voice().decoder
+    blocks = [m for m in decoder.resblocks.modules() if isinstance(m, nn.Conv1d)]
+    for layer in (*decoder.upsampler, *blocks):
+        if layer.weight.numel() > 500:
+            assert layer.weight.std().item() == pytest.approx(0.01, rel=0.2)
+            assert layer.weight.abs().max() > 0.02  # no uniform distribution
+    everything = torch.cat([layer.weight.flatten() for layer in (*decoder.upsampler, *blocks)])
+    assert everything.std().item() == pytest.approx(0.01, rel=0.03)
+
+
+def test_trap_5_from_scratch_all_else_is_pytorchs_default():
+    model = new_voice()
+    checked = 0
+    for name, module in model.named_modules():
+        normal = name.startswith(("decoder.upsampler", "decoder.resblocks"))
+        zero = "flow" in name and name.endswith(("conv_post", "conv_proj"))
+        if normal or zero or name.endswith(("q_proj", "k_proj", "v_proj")):
+            continue
+        if isinstance(module, (nn.Conv1d, nn.Linear)):
+            bound = module.weight[0].numel() ** -0.5
+            greatest = module.weight.abs().max().item()
+            assert greatest <= bound * 1.0001, name
+            if module.weight.numel() > 300:
+                assert greatest > 0.95 * bound, name
+                assert module.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.15), name
+            if module.bias is not None:
+                assert module.bias.abs().max() <= bound * 1.0001, name
+                assert module.bias.abs().max() > 0, name
+            checked += 1
+        elif isinstance(module, nn.LayerNorm):
+            assert (module.weight == 1).all(), name
+            assert (module.bias == 0).all(), name
+    assert checked > 30
+
+
+def test_trap_5_from_scratch_embeddings_and_attention_are_vitss():
+    model = new_voice("a", "b", "c")
+    assert model.text_encoder.embed_tokens.weight.std().item() == pytest.approx(32**-0.5, rel=0.2)
+    assert model.embed_speaker.weight.std().item() == pytest.approx(1, rel=0.1)
+    attention = model.text_encoder.encoder.layers[0].attention
+    assert attention.emb_rel_k.std().item() == pytest.approx(16**-0.5, rel=0.2)
+
+
+def test_trap_5_from_scratch_projections_of_attention_are_xaviers():
+    attention = new_voice().text_encoder.encoder.layers[0].attention
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        assert projection.weight.abs().max().item() == pytest.approx((6 / 64) ** 0.5, rel=0.05)
+
+
+def test_from_scratch_voice_has_the_tokenizers_vocabulary_and_the_hops_framing():
+    model = new_voice()
+    assert model.text_encoder.embed_tokens.num_embeddings == len(TOKENIZER)
+    spec = audio_spec(model.config)
+    assert (spec.sampling_rate, spec.n_fft, spec.window, spec.hop, spec.mel_bands) == (16000, 1024, 1024, 256, 80)
+
+
+def test_plain_duration_predictor_can_be_started_too():
+    model = new_voice(architecture=replace(SMALL, use_stochastic_duration_prediction=False))
+    assert speech(model).shape[0] == 1
+
+
+def test_frozen_voice_of_several_speakers_still_learns_who_they_are() -> None:
+    model = new_voice("ann", "bo")
+    freeze(model, PARTS)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["embed_speaker.weight"]
+    with pytest.raises(ConfigError, match="leaves nothing to train"):
+        freeze(new_voice(), PARTS)
+
+
+def test_every_part_of_a_voice_has_a_name() -> None:
+    assert {name.split(".")[0] for name, _ in new_voice().named_parameters()} == set(PARTS)

@@ -1,0 +1,18 @@
+"""Two ranks that exchange something and close: prints gloo's threads before and after."""
+
+from pathlib import Path
+
+from vits_trainer.distributed.runtime import Runtime
+
+
+def threads() -> int:
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return sum("gloo" in name for name in names)
+
+
+if __name__ == "__main__":
+    runtime = Runtime("fp32", 1)
+    runtime.gather("something")
+    before = threads()
+    runtime.close()
+    Path(f"threads-{runtime.rank}").write_text(f"{before} {threads()}")

@@ -1,0 +1,18 @@
+"""record_clips.py with a last rank that dies at update 4, once: for test_elastic.py."""
+
+import os
+
+from tests.ranks.programs import record_clips
+from vits_trainer.cli.main import entry_point
+from vits_trainer.training.trainer import Trainer
+
+
+def crashing(self, update, normalisers):
+    last = self.runtime.rank == self.runtime.world_size - 1
+    if last and self.state.update == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os._exit(9)
+    record_clips.recorded(self, update, normalisers)
+
+
+Trainer.step = crashing
+entry_point()

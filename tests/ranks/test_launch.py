@@ -1,0 +1,208 @@
+"""Real ``accelerate launch`` with the configurations that come with the project."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+
+from tests.support.launch import CONFIGS, ROOT, command_of, free_port
+from tests.support.limits import HANG_S
+from tests.support.voices import many_speakers, metrics, prepared_folder, train_flags
+
+pytestmark = pytest.mark.ranks
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("launched")
+    prepared_folder(folder)
+    return folder
+
+
+def launch(config: str, target: list[str], flags: list[str]) -> subprocess.CompletedProcess[str]:
+    # A hang is the failure that this guards against: the watchdog is far above what these runs take.
+    return subprocess.run(
+        [*command_of(config, *target, "train_vits"), *flags],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def flags_for(prepared: Path, folder: Path, **changes: object) -> list[str]:
+    return train_flags(folder, data_dir=prepared / "training", runs_dir=folder / "training/runs", **changes)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_is_accelerates(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    assert config.mixed_precision == "no"  # --precision decides
+    assert config.use_cpu == path.stem.startswith("cpu")
+
+
+@pytest.mark.parametrize("config", ["single_gpu", "multi_gpu"])
+def test_configurations_for_gpus_start_as_many_on_the_cpu_if_told(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    ended = launch(config, ["-m", "vits_trainer"], flags_for(prepared, tmp_path, max_updates=1))
+    assert ended.returncode == 0, ended.stderr
+    assert f"weights of all {1 if config == 'single_gpu' else 2} rank(s)" in ended.stderr
+
+
+def documented_torchrun() -> list[str]:
+    """The line of docs/scaling.md for several machines."""
+    page = (ROOT / "docs/scaling.md").read_text("utf-8").replace("\\\n", " ")
+    (line,) = re.findall(r"^ +torchrun (--nnodes 2 .*)$", page, re.MULTILINE)
+    return shlex.split(line)
+
+
+def test_torchrun_line_of_the_docs_starts_two_machines(prepared: Path, tmp_path: Path) -> None:
+    words = documented_torchrun()
+    options = words[: words.index("-m")]
+    here = {"--nproc_per_node": "1", "--master_addr": "127.0.0.1", "--master_port": str(free_port())}
+    flags = flags_for(prepared, tmp_path, max_updates=1)
+    launchers = []
+    for machine in (0, 1):
+        settings = dict(zip(options[::2], options[1::2], strict=True)) | here | {"--node_rank": str(machine)}
+        given = [word for item in settings.items() for word in item]
+        command = [sys.executable, "-m", "torch.distributed.run", *given, "-m", "vits_trainer", "train_vits", *flags]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        launchers.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment))
+    said = [launcher.communicate(timeout=HANG_S)[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], said
+    assert "weights of all 2 rank(s)" in said[0]
+
+
+def test_one_process_in_place_of_two_is_refused(prepared: Path, tmp_path: Path) -> None:
+    """Which accelerate starts without a word."""
+    of_old = tmp_path / "multi_cpu.yaml"
+    of_old.write_text((CONFIGS / "cpu_2proc.yaml").read_text().replace("'MULTI_GPU'", "'MULTI_CPU'"))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    for options in (["--cpu", "--num_processes", "2"], ["--config_file", str(of_old)]):
+        ended = subprocess.run(
+            [*launcher, *options, "-m", "vits_trainer", "train_vits", *flags_for(prepared, tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
+            cwd=ROOT,
+        )
+        assert ended.returncode == 1
+        (line,) = (line for line in ended.stderr.splitlines() if line.startswith("vits-trainer: "))
+        assert "asked for several processes and started one" in line
+        assert "--config_file accelerate_configs/cpu_2proc.yaml" in line
+        assert "returned non-zero exit status 2" in ended.stderr
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "Slurm has 2 tasks here, and each believes to be alone"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed"),
+    ],
+)
+def test_launcher_that_will_not_do_is_the_users_mistake(
+    prepared: Path, tmp_path: Path, environment: dict[str, str], said: str
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "vits_trainer", "train_vits", *flags_for(prepared, tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_one_process(prepared: Path, tmp_path: Path) -> None:
+    ended = launch("cpu", ["-m", "vits_trainer"], flags_for(prepared, tmp_path, max_updates=2))
+    assert ended.returncode == 0, ended.stderr
+    assert "weights of all 1 rank(s)" in ended.stderr
+    assert (tmp_path / "final_model/model.safetensors").is_file()
+
+
+def test_two_processes_end_with_equal_weights(prepared: Path, tmp_path: Path) -> None:
+    flags = flags_for(prepared, tmp_path, batch_size=2, gradient_accumulation_steps=2, max_updates=3)
+    ended = launch("cpu_2proc", ["-m", "vits_trainer"], flags)
+    assert ended.returncode == 0, ended.stderr
+    # Each rank hashes its own weights; unequal ones would have raised DivergedRanksError.
+    assert re.search(r"weights of all 2 rank\(s\): sha256 [0-9a-f]{64}", ended.stderr)
+    # 9 clips, 8 an update: a whole one, then one clip for which one rank has silence, then a whole one.
+    assert [line["data/trained"] for line in metrics(tmp_path) if "data/trained" in line] == [8, 9, 17]
+
+
+def test_gradients_of_unequal_ranks_are_the_joined_batchs(prepared: Path) -> None:
+    """And each network is synchronised once in its own step, however many micro-batches it has."""
+    script = str(ROOT / "tests/ranks/programs/compare_gradients.py")
+    ended = subprocess.run(
+        command_of("cpu_2proc", script, str(prepared / "training")),
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = re.findall(r"(generator|discriminator) (\d+) of (\d+) (\S+)", ended.stdout)
+    assert {name for name, *_ in found} == {"generator", "discriminator"}
+    for _, synchronised, buckets, distance in found:
+        assert synchronised == buckets
+        assert float(distance) < 1e-12
+
+
+def test_speakers_are_judged_alike_on_one_rank_and_on_two(tmp_path: Path) -> None:
+    """Each speaker's clips lie on both ranks, and unequally many."""
+    data = many_speakers(tmp_path, {"ava": 4, "mem": 2, "zin": 1})
+    found = []
+    for config in ("cpu", "cpu_2proc"):
+        script, result = str(ROOT / "tests/ranks/programs/validate_speakers.py"), tmp_path / f"{config}.json"
+        ended = subprocess.run(
+            command_of(config, script, str(data), str(result)),
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )
+        assert ended.returncode == 0, ended.stderr
+        found.append(json.loads(result.read_text()))
+    (one, one_each), (two, two_each) = found
+    assert two == pytest.approx(one, rel=1e-9)
+    assert [(row["speaker"], row["clips"]) for row in two_each] == [("ava", 4), ("mem", 2), ("zin", 1)]
+    assert [row["mel"] for row in two_each] == pytest.approx([row["mel"] for row in one_each], rel=1e-9)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="tells threads apart by /proc")
+def test_closed_ranks_have_no_thread_left_that_could_abort_their_exit(tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("programs") / "close_ranks.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run(command_of("cpu_2proc", script), check=True, cwd=tmp_path, env=environment, timeout=HANG_S)
+    for rank in range(2):
+        before, after = map(int, (tmp_path / f"threads-{rank}").read_text().split())
+        assert before > 0
+        assert after == 0
+
+
+def test_frozen_parts_stay_on_two_ranks(prepared: Path, tmp_path: Path) -> None:
+    """DistributedDataParallel waits for the gradient of each parameter that it knows."""
+    flags = flags_for(prepared, tmp_path, freeze="text_encoder,decoder", ema_decay=0.9, save_every_updates=1)
+    ended = launch("cpu_2proc", ["-m", "vits_trainer"], [*flags, "--max_updates", "2"])
+    assert ended.returncode == 0, ended.stderr
+    one, two = (load_file(tmp_path / f"checkpoints/checkpoint-{n}/generator.safetensors") for n in (1, 2))
+    changed = {name.split(".")[0] for name in one if not torch.equal(one[name], two[name])}
+    assert changed == {"posterior_encoder", "flow", "duration_predictor"}

@@ -1,0 +1,96 @@
+"""Streamed runs as they are launched: every clip once over ranks and workers, exact resume, a store that fails."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.launch import clips_by_update, finish, start
+from tests.support.object_store import Store, object_store
+from tests.support.shards import write_shards
+from tests.support.voices import weights
+
+pytestmark = pytest.mark.ranks
+
+SHARDS = (20, 31, 25)
+STREAMED = {
+    "streaming": "true",
+    "streaming_window": 3,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "data_workers": 2,
+    "validation_fraction": 0.1,
+    "validation_samples": 0,
+    "report_to": "none",
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("streaming") / "set", SHARDS, group_clips=6)
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with object_store() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch and a half, left alone: two ranks with two data workers each."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, said = finish(start(folder, shards, "cpu_2proc", max_updates=14, **STREAMED))
+    assert code == 0, said
+    return folder
+
+
+def log(folder: Path) -> str:
+    return (folder / "training/runs/run/train.log").read_text()
+
+
+def test_every_clip_is_taken_once_by_two_ranks_with_two_workers_each(whole: Path) -> None:
+    assert "epoch 1: 68 trained + 0 rejected + 8 validation = 76 clips" in log(whole)
+    found = clips_by_update(whole, ranks=2)
+    names = {f"shard_{shard:05d}.parquet:{n}" for shard, clips in enumerate(SHARDS) for n in range(clips)}
+    epoch = sum((found[update] for update in range(1, 10)), Counter())
+    assert set(epoch.values()) == {1}
+    assert len(epoch) == 68
+    assert epoch.keys() < names
+    assert [sum(found[update].values()) for update in range(1, 15)] == [8] * 8 + [4] + [8] * 5
+
+
+def test_run_from_a_failing_store_that_is_resumed_in_the_midst_of_a_window_ends_with_the_same_weights(
+    store: Store, whole: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Lanes are taken in turns of four, so update 6 of the epoch's 9 is amidst those that share a window."""
+    address = store.upload(shards, "now_and_then")
+    store.fails = lambda number, path: "parquet" in path and number % 4 == 0
+    for updates in (6, 14):
+        code, said = finish(start(tmp_path, address, "cpu_2proc", max_updates=updates, **STREAMED))
+        assert code == 0, said
+    assert store.failed > 8
+    assert clips_by_update(tmp_path, ranks=2) == clips_by_update(whole, ranks=2)
+    assert weights(tmp_path, 14) == weights(whole, 14)
+
+
+def test_store_that_goes_away_ends_the_run_with_its_weights_saved(
+    store: Store, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = store.upload(shards, "away")
+    store.requests.clear()
+    store.fails = lambda number, path: number > 30 and "shard_00001" in path
+    changes = {"data_workers": 1, "max_updates": 40}
+    impatient = str(Path(__file__).with_name("programs") / "impatient_store_client.py")
+    flags = {**STREAMED, **changes}
+    code, said = finish(start(tmp_path, address, "cpu", script=impatient, **flags))
+    assert code == 1, said
+    assert "away/shards/shard_00001.parquet: cannot be read (3 attempts)" in said
+    assert "Then go on with --resume_from_checkpoint auto." in said
+    (saved,) = (tmp_path / "checkpoints").glob("checkpoint-*")
+    assert int(saved.name.partition("-")[2]) >= 1
+    store.fails = lambda number, path: False
+    resumed = {**flags, "max_updates": int(saved.name.partition("-")[2]) + 2}
+    code, said = finish(start(tmp_path, address, "cpu", script=impatient, resume_from_checkpoint="auto", **resumed))
+    assert code == 0, said

@@ -1,0 +1,183 @@
+"""Checkpoints: damage is named, the previous one is taken, nothing else is lost; pruning; the best; export."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.voices import metrics, prepared_folder, train_flags, weights
+from vits_trainer.cli.main import main
+from vits_trainer.training.checkpoint import newest_first, verify
+from vits_trainer.training.resume import find
+from vits_trainer.utils.errors import CheckpointError
+from vits_trainer.utils.files import sha256
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    prepared_folder(folder)
+    flags = train_flags(folder, save_every_updates=1, keep_checkpoints=0, validate_every_updates=2)
+    assert main(["train_vits", *flags]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """The run with its checkpoints 1 to 3."""
+    shutil.copytree(trained / "training", tmp_path / "training")
+    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints", ignore=shutil.ignore_patterns("checkpoint-4"))
+    return tmp_path
+
+
+def flip_a_bit(place: Path) -> None:
+    file = place / "generator.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1  # safetensors reads it without a word
+    file.write_bytes(content)
+    load_file(file)
+
+
+def truncate(place: Path) -> None:
+    file = place / "optimizer_discriminator.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+DAMAGE = {
+    "the content of generator.safetensors is not what was written": flip_a_bit,
+    "optimizer_discriminator.safetensors has": truncate,
+    "manifest.json is missing": lambda place: (place / "manifest.json").unlink(),
+    "voice/vocab.json": lambda place: (place / "voice/vocab.json").write_text("{}"),
+    "state.json has": lambda place: (place / "state.json").write_text("{"),
+    "manifest.json cannot be read": lambda place: (place / "manifest.json").write_text("[]"),
+    "discriminator.safetensors is missing": lambda place: (place / "discriminator.safetensors").unlink(),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damaged_checkpoint_is_named_and_the_previous_one_taken(
+    what: str, trained: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = folder / "checkpoints/checkpoint-3"
+    DAMAGE[what](damaged)
+    flags = train_flags(folder, save_every_updates=1, keep_checkpoints=0, validate_every_updates=2)
+    assert main(["train_vits", *flags, "--resume_from_checkpoint", "latest"]) == 0
+    (message,) = [r.message for r in caplog.records if "is damaged" in r.message]
+    assert what in message
+    assert str(damaged) in message
+    assert "TAKING THE PREVIOUS ONE" in message
+    assert weights(folder, 4) == weights(trained, 4)
+    assert [line["update"] for line in metrics(folder)] == [1, 2, 3, 4]
+    assert (folder / "checkpoints/set-aside-checkpoint-3").is_dir()  # nothing is thrown away
+    assert weights(folder, 1) == weights(trained, 1)
+
+
+def test_where_none_is_whole_all_are_named(folder: Path) -> None:
+    for place in newest_first(folder / "checkpoints"):
+        truncate(place)
+    with pytest.raises(CheckpointError, match=r"No checkpoint is whole\..*checkpoint-3.*checkpoint-2.*checkpoint-1"):
+        find(folder / "checkpoints", "auto")
+
+
+def test_a_certain_checkpoint_that_is_damaged_is_refused(folder: Path) -> None:
+    place = folder / "checkpoints/checkpoint-2"
+    flip_a_bit(place)
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 is damaged.*latest takes the newest that is whole"):
+        find(folder / "checkpoints", str(place))
+
+
+def test_going_back_sets_the_newer_ones_aside(folder: Path) -> None:
+    place = folder / "checkpoints/checkpoint-1"
+    flags = train_flags(folder, resume_from_checkpoint=place, max_updates=2, validate_every_updates=2)
+    assert main(["train_vits", *flags]) == 0
+    assert {path.name for path in (folder / "checkpoints").iterdir()} - {".lock"} == {
+        *("checkpoint-1", "checkpoint-2", "set-aside-checkpoint-2", "set-aside-checkpoint-3", "best.json")
+    }
+
+
+def test_checkpoint_from_elsewhere_is_not_mixed_with_others(folder: Path, trained: Path) -> None:
+    with pytest.raises(CheckpointError, match="lies elsewhere"):
+        find(folder / "checkpoints", str(trained / "checkpoints/checkpoint-1"))
+    assert find(folder / "empty", str(trained / "checkpoints/checkpoint-1"))
+
+
+def test_auto_is_a_new_run_where_there_is_no_checkpoint(folder: Path) -> None:
+    assert find(folder / "none", "auto") is None
+    assert find(folder / "checkpoints", "auto") == folder / "checkpoints/checkpoint-3"
+
+
+def test_best_is_the_one_with_the_best_validation_and_is_never_pruned(trained: Path, folder: Path) -> None:
+    pointer = json.loads((trained / "checkpoints/best.json").read_text())
+    validated = {line["update"]: line["validation/mel"] for line in metrics(trained) if "validation/mel" in line}
+    best = min(validated, key=lambda update: validated[update])
+    assert pointer == {"checkpoint": f"checkpoint-{best}", "validation/mel": validated[best]}
+    # Make the second look better than it is: the next saves keep it beside the newest.
+    place = folder / "checkpoints/checkpoint-2"
+    record = json.loads((place / "state.json").read_text())
+    record["state"]["score"] = 0.001
+    (place / "state.json").write_text(json.dumps(record))
+    flags = train_flags(folder, save_every_updates=1, keep_checkpoints=1, resume_from_checkpoint="latest")
+    assert main(["train_vits", *flags]) == 0
+    names = {path.name for path in (folder / "checkpoints").iterdir()} - {".lock"}
+    assert names == {"checkpoint-2", "checkpoint-4", "best.json"}
+    assert json.loads((folder / "checkpoints/best.json").read_text())["checkpoint"] == "checkpoint-2"
+
+
+def test_nothing_in_a_checkpoint_is_pickled(trained: Path) -> None:
+    files = {path.suffix for path in (trained / "checkpoints/checkpoint-4").rglob("*") if path.is_file()}
+    assert files == {".safetensors", ".json", ".yaml"}
+    verify(trained / "checkpoints/checkpoint-4")
+
+
+def test_old_kind_of_checkpoint_is_refused_with_the_reason(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = folder / "checkpoints/checkpoint-3"
+    record = json.loads((place / "state.json").read_text())
+    (place / "state.json").write_text(json.dumps(record | {"format": 1}))
+    manifest = json.loads((place / "manifest.json").read_text())
+    state = place / "state.json"
+    manifest["files"]["state.json"] = {"bytes": state.stat().st_size, "sha256": sha256(state)}
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="latest")]) == 2
+    assert "another version of vits_trainer (format 1" in capsys.readouterr().err
+
+
+def test_full_disk_leaves_the_checkpoints_before_as_they_were(
+    folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that is full for one file, as a stand-in; tests/reliability fills a real one."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "optimizer_generator.safetensors")
+
+    monkeypatch.setattr("vits_trainer.training.checkpoint._optimizer_state", full)
+    flags = train_flags(folder, resume_from_checkpoint="latest")
+    assert main(["train_vits", *flags]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    names = [path.name for path in newest_first(folder / "checkpoints")]
+    assert names == ["checkpoint-3", "checkpoint-2", "checkpoint-1"]
+    assert weights(folder, 3) == weights(trained, 3)
+
+
+def test_every_checkpoint_can_be_exported(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = trained / "checkpoints/checkpoint-4"
+    assert main(["export", str(place), "--output_dir", str(tmp_path / "voice")]) == 0
+    assert "voice" in capsys.readouterr().out
+    ours, final = (load_file(where / "model.safetensors") for where in (tmp_path / "voice", trained / "final_model"))
+    assert ours.keys() == final.keys()
+    assert all(torch.equal(ours[name], final[name]) for name in ours)
+    assert (tmp_path / "voice/discriminator.safetensors").read_bytes() == (
+        trained / "final_model/discriminator.safetensors"
+    ).read_bytes()
+    assert main(["export", str(trained / "checkpoints/checkpoint-1")]) == 0
+    assert (trained / "exported/checkpoint-1/model.safetensors").is_file()
+
+
+def test_damaged_checkpoint_is_not_exported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip_a_bit(folder / "checkpoints/checkpoint-3")
+    assert main(["export", str(folder / "checkpoints/checkpoint-3")]) == 2
+    assert "SHA-256" in capsys.readouterr().err
+    assert main(["export"]) == 2
+    assert "checkpoint-500" in capsys.readouterr().err

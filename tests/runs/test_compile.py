@@ -1,0 +1,113 @@
+"""The compiled half of an update, and the recomputed one, against the plain one."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch._inductor.config
+
+from tests.support.voices import metrics, prepared_folder, train_flags
+from vits_trainer.cli.main import main
+from vits_trainer.config.architecture import Architecture, DiscriminatorShape
+from vits_trainer.models import initialization
+from vits_trainer.models.compile import compile_fixed_shapes
+from vits_trainer.models.discriminator import Discriminator
+from vits_trainer.models.generator import Generator
+from vits_trainer.text.tokenizer import build_tokenizer
+from vits_trainer.training.train_step import Turns
+from vits_trainer.training.trainer import Trainer
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler (g++)")
+def test_compiled_kernels_agree_with_eager_ones() -> None:
+    """Really compiled: the smallest discriminators and a decoder; each output, and each gradient."""
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        architecture = replace(
+            Architecture(), hidden_size=16, num_hidden_layers=1, ffn_dim=32, posterior_encoder_num_wavenet_layers=1,
+            prior_encoder_num_flows=1, prior_encoder_num_wavenet_layers=1, upsample_initial_channel=8,
+            upsample_rates=(8, 8), upsample_kernel_sizes=(16, 16), resblock_kernel_sizes=(3,),
+            resblock_dilation_sizes=((1,),),
+        )  # fmt: skip
+        generator = Generator(initialization.new_model(architecture, build_tokenizer(["abc"]), []), "posterior", 8)
+        judge = Discriminator(DiscriminatorShape(periods=(3,), channels_divisor=16))
+        if compiled:
+            compile_fixed_shapes(generator, judge)
+        speech = (generator.compiled_decoder or generator.model.decoder)(torch.randn(2, 16, 8), None)
+        scores = judge(speech).scores
+        sum(score.square().sum() for score in scores).backward()
+        networks = (generator.model.decoder, judge)
+        found.append([speech, *scores, *(p.grad for network in networks for p in network.parameters())])
+    assert compiled_graphs() == 2
+    for eager, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-6)
+
+
+def test_compiled_run_learns_as_the_eager_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole run, with the last, smaller batch of an epoch and validation. What is compiled is captured really and
+    run by eager kernels: those of C++ take four minutes to make (the test above makes a few)."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    found = []
+    for compiled in ("false", "true"):
+        folder = tmp_path / compiled
+        folder.mkdir()
+        prepared_folder(folder, clips=10)
+        assert main(["train_vits", *train_flags(folder, compile=compiled, max_updates=4)]) == 0
+        found.append(metrics(folder))
+    for eager, ours in zip(*found, strict=True):
+        for name in ("generator/mel", "generator/total", "discriminator/total", "grad_norm/discriminator"):
+            assert ours[name] == pytest.approx(eager[name], rel=2e-3)
+    assert found[1][-1]["validation/mel"] == pytest.approx(found[0][-1]["validation/mel"], rel=2e-3)
+    # The decoder, and the discriminators on twice the clips, on the recorded and on the generated ones: once for the
+    # first size of a batch, once for any other; validation has sizes of its own.
+    assert compiled_graphs() <= 12
+
+
+def test_time_of_compiling_is_not_taken_for_an_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--target_hours divides by what an update takes: there the two sizes of batches compile for 3 s each."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    take, rehearse, calls, found = Turns.take, Trainer.rehearse, [], []
+
+    def slow(self: Turns, *given: Any, **named: Any) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        time.sleep(3 if len(calls) <= 2 else 0)
+        return take(self, *given, **named)
+
+    def rehearsed(self: Trainer) -> float:
+        found.append(rehearse(self))
+        return found[0]
+
+    monkeypatch.setattr(Turns, "take", slow)
+    monkeypatch.setattr(Trainer, "rehearse", rehearsed)
+    prepared_folder(tmp_path, clips=10)
+    assert main(["train_vits", *train_flags(tmp_path, compile="true", max_updates=1)]) == 0
+    assert 0 < found[0] < 3
+
+
+def compiled_graphs() -> int:
+    count = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return int(count)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+def test_machine_without_a_compiler_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared_folder(tmp_path, clips=10)
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    assert main(["train_vits", *train_flags(tmp_path, compile="true")]) == 2
+    assert "Leave --compile out" in capsys.readouterr().err

@@ -1,0 +1,51 @@
+"""``demo``: a few updates of it, as a whole."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.voices import wandb_history
+from vits_trainer.cli import demo
+from vits_trainer.cli.main import main
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_demo_leaves_what_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "demo"
+    assert main(["demo", "--output_dir", str(folder), "--updates", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "best constant frame" in shown
+    named = [line.split()[-1] for line in shown.splitlines() if str(folder) in line and "Next" not in line]
+    named = [place for place in named if place.startswith(str(folder))]
+    assert len(named) >= 6
+    assert all(Path(place).exists() for place in named)
+    pictures = [Path(place) for place in named if place.endswith(".png")]
+    assert len(pictures) == 3
+    assert all(picture.read_bytes()[:8] == PNG for picture in pictures)
+    (file,) = folder.glob("training/runs/demo/wandb/offline-run-*/run-*.wandb")
+    media = [item for line in wandb_history(file) for item in line.items() if item[0].startswith("samples/0/")]
+    assert {value for key, value in media if key.endswith("/_type")} == {"audio-file", "image-file"}
+    paths = [file.parent / "files" / value for key, value in media if key.endswith("/path")]
+    assert len(paths) == 6  # three a validation
+    assert all(path.is_file() for path in paths)
+
+
+@pytest.mark.parametrize("marker", [".vits_trainer.json", "demo.json"])  # of earlier versions
+def test_only_what_the_demo_made_is_cleared_away(tmp_path: Path, marker: str) -> None:
+    ours = ["corpus/a.wav", "training/wavs/a.wav", "training/metadata.csv", "training/runs/demo/train.log"]
+    mine = ["notes.txt", "training/runs/own/train.log", "training/final_model_2/config.json", "training/ideas.txt"]
+    for name in (*ours, *mine):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / marker).write_text('{"kind": "demo"}')
+    demo._clear(tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*mine, ".vits_trainer.json"}
+
+
+def test_other_folders_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    assert main(["demo", "--output_dir", str(tmp_path)]) == 2
+    assert "name another folder" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "precious"

@@ -1,0 +1,214 @@
+"""``evaluate``: voices side by side against the recordings; and the same figures while training."""
+
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.voices import ended_wandb_run, metrics, prepared_folder, train_flags, wandb_records
+from vits_trainer.cli.main import main
+from vits_trainer.data.audio import read_pcm16_wav, to_pcm16, write_pcm16_wav
+
+pytest.importorskip("mel_cepstral_distance", reason="the extra 'evaluate' is not installed")
+
+ASKED = {"validation_scores": "mcd,f0,duration", "validation_fraction": 0.3, "validation_samples": 1}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained with the scores of its held-out clips."""
+    folder = tmp_path_factory.mktemp("trained")
+    prepared_folder(folder)
+    assert main(["train_vits", *train_flags(folder, **ASKED, validate_every_updates=2)]) == 0
+    return folder
+
+
+def evaluated(trained: Path, output: Path, models: list[Path], **changes: object) -> dict:
+    settings = {"data_dir": trained / "training", "scores": "mcd,f0,duration", "clips": "all", **changes}
+    settings |= {"models": ",".join(map(str, models)), "output_dir": output}
+    assert main(["evaluate", *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]) == 0
+    return json.loads((output / "scores.json").read_text())
+
+
+def in_noise(trained: Path, folder: Path, noise_db: int) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for file in (trained / "training/wavs").iterdir():
+        pcm, rate_hz = read_pcm16_wav(file)
+        speech = pcm.astype(np.float32) / 32768
+        level = np.sqrt((speech**2).mean()) * 10 ** (-noise_db / 20)
+        noisy = speech + level * rng.standard_normal(len(speech)).astype(np.float32)
+        write_pcm16_wav(folder / file.name, to_pcm16(noisy), rate_hz)
+    return folder
+
+
+def test_voices_and_folders_of_speech_are_judged_side_by_side(trained: Path, tmp_path: Path, capsys) -> None:
+    speech = [in_noise(trained, tmp_path / f"noise{db}", db) for db in (20, 0)]
+    voice = trained / "final_model"
+    found = evaluated(trained, tmp_path / "out", [speech[0], speech[1], voice])
+    voices = found["voices"]
+    assert list(voices) == ["recorded", *map(str, [*speech, voice])]
+    for name in ("mcd_db", "log_f0_rmse", "voicing_error", "duration_error"):
+        assert voices["recorded"]["figures"][name] == {"mean": 0, "low": 0, "high": 0, "clips": 10}
+    less, more = (voices[str(folder)] for folder in speech)
+    assert 0 < less["figures"]["mcd_db"]["mean"] < more["figures"]["mcd_db"]["mean"]
+    beyond = more[f"beyond {speech[0]}"]["mcd_db"]
+    assert beyond["low"] > 0
+    assert beyond["mean"] == pytest.approx(more["figures"]["mcd_db"]["mean"] - less["figures"]["mcd_db"]["mean"])
+    assert voices[str(voice)]["real_time_factor"] > 0
+    assert less["real_time_factor"] is None
+    told = capsys.readouterr().out
+    assert "10 clips; means with 95 % intervals" in told
+    assert f"worst clips of {voice}" in told
+    assert len(list((tmp_path / "out/speech_3").glob("*.wav"))) == 10
+
+
+def test_worst_clips_come_first(trained: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained / "training/wavs", tmp_path / "speech")
+    noisy = in_noise(trained, tmp_path / "noisy", 0)
+    shutil.copy(noisy / "audio_000003.wav", folder)
+    clips = evaluated(trained, tmp_path / "out", [folder])["voices"][str(folder)]["clips"]
+    assert clips[0]["clip"] == "audio_000003.wav"
+
+
+def test_held_out_clips_are_those_of_training(trained: Path, tmp_path: Path) -> None:
+    asked = {"clips": "held_out", "validation_fraction": 0.3}
+    found = evaluated(trained, tmp_path / "out", [trained / "final_model"], **asked)
+    judged = {clip["clip"] for clip in found["voices"]["recorded"]["clips"]}
+    in_training = json.loads((trained / "training/runs/run/worst_clips.json").read_text())
+    assert judged == {clip["clip"] for clip in in_training}
+    assert len(judged) == 3
+
+
+def test_weights_and_biases_run_of_an_evaluation(trained: Path, tmp_path: Path) -> None:
+    evaluated(trained, tmp_path / "out", [trained / "final_model"], report_to="wandb", max_clips=2)
+    (file,) = (tmp_path / "out").glob("wandb/offline-run-*/run-*.wandb")
+    keys = {
+        "/".join(item.nested_key) or item.key
+        for record in wandb_records(file)
+        if record.WhichOneof("record_type") == "summary"
+        for item in record.summary.update
+    }
+    assert f"{trained / 'final_model'}/mcd_db" in keys
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"models": "EMPTY"}, "lacks 10 of 10 clips"),
+        ({"scores": "mcd,mdc"}, "mdc is none of mcd, f0"),
+        ({"models": ""}, "--models is empty"),
+        ({"data_dir": "nowhere"}, "prepare_data"),
+    ],
+)
+def test_mistakes_are_said(trained: Path, tmp_path: Path, capsys, changes: dict[str, str], words: str) -> None:
+    (tmp_path / "empty").mkdir()
+    settings = {"models": trained / "final_model", "data_dir": trained / "training", "clips": "all", **changes}
+    if settings["models"] == "EMPTY":
+        settings["models"] = tmp_path / "empty"
+    settings["output_dir"] = tmp_path / "out"
+    assert main(["evaluate", *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_recogniser_that_does_not_understand_the_recordings_is_doubted(trained: Path, tmp_path: Path, caplog) -> None:
+    pytest.importorskip("pocketsphinx", reason="the extra 'evaluate' is not installed")
+    evaluated(trained, tmp_path / "out", [trained / "final_model"], scores="cer", max_clips=2)
+    assert "understands too little of the recordings themselves" in caplog.text
+
+
+def test_scores_are_logged_at_each_validation_with_the_worst_clips(trained: Path) -> None:
+    lines = {line["update"]: line for line in metrics(trained)}
+    for update in (2, 4):
+        assert {"validation/mcd_db", "validation/duration_error"} <= lines[update].keys()
+    run = trained / "training/runs/run"
+    worst = json.loads((run / "worst_clips.json").read_text())
+    means = {name: np.mean([c["figures"][name] for c in worst if name in c["figures"]]) for name in worst[0]["figures"]}
+    assert lines[4]["validation/mcd_db"] == pytest.approx(means["mcd_db"])
+    logged = {
+        "/".join(item.nested_key) or item.key
+        for record in ended_wandb_run(run)
+        if record.WhichOneof("record_type") == "history"
+        for item in record.history.item
+    }
+    assert {"worst clips/_type", "samples/durations_frames/_type"} <= logged
+
+
+def best(folder: Path) -> dict:
+    return json.loads((folder / "checkpoints/best.json").read_text())
+
+
+def test_best_checkpoint_is_chosen_by_the_metric_and_kept(tmp_path: Path) -> None:
+    prepared_folder(tmp_path)
+    asked = {"best_metric": "mcd_db", "validate_every_updates": 1, "save_every_updates": 0, "keep_checkpoints": 1}
+    flags = train_flags(tmp_path, **asked, validation_fraction=0.2, max_updates=5, report_to="none")
+    assert main(["train_vits", *flags]) == 0
+    found = {line["update"]: line["validation/mcd_db"] for line in metrics(tmp_path) if "validation/mcd_db" in line}
+    least = min(found, key=found.__getitem__)
+    assert best(tmp_path) == {"checkpoint": f"checkpoint-{least}", "validation/mcd_db": found[least]}
+    assert (tmp_path / f"checkpoints/checkpoint-{least}").is_dir()
+
+
+def test_nothing_better_for_long_enough_ends_the_run_and_the_best_is_the_voice(tmp_path: Path, capsys, caplog) -> None:
+    """At a learning rate that ruins the voice the first validation is the best one."""
+    prepared_folder(tmp_path)
+    asked = {"patience": 2, "validate_every_updates": 1, "save_every_updates": 0, "best_metric": "total"}
+    flags = train_flags(tmp_path, **asked, validation_fraction=0.2, max_updates=50, learning_rate=0.5)
+    assert main(["train_vits", *flags]) == 0
+    totals = {line["update"]: line["validation/total"] for line in metrics(tmp_path) if "validation/total" in line}
+    least = min(totals, key=totals.__getitem__)
+    assert max(totals) == least + 2 < 50
+    assert f"of update {least} in 2 validations: the run ends at {least + 2}" in caplog.text
+    assert f"The voice is that of the best update, {tmp_path}/checkpoints/checkpoint-{least}" in caplog.text
+    exported = tmp_path / "of_best"
+    assert main(["export", str(tmp_path / f"checkpoints/checkpoint-{least}"), "--output_dir", str(exported)]) == 0
+    same = [(tmp_path / "final_model" / name).read_bytes() == (exported / name).read_bytes()
+            for name in ("model.safetensors", "discriminator.safetensors")]  # fmt: skip
+    assert all(same)
+    outcome = json.loads((tmp_path / "training/runs/run/outcome.json").read_text())
+    assert outcome == {"outcome": "done", "update": least + 2}
+    # A resumed run may have its best elsewhere: then it says so, and the last update is the voice.
+    shutil.move(tmp_path / f"checkpoints/checkpoint-{least}", tmp_path / "elsewhere")
+    # done is done: a resume has nothing left to do
+    resumed = [*flags, "--resume_from_checkpoint", "latest"]
+    assert main(["train_vits", *resumed]) == 0
+    assert f"checkpoint-{least} is not there" in caplog.text
+    assert max(line["update"] for line in metrics(tmp_path)) == least + 2
+
+
+def test_patience_begins_when_the_voice_begins_to_learn(tmp_path: Path) -> None:
+    prepared_folder(tmp_path)
+    asked = {"patience": 2, "validate_every_updates": 1, "save_every_updates": 0, "discriminator_warmup_updates": 4}
+    flags = train_flags(tmp_path, **asked, validation_fraction=0.2, max_updates=7)
+    assert main(["train_vits", *flags]) == 0
+    mels = {line["update"]: line["validation/mel"] for line in metrics(tmp_path) if "validation/mel" in line}
+    assert len({mels[update] for update in range(1, 5)}) == 1
+    assert max(mels) >= 6
+    state = json.loads((tmp_path / f"checkpoints/checkpoint-{max(mels)}/state.json").read_text())["state"]
+    assert state["best_update"] > 4
+
+
+def test_tensorboard_and_trackio_get_the_same_scalars(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
+    if find_spec("trackio") is None:
+        pytest.skip("no trackio")
+    prepared_folder(tmp_path)
+    assert main(["train_vits", *train_flags(tmp_path, report_to="tensorboard,trackio")]) == 0
+    run = tmp_path / "training/runs/run"
+    assert not (run / "wandb").exists()
+    lines = {line["update"]: line for line in metrics(tmp_path)}
+    events = reader.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    written = {event.step: event.value for event in events.Scalars("generator/mel")}
+    assert written == {update: pytest.approx(line["generator/mel"], rel=1e-6) for update, line in lines.items()}
+    assert list((run / "trackio").rglob("*.db"))
+
+
+def test_tracker_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "trackio", None)
+    prepared_folder(tmp_path)
+    assert main(["train_vits", *train_flags(tmp_path, report_to="trackio")]) == 2
+    assert "pip install trackio" in capsys.readouterr().err

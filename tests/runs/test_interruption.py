@@ -1,0 +1,166 @@
+"""Signals, the STOP file and the time limit, by themselves and in a run of one process."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.voices import ended_wandb_run, metrics, prepared_folder, train_flags, weights
+from vits_trainer.cli.main import main
+from vits_trainer.distributed.shutdown import SIGNALS
+from vits_trainer.training.checkpoint import Checkpoints
+from vits_trainer.training.trainer import Trainer
+from vits_trainer.utils.files import lock
+
+
+@pytest.fixture(autouse=True)
+def without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    prepared_folder(folder)
+    assert main(["train_vits", *train_flags(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole / "training", tmp_path / "training", ignore=shutil.ignore_patterns("runs"))
+    return tmp_path
+
+
+def at_update(update: int, do: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls ``do`` in the middle of the training of ``update``."""
+    works = Trainer.step
+
+    def step(self: Trainer, batches: object, normalisers: object) -> None:
+        works(self, batches, normalisers)
+        if self.state.update + 1 == update:
+            do()
+
+    monkeypatch.setattr(Trainer, "step", step)
+
+
+def send(*numbers: int) -> None:
+    for number in numbers:
+        os.kill(os.getpid(), number)
+
+
+def comparable(folder: Path) -> list[dict[str, float]]:
+    aside = ("time/", "throughput/", "memory/", "ranks/")
+    return [{key: value for key, value in line.items() if not key.startswith(aside)} for line in metrics(folder)]
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_signal_saves_leaves_with_its_code_and_the_run_goes_on(
+    number: signal.Signals, whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patched:
+        at_update(2, lambda: send(number), patched)
+        assert main(["train_vits", *train_flags(folder)]) == 128 + number
+    assert signal.getsignal(number) == before
+    assert [path.name for path in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not (folder / "final_model").exists()
+    run = folder / "training/runs/run"
+    assert f'"stopped at update 2 ({number.name} on rank 0)"' in (run / "outcome.json").read_text()
+    records = ended_wandb_run(run)
+    assert "preempting" in [record.WhichOneof("record_type") for record in records]
+    assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [128 + number]
+
+    assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="latest")]) == 0
+    assert weights(folder, 4) == weights(whole, 4)
+    assert comparable(folder) == comparable(whole)
+
+
+def test_second_signal_does_not_spoil_the_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_update(2, lambda: send(signal.SIGTERM), monkeypatch)
+    saves = Checkpoints.save
+
+    def save(self: Checkpoints, *arguments: object) -> Path:
+        send(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        place = saves(self, *arguments)
+        send(signal.SIGINT)
+        return place
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    assert main(["train_vits", *train_flags(folder)]) == 128 + signal.SIGTERM
+    assert (folder / "checkpoints/checkpoint-2/manifest.json").is_file()
+
+
+def test_behind_a_launcher_a_signal_leaves_with_0(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    at_update(1, lambda: send(signal.SIGTERM), monkeypatch)
+    assert main(["train_vits", *train_flags(folder)]) == 0
+    assert "stopped at update 1" in (folder / "training/runs/run/outcome.json").read_text()
+
+
+def test_stop_file_is_obeyed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = folder / "training/runs/run/STOP"
+    with monkeypatch.context() as patched:
+        at_update(3, stop.touch, patched)
+        assert main(["train_vits", *train_flags(folder, save_every_updates=3)]) == 0
+    assert [path.name for path in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]
+    assert "STOP on rank 0" in (folder / "training/runs/run/outcome.json").read_text()
+    assert not stop.exists()
+    assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="auto")]) == 0
+    assert '"done", "update": 4' in (folder / "training/runs/run/outcome.json").read_text()
+
+
+def test_time_limit_is_kept_with_room_for_the_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour is left when the run starts, and 6 s after the second update: saving may take twice 5 s at first."""
+    began = [0.0]
+    monkeypatch.setattr("vits_trainer.distributed.shutdown._seconds_since_start", lambda: began[0])
+    at_update(2, lambda: began.__setitem__(0, 3594), monkeypatch)
+    assert main(["train_vits", *train_flags(folder, save_before_s=3600)]) == 0
+    assert (folder / "checkpoints/checkpoint-2/manifest.json").is_file()
+    assert "stopped at update 2 (--save_before_s 3600" in (folder / "training/runs/run/outcome.json").read_text()
+
+
+def test_stopped_before_the_first_update_there_is_nothing_to_save(folder: Path) -> None:
+    # The process that runs the tests is older than a second.
+    assert main(["train_vits", *train_flags(folder, save_before_s=1)]) == 0
+    assert not list((folder / "checkpoints").glob("checkpoint-*"))
+    assert "stopped at update 0" in (folder / "training/runs/run/outcome.json").read_text()
+    assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="auto", max_updates=1)]) == 0
+
+
+def test_launchers_restart_goes_on_with_what_this_launch_saved(
+    whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Restarted, the same command; of another launch, the checkpoints are in the way as ever."""
+    assert main(["train_vits", *train_flags(folder, max_updates=2)]) == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setattr("vits_trainer.training.resume.launch_id", lambda: "another launch")
+    assert main(["train_vits", *train_flags(folder)]) == 2
+    assert "already holds checkpoint-2" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main(["train_vits", *train_flags(folder)]) == 0
+    assert weights(folder, 4) == weights(whole, 4)
+
+
+def test_a_launcher_that_died_stops_its_ranks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    at_update(2, lambda: monkeypatch.setattr(os, "getppid", lambda: 1), monkeypatch)
+    assert main(["train_vits", *train_flags(folder)]) == 0
+    assert "stopped at update 2 (its launcher is gone" in (folder / "training/runs/run/outcome.json").read_text()
+
+
+def test_two_runs_at_once_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vits_trainer.training.checkpoint._PATIENCE_S", 1)
+    (folder / "checkpoints").mkdir()
+    held = lock(folder / "checkpoints/.lock")
+    assert main(["train_vits", *train_flags(folder)]) == 2
+    assert "another run is at work there" in capsys.readouterr().err
+    held.close()
+    assert main(["train_vits", *train_flags(folder, max_updates=1)]) == 0

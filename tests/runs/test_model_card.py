@@ -1,0 +1,128 @@
+"""The model card of a run's voice, and its way to a Hub on this machine, by the real client."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, ModelCard, constants
+
+from tests.support.hub import TOKEN, hub_on_this_machine
+from tests.support.limits import HANG_S
+from tests.support.voices import metrics, train_flags
+from vits_trainer.cli.main import main
+from vits_trainer.config.parser import parse
+from vits_trainer.config.train import TrainConfig
+from vits_trainer.tracking import hub as hub_upload
+from vits_trainer.utils.files import MARKER
+
+
+def train(hub_address: str, folder: Path, **changes: object) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, as the client reads HF_ENDPOINT when it is imported."""
+    environment = {
+        **os.environ, "HF_ENDPOINT": hub_address, "HF_HOME": str(folder / "home"), "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",  # the stand-in speaks LFS
+    }  # fmt: skip
+    environment.pop("HF_HUB_OFFLINE", None)
+    flags = train_flags(folder, max_updates=1, **changes)
+    command = [sys.executable, "-m", "vits_trainer", "train_vits", *flags]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S)
+
+
+def test_voice_reaches_the_hub_whole_and_private(folder: Path) -> None:
+    with hub_on_this_machine() as hub:
+        ended = train(hub.address, folder, push_to_hub="owner/name", validation_samples=1)
+    assert ended.returncode == 0, ended.stderr
+    assert f"The voice on the Hub: {hub.address}/owner/name/commit/c0" in ended.stderr
+    (made,) = hub.made
+    assert (made["name"], made["organization"]) == ("name", "owner")
+    assert made.get("private") is True or made.get("visibility") == "private"
+    assert hub.commits == 1
+    voice = folder / "final_model"
+    local = {path.relative_to(voice).as_posix(): path.read_bytes() for path in voice.rglob("*") if path.is_file()}
+    # The marker says that the folder on this machine may be replaced.
+    written = {name: content for name, content in local.items() if name != MARKER}
+    assert hub.files == written
+    whole = {"README.md", "config.json", "model.safetensors", "discriminator.safetensors", "sample_0.wav"}
+    assert whole <= set(written)
+    # The token goes to the Hub and nowhere else.
+    assert hub.tokens == {f"Bearer {TOKEN}"}
+    assert TOKEN not in ended.stdout + ended.stderr
+    assert not [path for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+
+
+@pytest.fixture
+def voice(tmp_path: Path) -> Path:
+    """Files as a voice has them."""
+    (tmp_path / "voice").mkdir()
+    for name in ("README.md", "config.json", "model.safetensors"):
+        (tmp_path / "voice" / name).write_text(name)
+    return tmp_path / "voice"
+
+
+def client_of(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """The real client, for a Hub at another address."""
+    monkeypatch.setattr(hub_upload, "HfApi", lambda: HfApi(endpoint=address, token=TOKEN))
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the stand-in speaks LFS
+
+
+def test_failed_upload_leaves_the_voice_and_ends_the_run_in_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with hub_on_this_machine("commit/main") as hub:
+        client_of(monkeypatch, hub.address)
+        assert main(["train_vits", *train_flags(folder, max_updates=1, push_to_hub="owner/name")]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vits-trainer: ")]
+    assert f"Send it with: hf upload --private owner/name {folder / 'final_model'}" in line
+    assert TOKEN not in line
+    assert (folder / "final_model/model.safetensors").is_file()
+    assert json.loads((folder / "training/runs/run/outcome.json").read_text())["outcome"] == "done"
+    assert hub.files == {}
+
+
+def test_missing_login_is_known_before_anything_is_trained(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vits_trainer.tracking.hub.get_token", lambda: None)
+    assert main(["train_vits", *train_flags(folder, push_to_hub="owner/name")]) == 2
+    assert "nobody is logged in to the Hub here" in capsys.readouterr().err
+    assert not (folder / "checkpoints").exists()
+
+
+def differences(one: TrainConfig, other: TrainConfig) -> set[str]:
+    return {name for name, value in vars(one).items() if value != getattr(other, name)}
+
+
+def test_card_of_a_run_tells_data_figures_settings_and_plays_samples(folder: Path) -> None:
+    private = {"wandb_project": "a-secret-project", "asr": "/home/me/my_recogniser"}
+    flags = train_flags(folder, validation_samples=1, ema_decay=0.5, **private)
+    assert main(["train_vits", *flags]) == 0
+    voice = folder / "final_model"
+    text = (voice / "README.md").read_text("utf-8")
+    card = ModelCard(text)
+    assert card.data.to_dict() == {
+        "library_name": "transformers", "pipeline_tag": "text-to-speech", "tags": ["vits"],
+    }  # fmt: skip
+    assert "source: 10 clips, 0.00 hours, 9 of the clips trained on" in text  # of the folder its name alone
+    assert str(folder) not in text
+    assert "a-secret-project" not in text
+    assert "my_recogniser" not in text
+    last = metrics(folder)[-1]
+    assert f"| mel | {last['validation/mel']:.4f} |" in text
+    assert f"| mel_raw | {last['validation/mel_raw']:.4f} |" in text
+    assert "From scratch. Weights after 4 updates, averaged." in text
+    assert "    vits-trainer prepare_data --dataset source --output_dir training --target_sr 16000\n" in text
+    # Its settings are those of the run, but for the places.
+    (folder / "settings.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    told = parse("train_vits", TrainConfig, ["--config", str(folder / "settings.yaml")])
+    places = {"data_dir", "checkpoint_dir", "output_dir", "run_name", "wandb_project", "wandb_tags", "asr"}
+    assert differences(told, parse("train_vits", TrainConfig, flags)) == places
+    said = voice / "sample_0.wav"
+    assert said.read_bytes() == (folder / "training/runs/run/samples/update-000004/0_speech.wav").read_bytes()
+    assert 'src="sample_0.wav"' in text
+    assert not list(voice.rglob("*recorded*"))

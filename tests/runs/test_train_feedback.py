@@ -1,0 +1,160 @@
+"""``train_feedback``: corrections into a voice that takes the old one's place, if it is better."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.audio import encode, voice
+from tests.support.voices import prepared_folder, train_flags
+from vits_trainer.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    prepared_folder(folder)
+    assert main(["train_vits", *train_flags(folder, max_updates=10)]) == 0
+    return folder
+
+
+@pytest.fixture
+def served(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained / "final_model", tmp_path / "final_model")
+
+
+def corrections(folder: Path, count: int = 4, loudness: float = 1) -> Path:
+    folder.mkdir(exist_ok=True)
+    for n in range(count):
+        spoken = loudness * voice(0.9 + 0.1 * n, 16000, 120 + 20 * n)
+        (folder / f"word{n}.wav").write_bytes(encode(spoken, 16000))
+        (folder / f"word{n}.txt").write_text(f"number {n}\n")
+    return folder
+
+
+def flags(served: Path, feedback: Path, output: Path, **changes: object) -> list[str]:
+    # A voice of random noise, so it takes more than the default's low rate to hear it learn.
+    settings = {"learning_rate": 5e-3, "epochs": 10, "replay_fraction": 0.5, "report_to": "none", "run_name": "learnt"}
+    settings |= changes
+    settings |= {"feedback_dir": feedback, "model_dir": served, "output_dir": output}
+    return ["train_feedback", *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def verdict(output: Path) -> dict:
+    return json.loads((output.with_name(f"{output.name}_work") / "verdict.json").read_text())
+
+
+def test_better_voice_takes_the_place_and_can_go_back(served: Path, trained: Path, tmp_path: Path, capsys) -> None:
+    before, new = hashes(served), tmp_path / "new"
+    feedback = corrections(tmp_path / "feedback")
+    asked = {"data_dir": trained / "training", "max_regression": 1}
+    assert main(flags(served, feedback, new, **asked)) == 0
+    found = verdict(new)
+    assert found["accepted"]
+    assert found["learnt"] == ["word0", "word1", "word2", "word3"]
+    for figure in found["figures"]["corrections"].values():
+        assert figure["after"] < 0.97 * figure["before"]
+    assert {**hashes(new), "learnt.json": hashes(served)["learnt.json"]} == hashes(served) != before
+    assert hashes(tmp_path / "final_model_versions/0") == before
+
+    # half of what was learnt from were clips that the voice knew, none of them held out
+    mix = json.loads((tmp_path / "new_work/mix/dataset.json").read_text())
+    assert (mix["clips"], mix["replayed"], mix["passes"]) == (10 * 8, 10 * 4, 10)
+
+    # again: nothing is new. A changed file is new, and it alone.
+    capsys.readouterr()
+    assert main(flags(served, feedback, new, **asked)) == 0
+    assert "Nothing new" in capsys.readouterr().out
+    (feedback / "word1.txt").write_text("number 7\n")
+    assert main(flags(served, feedback, new, **asked)) == 0
+    assert verdict(new)["learnt"] == ["word1"]
+    assert verdict(new)["version"] == 2
+
+    # back twice: the voice forgets what it learnt since, and learns it again
+    assert main(flags(served, feedback, new, rollback=True)) == 0
+    assert main(flags(served, feedback, new, rollback=True)) == 0
+    assert hashes(served) == before
+    assert main(flags(served, feedback, new, rollback=True)) == 2
+    assert main(flags(served, feedback, new, **asked)) == 0
+    assert len(verdict(new)["learnt"]) == 4
+    assert verdict(new)["version"] == 3
+
+
+def test_voice_that_forgets_is_refused_and_the_served_one_untouched(
+    served: Path, trained: Path, tmp_path: Path, capsys
+) -> None:
+    before = hashes(served)
+    feedback = corrections(tmp_path / "feedback", loudness=0.001)  # it learns to whisper
+    asked = {"data_dir": trained / "training", "replay_fraction": 0, "epochs": 10, "max_regression": 0}
+    assert main(flags(served, feedback, tmp_path / "new", **asked)) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "REFUSED" in told
+    assert "->" in told
+    assert hashes(served) == before
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "new_work/refused/model.safetensors").is_file()
+    assert not verdict(tmp_path / "new")["accepted"]
+    # refused corrections were not learnt: they are new again
+    assert not (served / "learnt.json").exists()
+
+
+def test_without_training_clips_it_says_what_it_cannot_see(served: Path, tmp_path: Path, capsys, caplog) -> None:
+    feedback = corrections(tmp_path / "feedback")
+    assert main(flags(served, feedback, tmp_path / "new")) == 0
+    assert "NO TRAINING CLIPS" in caplog.text
+    assert verdict(tmp_path / "new")["held_out"] is None
+
+
+def test_corrections_learnt_before_are_replayed(served: Path, tmp_path: Path) -> None:
+    feedback = corrections(tmp_path / "feedback", count=2)
+    assert main(flags(served, feedback, tmp_path / "new")) == 0
+    corrections(feedback, count=4)
+    assert main(flags(served, feedback, tmp_path / "new", epochs=3)) in (0, 1)
+    mix = json.loads((tmp_path / "new_work/mix/dataset.json").read_text())
+    assert (mix["clips"], mix["replayed"]) == (12, 6)
+
+
+def test_bad_corrections_are_rejected_like_any_clip_and_not_learnt(served: Path, tmp_path: Path) -> None:
+    feedback = corrections(tmp_path / "feedback")
+    (feedback / "word0.wav").write_bytes(b"no audio")
+    (feedback / "word1.txt").unlink()
+    for name in ("-word", "one, two"):  # as rejected.csv must write otherwise
+        (feedback / f"{name}.txt").write_text("number 4")
+        (feedback / f"{name}.wav").write_bytes(b"no audio")
+    assert main(flags(served, feedback, tmp_path / "new")) == 0
+    rejected = (tmp_path / "new_work/corrections/rejected.csv").read_text()
+    assert "word0,unreadable-audio" in rejected
+    assert "word1,empty-text" in rejected
+    assert verdict(tmp_path / "new")["learnt"] == ["word2", "word3"]
+
+
+def test_no_correction_is_said(served: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "feedback").mkdir()
+    assert main(flags(served, tmp_path / "feedback", tmp_path / "new")) == 2
+    assert "NAME.wav" in capsys.readouterr().err
+
+
+def test_served_voice_is_never_the_output(served: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    feedback = corrections(tmp_path / "feedback")
+    assert main(flags(served, feedback, served)) == 2
+    assert "Name another folder" in capsys.readouterr().err
+
+
+def test_several_processes_are_refused(served: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(flags(served, tmp_path, tmp_path / "new")) == 2
+    assert "without accelerate launch" in capsys.readouterr().err
+
+
+def test_first_voice_is_the_base_model_where_none_is_served(served: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(served, tmp_path / "base")
+    feedback = corrections(tmp_path / "feedback", count=2)
+    absent = tmp_path / "absent"
+    assert main(flags(absent, feedback, tmp_path / "new", base_model=base)) == 0
+    assert {**hashes(tmp_path / "new"), "learnt.json": hashes(absent)["learnt.json"]} == hashes(absent)

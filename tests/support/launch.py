@@ -1,0 +1,81 @@
+"""Runs under ``accelerate launch``."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from tests.support.limits import HANG_S
+from tests.support.voices import train_flags
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "accelerate_configs"
+
+
+def command_of(config: str, *target: str) -> list[str]:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
+    return [*launcher, *target]
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+RECORDED = str(ROOT / "tests/ranks/programs/record_clips.py")
+
+
+def start(folder: Path, data: Path, *launcher: str, script: str = RECORDED, **changes: object) -> subprocess.Popen[str]:
+    flags = train_flags(folder, data_dir=data, runs_dir=folder / "training/runs", **changes)
+    flags += ["--resume_from_checkpoint", "auto"] if script == RECORDED else []
+    config, *options = launcher
+    return subprocess.Popen(
+        [*command_of(config, *options), script, "train_vits", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=HANG_S)
+    return process.returncode, said
+
+
+def recorded(folder: Path, rank: int) -> list[dict]:
+    path = folder / f"training/runs/run/clips-{rank}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def clips_by_update(folder: Path, ranks: int) -> dict[int, Counter[str]]:
+    found: dict[int, Counter[str]] = {}
+    for rank in range(ranks):
+        for line in recorded(folder, rank):
+            for clips in line["clips"]:
+                found.setdefault(line["update"], Counter()).update(clips)
+    return found
+
+
+def run(ranks: int, script: str | None, flags: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """A run under the launcher; a hang is what its watchdog is for."""
+    target = ["-m", "vits_trainer"] if script is None else [str(ROOT / f"tests/ranks/programs/{script}.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
+    return subprocess.run(
+        [*command_of("cpu_2proc" if ranks == 2 else "cpu", *target, "train_vits"), *flags],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        cwd=ROOT,
+        env={**environment, **variables},
+    )
+
+
+def flags_of(folder: Path, data: Path, **changes: object) -> list[str]:
+    settings: dict[str, object] = {"data_dir": data, "runs_dir": folder / "training/runs"}
+    return train_flags(folder, **{**settings, "max_updates": 0, "epochs": 1, **changes})

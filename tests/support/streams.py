@@ -1,0 +1,44 @@
+"""Streams of made-up shards."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from vits_trainer.config.framing import AudioSpec
+from vits_trainer.data.dataset import Batch
+from vits_trainer.data.shards import decode_audio
+from vits_trainer.data.streaming import StreamedSet, StreamReader
+from vits_trainer.data.streaming_sampler import LaneOrder
+from vits_trainer.text.tokenizer import build_tokenizer, encode
+
+SPEC = AudioSpec(16000)
+
+
+def reader_of(prepared: StreamedSet) -> StreamReader:
+    return StreamReader(prepared, build_tokenizer(prepared.texts), SPEC, None)
+
+
+def order_of(prepared: StreamedSet, held_out=(), world_size=1, accumulation=2, window=3) -> LaneOrder:
+    return LaneOrder(prepared.groups, prepared.shard_of_group, held_out, 5, 2, world_size, accumulation, window)
+
+
+def written(folder: Path) -> dict[str, dict]:
+    """Every clip of the shards, by another reader."""
+    return {
+        f"{path.name}:{number}": row
+        for path in sorted((folder / "shards").iterdir())
+        for number, row in enumerate(pq.read_table(path).to_pylist())
+    }
+
+
+def assert_holds(batch: Batch, clips: dict[str, dict], reader: StreamReader) -> None:
+    """That a batch has the samples and tokens that were written, in the order of lengths."""
+    for place, name in enumerate(batch.clip_ids):
+        pcm = decode_audio(clips[name]["audio"], reader.prepared.encoding)
+        frames = int(batch.frame_lengths[place])
+        assert frames == len(pcm) // 256
+        np.testing.assert_array_equal(batch.waveform[place, : frames * 256], pcm[: frames * 256])
+        tokens = encode(reader.tokenizer, clips[name]["text"])
+        np.testing.assert_array_equal(batch.tokens[place, : int(batch.token_lengths[place])], tokens)
+    assert sorted(batch.frame_lengths.tolist()) == batch.frame_lengths.tolist()

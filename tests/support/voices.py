@@ -1,0 +1,148 @@
+"""A prepared folder and a run configuration small enough to train in a test."""
+
+import hashlib
+import json
+import struct
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file
+
+from tests.support.audio import encode, voice, write_lj_speech
+from vits_trainer.cli.main import main
+from vits_trainer.data.audio import to_pcm16, write_pcm16_wav
+
+MINIATURE: dict[str, Any] = {
+    "model_name": None,
+    "architecture": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "ffn_dim": 32,
+        "posterior_encoder_num_wavenet_layers": 2,
+        "prior_encoder_num_flows": 2,
+        "prior_encoder_num_wavenet_layers": 1,
+        "duration_predictor_num_flows": 2,
+        "upsample_initial_channel": 16,
+        "resblock_kernel_sizes": [3],
+        "resblock_dilation_sizes": [[1, 3]],
+    },
+    "discriminator": {"periods": [2, 3], "channels_divisor": 8},
+    "batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 1e-3,
+    "max_updates": 4,
+    "log_every_updates": 1,
+    "data_workers": 0,
+    "wandb_tags": ["test"],
+}
+
+
+def prepared_folder(folder: Path, clips: int = 10, rate_hz: int = 16000, longest_s: float = 9.9) -> Path:
+    """``clips`` made-up clips, prepared."""
+    names = [f"clip{n}" for n in range(clips)]
+    lengths_s = [min(0.8 + 0.05 * n, longest_s) for n in range(clips)]
+    audio = {f"wavs/{n}.wav": encode(voice(s, rate_hz), rate_hz) for n, s in zip(names, lengths_s, strict=True)}
+    lines = [f"{name}|number {n} speaks" for n, name in enumerate(names)]
+    source = write_lj_speech(folder / "source", lines, audio)
+    argv = ["--dataset", str(source), "--output_dir", str(folder / "training"), "--target_sr", str(rate_hz)]
+    assert main(["prepare_data", *argv, "--processes", "1"]) == 0
+    return folder / "training"
+
+
+def many_speakers(folder: Path, sizes: Mapping[str, int]) -> Path:
+    """A prepared folder of speakers with so many made-up clips each, ``NAME_<n>.wav``."""
+    wavs = folder / "training/wavs"
+    wavs.mkdir(parents=True)
+    lines = []
+    for number, (speaker, clips) in enumerate(sizes.items()):
+        for n in range(clips):
+            samples = to_pcm16(voice(0.8 + 0.05 * n + 0.02 * number, 16000, 100 + 40 * number))
+            write_pcm16_wav(wavs / f"{speaker}_{n}.wav", samples, 16000)
+            lines.append(f"{speaker}_{n}.wav|number {n} speaks|{speaker}\n")
+    (folder / "training/metadata.csv").write_text("".join(lines), encoding="utf-8")
+    (folder / "training/dataset.json").write_text('{"sampling_rate": 16000}', encoding="utf-8")
+    return folder / "training"
+
+
+def train_flags(folder: Path, **changes: Any) -> list[str]:
+    """Flags of ``train_vits`` for the miniature voice, all of its output below ``folder``."""
+    recipe = folder / "miniature.yaml"
+    recipe.write_text(yaml.safe_dump(MINIATURE), encoding="utf-8")
+    settings = {
+        "config": recipe,
+        "data_dir": folder / "training",
+        "checkpoint_dir": folder / "checkpoints",
+        "output_dir": folder / "final_model",
+        "run_name": "run",
+        **changes,
+    }
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """The run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "training/runs/run/metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path, update: int) -> str:
+    """Of both networks and both optimisers in a checkpoint."""
+    digest = hashlib.sha256()
+    for name in ("generator", "discriminator", "optimizer_generator", "optimizer_discriminator"):
+        for key, tensor in sorted(load_file(folder / f"checkpoints/checkpoint-{update}/{name}.safetensors").items()):
+            digest.update(key.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def wandb_records(path: Path) -> list[Any]:
+    """The records of an ended offline run's own file, whose last ones W&B's own process may write late."""
+    for _ in range(300):
+        records = list(_records_so_far(path.read_bytes()))
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end after 30 s")
+
+
+def _records_so_far(data: bytes) -> Iterator[Any]:
+    """LevelDB's log format, each chunk with its CRC; a last chunk that is being written is left out."""
+    from wandb.proto import wandb_internal_pb2 as messages
+
+    block = 32768
+    at, content = 7, b""
+    if len(data) >= at:
+        magic, version, _ = struct.unpack("<4sHB", data[:at])
+        assert (magic, version) == (b":W&B", 0xBEE1)
+    while at + 7 <= len(data):
+        if block - at % block < 7:
+            at += block - at % block
+            continue
+        crc, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        chunk = data[at + 7 : at + 7 + size]
+        if len(chunk) < size:
+            return
+        assert crc == zlib.crc32(chunk, zlib.crc32(bytes([kind]))) & 0xFFFFFFFF
+        at += 7 + size
+        content = chunk if kind in (1, 2) else content + chunk
+        if kind in (1, 4):  # whole, or the last chunk
+            record = messages.Record()
+            record.ParseFromString(content)
+            yield record
+
+
+def ended_wandb_run(run: Path) -> list[Any]:
+    """The records of the one offline run in a run's folder."""
+    (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    return wandb_records(file)
+
+
+def wandb_history(path: Path) -> list[dict[str, Any]]:
+    """What was logged, a dictionary a call."""
+    return [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in wandb_records(path)
+        if record.WhichOneof("record_type") == "history"
+    ]

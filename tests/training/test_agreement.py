@@ -1,0 +1,245 @@
+"""What ranks compare before they train; the ranks are threads here."""
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.support.limits import HANG_S
+from vits_trainer.config.framing import AudioSpec
+from vits_trainer.config.train import TrainConfig
+from vits_trainer.data.dataset import ClipReader
+from vits_trainer.data.prepared import open_prepared
+from vits_trainer.text.tokenizer import build_tokenizer
+from vits_trainer.training import agreement
+from vits_trainer.training.agreement import NOT_COMPARED, differences, require_same_recordings, require_same_run
+from vits_trainer.utils.errors import UnequalRanksError
+
+
+class Ranks:
+    """A runtime of several threads, each a rank."""
+
+    def __init__(self, count: int) -> None:
+        self.items: list[Any] = [None] * count
+        self.barrier = threading.Barrier(count, timeout=HANG_S)
+
+    def runtime(self, rank: int) -> Any:
+        def gather(item: Any) -> list[Any]:
+            self.items[rank] = item
+            self.barrier.wait()
+            found = list(self.items)
+            self.barrier.wait()
+            return found
+
+        def from_main(make: Callable[[], Any]) -> Any:
+            return gather(make() if rank == 0 else None)[0]
+
+        count = len(self.items)
+        return SimpleNamespace(world_size=count, rank=rank, precision="fp32", gather=gather, from_main=from_main)
+
+
+def told(*checks: Callable[[Any], None]) -> str | None:
+    """What all ranks say, each of which runs one of the checks; None where all agree."""
+    ranks = Ranks(len(checks))
+
+    def one(rank: int) -> str | None:
+        try:
+            checks[rank](ranks.runtime(rank))
+        except UnequalRanksError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(len(checks)) as pool:
+        (said,) = set(pool.map(one, range(len(checks))))
+    return said
+
+
+CONFIG = TrainConfig()
+
+
+@pytest.fixture
+def clips(folder: Path) -> Any:
+    return open_prepared(folder / "training")
+
+
+def run_of(config: TrainConfig, prepared: Any) -> Callable[[Any], None]:
+    return lambda runtime: require_same_run(config, prepared, runtime)
+
+
+def test_values_are_told_with_the_ranks_that_have_them() -> None:
+    found = [{"a": 1, "b": 0.5}, {"a": 1, "b": 0.25}, {"a": 1}, {"a": 1, "b": 0.5}]
+    assert differences(found) == ["b: 0.5 on ranks 0+3, 0.25 on rank 1, missing on rank 2"]
+    assert differences(found[:1]) == []
+
+
+def test_equal_ranks_agree(clips: Any) -> None:
+    assert told(*[run_of(CONFIG, clips)] * 3) is None
+
+
+def other_value(value: Any) -> Any:
+    """Of a setting, of the same kind."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case tuple():
+            return (*value[:-1], 0.5) if value else ("x",)
+        case None | str():
+            return "other"
+    return replace(value, **{fields(value)[0].name: other_value(getattr(value, fields(value)[0].name))})
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(TrainConfig)])
+def test_every_setting_is_compared_or_is_said_not_to_be(name: str, clips: Any) -> None:
+    """Settings to come, too."""
+    other = TrainConfig()
+    object.__setattr__(other, name, other_value(getattr(other, name)))  # as a flag that is checked would not take it
+    said = told(run_of(CONFIG, clips), run_of(other, clips))
+    if name in NOT_COMPARED or name == "precision":  # what that comes to is compared
+        assert said is None
+    else:
+        assert f"--{name}" in str(said)
+        assert "on rank 0" in str(said)
+
+
+def test_settings_that_are_not_compared_exist() -> None:
+    assert {field.name for field in fields(TrainConfig)} >= NOT_COMPARED
+
+
+def test_other_versions_are_named(clips: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: Iterator[str] = iter(["2.0", "2.1"])
+    lock = threading.Lock()
+
+    def of_rank() -> dict[str, str]:
+        with lock:
+            return {"torch": next(found), "wandb": "0"}
+
+    monkeypatch.setattr(agreement, "versions", of_rank)
+    said = str(told(run_of(CONFIG, clips), run_of(CONFIG, clips)))
+    assert "version of torch: 2." in said
+    assert "wandb" not in said
+
+
+def lines_changed(folder: Path, change: Callable[[list[str]], Sequence[str]]) -> Any:
+    path = folder / "training/metadata.csv"
+    lines = path.read_text("utf-8").splitlines()
+    path.write_text("".join(f"{line}\n" for line in change(lines)), "utf-8")
+    return open_prepared(folder / "training")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda lines: lines[::-1], "order of the clips: "),
+        (lambda lines: lines[1:], "clips: 10 on rank 0, 9 on rank 1"),
+        (lambda lines: [f"{line}|ava" for line in lines], "10 of 10 on rank 1"),
+        (lambda lines: [line.replace("speaks", "spoke") for line in lines], "'number 0 spoke' "),
+        (lambda lines: [line + "x" * 90 for line in lines], "... "),
+    ],
+)
+def test_other_lines_are_named(folder: Path, clips: Any, change: Any, words: str) -> None:
+    other = lines_changed(folder, change)
+    said = str(told(run_of(CONFIG, clips), run_of(CONFIG, other)))
+    assert words in said
+    assert said.count(".wav: ") <= 6
+    assert len(said) < 1500
+
+
+def test_missing_file_is_another_size(folder: Path, clips: Any) -> None:
+    assert clips.recordings.sizes_bytes  # of before
+    next(iter(sorted((folder / "training/wavs").iterdir()))).unlink()
+    other = open_prepared(folder / "training")
+    assert "'number 0 speaks' (0 bytes) on rank 1" in str(told(run_of(CONFIG, clips), run_of(CONFIG, other)))
+
+
+def reader_of(data: Path) -> ClipReader:
+    prepared = open_prepared(data)
+    return ClipReader(prepared, build_tokenizer(prepared.texts), AudioSpec(16000, 1024, 1024, 256), None)
+
+
+def samples(reader: ClipReader) -> Callable[[Any], None]:
+    return lambda runtime: require_same_recordings(reader, 1, runtime)
+
+
+def copy_of(folder: Path) -> Path:
+    return shutil.copytree(folder / "training", folder / "other")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (flip, "audio_000004.wav: "),
+        (lambda path: path.write_bytes(b"no recording"), "unreadable-audio on rank 1"),
+        (Path.unlink, "missing-file on rank 1"),
+    ],
+)
+def test_one_other_recording_is_seen(folder: Path, change: Callable[[Path], Any], words: str) -> None:
+    """One bit of one sample is enough."""
+    other = copy_of(folder)
+    change(other / "wavs/audio_000004.wav")
+    said = str(told(samples(reader_of(folder / "training")), samples(reader_of(other))))
+    assert "recordings unlike rank 0's: 0 of 10 on rank 0, 1 of 10 on rank 1" in said
+    assert words in said
+
+
+def test_slow_rank_bounds_what_is_compared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one has time for all, the other for the first."""
+    slow = reader_of(folder / "training")
+
+    class Slow(ClipReader):
+        def __getitem__(self, index: int) -> Any:
+            threading.Event().wait(0.5)
+            return super().__getitem__(index)
+
+    slow.__class__ = Slow
+    monkeypatch.setattr(agreement, "SAMPLE_S", 0.4)
+    assert told(samples(reader_of(folder / "training")), samples(slow)) is None
+
+
+def test_rank_alone_reads_nothing() -> None:
+    alone = SimpleNamespace(world_size=1)
+    require_same_run(CONFIG, None, alone)  # type: ignore[arg-type]
+    require_same_recordings(None, 1, alone)  # type: ignore[arg-type]
+    agreement.require_same_start(replace(CONFIG, model_name="nowhere"), None, alone)  # type: ignore[arg-type]
+
+
+def start_of(**sources: Any) -> Callable[[Any], None]:
+    return lambda runtime: agreement.require_same_start(replace(CONFIG, **sources), None, runtime)
+
+
+def test_same_files_in_other_places_agree_and_others_are_named(tmp_path: Path) -> None:
+    places = [tmp_path / str(rank) for rank in range(3)]
+    for place, weights in zip(places, (b"one", b"one", b"two"), strict=True):
+        place.mkdir()
+        (place / "model.safetensors").write_bytes(weights)
+        (place / "D_1.pth").write_bytes(weights)
+        (place / "README.md").write_text(str(place))  # of no consequence
+    one, same, other = (start_of(model_name=str(p), discriminator_from=str(p / "D_1.pth")) for p in places)
+    assert told(one, same) is None
+    said = str(told(one, same, other))
+    assert "--model_name model.safetensors: 7692c3ad3540 on ranks 0-1, 3fc4ccfe7458 on rank 2" in said  # sha256sum
+    assert "--discriminator_from: 7692c3ad3540 on ranks 0-1, 3fc4ccfe7458 on rank 2" in said
+
+
+def test_name_of_the_hub_is_compared_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = iter(["a" * 40, "b" * 40])
+
+    def cached(*_: object, **__: object) -> str:
+        return str(tmp_path / f"models--owner--voice/snapshots/{next(commits)}/config.json")
+
+    monkeypatch.setattr(agreement, "cached_file", cached)
+    voice = start_of(model_name="owner/voice")
+    assert "--model_name at commit: " in str(told(voice, voice))

@@ -1,0 +1,77 @@
+"""Updates with NaN or Inf are masked."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vits_trainer.config.train import TrainConfig
+from vits_trainer.training.optim import Learner, build_optimizer
+
+
+def learner(scaler: torch.amp.GradScaler | None = None) -> Learner:
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    return Learner("x", network, build_optimizer(network.parameters(), TrainConfig()), scaler, 0)
+
+
+def state(one: Learner) -> list[torch.Tensor]:
+    moments = [value for slots in one.optimizer.state.values() for value in slots.values()]
+    return [value.clone() for value in (*one.network.parameters(), *moments)]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["loss alone", "gradient alone"])
+def test_step_is_masked_where_loss_or_gradient_is_no_number(bad: float, where: str) -> None:
+    """Weights, moments and the count of steps stay to the last bit; the next good update goes on from there."""
+    one, other = learner(), learner()
+    for each in (one, other):
+        each.backward(each.network(torch.ones(1, 3)).sum())
+        each.update(0.1)
+    before = state(one)
+    output = one.network(torch.ones(1, 3)).sum()
+    # The gradient of a constant is zero: without its mark, an infinite loss would go unseen.
+    loss = output * 0 + bad if where == "loss alone" else torch.sqrt(output * 0) * (bad if bad != bad else 1)
+    one.backward(loss)
+    assert not torch.isfinite(one.update(0.1))
+    assert all(map(torch.equal, before, state(one)))
+    for each in (one, other):
+        each.backward(each.network(torch.ones(1, 3)).sum())
+        each.update(0.1)
+    assert all(map(torch.equal, state(one), state(other)))
+
+
+def test_finite_loss_keeps_its_gradient_to_the_last_bit() -> None:
+    one, plain = learner(), learner()
+    one.backward(one.network(torch.ones(1, 3)).square().sum())
+    plain.network(torch.ones(1, 3)).square().sum().backward()
+    for ours, theirs in zip(one.network.parameters(), plain.network.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_overflow_under_fp16_is_the_scalers(tmp_path: Path) -> None:
+    """The GPU's scaler, on the CPU."""
+    one = learner(torch.amp.GradScaler("cpu", init_scale=2.0**120))
+    before = state(one)
+    one.backward(one.network(torch.full((1, 3), 1e10)).sum())
+    one.update(0.1)
+    assert all(map(torch.equal, before, state(one)[: len(before)]))
+    assert one.scaler.get_scale() == 2.0**119
+
+
+def test_batch_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
+    from tests.support.prepared_data import PLACE, SILENCE, SPEC
+    from vits_trainer.data.dataset import Clip, collate
+    from vits_trainer.diagnostics.replay import _read
+    from vits_trainer.training.nonfinite_guard import write_batches
+
+    clips = [Clip("a", torch.tensor([1, 2]).numpy(), torch.ones(512).short().numpy(), 1)]
+    batch, other = (collate(clips, PLACE, SPEC, SILENCE) for _ in range(2))
+    write_batches(tmp_path / "rank0.safetensors", [batch, replace(other, speaker_ids=None)], 7, 0, 5)
+    (first, second), record = _read(tmp_path / "rank0.safetensors")
+    assert (record["update"], record["seed"], first.clip_ids) == (7, 5, ("a",))
+    assert torch.equal(first.waveform, batch.waveform)
+    assert second.speaker_ids is None

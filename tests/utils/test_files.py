@@ -1,0 +1,256 @@
+"""Who may delete what: the one module that does, and the one decision that it asks."""
+
+import ast
+import json
+import multiprocessing
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vits_trainer
+from vits_trainer.feedback.training_process import WORK
+from vits_trainer.training.checkpoint import CHECKPOINT
+from vits_trainer.utils import files
+from vits_trainer.utils.errors import DataError
+from vits_trainer.utils.files import MARKER, Kind
+
+PACKAGE = Path(vits_trainer.__file__).parent
+WORKING = Kind("work", re.compile(r"own/.*"))
+
+# Of the module os, of paths, of the module shutil.
+OS = {"remove", "removedirs", "rename", "renames", "replace", "rmdir", "unlink"}
+PATH = {"rename", "rmdir", "unlink"}
+SHUTIL = {"move", "rmtree"}
+
+
+def destroying(source: str) -> list[str]:
+    """Where a file deletes, renames or replaces something on the disk, as ``name:line``."""
+    tree, modules, found = ast.parse(source), {"os": "os", "shutil": "shutil"}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil"):
+            named = OS if node.module == "os" else SHUTIL
+            found += [f"{alias.name}:{node.lineno}" for alias in node.names if alias.name in named | {"*"}]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            module = modules.get(node.value.id) if isinstance(node.value, ast.Name) else None
+            named = {"os": OS, "shutil": SHUTIL}.get(module, PATH)
+            found += [f"{node.attr}:{node.lineno}"] if node.attr in named else []
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "replace":
+            # str.replace has two arguments; that of os has been seen, that of dataclasses has named ones.
+            owner = node.func.value.id if isinstance(node.func.value, ast.Name) else None
+            one = len(node.args) + sum(word.arg == "target" for word in node.keywords) == 1
+            found += [f"replace:{node.lineno}"] if one and owner not in modules and owner != "dataclasses" else []
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_only_one_module_deletes(path: Path) -> None:
+    found = destroying(path.read_text(encoding="utf-8"))
+    assert bool(found) == (path.name == "files.py"), found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import shutil\nshutil.rmtree(folder)",
+        "import shutil as s\ns.move(a, b)",
+        "from shutil import rmtree",
+        "import os\nos.replace(a, b)",
+        "import os as o\no.removedirs(a)",
+        "from os import remove as gone",
+        "path.unlink(missing_ok=True)",
+        "callback(path.unlink)",
+        "path.with_name('x').rename(other)",
+        "part.replace(path)",
+        "part.replace(target=path)",
+        "Path(a).rmdir()",
+    ],
+)
+def test_deleting_is_seen_in_every_spelling(line: str) -> None:
+    assert destroying(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["text.replace('a', 'b')", "replace(config, seed=1)", "dataclasses.replace(config, seed=1)", "names.remove('a')"],
+)
+def test_other_things_of_these_names_are_none(line: str) -> None:
+    assert not destroying(line)
+
+
+# What is ours
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "work/own/deep").mkdir(parents=True)
+    (tmp_path / "work/own/deep/a").write_text("ours")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/b").write_text("precious")
+    (tmp_path / "work/own/link").symlink_to(tmp_path / "elsewhere")
+    return tmp_path / "work"
+
+
+def test_marked_folder_goes(folder: Path) -> None:
+    files.mark(folder, WORKING)
+    assert files.is_ours(folder, WORKING)
+    files.remove(folder, WORKING)
+    assert not folder.exists()
+    assert (folder.parent / "elsewhere/b").read_text() == "precious"
+
+
+@pytest.mark.parametrize("marker", [None, "", "{", "[]", '{"kind": "voice"}', '{"kind": ["work"]}', "[" * 5000])
+def test_folder_without_our_marker_stays(folder: Path, marker: str | None) -> None:
+    if marker is not None:
+        (folder / MARKER).write_text(marker)
+    before = sorted(folder.rglob("*"))
+    assert not files.is_ours(folder, WORKING)
+    with pytest.raises(DataError, match="was not made by vits-trainer"):
+        files.remove(folder, WORKING)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_others_files_in_our_folder_stay_and_it_is_still_ours(folder: Path) -> None:
+    files.mark(folder, WORKING)
+    (folder / "notes").write_text("mine")
+    files.remove(folder, WORKING)
+    assert sorted(path.name for path in folder.iterdir()) == [MARKER, "notes"]
+    assert files.is_ours(folder, WORKING)
+    (folder / "notes").unlink()
+    files.remove(folder, WORKING)
+    assert not folder.exists()
+
+
+def test_folder_of_a_process_that_was_killed_before_it_marked_it_goes(tmp_path: Path) -> None:
+    for names in ([], [f".{MARKER}.0badcafe.part"], [MARKER]):
+        (tmp_path / "work").mkdir()
+        for name in names:
+            (tmp_path / "work" / name).touch()
+        files.remove(tmp_path / "work", WORKING)
+        assert not (tmp_path / "work").exists()
+
+
+def test_folders_of_earlier_versions_are_known(tmp_path: Path) -> None:
+    """By names that only this program gives; another trainer's checkpoint-500 is none of them."""
+    for name in ("checkpoint-5/voice/config.json", "checkpoint-5/generator.safetensors", "checkpoint-500/optimizer.pt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert files.is_ours(tmp_path / "checkpoint-5", CHECKPOINT)
+    assert not files.is_ours(tmp_path / "checkpoint-500", CHECKPOINT)
+    (tmp_path / "new_work/corrections_source").mkdir(parents=True)
+    assert not files.is_ours(tmp_path / "new_work", WORK)
+    (tmp_path / "new_work/corrections").mkdir()
+    assert files.is_ours(tmp_path / "new_work", WORK)
+
+
+def test_nothing_is_renamed_onto_something(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/c").write_text("c")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for target in ("b", "folder", "dangling"):
+        with pytest.raises(FileExistsError):
+            files.move(tmp_path / "a", tmp_path / target)
+    assert (tmp_path / "b").read_text() == "b"
+
+
+# Temporary names
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from vits_trainer.utils import files
+with getattr(files, sys.argv[1])(Path(sys.argv[2])) as part:
+    (part / "half" if part.is_dir() else part).write_text("half")
+    print(part, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("way", ["made_beside", "written_beside"])
+def test_what_is_left_of_killed_processes_goes_and_of_living_ones_stays(tmp_path: Path, way: str) -> None:
+    place = tmp_path / "voice [1]"  # glob's own signs
+    foreign = tmp_path / f".{place.name}.mine.tmp"
+    foreign.mkdir()
+    (tmp_path / f".{place.name}.0badcafe.tmp").mkdir()
+    (tmp_path / f".{place.name}.0badcafe.tmp/mine").write_text("no marker")
+
+    def started() -> "tuple[subprocess.Popen[str], Path]":
+        words = [sys.executable, "-c", HOLDS, way, str(place)]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=PACKAGE.parent)
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    (living, theirs), (killed, stale) = started(), started()
+    assert theirs != stale
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert stale.exists()
+    with getattr(files, way)(place) as own:
+        assert own not in (theirs, stale)
+        assert not stale.exists()
+        assert theirs.exists()
+        if way == "written_beside":
+            own.write_text("whole")
+    living.kill()
+    living.wait()
+    with getattr(files, way)(place):
+        assert not theirs.exists()
+    assert foreign.exists()
+    assert (tmp_path / f".{place.name}.0badcafe.tmp/mine").exists()
+    left = {path.name for path in tmp_path.iterdir()} - {place.name}
+    assert left == {foreign.name, f".{place.name}.0badcafe.tmp"}
+
+
+def _write_often(place: str, word: str) -> None:
+    for number in range(150):
+        files.write_whole(Path(place), json.dumps([word, number] * 200))
+
+
+def test_two_that_write_one_file_never_mix(tmp_path: Path) -> None:
+    place = tmp_path / "figures.json"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_often, args=(str(place), word)) for word in ("one", "two")]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        if place.exists():
+            found = json.loads(place.read_text())
+            assert len(set(map(str, found))) == 2
+            seen.add(found[0])
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_failing_to_write_changes_nothing(tmp_path: Path) -> None:
+    place = tmp_path / "a"
+    place.write_text("old")
+
+    def write() -> None:
+        with files.written_beside(place) as part:
+            part.write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        write()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_lock_whose_file_was_deleted_in_between_is_taken_anew(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    first = files.lock(path)
+    assert first is not None
+    assert files.lock(path) is None
+    files.discard(path)
+    second = files.lock(path)  # another file of this name
+    assert second is not None
+    first.close()
+    assert files.lock(path) is None

@@ -1,0 +1,32 @@
+"""No secret in what goes to Weights & Biases."""
+
+
+import pytest
+
+from vits_trainer.utils.redaction import HIDDEN, redacted
+
+TOKEN = "hf_" + "Ab1" * 10
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"hf_token": "anything"}, {"hf_token": HIDDEN}),
+        ({"api_key": "anything", "deep": [{"PASSWORD": "x"}]}, {"api_key": HIDDEN, "deep": [{"PASSWORD": HIDDEN}]}),
+        ({"source": f"https://user:{TOKEN}@host/data"}, {"source": f"https://{HIDDEN}@host/data"}),
+        (f"401 for {TOKEN}", f"401 for {HIDDEN}"),
+        ("wandb_v1_" + "x" * 30, HIDDEN),
+        ("get https://host/x?token=abc&y=1", f"get https://host/x?token={HIDDEN}&y=1"),
+        ({"token_lengths": "3", "tokenizer": "vits"}, {"token_lengths": "3", "tokenizer": "vits"}),
+        ({"learning_rate": 1e-4, "none": None, "yes": True}, {"learning_rate": 1e-4, "none": None, "yes": True}),
+        (("a", "b"), ("a", "b")),
+    ],
+)  # fmt: skip
+def test_what_is_redacted(value: object, expected: object) -> None:
+    assert redacted(value) == expected
+
+
+def test_a_secret_of_the_environment_is_hidden_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2)
+    monkeypatch.setenv("SHORT_SECRET", "word")
+    assert redacted("key=0123456789abcdef0123456789abcdef; a word") == f"key={HIDDEN}; a word"

@@ -1,0 +1,109 @@
+"""Pickled checkpoints: what trainers put beside the weights is read, everything else named and refused."""
+
+import argparse
+import os
+import pickle
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vits_trainer.utils import safe_pickle
+from vits_trainer.utils.errors import ModelError
+
+
+class Program:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_program_in_a_pickle_is_named_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    trace, checkpoint = tmp_path / "trace", tmp_path / "G_1.pth"
+    torch.save(
+        {"model": {"a": torch.ones(2)}, "more": Program(f"touch {trace}")},
+        checkpoint,
+        _use_new_zipfile_serialization=zipped,
+    )
+    with pytest.raises(ModelError, match=r"G_1\.pth asks for (posix|nt)\.system.* was not loaded"):
+        safe_pickle.load(checkpoint)
+    assert not trace.exists()
+    torch.load(checkpoint, weights_only=False)  # so it would have run
+    assert trace.exists()
+
+
+def test_class_of_another_package_is_named(tmp_path: Path) -> None:
+    torch.save({"config": Path.cwd().stat()}, tmp_path / "c.pth")
+    with pytest.raises(ModelError, match=r"asks for os\.stat_result"):
+        safe_pickle.load(tmp_path / "c.pth")
+
+
+def test_numbers_flags_are_not_taken_from_a_pickle(tmp_path: Path) -> None:
+    """Flag 4 makes numpy 2 take the address of the bytes for the number."""
+
+    class Kind:
+        def __reduce__(self) -> tuple[object, ...]:
+            return np.dtype, ("f8", False, True), (3, "<", None, None, None, -1, -1, 4)
+
+    class Number:
+        def __reduce__(self) -> tuple[object, ...]:
+            return np.float64(0).__reduce__()[0], (Kind(), np.float64(1.5).tobytes())
+
+    torch.save({"loss": Number()}, tmp_path / "c.pth")
+    assert safe_pickle.load(tmp_path / "c.pth")["loss"] == 1.5
+
+
+@pytest.mark.parametrize("name", ["O8", "V8", "S8"])
+def test_types_of_numpy_that_are_no_numbers_are_refused(tmp_path: Path, name: str) -> None:
+    torch.save({"loss": np.dtype(name)}, tmp_path / "c.pth")
+    with pytest.raises(ModelError, match=r"c\.pth"):
+        safe_pickle.load(tmp_path / "c.pth")
+
+
+def test_checkpoint_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    held = {"model": OrderedDict(a=torch.ones(3)), "loss": np.float64(1.5)}
+    torch.save(held, tmp_path / "whole.pth", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "whole.pth").read_bytes()
+    for length in range(0, len(whole), 3):
+        (tmp_path / "c.pth").write_bytes(whole[:length])
+        with pytest.raises(ModelError, match=r"c\.pth"):
+            safe_pickle.load(tmp_path / "c.pth")
+
+
+def test_what_trainers_put_beside_the_weights_is_read(tmp_path: Path) -> None:
+    held = {
+        "model": OrderedDict(a=torch.arange(3.0)),
+        "hyper_parameters": argparse.Namespace(rate=22050, dataset=Path("/data/set")),
+        "optimizer": {"state": defaultdict(dict, {0: {"step": torch.ones(1)}})},
+        "model_loss": np.float64(1.5),
+        "step": np.int64(7),
+    }
+    torch.save(held, tmp_path / "c.pth")
+    read = safe_pickle.load(tmp_path / "c.pth")
+    assert read["model"]["a"].tolist() == [0, 1, 2]
+    assert (read["hyper_parameters"].rate, str(read["hyper_parameters"].dataset)) == (22050, "/data/set")
+    assert read["optimizer"]["state"][0]["step"].tolist() == [1]
+    assert (read["model_loss"], read["step"]) == (1.5, 7)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", b"PK\x03\x04" + bytes(40), pickle.dumps({"a": 1}, protocol=2)],
+    ids=["empty", "text", "zip", "pickle"],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c.pth").write_bytes(content)
+    with pytest.raises(ModelError, match=r"c\.pth"):
+        safe_pickle.load(tmp_path / "c.pth")
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="No such file"):
+        safe_pickle.load(tmp_path / "c.pth")

@@ -1,0 +1,23 @@
+"""Helpers for lines of text."""
+
+import pytest
+
+from vits_trainer.utils.strings import one_line
+
+# Texts
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Roj baş, hevalê min!", "Roj baş, hevalê min!"),
+        ("a|b", "a b"),
+        ("a\r\nb\nc\rd", "a b c d"),
+        ("a\u2028b\u2029c\x85d\x0be\x0cf", "a b c d e f"),
+        ("a\tb\0c", "a b c"),
+        ("  a \u00a0 b ", "a b"),
+        (" |\n\0", ""),
+    ],
+)
+def test_one_line(text: str, expected: str) -> None:
+    assert one_line(text) == expected

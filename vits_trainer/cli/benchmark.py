@@ -1,0 +1,35 @@
+"""``benchmark``: measures this machine, in one table."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from vits_trainer.config.tools import BenchmarkConfig
+from vits_trainer.diagnostics import benchmark, benchmark_data
+from vits_trainer.diagnostics.reference_step import textbook_update
+from vits_trainer.distributed.runtime import Runtime
+
+
+def run(config: BenchmarkConfig) -> int:
+    """Prints a row a figure, and writes them where ``--json`` says."""
+    if config.suite == "update":
+        runtime = Runtime(config.precision, 1, device=config.device)
+        print(
+            f"{runtime.describe()}, {torch.get_num_threads()} thread(s), size {config.size}, {config.batch_size} clips "
+            f"of {config.clip_s:g} s and {config.tokens} tokens; medians of {config.updates}",
+            flush=True,
+        )
+        figures = benchmark.measure_update(config, runtime)
+        if config.compare == "reference":
+            figures |= benchmark.compare(config, runtime, textbook_update(config, runtime))
+    elif config.suite == "alignment":
+        figures = benchmark_data.alignment_figures(config)
+    else:
+        figures = benchmark_data.data_figures(config)
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        print(f"{name:<{width}}  {value:,.6g}")
+    if config.json is not None:
+        Path(config.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0

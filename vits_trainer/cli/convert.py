@@ -1,0 +1,83 @@
+"""``convert``: voices from other trainers, and for other programs."""
+
+from pathlib import Path
+
+from vits_trainer.config.voices import ConvertConfig
+from vits_trainer.models import pretrained
+from vits_trainer.models.conversion import export_original, importer
+from vits_trainer.models.conversion.onnx import compare, export, require_packages
+from vits_trainer.models.voice_versions import claimed, require_place
+from vits_trainer.utils import files
+from vits_trainer.utils.errors import ConfigError
+
+
+def run(config: ConvertConfig) -> int:
+    """Reads, says what is lost, writes, and says where.
+
+    Raises:
+        ConfigError: the output exists, or cannot be written.
+        InstallationError: packages for ONNX are missing.
+        ModelError: the input cannot be read, or something of it has no place; each is named.
+    """
+    output = _output(config)
+    if config.to == "onnx":
+        require_packages()
+    voice = importer.read(
+        config.input,
+        config.from_format,
+        Path(config.config_file) if config.config_file else None,
+        Path(config.vocab) if config.vocab else None,
+        config.discriminator,
+    )
+    parameters = sum(parameter.numel() for parameter in voice.model.parameters())
+    judges = "no discriminators" if voice.discriminator is None else "with its discriminators"
+    print(f"{config.input}: {voice.kind}, {parameters / 1e6:.1f} M parameters, {judges}")
+    for note in voice.notes:
+        print(f"note: {note}")
+    with claimed(output):
+        _require_absent(output)  # by now, too
+        try:
+            _write(voice, config.to, output)
+        except OSError as error:
+            raise _unwritable(output, error) from error
+    print(f"The voice: {output}")
+    return 0
+
+
+def _write(voice: importer.ForeignVoice, kind: str, output: Path) -> None:
+    if kind == "hf":
+        pretrained.export(voice.model, voice.tokenizer, voice.discriminator, output)
+    elif kind == "original":
+        export_original.write(voice.model, voice.tokenizer, voice.discriminator, output)
+    else:
+        with files.made_beside(output) as folder:
+            export(voice.model, voice.tokenizer, folder / output.name)
+            print(compare(voice.model, folder / output.name))
+            files.put(folder / output.name, output)
+
+
+def _unwritable(output: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"--output {output} cannot be written ({error.strerror or error}): give another place.")
+
+
+def _output(config: ConvertConfig) -> Path:
+    if config.output is not None:
+        output = Path(config.output)
+    else:
+        source = Path(config.input.rstrip("/"))
+        name = (source.stem if source.suffix in (".pth", ".ckpt", ".safetensors") else source.name) or "voice"
+        output = Path(f"{name}.onnx" if config.to == "onnx" else f"{name}-{config.to}")
+    if config.to == "onnx" and output.suffix != ".onnx":
+        raise ConfigError(f"--output {output}: give a name that ends with .onnx.")
+    _require_absent(output)
+    require_place(output, "output", {})
+    return output
+
+
+def _require_absent(output: Path) -> None:
+    try:
+        taken = output.exists() or output.is_symlink()
+    except OSError as error:
+        raise _unwritable(output, error) from error
+    if taken:
+        raise ConfigError(f"--output {output} exists: give another name, or remove it.")

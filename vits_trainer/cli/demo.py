@@ -1,0 +1,95 @@
+"""``demo``: the whole way from recordings to a voice on the built-in corpus, by the very code of the other commands."""
+
+import json
+import re
+from pathlib import Path
+
+from vits_trainer.cli import prepare_data, synthesize
+from vits_trainer.config.parser import parse
+from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.config.tools import DemoConfig
+from vits_trainer.config.train import TrainConfig
+from vits_trainer.config.voices import SynthesizeConfig
+from vits_trainer.data.preparation.espeak_corpus import speak_corpus
+from vits_trainer.tracking.plots import loss_picture
+from vits_trainer.training import run as training_run
+from vits_trainer.utils.errors import ConfigError
+from vits_trainer.utils.files import Kind, is_ours, mark, remove
+
+DEMO = Kind(
+    "demo",
+    re.compile(
+        r"corpus/.*|training/((wavs|checkpoints|runs/demo)/.*|(metadata|rejected)\.csv|dataset\.json)"
+        r"|speech\.wav|losses\.png|demo\.json",
+        re.DOTALL,
+    ),
+    lambda folder: (folder / "demo.json").is_file(),
+)
+CURVES = ("generator/mel", "generator/kl", "generator/duration", "generator/adversarial", "discriminator/total")
+
+
+def run(config: DemoConfig) -> int:
+    """Speaks, prepares, trains, speaks again, draws, and prints where everything is.
+
+    Raises:
+        ConfigError: the output folder holds something else than an earlier demo.
+    """
+    folder = Path(config.output_dir)
+    _clear(folder)
+    speak_corpus(folder / "corpus")
+    training = folder / "training"
+    prepare_data.run(PrepareConfig(dataset=str(folder / "corpus"), output_dir=str(training)))
+    settings = {
+        "config": "tiny",
+        "data_dir": training,
+        "checkpoint_dir": training / "checkpoints",
+        "output_dir": training / "final_model",
+        "run_name": "demo",
+        "max_updates": config.updates,
+        "validate_every_updates": max(1, config.updates // 4),
+        "save_every_updates": 0,
+    }
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    training_run.run(parse("train_vits", TrainConfig, flags))
+    voice = training / "final_model"
+    synthesize.run(SynthesizeConfig(model=str(voice), text=config.text, output=str(folder / "speech.wav"), seed=0))
+    run_dir = training / "runs" / "demo"
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = next(line for line in reversed(lines) if "validation/mel" in line)
+    loss_picture(lines, CURVES, folder / "losses.png", last["validation/constant_frame_mel"])
+    print(_closing(folder, run_dir, last))
+    return 0
+
+
+def _clear(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        if not is_ours(folder, DEMO):
+            raise ConfigError(f"--output_dir {folder} holds something else than an earlier demo: name another folder.")
+        remove(folder, DEMO)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark(folder, DEMO)
+
+
+def _closing(folder: Path, run_dir: Path, last: dict[str, float]) -> str:
+    samples = run_dir / "samples" / f"update-{int(last['update']):06}"
+    mel, baseline = last["validation/mel"], last["validation/constant_frame_mel"]
+    verdict = "below: it has learnt" if mel < baseline else "NOT below: it has not learnt"
+    return "\n".join(
+        [
+            "",
+            f"validation mel L1       {mel:.4f}",
+            f"best constant frame     {baseline:.4f}   ({verdict})",
+            f"mel L1 from text alone  {last['validation/mel_from_text']:.4f}",
+            "",
+            f"the voice        {folder / 'training' / 'final_model'}",
+            f"it says          {folder / 'speech.wav'}",
+            f"loss curves      {folder / 'losses.png'}",
+            f"spectrograms     {samples / '0_mel.png'}",
+            f"alignment        {samples / '0_alignment.png'}",
+            f"the run          {run_dir}",
+            "",
+            "A tiny voice after minutes on a CPU shows that everything works, no more. With your own recordings:",
+            "  vits-trainer prepare_data --dataset YOUR_RECORDINGS --output_dir training",
+            "  vits-trainer train_vits --data_dir training",
+        ]
+    )

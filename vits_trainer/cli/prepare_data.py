@@ -1,0 +1,52 @@
+"""``prepare_data``: recordings and texts, from wherever they are, into one folder that ``train_vits`` reads."""
+
+import logging
+import shlex
+
+from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.data.preparation import upload
+from vits_trainer.data.preparation.pipeline import prepare
+from vits_trainer.data.preparation.summary import PreparationSummary
+
+
+def run(config: PrepareConfig) -> int:
+    """Prepares the folder, says what came of every clip, and sends the shards to the Hub where that is asked for."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("vits_trainer").setLevel(logging.INFO)
+    if config.push_to_hub is not None:
+        upload.open_repository(config.push_to_hub)
+    summary = prepare(config)
+    print(closing_table(summary))
+    if config.push_to_hub is not None and not summary.missing_parts:
+        print(f"On the Hub: {upload.push(summary.output_dir, config.push_to_hub)}")
+    return 0
+
+
+def closing_table(summary: PreparationSummary) -> str:
+    """What was accepted, what was left out and why, where it lies, and what to do next."""
+    rows = [
+        ("clips", f"{summary.accepted}"),
+        ("hours", f"{summary.hours:.2f}"),
+        ("mean seconds", f"{summary.mean_seconds:.2f}"),
+        ("speakers", f"{summary.speakers}"),
+        *([("shards", f"{summary.shards}")] if summary.shards else []),
+        ("texts changed", f"{summary.texts_changed}"),
+        ("rejected", f"{sum(summary.rejected.values())}"),
+        *((f"  {reason}", f"{count}") for reason, count in summary.rejected.items()),
+    ]
+    name_width = max(len(name) for name, _ in rows)
+    value_width = max(len(value) for _, value in rows)
+    return "\n".join([*(f"{name:<{name_width}}  {value:>{value_width}}" for name, value in rows), *_next(summary)])
+
+
+def _next(summary: PreparationSummary) -> list[str]:
+    if summary.missing_parts:
+        return [
+            f"This part is in {summary.output_dir}/shards.",
+            f"Next: --part {', --part '.join(summary.missing_parts)}; the last one to be done writes shards.json",
+        ]
+    written = "shards/, shards.json" if summary.shards else "wavs/, metadata.csv"
+    return [
+        f"Prepared {summary.output_dir}: {written}, rejected.csv, dataset.json",
+        f"Next: vits-trainer train_vits --data_dir {shlex.quote(str(summary.output_dir))}",
+    ]

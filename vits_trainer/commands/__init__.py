@@ -1,1 +1,0 @@
-"""One module a command: wiring only. Each has ``run(config)`` and returns the exit code."""

@@ -1,0 +1,211 @@
+"""The torch dataset of prepared clips, and the batches that it makes."""
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import VitsTokenizer
+
+from vits_trainer.config.framing import AudioSpec
+from vits_trainer.data.audio import Reason, RecordingError, reject
+from vits_trainer.data.clip_accounting import Incident
+from vits_trainer.data.prepared import PreparedSet
+from vits_trainer.data.sampler import MicroBatch, rounded_up
+from vits_trainer.text.tokenizer import encode
+
+UNEXPECTED = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What nobody expects of a clip is a bad record all the same, with its traceback; the limit stops what hits many."""
+_KEPT_TEXTS = 2**16
+"""So many texts' tokens a process keeps at most."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip as it goes into a batch."""
+
+    clip_id: str
+    tokens: NDArray[np.int64]
+    """(S,)."""
+    pcm: NDArray[np.int16]
+    """(N,) whole frames only."""
+    speaker_id: int | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips of one micro-batch, padded to a common size of a few. B clips, S tokens, N samples (whole frames).
+
+    Where there is no clip, a moment of silence stands in, so that the process keeps in step with the others; it weighs
+    nothing.
+    """
+
+    tokens: Tensor
+    """(B, S) int64."""
+    token_lengths: Tensor
+    """(B,) int64."""
+    waveform: Tensor
+    """(B, N) zero behind each clip's end: int16 as it was read; float32 in [-1, 1] once :meth:`to` has moved it."""
+    frame_lengths: Tensor
+    """(B,) int64."""
+    speaker_ids: Tensor | None
+    """(B,) int64, for voices of several speakers."""
+    clip_ids: tuple[str, ...]
+    """Of the clips that are trained on: none where silence stands in."""
+    audio_s: float
+    """Seconds of speech in the batch."""
+    place: MicroBatch
+    rejections: tuple[Incident, ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on ``device``, its samples as float32."""
+        return replace(
+            self,
+            tokens=self.tokens.to(device, non_blocking=True),
+            token_lengths=self.token_lengths.to(device, non_blocking=True),
+            waveform=_as_float(self.waveform.to(device, non_blocking=True)),
+            frame_lengths=self.frame_lengths.to(device, non_blocking=True),
+            speaker_ids=None if self.speaker_ids is None else self.speaker_ids.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in memory from which a GPU copies without waiting; what a DataLoader calls."""
+        return replace(
+            self,
+            tokens=self.tokens.pin_memory(),
+            token_lengths=self.token_lengths.pin_memory(),
+            waveform=self.waveform.pin_memory(),
+            frame_lengths=self.frame_lengths.pin_memory(),
+            speaker_ids=None if self.speaker_ids is None else self.speaker_ids.pin_memory(),
+        )
+
+    def __reduce__(self) -> tuple[Callable[..., "Batch"], tuple[dict[str, Any]]]:
+        """On its way from a worker only the samples take shared memory: a tensor there costs a connection, 0.5 ms."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        small = {name: value.numpy() for name, value in given.items() if isinstance(value, Tensor)}
+        return _received, ({**given, **small, "waveform": self.waveform},)
+
+    def trimmed(self, hop: int) -> "Batch":
+        """The same batch, no longer than its longest clip."""
+        samples = int(self.frame_lengths.max()) * hop
+        return replace(
+            self,
+            tokens=self.tokens[:, : int(self.token_lengths.max())],
+            waveform=self.waveform[:, :samples],
+        )
+
+
+def _received(sent: dict[str, Any]) -> Batch:
+    tensors = {name: torch.from_numpy(value) for name, value in sent.items() if isinstance(value, np.ndarray)}
+    whole: dict[str, Any] = {**sent, **tensors}
+    return Batch(**whole)
+
+
+class Reader(Dataset[Clip | Incident]):
+    """What readers of clips share: tokens, speakers, and what is asked of a clip."""
+
+    def __init__(self, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None) -> None:
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.speaker_ids = speaker_ids
+        self._tokens: dict[str, NDArray[np.int64]] = {}
+        """Of texts that were read before: the tokenizer takes 1 ms for each."""
+        silence = np.zeros(spec.minimum_frames * spec.hop, dtype=np.int16)
+        self.stand_in = Clip("", np.zeros(1, dtype=np.int64), silence, None if speaker_ids is None else 0)
+
+    def clip(self, clip_id: str, pcm: NDArray[np.int16], text: str, speaker: str) -> Clip:
+        """A clip as it goes into a batch; ``pcm`` is (T,).
+
+        Raises:
+            RecordingError: it cannot be trained on; says why.
+        """
+        if text not in self._tokens:
+            if len(self._tokens) == _KEPT_TEXTS:  # of a stream there may be more texts than memory
+                self._tokens.clear()
+            self._tokens[text] = encode(self.tokenizer, text)
+        tokens = self._tokens[text]
+        frames = self.spec.frames(len(pcm))
+        if len(tokens) == 0:
+            reject(Reason.NO_KNOWN_CHARACTERS, repr(text[:200]))
+        if frames < self.spec.minimum_frames:
+            reject(Reason.TOO_SHORT, f"{len(pcm)} samples")
+        if len(tokens) > frames:
+            reject(Reason.TEXT_TOO_LONG, f"{len(tokens)} tokens, {frames} frames")
+        speaker_id = None if self.speaker_ids is None else self.speaker_ids[speaker]
+        return Clip(clip_id, tokens, pcm[: frames * self.spec.hop], speaker_id)
+
+
+class ClipReader(Reader):
+    """Decodes and tokenizes clips where a DataLoader's worker asks for them; never raises for what a clip holds."""
+
+    def __init__(
+        self, prepared: PreparedSet, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
+    ) -> None:
+        super().__init__(tokenizer, spec, speaker_ids)
+        self.prepared = prepared
+        # Lists, as a row of a Dataset takes longer to look up than its clip to be read.
+        self._ids, self._texts, self._speakers = (list(prepared.rows[name]) for name in ("filename", "text", "speaker"))
+
+    def text(self, row: int) -> str:
+        """The text of a clip."""
+        return str(self._texts[row])
+
+    def speaker(self, row: int) -> str:
+        """A clip's speaker, by name."""
+        return str(self._speakers[row])
+
+    def __getitem__(self, index: int) -> Clip | Incident:
+        """The clip of row ``index`` as a good or a bad record."""
+        clip_id = self._ids[index]
+        try:
+            return self._read(clip_id, index)
+        except RecordingError as error:
+            return Incident(clip_id, "read", str(error.rejection.reason), error.rejection.detail)
+        except UNEXPECTED as error:
+            return Incident(clip_id, "read", type(error).__name__, str(error), traceback.format_exc())
+
+    def _read(self, clip_id: str, index: int) -> Clip:
+        pcm, rate_hz = self.prepared.recordings.read(index)
+        if rate_hz != self.spec.sampling_rate:
+            reject(Reason.WRONG_RATE, f"{rate_hz} Hz, not {self.spec.sampling_rate}")
+        return self.clip(clip_id, pcm, self._texts[index], self._speakers[index])
+
+    def __getitems__(self, place: MicroBatch) -> list[Batch]:
+        """What a DataLoader calls with the sampler's whole item. One batch, in a list as it asks for one."""
+        return [collate([self[index] for index in place.indices], place, self.spec, self.stand_in)]
+
+
+def collate(records: Sequence[Clip | Incident], place: MicroBatch, spec: AudioSpec, stand_in: Clip) -> Batch:
+    """Pads the good clips to a common size, and keeps the bad ones' records; ``stand_in`` is for where none is good."""
+    good = [record for record in records if isinstance(record, Clip)]
+    rejections = tuple(record for record in records if isinstance(record, Incident))
+    clips = good or [stand_in]
+    size_tokens, size_frames = rounded_up(
+        np.max([(len(clip.tokens), spec.frames(len(clip.pcm))) for clip in clips], axis=0)
+    )
+    tokens = np.zeros((len(clips), size_tokens), dtype=np.int64)
+    pcm = np.zeros((len(clips), size_frames * spec.hop), dtype=np.int16)
+    for row, clip in enumerate(clips):
+        tokens[row, : len(clip.tokens)] = clip.tokens
+        pcm[row, : len(clip.pcm)] = clip.pcm
+    speakers = [clip.speaker_id for clip in clips if clip.speaker_id is not None]
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        token_lengths=torch.tensor([len(clip.tokens) for clip in clips]),
+        waveform=torch.from_numpy(pcm),
+        frame_lengths=torch.tensor([spec.frames(len(clip.pcm)) for clip in clips]),
+        speaker_ids=torch.tensor(speakers) if speakers else None,
+        clip_ids=tuple(clip.clip_id for clip in good),
+        audio_s=sum(len(clip.pcm) for clip in good) / spec.sampling_rate,
+        place=place,
+        rejections=rejections,
+    )
+
+
+def _as_float(waveform: Tensor) -> Tensor:
+    return waveform.float() / 32768 if waveform.dtype == torch.int16 else waveform

@@ -1,0 +1,1 @@
+"""From a source of clips to a prepared folder."""

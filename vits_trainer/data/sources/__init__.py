@@ -1,0 +1,1 @@
+"""Where clips and texts come from."""

@@ -1,0 +1,1 @@
+"""Proofs, benchmarks and replays."""

@@ -1,0 +1,267 @@
+"""Measures what an update of training takes: on a fixed, seeded workload, part by part, and beside the textbook's."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from vits_trainer.config.architecture import Architecture, DiscriminatorShape
+from vits_trainer.config.tools import BenchmarkConfig
+from vits_trainer.config.train import TrainConfig
+from vits_trainer.data.dataset import Batch
+from vits_trainer.data.sampler import MicroBatch
+from vits_trainer.distributed.runtime import Runtime, seed_all
+from vits_trainer.models import alignment, initialization, pretrained
+from vits_trainer.models.compile import compile_fixed_shapes
+from vits_trainer.models.discriminator import Discriminator
+from vits_trainer.models.generator import Generator
+from vits_trainer.text.tokenizer import build_tokenizer
+from vits_trainer.training.meter import RunningMeans, peak_memory_gib
+from vits_trainer.training.objective import Objective
+from vits_trainer.training.optim import Learner, build_optimizer
+from vits_trainer.training.train_step import Turns
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz '-.,!?"
+SIZES = {
+    "mms": (Architecture(), DiscriminatorShape()),
+    "tiny": (
+        Architecture(
+            hidden_size=64, num_hidden_layers=2, ffn_dim=128, posterior_encoder_num_wavenet_layers=4,
+            prior_encoder_num_flows=2, prior_encoder_num_wavenet_layers=2, upsample_initial_channel=64,
+        ),
+        DiscriminatorShape(channels_divisor=8),
+    ),
+}  # fmt: skip
+PARTS = ("data", "synthesis", "alignment", "discriminator", "generator", "optimiser")
+
+_FREE = {
+    *("empty.memory_format", "empty_like.default", "new_empty.default", "empty_strided.default"),
+    *("new_empty_strided.default", "detach.default", "is_pinned.default", "_unsafe_view.default"),
+}
+"""Operations that start nothing on a device, beside views."""
+_READS_BACK = {
+    *("_local_scalar_dense.default", "nonzero.default", "is_nonzero.default", "equal.default"),
+    *("masked_select.default", "unique_consecutive.default", "_unique2.default"),
+}
+"""Operations for which the host must wait for the device."""
+
+
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what an eager update asks of a device: operations that launch work, and those that the host waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.launching = 0
+        self.host_syncs = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = f"{func.overloadpacket.__name__}.{func._overloadname}"
+        self.launching += not (func.is_view or name in _FREE)
+        self.host_syncs += name in _READS_BACK or (name.startswith("index.") and _by_mask(args))
+        return func(*args, **(kwargs or {}))
+
+
+def _by_mask(args: Any) -> bool:
+    return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1])
+
+
+class Clock:
+    """Time spent in named parts, the device's work included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.spent_s = dict.fromkeys(PARTS, 0.0)
+        self._open: list[float] = []
+        self._replaced: list[tuple[Any, str, Any]] = []
+
+    def __enter__(self) -> "Clock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Puts back what :meth:`timed` has replaced."""
+        for owner, name, call in reversed(self._replaced):
+            setattr(owner, name, call)
+
+    def now(self) -> float:
+        """Seconds, once the device has done all that it was asked for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def timed(self, owner: Any, name: str, part: str) -> None:
+        """Counts calls of ``owner.name`` as ``part``, less what is counted inside of them."""
+        call = getattr(owner, name)
+        self._replaced.append((owner, name, call))
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            began = self.now()
+            self._open.append(0.0)
+            result = call(*args, **kwargs)
+            took_s = self.now() - began
+            self.spent_s[part] += took_s - self._open.pop()
+            if self._open:
+                self._open[-1] += took_s
+            return result
+
+        setattr(owner, name, wrapped)
+
+
+def networks(config: BenchmarkConfig) -> tuple[Generator, Discriminator]:
+    """Fresh ones of the asked size, the same for the same seed."""
+    seed_all(config.seed)
+    architecture, shape = SIZES[config.size]
+    tokenizer = build_tokenizer([ALPHABET])
+    model = initialization.new_model(architecture, tokenizer, [])
+    return Generator(model, "posterior", segment_frames=32).train(), Discriminator(shape)
+
+
+def workload(config: BenchmarkConfig) -> Batch:
+    """Noise under a syllable-like envelope, and random texts; every clip of the same length. On the CPU."""
+    rate_hz, hop = 16000, 256
+    frames = int(config.clip_s * rate_hz) // hop
+    draw = torch.Generator().manual_seed(config.seed)
+    time_s = torch.arange(frames * hop) / rate_hz
+    envelope = 0.1 + 0.09 * torch.sin(2 * torch.pi * 3 * time_s)
+    shape = (config.batch_size,)
+    return Batch(
+        tokens=torch.randint(1, len(ALPHABET), (*shape, config.tokens), generator=draw),
+        token_lengths=torch.full(shape, config.tokens),
+        waveform=(torch.randn(*shape, frames * hop, generator=draw).clamp(-3, 3) * envelope * 32768).to(torch.int16),
+        frame_lengths=torch.full(shape, frames),
+        speaker_ids=None,
+        clip_ids=tuple(map(str, range(config.batch_size))),
+        audio_s=config.batch_size * config.clip_s,
+        place=MicroBatch((), 0, 0, closes_update=True),
+        rejections=(),
+    )
+
+
+def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[Turns, Callable[[], dict[str, Tensor]]]:
+    """The parts of an update as training has it, and the update itself."""
+    generator, discriminator = networks(config)
+    generator.recomputes = config.gradient_checkpointing
+    if config.compile:
+        compile_fixed_shapes(generator, discriminator)
+    spec = pretrained.audio_spec(generator.model.config)
+    training = TrainConfig(model_name="none")
+    objective = Objective("vits", training.loss_weights, spec, segment_frames=32)
+    learners = []
+    for name, network in (("generator", generator), ("discriminator", discriminator)):
+        network.to(runtime.device)
+        optimizer = build_optimizer(network.parameters(), training)
+        learners.append(Learner(name, network, optimizer, runtime.gradient_scaler(), 0.0))
+    turns = Turns(runtime, objective, learners[0], discriminator, learners[1], config.compile)
+    batch = workload(config)
+    normalisers = objective.normalisers(batch)
+
+    means = RunningMeans()
+
+    def update() -> dict[str, Tensor]:
+        found = turns.take(batch, normalisers, discriminators_alone=False, closes=True, rate=training.learning_rate)
+        norms = torch.stack([value for name, value in found.items() if name.startswith("grad_norm/")])
+        means.add(found, normalisers.clips, counts=torch.isfinite(norms).all())
+        return found
+
+    return turns, update
+
+
+def measure_update(config: BenchmarkConfig, runtime: Runtime) -> dict[str, float]:
+    """All figures of our update, but for the comparison. What is counted and the split have runs of their own.
+
+    What a compiled update would have launched is counted in an eager one, once the memory has been read.
+    """
+    turns, update = our_update(config, runtime)
+    began = time.perf_counter()
+    update()
+    first_s = time.perf_counter() - began
+    with Clock(runtime.device) as clock:
+        update_s = statistics.median(_durations(update, config.updates, clock))
+        _split(turns, clock)
+        for _ in range(config.updates):
+            update()
+        peak = matmul_tflop_per_s(runtime, clock)
+    parts = {f"ms_{name}": 1000 * spent_s / config.updates for name, spent_s in clock.spent_s.items()}
+    memory_gib = peak_memory_gib(runtime.device)
+    counts = _counted(our_update(replace(config, compile=False), runtime)[1] if config.compile else update)
+    return {
+        **throughput(config, update_s),
+        **parts,
+        "ms_first_update": 1000 * first_s,
+        "memory_gib": memory_gib,
+        **counts,
+        "tflop_per_s": counts["tflop_per_update"] / update_s,
+        "matmul_tflop_per_s": peak,
+        "share_of_matmul": counts["tflop_per_update"] / update_s / peak,
+    }
+
+
+def _counted(update: Callable[[], object]) -> dict[str, float]:
+    update()  # the optimisers' first step makes their moments
+    with OperationCounter() as counter:
+        update()
+    with FlopCounterMode(display=False) as flops:
+        update()
+    return {
+        "launching_operations": counter.launching,
+        "host_syncs": counter.host_syncs,
+        "tflop_per_update": flops.get_total_flops() / 1e12,
+    }
+
+
+def matmul_tflop_per_s(runtime: Runtime, clock: Clock) -> float:
+    """The device's peak as it can be had: the best of ten products of large matrices in the run's precision."""
+    size = 8192 if runtime.device.type == "cuda" else 2048
+    matrix = torch.randn(size, size, device=runtime.device)
+    with runtime.autocast():
+        best_s = min(_durations(lambda: matrix @ matrix, 10, clock))
+    return 2 * size**3 / best_s / 1e12
+
+
+def compare(config: BenchmarkConfig, runtime: Runtime, other: Callable[[], object]) -> dict[str, float]:
+    """Ours and another update in turn, so that both meet the same moments of the machine; medians, and their ratio."""
+    _, update = our_update(config, runtime)
+    clock = Clock(runtime.device)
+    took: tuple[list[float], list[float]] = ([], [])
+    for number in range(config.updates + 1):
+        for which, one in enumerate((update, other)):
+            (seconds,) = _durations(one, 1, clock)
+            if number:  # the first one is to warm up
+                took[which].append(seconds)
+    ours_s, theirs_s = map(statistics.median, took)
+    pairs = [theirs / ours for ours, theirs in zip(*took, strict=True)]
+    return {"ms_ours": 1000 * ours_s, "ms_reference": 1000 * theirs_s, "ratio": statistics.median(pairs)}
+
+
+def throughput(config: BenchmarkConfig, update_s: float) -> dict[str, float]:
+    """What an update's seconds come to."""
+    return {
+        "ms_update": 1000 * update_s,
+        "clips_per_s": config.batch_size / update_s,
+        "audio_s_per_s": config.batch_size * config.clip_s / update_s,
+    }
+
+
+def _durations(update: Callable[[], object], times: int, clock: Clock) -> list[float]:
+    found = []
+    for _ in range(times):
+        began = clock.now()
+        update()
+        found.append(clock.now() - began)
+    return found
+
+
+def _split(turns: Turns, clock: Clock) -> None:
+    clock.timed(Batch, "to", "data")
+    clock.timed(turns.objective, "synthesize", "synthesis")
+    clock.timed(turns.objective, "discriminator_losses", "discriminator")
+    clock.timed(turns.objective, "generator_losses", "generator")
+    for learner in turns.learners:
+        clock.timed(learner, "backward", learner.name)
+        clock.timed(learner, "update", "optimiser")
+    clock.timed(alignment, "search", "alignment")

@@ -1,0 +1,171 @@
+"""Benchmarks of what stands beside the networks: the alignment search, and the way of the data."""
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import chain, count, islice
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import TypeVar
+
+import numpy as np
+import soundfile as sf
+import soxr
+import torch
+
+from vits_trainer.config.framing import AudioSpec
+from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.config.tools import BenchmarkConfig
+from vits_trainer.data.audio import read_recording, to_rate
+from vits_trainer.data.dataloader import load
+from vits_trainer.data.dataset import Batch, ClipReader
+from vits_trainer.data.preparation.pipeline import prepare
+from vits_trainer.data.prepared import open_prepared
+from vits_trainer.data.sampler import MicroBatch, Order
+from vits_trainer.models.alignment import search
+from vits_trainer.text.tokenizer import build_tokenizer
+from vits_trainer.utils.errors import InstallationError
+
+Result = TypeVar("Result")
+
+_SIZES = ((16, 180, 400), (64, 180, 500), (64, 256, 1024))
+_FEW, _CLIPS = 64, 1024
+_SOURCE_RATE_HZ = 48_000
+_TEXT = "the old boat crossed the quiet river and came home before the rain "
+
+
+def alignment_figures(config: BenchmarkConfig) -> dict[str, float]:
+    """Milliseconds of the search, ours and the PyPI package's, for batches of (clips, tokens, frames), and the ratio.
+
+    Raises:
+        InstallationError: the package is not there.
+    """
+    try:
+        from monotonic_alignment_search import maximum_path  # noqa: PLC0415 - needed for this comparison only
+    except ImportError as error:
+        raise InstallationError("--suite alignment needs the package monotonic-alignment-search.") from error
+    draw = torch.Generator().manual_seed(config.seed)
+    figures: dict[str, float] = {}
+    for clips, tokens, frames in _SIZES:
+        scores = torch.randn(clips, frames, tokens, generator=draw) * 30
+        turned, mask = scores.transpose(1, 2).contiguous(), torch.ones(clips, tokens, frames)
+        ours = partial(search, scores, torch.full((clips,), frames), torch.full((clips,), tokens))
+        theirs = partial(maximum_path, turned, mask)
+        took_s = [(_timed(ours)[1], _timed(theirs)[1]) for _ in range(2 * config.updates + 1)]
+        ours_s, theirs_s = map(statistics.median, zip(*took_s[1:], strict=True))
+        name = f"{clips}x{tokens}x{frames}"
+        figures |= {f"{name} ms": 1000 * ours_s, f"{name} ms_pypi": 1000 * theirs_s, f"{name} ratio": theirs_s / ours_s}
+        path = torch.nn.functional.one_hot(ours(), tokens).transpose(1, 2)
+        figures[f"{name} equal_paths"] = float(torch.equal(path, theirs().to(path.dtype)))
+    return figures
+
+
+def data_figures(config: BenchmarkConfig) -> dict[str, float]:
+    """Clips a second: what decoding and resampling allow on all cores, prepare_data, reading back, the loader.
+
+    Rates are of clips in an amount of work less those in a smaller one, so that no start of a process is in them.
+    """
+    with tempfile.TemporaryDirectory(prefix="vits_trainer-benchmark-") as folder:
+        source = _recordings(Path(folder, "source"), config)
+        limit = _limit_clips_per_s(sorted((source / "wavs").iterdir()))
+        (_, few_s), (target, all_s) = (_timed(partial(_prepared, source, clips)) for clips in (_FEW, _CLIPS))
+        figures = {
+            "limit_clips_per_s": limit,
+            "prepare_clips_per_s": (_CLIPS - _FEW) / (all_s - few_s),
+            "prepare_share_of_limit": (_CLIPS - _FEW) / (all_s - few_s) / limit,
+            "prepare_clips_per_s_with_start": _CLIPS / all_s,
+            "cores": float(len(os.sched_getaffinity(0))),
+        }
+        prepared = open_prepared(target)
+        reader = ClipReader(prepared, build_tokenizer([_TEXT]), AudioSpec(16000), None)
+        rows = list(range(len(prepared.rows)))
+        order = Order(rows, prepared.frames(rows, 256), config.seed, config.batch_size, 1, 1)
+        few, many = (list(islice(_for_ever(order), passes * order.updates_per_epoch)) for passes in (2, 12))
+        for workers in (0, 1, 2):
+            _read(reader, few, 0)  # texts known, files in the machine's cache
+            (_, few_s), (_, many_s) = (_timed(partial(_read, reader, places, workers)) for places in (few, many))
+            figures[f"loader_clips_per_s_workers_{workers}"] = 10 * _CLIPS / (many_s - few_s)
+        unread = ClipReader(prepared, build_tokenizer([_TEXT]), AudioSpec(16000), None)
+        for rate in (500, 1000):
+            fraction = _wait_fraction(_handed_over(load(unread, few, 2)), config.batch_size / rate)
+            figures[f"data_wait_fraction_at_{rate}_clips_per_s"] = fraction
+        return figures
+
+
+def _handed_over(batches: Iterator[Batch]) -> Iterator[Batch | None]:
+    """Takes batches from the workers in a thread, as the loader itself does where it pins memory for a GPU."""
+    ready: Queue[Batch | None] = Queue(1)
+
+    def hand_over() -> None:
+        for batch in chain(batches, [None]):
+            ready.put(batch)
+
+    Thread(target=hand_over, daemon=True).start()
+    return iter(ready.get, None)
+
+
+def _wait_fraction(batches: Iterator[Batch | None], update_s: float) -> float:
+    """Share of its time that a device which takes ``update_s`` for each batch would wait; texts not yet known."""
+    next(batches)  # the workers have started
+    began, waited_s = time.perf_counter(), 0.0
+    while True:
+        time.sleep(update_s)
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        waited_s += time.perf_counter() - asked
+        if batch is None:
+            return waited_s / (time.perf_counter() - began)
+
+
+def _prepared(source: Path, clips: int) -> Path:
+    target = source.with_name(f"prepared-{clips}")
+    prepare(PrepareConfig(dataset=str(source), output_dir=str(target), max_samples=clips))
+    return target
+
+
+def _limit_clips_per_s(paths: list[Path]) -> float:
+    """What decoding and resampling alone come to, with a process on each core."""
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_decode, paths[: 8 * cores]))  # the processes have started
+        _, limit_s = _timed(lambda: list(pool.map(_decode, paths, chunksize=8)))
+    return len(paths) / limit_s
+
+
+def _decode(path: Path) -> int:
+    return len(to_rate(*read_recording(path), 16000))
+
+
+def _for_ever(order: Order) -> Iterator[MicroBatch]:
+    for epoch in count(1):
+        yield from order.epoch(epoch, 0)
+
+
+def _read(reader: ClipReader, places: list[MicroBatch], workers: int) -> None:
+    for _ in load(reader, places, workers):
+        pass
+
+
+def _recordings(folder: Path, config: BenchmarkConfig) -> Path:
+    """An LJ Speech folder of noise, FLAC at 48 kHz."""
+    (folder / "wavs").mkdir(parents=True)
+    draw = np.random.default_rng(config.seed)
+    samples = soxr.resample(draw.standard_normal(int(config.clip_s * 8000)) * 0.1, 8000, _SOURCE_RATE_HZ)
+    lines = []
+    for number in range(_CLIPS):
+        sf.write(folder / f"wavs/{number:04}.flac", np.roll(samples, 1000 * number), _SOURCE_RATE_HZ)
+        lines.append(f"{number:04}|{_TEXT}\n")
+    (folder / "metadata.csv").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def _timed(call: Callable[[], Result]) -> tuple[Result, float]:
+    began = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - began

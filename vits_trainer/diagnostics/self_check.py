@@ -1,0 +1,226 @@
+"""What ``check`` proves on a machine: each proof does one real thing and says what it showed, or how to mend it."""
+
+import hashlib
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from inspect import signature
+from pathlib import Path
+
+import torch
+import wandb
+from torch import nn
+from transformers import VitsConfig, VitsModel, pipeline
+
+from vits_trainer.config.architecture import Architecture, DiscriminatorShape
+from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.config.train import TrainConfig
+from vits_trainer.data.dataset import ClipReader
+from vits_trainer.data.preparation.espeak_corpus import speak_corpus
+from vits_trainer.data.preparation.pipeline import prepare
+from vits_trainer.data.prepared import open_prepared
+from vits_trainer.data.sampler import MicroBatch
+from vits_trainer.models.discriminator import Discriminator
+from vits_trainer.models.generator import Generator
+from vits_trainer.models.initialization import new_model
+from vits_trainer.models.pretrained import audio_spec
+from vits_trainer.text.tokenizer import build_tokenizer
+from vits_trainer.training.objective import Objective, frozen
+from vits_trainer.utils.cpu_threads import STARVED_REMEDY, available_cpus, time_threads
+from vits_trainer.utils.errors import CheckFailedError
+from vits_trainer.utils.versions import versions
+
+Train = Callable[[TrainConfig], int]
+
+SMALL = Architecture(
+    hidden_size=32,
+    num_hidden_layers=1,
+    ffn_dim=64,
+    posterior_encoder_num_wavenet_layers=2,
+    prior_encoder_num_flows=2,
+    prior_encoder_num_wavenet_layers=1,
+    duration_predictor_num_flows=2,
+    upsample_initial_channel=32,
+    resblock_kernel_sizes=(3,),
+    resblock_dilation_sizes=((1, 3),),
+)
+JUDGES = DiscriminatorShape(periods=(2, 3), channels_divisor=8)
+PARTS = ("text_encoder", "posterior_encoder", "flow", "duration_predictor", "decoder")
+NEEDED_BYTES = 200 * 2**20
+
+
+def run_proofs(folder: Path, train: Train) -> Iterator[tuple[str, str]]:
+    """Runs each proof in turn and yields its name and what it showed.
+
+    Args:
+        folder: an empty one for what the proofs write.
+        train: the ``train_vits`` command.
+
+    Raises:
+        CheckFailedError: a proof failed; the message says what is wrong and the remedy.
+    """
+    yield "versions", ", ".join(f"{name} {version}" for name, version in versions().items())
+    yield "machine", _machine(folder)
+    yield "VitsModel.forward", _forward()
+    prepared = folder / "training"
+    corpus = speak_corpus(folder / "corpus")
+    summary = prepare(PrepareConfig(dataset=str(corpus), output_dir=str(prepared), max_samples=12, processes=1))
+    yield "data", f"{summary.accepted} spoken sentences prepared"
+    yield "gradients and update", _gradients(prepared)
+    whole = _trained(train, prepared, folder / "whole", updates=4)
+    yield "training", f"4 updates, final weights sha256 {whole[:16]}"
+    _trained(train, prepared, folder / "halves", updates=2)
+    resumed = _trained(train, prepared, folder / "halves", updates=4, resume="latest")
+    if resumed != whole:
+        raise CheckFailedError(
+            "A run resumed at update 2 ended with other weights than the uninterrupted one: kernels here do not repeat "
+            "their results. Resuming works, but not bit for bit; on a GPU set CUBLAS_WORKSPACE_CONFIG=:4096:8."
+        )
+    yield "saving and resuming", "stopped at update 2 and resumed, the same weights"
+    yield "Weights & Biases", _offline_run(prepared / "runs" / "whole")
+    yield "export", _speaks(folder / "whole" / "final_model")
+
+
+def _machine(folder: Path) -> str:
+    processes, reached = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.device_count()
+    if processes > 1:
+        raise CheckFailedError(
+            f"check was started as {processes} processes. Start it as one: python -m vits_trainer check"
+        )
+    free = shutil.disk_usage(folder).free
+    if free < NEEDED_BYTES:
+        raise CheckFailedError(
+            f"{folder} has {free / 2**20:.0f} MiB left, {NEEDED_BYTES / 2**20:.0f} are needed. Free some, or set "
+            "TMPDIR to a roomier place."
+        )
+    gpus = ", ".join(torch.cuda.get_device_name(n) for n in range(reached)) or "no GPU: training runs on the CPU"
+    return f"{gpus}; {processor()}; {_threads()}; {free / 2**30:.1f} GiB free for temporary files"
+
+
+def processor() -> str:
+    """The CPU's model, and the instruction set that PyTorch uses of it."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):  # Linux only
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    limits = [f"{limit}={os.environ[limit]}" for limit in ("ONEDNN_MAX_CPU_ISA", "MKL_CBWR") if limit in os.environ]
+    return " ".join([name, torch.backends.cpu.get_cpu_capability(), *limits])
+
+
+def _threads() -> str:
+    """Times convolutions of a small voice's size with one thread and with all."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return f"1 thread, {available_cpus():g} CPU(s) available"
+    frames, kernel = torch.zeros(8, 96, 128), torch.zeros(96, 96, 3)
+
+    def work() -> float:
+        began = time.perf_counter()
+        for _ in range(200):
+            torch.tanh(torch.nn.functional.conv1d(frames, kernel))
+        return time.perf_counter() - began
+
+    try:
+        times = time_threads(work, threads, torch.set_num_threads)
+    finally:
+        torch.set_num_threads(threads)
+    starved = f" WARNING: {STARVED_REMEDY}" if times.is_starved else ""
+    return f"{threads} threads, {available_cpus():g} CPU(s) available (200 convolutions take {times}){starved}"
+
+
+def _forward() -> str:
+    model = VitsModel(VitsConfig(hidden_size=16, flow_size=16, num_hidden_layers=1, upsample_initial_channel=16)).eval()
+    tokens = torch.arange(6)[None]
+    with torch.no_grad():
+        given = model(tokens)
+    try:
+        model(tokens, labels=torch.zeros(1, 513, 6))
+    except NotImplementedError as error:
+        labels = f"labels raises: {error}"
+    else:
+        labels = "labels no longer raises; this trainer does not use it"
+    takes = ", ".join(name for name in signature(VitsModel.forward).parameters if name not in ("self", "kwargs"))
+    return f"takes {takes}; gives {', '.join(given.keys())} and no loss; {labels}"
+
+
+def _gradients(prepared_dir: Path) -> str:
+    prepared = open_prepared(prepared_dir)
+    tokenizer = build_tokenizer(prepared.texts)
+    torch.manual_seed(0)
+    generator = Generator(new_model(SMALL, tokenizer, []), "posterior", 32).train()
+    spec = audio_spec(generator.model.config)
+    discriminator = Discriminator(JUDGES)
+    objective = Objective("vits", TrainConfig().loss_weights, spec, 32)
+    reader = ClipReader(prepared, tokenizer, spec, None)
+    (batch,) = reader.__getitems__(MicroBatch((0, 1, 2, 3), 0, 0, closes_update=True))
+    parts = {name: getattr(generator.model, name) for name in PARTS} | {"discriminator": discriminator}
+    before = {name: [p.detach().clone() for p in part.parameters()] for name, part in parts.items()}
+    optimizer = torch.optim.AdamW([*generator.parameters(), *discriminator.parameters()], lr=1e-3)
+    norms: dict[str, float] = {}
+    for _ in range(2):  # layers that start at zero let no gradient through before they have moved once
+        optimizer.zero_grad()
+        comparison = objective.synthesize(generator, batch.to(torch.device("cpu")))
+        objective.discriminator_losses(discriminator, comparison)["total"].backward()  # type: ignore[no-untyped-call]
+        with frozen(discriminator):
+            losses = objective.generator_losses(discriminator, comparison)
+        losses["total"].backward()  # type: ignore[no-untyped-call]
+        norms = {name: _gradient_norm(part) for name, part in parts.items()}
+        optimizer.step()
+    dead = [name for name, norm in norms.items() if not 0 < norm < float("inf")]
+    dead += [
+        name
+        for name, part in parts.items()
+        if any(torch.equal(old, new) for old, new in zip(before[name], part.parameters(), strict=True))
+    ]
+    if dead:
+        raise CheckFailedError(
+            f"No usable gradient or no update in {', '.join(sorted(set(dead)))}: norms {norms}. Install the versions "
+            "that pyproject.toml names."
+        )
+    return "norms " + ", ".join(f"{name} {norm:.3g}" for name, norm in norms.items()) + "; every weight moved"
+
+
+def _gradient_norm(part: nn.Module) -> float:
+    gradients = [torch.zeros(()) if p.grad is None else p.grad.norm() for p in part.parameters()]
+    return float(torch.stack(gradients).norm())
+
+
+def _trained(train: Train, prepared: Path, folder: Path, updates: int, resume: str | None = None) -> str:
+    """Runs the training command; the hash of the last checkpoint's weights."""
+    train(
+        TrainConfig(
+            data_dir=str(prepared),
+            checkpoint_dir=str(folder / "checkpoints"),
+            output_dir=str(folder / "final_model"),
+            model_name=None,
+            architecture=SMALL,
+            discriminator=JUDGES,
+            run_name=folder.name,
+            gradient_accumulation_steps=1,
+            max_updates=updates,
+            data_workers=0,
+            resume_from_checkpoint=resume,
+            precision="fp32",
+        )
+    )
+    place = folder / "checkpoints" / f"checkpoint-{updates}"
+    content = b"".join((place / f"{network}.safetensors").read_bytes() for network in ("generator", "discriminator"))
+    return hashlib.sha256(content).hexdigest()
+
+
+def _offline_run(run_dir: Path) -> str:
+    files = [path for path in run_dir.glob("wandb/*run-*/run-*.wandb") if path.stat().st_size > 0]
+    if not files:
+        raise CheckFailedError(f"wandb {wandb.__version__} wrote no run below {run_dir}. Install wandb again.")
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return f"a run of {files[0].stat().st_size / 1024:.0f} KiB, {len(lines)} lines in metrics.jsonl"
+
+
+def _speaks(voice: Path) -> str:
+    speech = pipeline("text-to-speech", model=str(voice), trust_remote_code=False)("the old boat")
+    return (
+        f"transformers' pipeline speaks {len(speech['audio']) / speech['sampling_rate']:.2f} s with the exported voice"
+    )

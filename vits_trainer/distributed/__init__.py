@@ -1,0 +1,1 @@
+"""Ranks: launch, runtime, heartbeats, stragglers, shutdown."""

@@ -1,0 +1,1 @@
+"""Speech of trained voices, and its figures."""

@@ -1,0 +1,272 @@
+"""A voice that says texts of any length: split at sentences, spoken one by one, joined without clicks."""
+
+import difflib
+import io
+import logging
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from transformers import VitsModel, VitsTokenizer
+
+from vits_trainer.config.options import SPEECH_FORMATS
+from vits_trainer.data.audio import to_pcm16
+from vits_trainer.models.pretrained import read_config, unhurried
+from vits_trainer.text.tokenizer import VoiceTokenizer, encode, load_tokenizer
+from vits_trainer.utils.errors import ConfigError, DataError, ModelError
+from vits_trainer.utils.files import write_whole
+from vits_trainer.utils.finite_weights import require_finite, weights_of
+from vits_trainer.utils.strings import some
+
+logger = logging.getLogger(__name__)
+
+MAX_PIECE_CHARACTERS = 200
+"""About 15 s of speech: as long as the clips that voices are trained on."""
+PAUSE_S = 0.25
+"""Silence between two pieces."""
+FADE_S = 0.005
+"""Raised-cosine fade at both edges of each piece."""
+
+_CLOSING = r"[\"'”’»›)\]}）」』】》]*"
+_SENTENCE_END = re.compile(
+    # Marks that end a sentence wherever they stand: Chinese, Arabic, Indic, Armenian, Ethiopic, Khmer.
+    rf"[.!?…]*[。｡！？؟۔।॥։።፧។][.!?…。｡！？؟۔।॥։።፧។]*{_CLOSING}"
+    # Marks that do so before white space only (not 3.5), and a full stop not after a single letter (not J. Bach).
+    rf"|(?:(?<!\b[^\W\d_])\.|[!?…])[.!?…]*{_CLOSING}(?=\s|$)"
+)
+_CLAUSE_END = re.compile(r"[,;:](?=\s)|[،؛、，；：]|\s[–—](?=\s)")
+_WHITE_SPACE = re.compile(r"\s+")
+_ENCODED_AT_ONCE = 2**16
+"""Samples; libsndfile's Vorbis encoder keeps each write on its stack and crashes at some minutes of audio."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How to speak; None is the voice's own."""
+
+    speaker: str | None = None
+    """Name or number; None is the first."""
+    speaking_rate: float | None = None
+    """Above 0; 2 is twice as fast."""
+    noise_scale: float | None = None
+    """Of the sound, 0 or more."""
+    noise_scale_duration: float | None = None
+    """Of the rhythm, 0 or more."""
+    seed: int = 1234
+    """0 or more."""
+
+
+OWN_MANNER = Manner()
+
+
+class Voice:
+    """A VITS voice, ready to speak: float32, in eval mode, on the GPU when there is one."""
+
+    def __init__(self, name_or_dir: str) -> None:
+        """Loads the voice from a local folder or the Hub.
+
+        Raises:
+            ModelError: it cannot be found or read, is no VITS voice, or its weights do not fit or are not finite.
+        """
+        self.name = name_or_dir
+        self.model = _load(name_or_dir).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = load_tokenizer(name_or_dir)
+        self.sampling_rate: int = self.model.config.sampling_rate
+
+    def speak(self, text: str, manner: Manner = OWN_MANNER) -> NDArray[np.float32]:
+        """Says ``text``: samples, (T,), full scale at 1. Raises as :meth:`speak_pieces` does."""
+        return join(list(self.speak_pieces(text, manner)), self.sampling_rate)
+
+    def speak_pieces(self, text: str, manner: Manner = OWN_MANNER) -> Iterator[NDArray[np.float32]]:
+        """Says ``text`` sentence by sentence, each as soon as it is asked for: samples, (T,), for :func:`join`.
+
+        The noise of each piece depends on the seed and the piece's number alone, not on what was said before. The
+        caller's random state stays as it is.
+
+        Raises:
+            ConfigError: the voice does not have the speaker.
+            DataError: the voice knows no character of the text.
+        """
+        speaker_id = self.speaker_id(manner.speaker)
+        for index, token_ids in enumerate(self._encoded_pieces(text)):
+            yield self._speak_tokens(token_ids, speaker_id, manner, index)
+
+    def speaker_id(self, speaker: str | None) -> int | None:
+        """The number of a speaker, given by name or number (None is the first). None for a single-speaker voice.
+
+        Raises:
+            ConfigError: the voice does not have the speaker.
+        """
+        count = self.model.config.num_speakers
+        if count <= 1:
+            if speaker is None:
+                return None
+            raise ConfigError(f"{self.name} has a single speaker: leave the speaker {speaker} out.")
+        names: list[str] = getattr(self.model.config, "speakers", None) or []
+        if speaker is None:
+            return 0
+        if speaker in names:
+            return names.index(speaker)
+        if speaker.isdecimal() and int(speaker) < count:
+            return int(speaker)
+        near = difflib.get_close_matches(speaker, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? Give" if near else "give"
+        known = f", or a name: {some(names)}." if names else "."
+        raise ConfigError(f"{self.name}: no speaker {speaker}: {hint} a number from 0 to {count - 1}{known}")
+
+    def _encoded_pieces(self, text: str) -> list[NDArray[np.int64]]:
+        """Token ids, (S,), of each piece in which the voice knows something to say."""
+        pieces = [piece for piece in split_sentences(text) if any(map(str.isalnum, piece))]
+        if not pieces:
+            raise DataError("There is nothing to say: the text has neither letter nor digit.")
+        encoded = [encode(self.tokenizer, piece) for piece in pieces]
+        known = [token_ids for token_ids in encoded if _says_something(self.tokenizer, token_ids)]
+        unknown = unknown_characters(self.tokenizer, text)
+        if not known:
+            raise DataError(f"{self.name} knows no character of the text ({unknown}): give text in the voice's script.")
+        if unknown or len(known) < len(pieces):
+            logger.warning(
+                "%s does not know the characters %s: they are left out, and with them %d of %d pieces altogether.",
+                self.name,
+                unknown,
+                len(pieces) - len(known),
+                len(pieces),
+            )
+        return known
+
+    @torch.inference_mode()
+    def _speak_tokens(
+        self, token_ids: NDArray[np.int64], speaker_id: int | None, manner: Manner, index: int
+    ) -> NDArray[np.float32]:
+        model, own = self.model, self.model.config
+        model.noise_scale = own.noise_scale if manner.noise_scale is None else manner.noise_scale
+        model.noise_scale_duration = (
+            own.noise_scale_duration if manner.noise_scale_duration is None else manner.noise_scale_duration
+        )
+        tokens = torch.from_numpy(token_ids)[None].to(model.device)  # (1, S)
+        with unhurried(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(int(np.random.SeedSequence((manner.seed, index)).generate_state(1)[0]))
+            waveform = model(tokens, speaker_id=speaker_id, speaking_rate=manner.speaking_rate).waveform  # (1, T)
+        samples: NDArray[np.float32] = waveform[0].float().cpu().numpy()
+        return samples
+
+
+def split_sentences(text: str, max_characters: int = MAX_PIECE_CHARACTERS) -> list[str]:
+    """Cuts ``text`` at line ends and sentence ends, and longer sentences at commas, else white space, else anywhere.
+
+    Returns:
+        Pieces of 1 to ``max_characters`` characters, without white space around them, and none but spaces inside: a
+        vocabulary lacks tabs, and words would become one.
+    """
+    pieces: list[str] = []
+    for line in (re.sub(r"\s", " ", line) for line in text.splitlines()):
+        ends = [match.end() for match in _SENTENCE_END.finditer(line)]
+        for start, end in zip([0, *ends], [*ends, len(line)], strict=True):
+            pieces += _split_long(line[start:end].strip(), max_characters)
+    return pieces
+
+
+def unknown_characters(tokenizer: VoiceTokenizer, text: str) -> str:
+    """Letters and digits of ``text``, as the voice reads it, that its vocabulary lacks, sorted."""
+    letters = {character for character in tokenizer.spoken(text) if character.isalnum()}
+    known = tokenizer.encoder
+    return "".join(sorted(one for one in letters if not any(sign in known for sign in tokenizer.normalised(one))))
+
+
+def join(pieces: Sequence[NDArray[np.float32]], rate_hz: int) -> NDArray[np.float32]:
+    """Joins spoken pieces, (T,) each, with ``PAUSE_S`` of silence between; both edges of each are faded."""
+    silence = np.zeros(round(PAUSE_S * rate_hz), dtype=np.float32)
+    parts = [part for piece in pieces for part in (_faded(piece, round(FADE_S * rate_hz)), silence)]
+    return np.concatenate(parts[:-1])
+
+
+def write_speech(path: Path, samples: NDArray[np.float32], rate_hz: int) -> None:
+    """Writes ``samples``, (T,), in the format of the name's ending; the file is whole, or not there at all.
+
+    Raises:
+        ConfigError: the ending is unknown, the format has no such rate, or the file cannot be written.
+    """
+    kind = SPEECH_FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise ConfigError(f"{path}: give a name that ends with {', '.join(SPEECH_FORMATS)}.")
+    exact = kind in ("WAV", "FLAC")
+    content = io.BytesIO()
+    try:
+        with sf.SoundFile(
+            content, "w", rate_hz, channels=1, format=kind, subtype="PCM_16" if exact else None
+        ) as recording:
+            for start in range(0, len(samples), _ENCODED_AT_ONCE):
+                block = samples[start : start + _ENCODED_AT_ONCE]
+                recording.write(to_pcm16(block) if exact else block)
+    except sf.LibsndfileError as error:
+        raise ConfigError(f"{path}: {error.error_string} The voice has {rate_hz} Hz: write .wav or .flac.") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content.getvalue())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): give another --output.") from error
+
+
+def _load(name_or_dir: str) -> VitsModel:
+    config = read_config(name_or_dir)
+    try:
+        model, report = VitsModel.from_pretrained(
+            name_or_dir,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{name_or_dir}: no voice could be loaded from there ({' '.join(str(error).split())[:300]}). "
+            "Give a folder that train_vits wrote, or a Hub name while the Hub can be reached."
+        ) from error
+    unfit = [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[kind]]
+    if unfit:
+        raise ModelError(f"{name_or_dir}: its weights do not fit its configuration: {', '.join(sorted(unfit)[:10])}.")
+    require_finite(weights_of(model), name_or_dir, "Take an earlier version of it, or train it again.")
+    return model.eval()
+
+
+def _says_something(tokenizer: VitsTokenizer, token_ids: NDArray[np.int64]) -> bool:
+    """Whether any token is known; tokenizers that do not normalise turn unknown characters into <unk>."""
+    characters = token_ids[1::2] if tokenizer.add_blank else token_ids  # the blank's id may also be a letter's
+    return bool((characters != tokenizer.unk_token_id).any())
+
+
+def _split_long(sentence: str, max_characters: int) -> Iterator[str]:
+    while len(sentence) > max_characters:
+        head = sentence[: max_characters + 1]  # what follows the last character that fits decides, too
+        clauses = [m.end() for m in _CLAUSE_END.finditer(head) if max_characters // 2 <= m.end() <= max_characters]
+        spaces = [match.start() for match in _WHITE_SPACE.finditer(head)]
+        cut = (clauses or spaces or [_cut_anywhere(sentence, max_characters)])[-1]
+        yield sentence[:cut].rstrip()
+        sentence = sentence[cut:].lstrip()
+    if sentence:
+        yield sentence
+
+
+def _cut_anywhere(sentence: str, max_characters: int) -> int:
+    """A place at most there, not between a letter and the marks above or below it."""
+    for cut in range(max_characters, 0, -1):
+        if not unicodedata.category(sentence[cut]).startswith("M"):
+            return cut
+    return max_characters
+
+
+def _faded(piece: NDArray[np.float32], fade_samples: int) -> NDArray[np.float32]:
+    length = min(fade_samples, len(piece) // 2)
+    rise = (0.5 - 0.5 * np.cos(np.pi * np.arange(length) / max(length, 1))).astype(np.float32)
+    envelope = np.ones(len(piece), dtype=np.float32)
+    envelope[:length] = rise
+    envelope[len(piece) - length :] = rise[::-1]
+    return piece * envelope

@@ -1,0 +1,1 @@
+"""Corrections of users, and what is learned from them."""

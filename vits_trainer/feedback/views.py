@@ -1,0 +1,222 @@
+"""What the page of ``feedback_app`` shows, as HTML: every text of a user or a file is escaped. No gradio, no torch."""
+
+import base64
+import time
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from vits_trainer.feedback.corrections import Correction
+from vits_trainer.feedback.training_process import AT_WORK, Change, Progress, Stage
+
+SHOWN_CORRECTIONS = 200
+
+_ENDED = {
+    Stage.ACCEPTED: ("good", "The voice has learnt"),
+    Stage.NOTHING_NEW: ("good", "There was nothing new to learn"),
+    Stage.REFUSED: ("warn", "The new voice was not taken; the old one goes on speaking"),
+    Stage.CANCELLED: ("warn", "Stopped; the old voice goes on speaking"),
+    Stage.MISTAKE: ("bad", "Learning could not begin"),
+    Stage.FAILED: ("bad", "Learning failed; the old voice goes on speaking"),
+}
+
+
+def heading(title: str, hint: str = "") -> str:
+    """A section's heading with a line of advice below it."""
+    return f"<h2>{escape(title)}</h2>" + (f'<p class="hint">{escape(hint)}</p>' if hint else "")
+
+
+def banner(model_dir: str, model: str, rate_hz: int) -> str:
+    """The page's head: which voice speaks."""
+    return (
+        "<h1>Correct a voice</h1>"
+        '<p class="hint">Hear it, say how it should be, let it learn. '
+        f"<span>Voice: <code>{escape(model_dir)}</code></span> · "
+        f"<span>weights <code>{escape(model[:12])}</code></span> · <span>{rate_hz} Hz</span></p>"
+    )
+
+
+def notice(words: str, kind: str = "good") -> str:
+    """One sentence; screen readers say it at once. ``kind``: good, warn or bad."""
+    role = "alert" if kind == "bad" else "status"
+    return f'<p class="notice {kind}" role="{role}">{escape(words)}</p>' if words else ""
+
+
+def rendering(text: str, take: int, seconds: float, wav: bytes, picture: bytes) -> str:
+    """What the voice said: a player and its mel spectrogram."""
+    return (
+        f'<figure class="heard"><figcaption>“{escape(text)}” <span class="hint">take {take}, {seconds:.1f} s</span>'
+        f'</figcaption><audio controls autoplay aria-label="The voice says: {escape(text)}" '
+        f'src="data:audio/wav;base64,{_base64(wav)}"></audio>'
+        f"{_image(picture, 'Mel spectrogram of what the voice said')}</figure>"
+    )
+
+
+def comparison(seconds: float, picture: bytes) -> str:
+    """The voice's rendering above the user's recording."""
+    return (
+        f'<figure><figcaption class="hint">Your recording: {seconds:.1f} s</figcaption>'
+        f"{_image(picture, 'Mel spectrograms: what the voice said, and your recording below it')}</figure>"
+    )
+
+
+def wanted(text: str) -> str:
+    """What to record."""
+    return f'<p class="wanted">Say: <q>{escape(text)}</q></p>'
+
+
+def saved(corrections: Sequence[Correction], others: int, folder: Path) -> str:
+    """The list of corrections, each with a player and a button to delete it."""
+    words = [f"{len(corrections)} correction{'' if len(corrections) == 1 else 's'} saved here"]
+    if others:
+        words.append(f"{others} put into the folder by hand, which are learnt too")
+    if len(corrections) > SHOWN_CORRECTIONS:
+        words.append(f"the newest {SHOWN_CORRECTIONS} are shown")
+    rows = "".join(_row(correction, folder) for correction in corrections[:SHOWN_CORRECTIONS])
+    hint = f'<p class="hint">{escape("; ".join(words))}.</p>'
+    return hint + (f'<ul class="saved" tabindex="0" aria-label="Saved corrections">{rows}</ul>' if rows else "")
+
+
+def learning(progress: Progress) -> str:
+    """Learning as it stands: a bar while it runs, the verdict with its figures when it has ended."""
+    if progress.stage is Stage.IDLE:
+        return ""
+    lines = escape("\n".join(progress.lines))
+    log = f'<pre tabindex="0" aria-label="Last lines of the log">{lines}</pre>'
+    if progress.stage not in AT_WORK:
+        return f"{_verdict(progress)}<details><summary>Last lines of the log</summary>{log}</details>"
+    known = progress.total_updates > 0
+    where = f"update {progress.update} of {progress.total_updates}" if known else "preparing"
+    if progress.stage is Stage.STOPPING:
+        where += ", saving and stopping"
+    bar = f'value="{progress.update}" max="{progress.total_updates}"' if known else ""
+    return (
+        f'<p class="progress"><span>Learning: {where}</span><span>{_clock(progress.elapsed_s)}</span></p>'
+        f'<progress {bar} aria-label="Progress of learning"></progress>{log}'
+    )
+
+
+def _verdict(progress: Progress) -> str:
+    kind, title = _ENDED[progress.stage]
+    role = "alert" if kind == "bad" else "status"
+    found = progress.verdict if progress.stage in (Stage.ACCEPTED, Stage.REFUSED) else None
+    figures = ""
+    if found:
+        measured = (("Corrections", found.corrections), ("Held-out clips", found.held_out))
+        rows = "".join(_figures(name, change) for name, change in measured if change)
+        if rows:
+            titles = ("Mel loss (less is better)", "before", "after")
+            head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+            figures = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        facts = [f"{len(found.learnt)} corrections learnt"] if found.learnt and found.accepted else []
+        facts += [f"version {found.version} of the voice"] if found.version is not None and found.accepted else []
+        figures += f'<p class="hint">{escape(", ".join(facts))} in {_clock(progress.elapsed_s)}.</p>' if facts else ""
+    return f'<div class="notice {kind}" role="{role}"><h3>{title}</h3><p>{escape(progress.words)}</p>{figures}</div>'
+
+
+def _figures(name: str, change: Change) -> str:
+    return f'<tr><th scope="row">{name}</th><td>{change.before:.3f}</td><td>{change.after:.3f}</td></tr>'
+
+
+def _row(correction: Correction, folder: Path) -> str:
+    said = escape(correction.text)
+    when = time.strftime("%d %b %Y, %H:%M", time.localtime(correction.saved_s))
+    source = quote(f"gradio_api/file={folder.resolve() / correction.name}.wav", safe="/=")
+    return (
+        f'<li><p class="said">{said}</p><p class="hint">{when} · {correction.duration_s:.1f} s</p>'
+        f'<div class="controls"><audio controls preload="none" aria-label="Correction: {said}" src="{source}"></audio>'
+        f'<button type="button" class="delete" data-name="{escape(correction.name)}" aria-label="Delete: {said}">'
+        "Delete</button></div></li>"
+    )
+
+
+def _image(png: bytes, described: str) -> str:
+    return f'<img alt="{described}" src="data:image/png;base64,{_base64(png)}">'
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+STYLE = """
+.gradio-container { width: 100%; max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container .main.app { max-width: none; padding: 1rem; }
+.gradio-container .contain { padding: 0; }
+.gradio-container .html-container { padding: 0 !important; }
+.gradio-container .block:has(> .html-container > .prose:empty) { display: none; }
+.gradio-container h1 { font-size: 1.75rem; font-weight: 700; margin: 0.2rem 0 0.1rem; }
+.gradio-container h2 { font-size: 1.2rem; font-weight: 650; margin: 0; }
+.gradio-container h3 { font-size: 1rem; font-weight: 650; margin: 0 0 0.2rem; }
+.gradio-container .hint, .gradio-container .hint span { color: #52525b; font-size: 0.92rem; }
+.dark .gradio-container :is(.hint, .hint span) { color: #d4d4d8; }
+.gradio-container .hint { margin: 0.15rem 0 0; }
+.gradio-container code { overflow-wrap: anywhere; }
+.gradio-container :is(button, select, summary, audio, textarea, pre, ul):focus-visible {
+  outline: 3px solid #2563eb !important; outline-offset: 2px; }
+.section { border: 1px solid var(--border-color-primary); border-radius: 14px; padding: 1.1rem !important;
+  gap: 0.8rem !important; background: var(--background-fill-primary); box-shadow: 0 1px 3px rgb(0 0 0 / 6%); }
+.section button.lg { min-height: 2.9rem; }
+button.primary { background: #1d4ed8 !important; color: #fff !important; }
+button.primary:hover { background: #1e40af !important; }
+button.stop { background: #b91c1c !important; color: #fff !important; }
+button:disabled { opacity: 0.55; cursor: not-allowed; }
+figure { margin: 0; }
+figure img { display: block; width: 100%; height: auto; border-radius: 8px; background: #fff; }
+figcaption { margin-bottom: 0.4rem; overflow-wrap: anywhere; }
+figure audio { display: block; width: 100%; min-width: 0; margin-bottom: 0.5rem; }
+#rendering { min-height: 3rem; }
+#rendering:has(> .html-container > .prose:empty) { display: block; min-height: 0; }
+#recording .source-selection { justify-content: stretch; gap: 0.5rem; height: auto; padding: 0.5rem; }
+#recording .source-selection button { flex: 1; width: auto; height: 2.6rem; gap: 0.5rem; font-size: 0.95rem;
+  border: 1px solid var(--border-color-primary); border-radius: 8px; color: var(--body-text-color);
+  display: flex; align-items: center; justify-content: center; }
+#recording .source-selection button.selected { border-color: #1d4ed8; box-shadow: inset 0 0 0 1px #1d4ed8; }
+#recording .source-selection svg { width: 1.2rem; height: 1.2rem; flex: none; }
+#recording .source-selection button[aria-label="Upload file"]::after { content: "Upload a file"; }
+#recording .source-selection button[aria-label="Record audio"]::after { content: "Microphone"; }
+#recording :is(.record-button, .stop-button, .stop-button-paused, .pause-button, .resume-button, .mic-select) {
+  min-height: 2.5rem; }
+#recording .upload-container { height: 9.5rem !important; min-height: 0 !important; }
+#recording .icon-button { min-width: 2rem; min-height: 2rem; }
+.notice { border-left: 4px solid; border-radius: 6px; padding: 0.55rem 0.75rem; margin: 0; overflow-wrap: anywhere;
+  color: #111827 !important; }
+.notice :is(h3, p, th, td) { color: #111827 !important; margin: 0; }
+.notice.good { border-color: #15803d; background: #dcfce7; }
+.notice.warn { border-color: #b45309; background: #fef3c7; }
+.notice.bad { border-color: #b91c1c; background: #fee2e2; }
+.notice table { margin: 0.5rem 0; border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
+.notice :is(table, thead, tbody, tr, th, td) { border: 0 !important; background: none !important; }
+.notice :is(th, td) { text-align: left; padding: 0.2rem 0.6rem 0.2rem 0; font-weight: 500; }
+.notice tbody tr { border-top: 1px solid rgb(0 0 0 / 15%) !important; }
+.wanted { font-size: 1.15rem; margin: 0; overflow-wrap: anywhere; }
+ul.saved { list-style: none; margin: 0.5rem 0 0; padding: 0; max-height: 32rem; overflow-y: auto; }
+ul.saved li { border-top: 1px solid var(--border-color-primary); padding: 0.7rem 0.2rem; margin: 0; }
+ul.saved p { display: block !important; }
+ul.saved .said { margin: 0; overflow-wrap: anywhere; }
+ul.saved .controls { display: flex; gap: 0.6rem; align-items: center; margin-top: 0.4rem; }
+ul.saved audio { margin: 0; height: 2.6rem; flex: 1 1 0; }
+button.delete { border: 1px solid #b91c1c; color: #b91c1c; background: transparent; border-radius: 8px; cursor: pointer;
+  padding: 0.45rem 0.8rem; min-height: 2.6rem; }
+button.delete:hover { background: #b91c1c; color: #fff; }
+.dark button.delete { color: #fca5a5; border-color: #fca5a5; }
+.progress { display: flex; justify-content: space-between; margin: 0 0 0.3rem; font-variant-numeric: tabular-nums; }
+progress { appearance: none; display: block; width: 100%; height: 0.8rem; margin-bottom: 0.6rem; border: 0;
+  border-radius: 0.4rem; overflow: hidden; background: #d4d4d8; color: #1d4ed8; }
+progress::-webkit-progress-bar { background: #d4d4d8; }
+progress::-webkit-progress-value { background: #1d4ed8; transition: width 0.4s; }
+progress::-moz-progress-bar { background: #1d4ed8; }
+summary { cursor: pointer; padding: 0.4rem 0; }
+.gradio-container pre { display: flex; flex-direction: column-reverse; /* the newest line stays in sight */
+  font-size: 0.75rem; line-height: 1.4; max-height: 17rem; overflow: auto; white-space: pre-wrap;
+  overflow-wrap: anywhere; margin: 0.4rem 0 0; padding: 0.6rem; border-radius: 8px;
+  background: var(--background-fill-secondary); color: var(--body-text-color); }
+@media (max-width: 640px) {
+  .gradio-container .main.app { padding: 0.6rem; }
+  .section { padding: 0.9rem !important; }
+}
+"""

@@ -1,0 +1,1 @@
+"""The networks, their parts, and their files."""

@@ -1,0 +1,1 @@
+"""Voices of other trainers, in and out."""

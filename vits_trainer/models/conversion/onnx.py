@@ -1,0 +1,279 @@
+"""A voice as one ONNX file: text ids in, speech out; and what onnxruntime makes of it, held against PyTorch.
+
+torch's exporter over ``torch.export``: the text's length stays free, as the exporter itself checks, and the speech's
+length follows from the durations within the file. Nothing in it depends on the example that it is exported with.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import VitsModel, VitsTokenizer
+
+from vits_trainer.models.duration_predictor import log_durations
+from vits_trainer.models.encoders import encode_text, reversed_flow
+from vits_trainer.models.pretrained import LONGEST_TOKEN_S, audio_spec, folded, unhurried
+from vits_trainer.utils.errors import InstallationError, ModelError
+from vits_trainer.utils.files import made_beside, replace_file
+
+OPSET = 18
+"""Known to onnxruntime since 1.14 (2023)."""
+TOLERANCE = 1e-3
+"""Greatest difference of a sample, full scale at 1, between onnxruntime and PyTorch with noise off."""
+_LONGEST_TEXT = 4096
+"""Token ids: what the exporter is told; onnxruntime takes longer ones."""
+
+
+class SpokenVoice(nn.Module):
+    """The inference of ``VitsModel`` for one text, with its settings as inputs and without branches on values."""
+
+    def __init__(self, model: VitsModel) -> None:
+        super().__init__()
+        self.model = model
+        spec = audio_spec(model.config)
+        self.longest = math.log(LONGEST_TOKEN_S * spec.sampling_rate / spec.hop)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        noise_scale: Tensor,
+        length_scale: Tensor,
+        noise_scale_duration: Tensor,
+        speaker_id: Tensor | None = None,
+    ) -> Tensor:
+        """Speech, (1, T) samples.
+
+        Args:
+            tokens: (1, S) ids.
+            noise_scale: () how much the speech varies; 0 = the same each time.
+            length_scale: () 2 = half as fast.
+            noise_scale_duration: () how much the rhythm varies.
+            speaker_id: (1,) of a voice of several speakers.
+        """
+        model = self.model
+        mask = torch.ones_like(tokens, dtype=torch.float32)[:, None]  # (1, 1, S)
+        speaker = None if speaker_id is None else model.embed_speaker(speaker_id)[:, :, None]
+        hidden, mean, log_std = encode_text(model.text_encoder, tokens, mask)
+        noise = torch.randn_like(hidden[:, :2]) * noise_scale_duration
+        durations = log_durations(model.duration_predictor, hidden, mask, speaker, noise).clamp(max=self.longest)
+        ends = torch.ceil(torch.exp(durations) * length_scale)[0, 0].cumsum(0)  # (S,) frame behind each token's last
+        frames: Any = ends[-1].clamp(min=1).long().item()  # to the exporter a symbol, which int() would want to know
+        torch._check(frames >= 1)
+        behind = torch.arange(frames, device=tokens.device)[:, None] >= ends  # (T, S)
+        token_of_frame = behind.sum(-1).clamp(max=tokens.shape[1] - 1)
+        mean, log_std = mean.index_select(2, token_of_frame), log_std.index_select(2, token_of_frame)
+        latents = mean + torch.randn_like(mean) * torch.exp(log_std) * noise_scale
+        latents = reversed_flow(model.flow, latents, torch.ones_like(latents[:, :1]), speaker)
+        speech: Tensor = model.decoder(latents, speaker)[:, 0]
+        return speech
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A text spoken by both."""
+
+    difference: float
+    """Greatest difference of a sample, noise off."""
+    audio_s: float
+    onnx_s: float
+    """Median time of onnxruntime."""
+    torch_s: float
+    """Median time of PyTorch, ``VitsModel.forward``."""
+    cores: int
+
+    def __str__(self) -> str:
+        ours, theirs = self.onnx_s / self.audio_s, self.torch_s / self.audio_s
+        return (
+            f"{self.audio_s:.1f} s of speech on {self.cores} core{'s' if self.cores > 1 else ''}: real-time factor "
+            f"{ours:.3f} in onnxruntime, {theirs:.3f} in PyTorch; greatest difference of a sample {self.difference:.1e}"
+        )
+
+
+def require_packages() -> None:
+    """Raises :class:`InstallationError` where the packages for ONNX are not installed."""
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise InstallationError(f"ONNX needs {', '.join(missing)}: pip install 'vits-trainer[onnx]'.")
+
+
+def export(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
+    """Writes ``path``, whole or not at all.
+
+    Its inputs are those of :class:`SpokenVoice`, its output ``waveform``. Its metadata are JSON each: sampling_rate,
+    vocabulary (ids by symbol), add_blank (id 0 around each), phonemize, is_uroman, speakers (names by id) and the
+    voice's own noise_scale, noise_scale_duration, length_scale.
+
+    Args:
+        model: in training form.
+        tokenizer: the voice's.
+        path: of the file; one that is there is overwritten.
+
+    Raises:
+        InstallationError: packages are missing.
+    """
+    require_packages()
+    import onnx  # noqa: PLC0415 - optional
+
+    voice = SpokenVoice(folded(model)).eval()
+    example: dict[str, Tensor] = {
+        "tokens": torch.arange(24)[None] % model.config.vocab_size,
+        "noise_scale": torch.tensor(model.config.noise_scale),
+        "length_scale": torch.tensor(1 / model.config.speaking_rate),
+        "noise_scale_duration": torch.tensor(model.config.noise_scale_duration),
+    }
+    if model.config.num_speakers > 1:
+        example["speaker_id"] = torch.zeros(1, dtype=torch.long)
+    free: dict[str, Any] = dict.fromkeys(example)
+    free["tokens"] = {1: torch.export.Dim("text", min=2, max=_LONGEST_TEXT)}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nobody needs here
+    with made_beside(path) as folder:
+        part = folder / path.name
+        with torch.no_grad():
+            torch.onnx.export(
+                voice,
+                kwargs=example,
+                f=part,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(example),
+                output_names=["waveform"],
+                dynamic_shapes=free,
+                external_data=False,
+                verbose=False,
+            )
+        file = onnx.load(part)
+        for name, value in _metadata(model, tokenizer).items():
+            entry = file.metadata_props.add()
+            entry.key, entry.value = name, json.dumps(value, ensure_ascii=False)
+        onnx.save(file, part)
+        replace_file(part, path)
+
+
+def _metadata(model: VitsModel, tokenizer: VitsTokenizer) -> dict[str, Any]:
+    config = model.config
+    return {
+        "sampling_rate": config.sampling_rate,
+        "vocabulary": tokenizer.encoder,
+        "add_blank": tokenizer.add_blank,
+        "phonemize": tokenizer.phonemize,
+        "is_uroman": tokenizer.is_uroman,
+        "speakers": getattr(config, "speakers", None) or [str(number) for number in range(max(1, config.num_speakers))],
+        "noise_scale": config.noise_scale,
+        "noise_scale_duration": config.noise_scale_duration,
+        "length_scale": 1 / config.speaking_rate,
+    }
+
+
+class OnnxVoice:
+    """An exported voice in onnxruntime, on the CPU."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file.
+
+        Raises:
+            InstallationError: onnxruntime is missing.
+            ModelError: the file cannot be opened.
+        """
+        require_packages()
+        import onnxruntime  # noqa: PLC0415 - optional
+
+        refusals: tuple[type[Exception], ...] = (RuntimeError, ValueError, OSError, *_onnxruntime_errors())
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except refusals as error:
+            raise ModelError(f"{path}: onnxruntime cannot open it ({' '.join(str(error).split())[:200]}).") from error
+        said = self.session.get_modelmeta().custom_metadata_map
+        self.metadata: dict[str, Any] = {name: json.loads(value) for name, value in said.items()}
+        """As :func:`export` wrote them."""
+
+    def speak(
+        self,
+        token_ids: NDArray[np.int64],
+        noise_scale: float | None = None,
+        length_scale: float | None = None,
+        noise_scale_duration: float | None = None,
+        speaker_id: int = 0,
+    ) -> NDArray[np.float32]:
+        """Speech, (T,), of token ids, (S,), blanks among them. What is left out is the voice's own."""
+        own = self.metadata
+        scales = {
+            "noise_scale": noise_scale,
+            "length_scale": length_scale,
+            "noise_scale_duration": noise_scale_duration,
+        }
+        given: dict[str, Any] = {
+            name: np.array(own[name] if scale is None else scale, dtype=np.float32) for name, scale in scales.items()
+        }
+        given |= {"tokens": token_ids[None], "speaker_id": np.array([speaker_id])}
+        wanted = {entry.name for entry in self.session.get_inputs()}
+        speech: NDArray[np.float32] = self.session.run(None, {n: v for n, v in given.items() if n in wanted})[0][0]
+        return speech
+
+
+def _onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """What it raises where a file is none of its own: classes that derive from nothing but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state  # noqa: PLC0415 - optional
+
+    kinds: tuple[type[Exception], ...] = (state.InvalidProtobuf, state.Fail, state.InvalidGraph, state.NoSuchFile)
+    return kinds
+
+
+def compare(model: VitsModel, path: Path, tokens: int = 150, rounds: int = 3) -> Comparison:
+    """Speaks one text of ``tokens`` ids by both, noise off, after one round to warm up.
+
+    Args:
+        model: in training form.
+        path: what :func:`export` wrote of it.
+        tokens: of the made-up text, blanks among them.
+        rounds: that are timed.
+
+    Raises:
+        ModelError: they differ by more than :data:`TOLERANCE`, or in length.
+    """
+    torch_voice, onnx_voice = folded(model), OnnxVoice(path)
+    torch_voice.noise_scale = torch_voice.noise_scale_duration = 0.0
+    ids = np.zeros(tokens, dtype=np.int64)
+    ids[1::2] = 1 + np.arange(len(ids[1::2])) % max(1, model.config.vocab_size - 1)
+    speaker = 0 if model.config.num_speakers > 1 else None
+
+    def by_torch() -> NDArray[np.float32]:
+        with torch.inference_mode(), unhurried(torch_voice):
+            spoken = torch_voice(torch.from_numpy(ids)[None], speaker_id=speaker, speaking_rate=1.0).waveform
+        samples: NDArray[np.float32] = spoken[0].numpy()
+        return samples
+
+    def by_onnx() -> NDArray[np.float32]:
+        return onnx_voice.speak(ids, noise_scale=0.0, length_scale=1.0, noise_scale_duration=0.0)
+
+    expected, spoken = by_torch(), by_onnx()
+    difference = float(np.abs(expected - spoken).max()) if expected.shape == spoken.shape else math.inf
+    if not difference <= TOLERANCE:
+        raise ModelError(
+            f"{path} speaks otherwise than the voice itself: {len(spoken)} samples for {len(expected)}, differing by "
+            f"up to {difference:.1e}. Do not use it; try another version of torch or onnxruntime."
+        )
+    audio_s = len(expected) / model.config.sampling_rate
+    return Comparison(
+        difference, audio_s, _median_s(by_onnx, rounds), _median_s(by_torch, rounds), torch.get_num_threads()
+    )
+
+
+def _median_s(speak: Callable[[], object], rounds: int) -> float:
+    taken = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        speak()
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken))

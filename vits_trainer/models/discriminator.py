@@ -1,0 +1,128 @@
+"""The discriminators of VITS: one over the scale, five over periods (HiFi-GAN, Kong et al. 2020, section 2.3).
+
+Parameters carry the original's names (``discriminators.0.convs.0`` ...), so that its checkpoints fit.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from vits_trainer.config.architecture import DiscriminatorShape
+from vits_trainer.config.serialization import to_dict
+from vits_trainer.utils.errors import ModelError
+from vits_trainer.utils.finite_weights import require_finite, weights_of
+
+LEAKY_SLOPE = 0.1
+
+
+class Judgement(NamedTuple):
+    """What each discriminator says: a score map, and the activations of its layers (the last one is the score)."""
+
+    scores: list[Tensor]
+    """(B, positions) for each discriminator."""
+    activations: list[list[Tensor]]
+    """Feature maps of each layer of each discriminator."""
+
+    def split(self, clips: int) -> tuple["Judgement", "Judgement"]:
+        """The judgement on the first ``clips`` waveforms of a batch, and on the rest."""
+        return (
+            Judgement([s[:clips] for s in self.scores], [[a[:clips] for a in layers] for layers in self.activations]),
+            Judgement([s[clips:] for s in self.scores], [[a[clips:] for a in layers] for layers in self.activations]),
+        )
+
+
+class ScaleDiscriminator(nn.Module):
+    """Grouped convolutions over the waveform itself."""
+
+    def __init__(self, divisor: int) -> None:
+        super().__init__()
+        widths = [1] + [width // divisor for width in (16, 64, 256, 1024, 1024, 1024)]
+        kernels, strides, groups = (15, 41, 41, 41, 41, 5), (1, 4, 4, 4, 4, 1), (1, 4, 16, 64, 256, 1)
+        self.convs = nn.ModuleList(
+            weight_norm(nn.Conv1d(a, b, kernel, stride, padding=kernel // 2, groups=min(group, a)))
+            for a, b, kernel, stride, group in zip(widths, widths[1:], kernels, strides, groups, strict=False)
+        )
+        self.conv_post = weight_norm(nn.Conv1d(widths[-1], 1, 3, padding=1))
+
+    def forward(self, waveform: Tensor) -> list[Tensor]:
+        """(B, 1, N) to the activations of each layer, the last being the scores (B, 1, positions)."""
+        return _activations(waveform, self.convs, self.conv_post)
+
+
+class PeriodDiscriminator(nn.Module):
+    """Two-dimensional convolutions over the waveform folded into rows of ``period`` samples."""
+
+    def __init__(self, period: int, divisor: int) -> None:
+        super().__init__()
+        self.period = period
+        widths = [1] + [width // divisor for width in (32, 128, 512, 1024, 1024)]
+        self.convs = nn.ModuleList(
+            weight_norm(nn.Conv2d(a, b, (5, 1), (stride, 1), padding=(2, 0)))
+            for a, b, stride in zip(widths, widths[1:], (3, 3, 3, 3, 1), strict=False)
+        )
+        self.conv_post = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
+
+    def forward(self, waveform: Tensor) -> list[Tensor]:
+        """(B, 1, N) to the activations of each layer, the last being the scores (B, 1, positions, period)."""
+        batch, channels, samples = waveform.shape
+        if samples % self.period:
+            waveform = F.pad(waveform, (0, self.period - samples % self.period), "reflect")
+        return _activations(waveform.view(batch, channels, -1, self.period), self.convs, self.conv_post)
+
+
+class Discriminator(nn.Module):
+    """All discriminators of VITS over the same waveforms."""
+
+    def __init__(self, shape: DiscriminatorShape | None = None) -> None:
+        super().__init__()
+        self.shape = shape or DiscriminatorShape()
+        divisor = self.shape.channels_divisor
+        periods = (PeriodDiscriminator(period, divisor) for period in self.shape.periods)
+        self.discriminators = nn.ModuleList([ScaleDiscriminator(divisor), *periods])
+
+    def forward(self, waveform: Tensor) -> Judgement:
+        """Judges (B, 1, N) waveforms."""
+        activations = [discriminator(waveform) for discriminator in self.discriminators]
+        return Judgement([torch.flatten(layers[-1], 1) for layers in activations], activations)
+
+
+def _activations(x: Tensor, convs: nn.ModuleList, conv_post: nn.Module) -> list[Tensor]:
+    layers = []
+    for conv in convs:
+        x = F.leaky_relu(conv(x), LEAKY_SLOPE)
+        layers.append(x)
+    return [*layers, conv_post(x)]
+
+
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+
+
+def save_discriminator(discriminator: Discriminator, path: Path) -> None:
+    """Writes the discriminators' weights, with their sizes in the file's metadata."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in discriminator.state_dict().items()}
+    save_file(tensors, path, metadata={"shape": json.dumps(to_dict(discriminator.shape))})
+
+
+def load_discriminator(path: Path) -> Discriminator:
+    """Reads what :func:`save_discriminator` wrote.
+
+    Raises:
+        ModelError: the file is damaged or holds something else, or a weight is not finite.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            shape = json.loads((file.metadata() or {})["shape"])
+        discriminator = Discriminator(DiscriminatorShape(tuple(shape["periods"]), shape["channels_divisor"]))
+        discriminator.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{path}: no discriminators could be loaded ({reason}). Delete it to start afresh.") from error
+    require_finite(weights_of(discriminator), path, "Delete it to start with fresh discriminators.")
+    return discriminator

@@ -1,0 +1,141 @@
+"""The generator's forward in the training direction, over transformers' own modules (``VitsModel`` only infers)."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import VitsModel
+
+from vits_trainer.models import alignment
+from vits_trainer.models.duration_predictor import Noise, duration_loss
+from vits_trainer.models.encoders import encode_text, flow, reversed_flow, wavenet
+from vits_trainer.models.precision import at_least_float32
+from vits_trainer.models.spectrogram import cut_segments, frame_mask, random_segment_starts
+
+
+class Synthesis(NamedTuple):
+    """What one forward of the generator gives. B clips, C latent channels, T frames, S tokens.
+
+    A NamedTuple, as DistributedDataParallel looks for the tensors in it.
+    """
+
+    waveform: Tensor
+    """(B, 1, segment_samples) decoded segments."""
+    segment_starts: Tensor
+    """(B,) first frame of each segment."""
+    duration_loss: Tensor
+    """(B,) loss of each clip's durations, summed over its tokens."""
+    posterior: Tensor
+    """(B, C, T) the posterior's sample, ``z``."""
+    latents: Tensor
+    """(B, C, T) the posterior's sample after the flow, ``z_p``."""
+    posterior_log_std: Tensor
+    """(B, C, T)."""
+    prior_mean: Tensor
+    """(B, C, T) expanded over the frames by the alignment."""
+    prior_log_std: Tensor
+    """(B, C, T) expanded over the frames by the alignment."""
+    token_of_frame: Tensor
+    """(B, T) the alignment."""
+    text_mask: Tensor
+    """(B, 1, S)."""
+    frame_mask: Tensor
+    """(B, 1, T)."""
+
+
+class Generator(nn.Module):
+    """A ``VitsModel`` that can be trained: text and spectrogram in, decoded segments and what the losses need out.
+
+    ``decode_from`` says whose sample is decoded: the posterior's (VITS), or the prior's through the reversed flow,
+    which is what inference does (the mel objective: the posterior encoder then only serves the alignment, frozen).
+    With ``recomputes``, activations are computed again in the backward pass instead of being kept: less memory, the
+    same values, a forward pass more.
+    """
+
+    def __init__(self, model: VitsModel, decode_from: Literal["posterior", "prior"], segment_frames: int) -> None:
+        super().__init__()
+        self.model = model
+        self.decode_from = decode_from
+        self.segment_frames = segment_frames
+        self.noise: Noise = torch.randn_like
+        self.recomputes = False
+        self.compiled_decoder: Callable[..., Tensor] | None = None
+        if decode_from == "prior":
+            model.posterior_encoder.requires_grad_(False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        token_lengths: Tensor,
+        spectrogram: Tensor,
+        frame_lengths: Tensor,
+        speaker_ids: Tensor | None = None,
+        segment_starts: Tensor | None = None,
+    ) -> Synthesis:
+        """One pass from text and speech to segments of speech.
+
+        Args:
+            tokens: (B, S) token ids.
+            token_lengths: (B,).
+            spectrogram: (B, F, T) magnitudes.
+            frame_lengths: (B,) each at least its clip's tokens.
+            speaker_ids: (B,) for models of several speakers.
+            segment_starts: (B,) frames; drawn at random when left out.
+        """
+        text_mask = frame_mask(token_lengths, tokens.shape[1])
+        frames = frame_mask(frame_lengths, spectrogram.shape[2])
+        speaker = None if speaker_ids is None else self.model.embed_speaker(speaker_ids)[:, :, None]
+
+        hidden, token_mean, token_log_std = self._run(encode_text, self.model.text_encoder, tokens, text_mask)
+        token_mean, token_log_std = at_least_float32(token_mean), at_least_float32(token_log_std)
+
+        posterior, posterior_log_std, latents = self._posterior(spectrogram, frames, speaker)
+        with torch.no_grad():
+            scores = alignment.log_likelihoods(latents, token_mean, token_log_std)
+            token_of_frame = alignment.search(scores, frame_lengths, token_lengths)
+            token_durations = alignment.durations(token_of_frame, frames, tokens.shape[1])
+        prior_mean = alignment.expand(token_mean, token_of_frame, frames)
+        prior_log_std = alignment.expand(token_log_std, token_of_frame, frames)
+
+        decoded = posterior
+        if self.decode_from == "prior":
+            sample = prior_mean + self.noise(prior_mean) * torch.exp(prior_log_std)
+            decoded = self._run(reversed_flow, self.model.flow, sample * frames, frames, speaker)
+        if segment_starts is None:
+            segment_starts = random_segment_starts(frame_lengths, self.segment_frames)
+        segment = cut_segments(decoded * frames, segment_starts, self.segment_frames)
+        return Synthesis(
+            waveform=self._run(self.compiled_decoder or self.model.decoder, segment, speaker),
+            segment_starts=segment_starts,
+            duration_loss=duration_loss(
+                self.model.duration_predictor, hidden, text_mask, speaker, token_durations, self.noise
+            ),
+            posterior=posterior,
+            latents=latents,
+            posterior_log_std=posterior_log_std,
+            prior_mean=prior_mean,
+            prior_log_std=prior_log_std,
+            token_of_frame=token_of_frame,
+            text_mask=text_mask,
+            frame_mask=frames,
+        )
+
+    def _posterior(self, spectrogram: Tensor, frames: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The posterior's sample, its log standard deviation, and the sample after the flow: (B, C, T) each."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.decode_from == "posterior"):
+            sample, log_std = self._sample(spectrogram, frames, speaker)
+            return sample, log_std, at_least_float32(self._run(flow, self.model.flow, sample, frames, speaker))
+
+    def _sample(self, spectrogram: Tensor, frames: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor]:
+        # Not ``encoder(...)``, which draws its noise itself.
+        encoder = self.model.posterior_encoder
+        hidden = self._run(wavenet, encoder.wavenet, encoder.conv_pre(spectrogram) * frames, frames, speaker)
+        mean, log_std = at_least_float32(encoder.conv_proj(hidden) * frames).chunk(2, dim=1)
+        return (mean + self.noise(mean) * torch.exp(log_std)) * frames, log_std
+
+    def _run(self, part: Callable[..., Any], *given: Any) -> Any:
+        if self.recomputes and torch.is_grad_enabled():
+            return checkpoint(part, *given, use_reentrant=False)
+        return part(*given)

@@ -1,0 +1,102 @@
+"""New generators, VITS's initialisation, and frozen parts."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import VitsConfig, VitsModel, VitsTokenizer
+from transformers.models.vits.modeling_vits import VitsAttention, VitsStochasticDurationPredictor
+
+from vits_trainer.config.architecture import Architecture
+from vits_trainer.config.serialization import to_dict
+from vits_trainer.models.pretrained import EMBEDDED_SPEAKER_SIZE, in_training_form
+from vits_trainer.utils.errors import ConfigError
+
+
+def new_model(
+    architecture: Architecture, tokenizer: VitsTokenizer, speakers: list[str], layerdrop: float = 0.0
+) -> VitsModel:
+    """A voice from scratch in training form, with VITS's own initialisation (transformers' is Kaiming's).
+
+    Args:
+        architecture: sizes.
+        tokenizer: its vocabulary becomes the embedding's.
+        speakers: sorted names; a name's place is its id, and they are kept in the model's configuration.
+        layerdrop: chance to skip a text encoder layer.
+    """
+    config = VitsConfig(
+        vocab_size=len(tokenizer),
+        layerdrop=layerdrop,
+        flow_size=architecture.hidden_size,
+        num_speakers=max(1, len(speakers)),
+        speaker_embedding_size=EMBEDDED_SPEAKER_SIZE if len(speakers) > 1 else 0,
+        **to_dict(architecture),
+    )
+    if len(speakers) > 1:
+        config.speakers = speakers
+    model = in_training_form(VitsModel(config))
+    initialise_as_vits(model)
+    return model
+
+
+def initialise_as_vits(model: VitsModel) -> None:
+    """PyTorch's own initialisation with VITS's exceptions. Changes ``model``, in training form.
+
+    N(0, 0.01) in the decoder's upsampling and residual convolutions, zeros in the last layer of each coupling and of
+    each spline flow, N(0, C^-0.5) embeddings, Xavier's attention projections.
+    """
+    width = model.config.hidden_size
+    for module in model.modules():
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, nn.Linear)):
+            _reset(module)
+    for module in model.modules():  # again, as an attention comes before its projections
+        if isinstance(module, VitsAttention):
+            for projection in (module.q_proj, module.k_proj, module.v_proj):
+                nn.init.xavier_uniform_(projection.weight)
+            for relative in (module.emb_rel_k, module.emb_rel_v):
+                nn.init.normal_(relative, std=(width // model.config.num_attention_heads) ** -0.5)
+    nn.init.normal_(model.text_encoder.embed_tokens.weight, std=width**-0.5)
+    for module in [*model.decoder.upsampler, *model.decoder.resblocks.modules()]:
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            module.weight = nn.init.normal_(torch.empty_like(module.weight), std=0.01)
+    last_layers = [coupling.conv_post for coupling in model.flow.flows]
+    if isinstance(model.duration_predictor, VitsStochasticDurationPredictor):
+        splines = [*model.duration_predictor.flows[1:], *model.duration_predictor.post_flows[1:]]
+        last_layers += [spline.conv_proj for spline in splines]
+    for layer in last_layers:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    if model.config.num_speakers > 1:
+        nn.init.normal_(model.embed_speaker.weight)
+
+
+def _reset(layer: nn.Conv1d | nn.ConvTranspose1d | nn.Linear) -> None:
+    """PyTorch's default, through weight norm where the layer has it: there ``weight`` is computed from g and v."""
+    if parametrize.is_parametrized(layer, "weight"):
+        weight = torch.empty_like(layer.weight)
+        nn.init.kaiming_uniform_(weight, a=5**0.5)
+        layer.weight = weight
+        if layer.bias is not None:
+            fan_in, _ = nn.init._calculate_fan_in_and_fan_out(weight)
+            nn.init.uniform_(layer.bias, -(fan_in**-0.5), fan_in**-0.5)
+    else:
+        layer.reset_parameters()
+
+
+def freeze(model: VitsModel, parts: Iterable[str]) -> None:
+    """Leaves parts of a voice as they are: none of their parameters takes a gradient. Changes ``model``.
+
+    Before an optimiser is built, and before the ranks are joined, as both take what is to be trained.
+
+    Raises:
+        ConfigError: nothing would be left to train.
+    """
+    parts = list(parts)
+    for part in parts:
+        getattr(model, part).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            f"--freeze {','.join(parts)} leaves nothing to train (--objective mel freezes the posterior encoder by "
+            "itself). Leave out a part."
+        )

@@ -1,0 +1,237 @@
+"""Parameter names of the original VITS implementation in the words of this package's networks, and back."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from vits_trainer.config.architecture import DiscriminatorShape
+from vits_trainer.utils.errors import ModelError
+
+_G, _V = ".parametrizations.weight.original0", ".parametrizations.weight.original1"
+
+_WEIGHT_NORM = [(r"\.weight_g$", _G), (r"\.weight_v$", _V)]
+_WEIGHT_NORM_BACK = [(re.escape(_G) + "$", ".weight_g"), (re.escape(_V) + "$", ".weight_v")]
+_NORM = [(r"\.gamma$", ".weight"), (r"\.beta$", ".bias")]
+_DURATION_PREDICTOR = [
+    (r"^dp\.(post_)?pre\.", r"duration_predictor.\1conv_pre."),
+    (r"^dp\.(post_)?proj\.(?=weight|bias)", r"duration_predictor.\1conv_proj."),
+    (r"^dp\.(post_)?convs\.", r"duration_predictor.\1conv_dds."),
+    (r"^dp\.", "duration_predictor."),
+    (r"(flows\.\d+)\.pre\.", r"\1.conv_pre."),
+    (r"(flows\.\d+)\.proj\.", r"\1.conv_proj."),
+    (r"(flows\.\d+)\.convs\.", r"\1.conv_dds."),
+    (r"(flows\.\d+)\.m$", r"\1.translate"),
+    (r"(flows\.\d+)\.logs$", r"\1.log_scale"),
+    (r"\.convs_sep\.", ".convs_dilated."),
+    (r"\.convs_1x1\.", ".convs_pointwise."),
+]
+_REST = [
+    (r"^emb_g\.", "embed_speaker."),
+    (r"^enc_p\.emb\.", "text_encoder.embed_tokens."),
+    (r"^enc_p\.proj\.", "text_encoder.project."),
+    (r"^enc_p\.encoder\.attn_layers\.(\d+)\.conv_([qkv])\.", r"text_encoder.encoder.layers.\1.attention.\2_proj."),
+    (r"^enc_p\.encoder\.attn_layers\.(\d+)\.conv_o\.", r"text_encoder.encoder.layers.\1.attention.out_proj."),
+    (r"^enc_p\.encoder\.attn_layers\.(\d+)\.", r"text_encoder.encoder.layers.\1.attention."),
+    (r"^enc_p\.encoder\.norm_layers_1\.(\d+)\.", r"text_encoder.encoder.layers.\1.layer_norm."),
+    (r"^enc_p\.encoder\.norm_layers_2\.(\d+)\.", r"text_encoder.encoder.layers.\1.final_layer_norm."),
+    (r"^enc_p\.encoder\.ffn_layers\.(\d+)\.", r"text_encoder.encoder.layers.\1.feed_forward."),
+    (r"^enc_q\.pre\.", "posterior_encoder.conv_pre."),
+    (r"^enc_q\.enc\.", "posterior_encoder.wavenet."),
+    (r"^enc_q\.proj\.", "posterior_encoder.conv_proj."),
+    (r"^dec\.ups\.", "decoder.upsampler."),
+    (r"^dec\.", "decoder."),
+    (r"^(flow\.flows\.\d+)\.pre\.", r"\1.conv_pre."),
+    (r"^(flow\.flows\.\d+)\.enc\.", r"\1.wavenet."),
+    (r"^(flow\.flows\.\d+)\.post\.", r"\1.conv_post."),
+]
+
+_DURATION_PREDICTOR_BACK = [
+    (r"\.(post_)?conv_(pre|proj)\.", r".\1\2."),
+    (r"\.(post_)?conv_dds\.", r".\1convs."),
+    (r"\.convs_dilated\.", ".convs_sep."),
+    (r"\.convs_pointwise\.", ".convs_1x1."),
+    (r"\.translate$", ".m"),
+    (r"\.log_scale$", ".logs"),
+]
+_NORM_BACK = [
+    (r"(norms?_\d(?:\.\d+)?|norm_layers_\d\.\d+)\.weight$", r"\1.gamma"),
+    (r"(norms?_\d(?:\.\d+)?|norm_layers_\d\.\d+)\.bias$", r"\1.beta"),
+]
+_REST_BACK = [
+    (r"^embed_speaker\.", "emb_g."),
+    (r"^text_encoder\.embed_tokens\.", "enc_p.emb."),
+    (r"^text_encoder\.project\.", "enc_p.proj."),
+    (r"^text_encoder\.encoder\.layers\.(\d+)\.attention\.([qkv])_proj\.", r"enc_p.encoder.attn_layers.\1.conv_\2."),
+    (r"^text_encoder\.encoder\.layers\.(\d+)\.attention\.out_proj\.", r"enc_p.encoder.attn_layers.\1.conv_o."),
+    (r"^text_encoder\.encoder\.layers\.(\d+)\.attention\.", r"enc_p.encoder.attn_layers.\1."),
+    (r"^text_encoder\.encoder\.layers\.(\d+)\.layer_norm\.", r"enc_p.encoder.norm_layers_1.\1."),
+    (r"^text_encoder\.encoder\.layers\.(\d+)\.final_layer_norm\.", r"enc_p.encoder.norm_layers_2.\1."),
+    (r"^text_encoder\.encoder\.layers\.(\d+)\.feed_forward\.", r"enc_p.encoder.ffn_layers.\1."),
+    (r"^posterior_encoder\.conv_(pre|proj)\.", r"enc_q.\1."),
+    (r"^posterior_encoder\.wavenet\.", "enc_q.enc."),
+    (r"^decoder\.upsampler\.", "dec.ups."),
+    (r"^decoder\.", "dec."),
+    (r"^(flow\.flows\.\d+)\.conv_(pre|post)\.", r"\1.\2."),
+    (r"^(flow\.flows\.\d+)\.wavenet\.", r"\1.enc."),
+]
+_ONCE_CONVOLUTIONS = re.compile(r"\.conv_[qkvo]\.weight$")
+"""Convolutions of width 1 in the original, linear layers in transformers."""
+
+
+def generator_name(original: str, stochastic_durations: bool = True) -> str:
+    """The name in a ``VitsModel`` in training form of the original generator's parameter ``original``.
+
+    Args:
+        original: such as ``enc_p.encoder.attn_layers.0.conv_q.weight``.
+        stochastic_durations: which duration predictor it is of: both have a ``dp.proj``.
+    """
+    name = original
+    if name.startswith("flow."):  # the original's list of flows holds a flip after each
+        name = re.sub(r"(?<=^flow\.flows\.)\d+", lambda index: str(int(index.group()) // 2), name)
+    if name.startswith("dp."):
+        # likewise, behind one element-wise affine flow
+        name = re.sub(r"(?<=flows\.)\d+", lambda index: str((int(index.group()) + 1) // 2), name)
+        rules = _DURATION_PREDICTOR if stochastic_durations else [(r"^dp\.", "duration_predictor.")]
+        return _rename(name, [*rules, *_NORM])
+    return _rename(name, [*_REST, *_NORM, *_WEIGHT_NORM])
+
+
+def has_stochastic_durations(names: Iterable[str]) -> bool:
+    """Whether parameters under the original's names are of a generator with the stochastic duration predictor."""
+    return any(name.startswith("dp.flows.") for name in names)
+
+
+def original_generator_name(ours: str) -> str:
+    """The inverse of :func:`generator_name`, for either duration predictor: both have their own names there."""
+    if ours.startswith("flow."):
+        ours = re.sub(r"(?<=^flow\.flows\.)\d+", lambda index: str(2 * int(index.group())), ours)
+    if ours.startswith("duration_predictor."):
+        name = re.sub(r"(?<=flows\.)\d+", lambda index: str(max(0, 2 * int(index.group()) - 1)), ours)
+        name = re.sub(r"^duration_predictor\.", "dp.", name)
+        return _rename(name, [*_DURATION_PREDICTOR_BACK, *_NORM_BACK])
+    return _rename(ours, [*_REST_BACK, *_NORM_BACK, *_WEIGHT_NORM_BACK])
+
+
+def discriminator_name(original: str) -> str:
+    """The name in :class:`~vits_trainer.models.discriminator.Discriminator` of the original's ``original``."""
+    return _rename(original, _WEIGHT_NORM)
+
+
+def named_as_original(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weight norm under its legacy names, ``weight_g`` and ``weight_v``, however torch called it then."""
+    return {_rename(name, _WEIGHT_NORM_BACK): weight for name, weight in weights.items()}
+
+
+def from_original_generator(weights: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the original's names to the state of a ``VitsModel`` in training form (weight norm as g and v).
+
+    Args:
+        weights: the original generator's parameters.
+        shapes: ``state_dict()`` of the model to fill; its 1x1 convolutions may have become linear layers.
+
+    Raises:
+        ModelError: a parameter without a place, of another size, or a place without a parameter; each is named.
+    """
+    stochastic = has_stochastic_durations(weights)
+    converted = {generator_name(name, stochastic): weight for name, weight in weights.items()}
+    return fitted(converted, shapes, "generator")
+
+
+def to_original_generator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`from_original_generator`: the very numbers under the original's names and in its shapes."""
+    converted = {original_generator_name(name): tensor for name, tensor in state.items()}
+    return {
+        name: tensor[..., None] if _ONCE_CONVOLUTIONS.search(name) else tensor for name, tensor in converted.items()
+    }
+
+
+def from_original_discriminator(weights: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the original's names to the state of a ``Discriminator``.
+
+    Raises:
+        ModelError: as :func:`from_original_generator`.
+    """
+    converted = {discriminator_name(name): weight for name, weight in weights.items()}
+    return fitted(converted, shapes, "discriminator")
+
+
+def to_original_discriminator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`from_original_discriminator`."""
+    return named_as_original(state)
+
+
+def discriminator_shape(
+    shapes: Mapping[str, Iterable[int]], periods: tuple[int, ...] | None = None
+) -> DiscriminatorShape:
+    """The sizes of discriminators from their parameters' shapes, by the original's names.
+
+    Args:
+        shapes: of every parameter, with weight norm or without.
+        periods: where the checkpoint's configuration states them; else VITS's own, as many as there are.
+
+    Raises:
+        ModelError: these are no discriminators of VITS.
+    """
+    periods = periods or DiscriminatorShape().periods
+    count = len({name.split(".")[1] for name in shapes if name.startswith("discriminators.")})
+    first = shapes.get("discriminators.0.convs.0.weight_v", shapes.get("discriminators.0.convs.0.weight"))
+    channels = next(iter(first or ()), 0)
+    if not channels or count - 1 > len(periods):
+        raise ModelError(
+            f"These are no discriminators of VITS (one over the scale and up to {len(periods)} over periods): there is "
+            f"{', '.join(sorted(shapes)[:5]) or 'nothing'}. Give a D_*.pth of original VITS or MMS."
+        )
+    return DiscriminatorShape(periods[: count - 1], max(1, 16 // channels))
+
+
+def _rename(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def fitted(weights: Mapping[str, Tensor], shapes: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
+    """``weights`` in the shapes of a network's state, with weight norm where the network has it.
+
+    Weights that were saved folded are split into g, their norm, and v, themselves, and the other way round: that keeps
+    every output. Nothing else is changed.
+
+    Args:
+        weights: by the network's own names.
+        shapes: its ``state_dict()``.
+        network: what to call it.
+
+    Raises:
+        ModelError: a parameter without a place, of another size, or a place without a parameter; each is named.
+    """
+    weights = _with_weight_norm_as_in(shapes, weights)
+    problems = [f"{name} has no place" for name in sorted(weights.keys() - shapes.keys())]
+    problems += [f"{name} is missing" for name in sorted(shapes.keys() - weights.keys())]
+    problems += [
+        f"{name} has shape {tuple(weights[name].shape)}, not {tuple(shapes[name].shape)}"
+        for name in sorted(weights.keys() & shapes.keys())
+        if _wide(weights[name]) != _wide(shapes[name])
+    ]
+    if problems:
+        raise ModelError(f"These weights do not fit the {network}: {'; '.join(problems)}. Check its configuration.")
+    return {name: weight.reshape(shapes[name].shape) for name, weight in weights.items()}
+
+
+def _wide(weight: Tensor) -> list[int]:
+    """Its shape without the dimensions of 1, which a layer may have more of there."""
+    return [size for size in weight.shape if size > 1]
+
+
+def _with_weight_norm_as_in(shapes: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    adapted = dict(weights)
+    for layer in {name.removesuffix(_G) for name in shapes if name.endswith(_G)}:
+        if f"{layer}.weight" in adapted and f"{layer}{_G}" not in adapted:
+            weight = adapted.pop(f"{layer}.weight")
+            adapted[f"{layer}{_V}"] = weight
+            adapted[f"{layer}{_G}"] = torch.norm_except_dim(weight, 2, 0)
+    for layer in {name.removesuffix(_G) for name in weights if name.endswith(_G)}:
+        if f"{layer}.weight" in shapes and f"{layer}{_V}" in adapted:
+            adapted[f"{layer}.weight"] = torch._weight_norm(adapted.pop(f"{layer}{_V}"), adapted.pop(f"{layer}{_G}"), 0)
+    return adapted

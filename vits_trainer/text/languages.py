@@ -1,0 +1,148 @@
+"""What languages are called, and what must be known of them to read a text aloud: phonemes, numbers, Latin letters.
+
+phonemizer and uroman (``pip install 'vits-trainer[text]'``) are loaded where a text first needs them, each once.
+"""
+
+import importlib
+import logging
+import re
+from contextlib import suppress
+from decimal import Decimal
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+from num2words import CONVERTER_CLASSES, num2words
+
+from vits_trainer.utils.errors import ModelError
+
+_NAMES = """
+afr:af amh:am ara:ar asm:as aze:az azj:az bak:ba bel:be ben:bn bos:bs bul:bg cat:ca ces:cs chv:cv cym:cy dan:da deu:de
+ell:el en:en-us eng:en-us epo:eo est:et eus:eu fas:fa fao:fo fin:fi fr:fr-fr fra:fr-fr gla:gd gle:ga grn:gn guj:gu
+hat:ht heb:he hin:hi hrv:hr hun:hu hye:hy ind:id isl:is ita:it jpn:ja kal:kl kan:kn kat:ka kaz:kk kir:ky kmr:ku kor:ko
+kur:ku lat:la lav:lv lit:lt ltz:lb mal:ml mar:mr mkd:mk mlt:mt mri:mi msa:ms mya:my nep:ne nld:nl no:nb nob:nb nor:nb
+npi:ne ori:or orm:om ory:or pan:pa pes:fa pol:pl por:pt que:qu ron:ro rus:ru sin:si slk:sk slv:sl snd:sd spa:es sqi:sq
+srp:sr swa:sw swe:sv swh:sw tam:ta tat:tt tel:te tha:th tir:ti tsn:tn tuk:tk tur:tr uig:ug ukr:uk urd:ur uzb:uz vie:vi
+zh:cmn zho:cmn zlm:ms
+"""
+_OF_ISO_639 = dict(pair.split(":") for pair in _NAMES.split())
+"""Names of languages as voices have them, and espeak-ng's where they differ."""
+_OF_NUM2WORDS = {"cmn": "zh", "kk": "kz", "nb": "no"}
+_COMMA_GROUPS = frozenset({"en", "he", "ja", "ko", "th", "zh"})
+_DOT_GROUPS = frozenset({"da", "de", "es", "id", "is", "it", "nl", "pt", "ro", "sl", "sr", "tr", "vi"})
+"""Languages that write 1,000.5 and 1.000,5."""
+_LONGEST_NUMBER = 9
+"""Digits; longer ones, and those that begin with 0, are read digit by digit."""
+_SHORTER = {"am": 3}
+"""Where num2words goes round for ever, or fails, at longer ones."""
+_NO_WORDS = (ArithmeticError, LookupError, TypeError, ValueError)
+"""What num2words raises of numbers that it cannot say: some fractions in Italian, Serbian, Indonesian."""
+
+
+def espeak_name(language: str | None) -> str:
+    """espeak-ng's name for a language: ``de`` for ``de``, ``deu`` and ``deu-script_latin``.
+
+    Where none is named it is ``en-us``, as transformers has it.
+    """
+    name = (language or "en-us").lower().partition("-script")[0]
+    return _OF_ISO_639.get(name, name)
+
+
+def romanised(text: str) -> str:
+    """``text`` in Latin letters, as MMS's tokenizers of other scripts ask for.
+
+    Raises:
+        ModelError: uroman is not installed.
+    """
+    romanised_text: str = _uroman().romanize_string(text)
+    return romanised_text
+
+
+def phonemes(text: str, language: str | None) -> str:
+    """``text`` in the International Phonetic Alphabet with stress and punctuation, by espeak-ng.
+
+    Args:
+        text: one line.
+        language: as voices call it, or espeak-ng (None = American English, as transformers has it).
+
+    Raises:
+        ModelError: phonemizer is not installed, or espeak-ng does not know the language.
+    """
+    spoken: str = _phonemizer(espeak_name(language)).phonemize([text], strip=True)[0] if text.strip() else ""
+    return re.sub(r"\s+", " ", spoken)
+
+
+def spelt_out(text: str, language: str | None) -> str:
+    """``text`` with its numbers as words, where num2words knows the language; else as it is.
+
+    1.000 and 3,5 are read as the language writes them; numbers of more than nine digits, and those that begin with 0,
+    digit by digit.
+    """
+    if language is None or not any(character.isdecimal() for character in text):
+        return text
+    base = espeak_name(language).split("-")[0]
+    code = _OF_NUM2WORDS.get(base, base)
+    if code not in CONVERTER_CLASSES:
+        return text
+    group, point = (",", ".") if code in _COMMA_GROUPS else (".", ",") if code in _DOT_GROUPS else ("", "")
+    pattern = r"\d+"
+    if group:
+        pattern = rf"(?:\d{{1,3}}(?:{re.escape(group)}\d{{3}})+(?!\d)|\d+)(?:{re.escape(point)}\d+)?"
+
+    def in_words(found: re.Match[str]) -> str:
+        whole, _, fraction = (found[0].replace(group, "") if group else found[0]).partition(point or "\0")
+        before = " " if found.string[: found.start()][-1:].isalpha() else ""
+        behind = " " if found.string[found.end() :][:1].isalpha() else ""
+        return f"{before}{_number(whole, fraction, point, code)}{behind}"
+
+    return re.sub(pattern, in_words, text)
+
+
+def _number(whole: str, fraction: str, point: str, code: str) -> str:
+    if fraction:
+        if len(whole) <= _LONGEST_NUMBER:
+            digits = "".join(str(int(digit)) for digit in fraction)
+            with suppress(*_NO_WORDS):
+                return str(num2words(Decimal(f"{int(whole)}.{digits}"), lang=code))
+        return f"{_number(whole, '', point, code)}{point}{_digit_by_digit(fraction, code)}"
+    if len(whole) > _SHORTER.get(code, _LONGEST_NUMBER) or (len(whole) > 1 and int(whole[0]) == 0):
+        return _digit_by_digit(whole, code)
+    return str(num2words(int(whole), lang=code))
+
+
+def _digit_by_digit(digits: str, code: str) -> str:
+    return " ".join(str(num2words(int(digit), lang=code)) for digit in digits)
+
+
+@lru_cache(maxsize=1)
+def _uroman() -> Any:
+    # Takes seconds: transformers makes one for each text.
+    return _package("uroman").Uroman()
+
+
+@lru_cache(maxsize=4)
+def _phonemizer(name: str) -> Any:
+    backends, wrapper = _package("phonemizer.backend"), _package("phonemizer.backend.espeak.wrapper").EspeakWrapper
+    espeak = _package("espeakng_loader")
+    wrapper.set_library(espeak.get_library_path())
+    wrapper.set_data_path(espeak.get_data_path())
+    known = sorted(backends.EspeakBackend.supported_languages())
+    if name not in known:
+        near = get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise ModelError(f"--language {name}: espeak-ng does not speak it. {hint}Give one of {', '.join(known)}.")
+    # It warns of each text in which two words are spoken as one, as in "of the".
+    quiet = logging.getLogger("vits_trainer.phonemizer")
+    quiet.setLevel(logging.ERROR)
+    return backends.EspeakBackend(
+        name, preserve_punctuation=True, with_stress=True, language_switch="remove-flags", logger=quiet
+    )
+
+
+def _package(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ModelError(
+            f"The voice or its texts need a package that is missing ({error}): pip install 'vits-trainer[text]'."
+        ) from error

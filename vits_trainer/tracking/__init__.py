@@ -1,0 +1,1 @@
+"""Metrics, plots, reports, model cards."""

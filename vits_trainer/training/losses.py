@@ -1,0 +1,75 @@
+"""The terms of the VITS objective (Kim et al. 2021, section 2), as formulas without weights.
+
+Each is a sum over clips, frames or tokens: what it is divided by is counted over a whole update (``objective``), so
+that processes and micro-batches of unequal sizes give the gradient of the joined batch. All of them compute at least in
+float32, whatever the networks ran in. Shapes: B clips, C channels, T frames.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vits_trainer.models.precision import at_least_float32
+
+
+def mel_l1(generated: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """``|generated - target|``, a mean over the bands, a sum over the valid frames (VITS eq. 4, without its weight 45).
+
+    Args:
+        generated: (B, M, T) log-mel.
+        target: (B, M, T) log-mel.
+        mask: (B, 1, T), zero where a clip is shorter than its segment.
+    """
+    difference = (at_least_float32(generated) - at_least_float32(target)).abs() * mask
+    return difference.sum() / generated.shape[1]
+
+
+def kl_divergence(
+    latents: Tensor, posterior_log_std: Tensor, prior_mean: Tensor, prior_log_std: Tensor, mask: Tensor
+) -> Tensor:
+    """Divergence of the posterior from the prior, sampled at ``z_p`` (VITS eq. 3; ``losses.kl_loss`` of the original).
+
+    Args:
+        latents: (B, C, T) the posterior's sample after the flow, ``z_p``.
+        posterior_log_std: (B, C, T).
+        prior_mean: (B, C, T) expanded over the frames.
+        prior_log_std: (B, C, T) expanded over the frames.
+        mask: (B, 1, T).
+
+    Returns:
+        The sum over channels and valid frames.
+    """
+    z, log_q, m_p, log_p = map(at_least_float32, (latents, posterior_log_std, prior_mean, prior_log_std))
+    divergence = log_p - log_q - 0.5 + 0.5 * (z - m_p).square() * torch.exp(-2 * log_p)
+    return (divergence * mask).sum()
+
+
+def discriminator_lsgan(real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Least-squares loss of the discriminators on real and on generated segments, each a sum over them and the clips.
+
+    Args:
+        real: (B, positions) scores of each discriminator.
+        fake: the same, on generated segments.
+    """
+    real_loss = torch.stack([(1 - at_least_float32(score)).square().mean() * len(score) for score in real]).sum()
+    fake_loss = torch.stack([at_least_float32(score).square().mean() * len(score) for score in fake]).sum()
+    return real_loss, fake_loss
+
+
+def generator_lsgan(fake: Sequence[Tensor]) -> Tensor:
+    """Least-squares loss of the generator, a sum over the discriminators and the clips."""
+    return torch.stack([(1 - at_least_float32(score)).square().mean() * len(score) for score in fake]).sum()
+
+
+def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Twice the L1 between the activations of each discriminator's layers (HiFi-GAN eq. 4; the factor is VITS's).
+
+    A mean over each layer's activations, a sum over layers, discriminators and clips.
+    """
+    layers = [
+        (at_least_float32(r.detach()) - at_least_float32(f)).abs().mean() * len(f)
+        for real_layers, fake_layers in zip(real, fake, strict=True)
+        for r, f in zip(real_layers, fake_layers, strict=True)
+    ]
+    return 2 * torch.stack(layers).sum()
