@@ -53,7 +53,7 @@ def _trained(folder: Path, start: str) -> list[dict[str, float]]:
     path = folder / start / "runs/run/metrics.jsonl"
     if not path.is_file():
         flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        as_it_is = mock.patch("vits_trainer.models.initialization.initialise_as_vits")
+        as_it_is = mock.patch("vits_trainer.models.initialization.init_vits_weights")
         if start == "transformers":
             as_it_is.start()
         try:

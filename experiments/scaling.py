@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from vits_trainer.cli.main import main as vits_trainer
 from vits_trainer.data.preparation.espeak_corpus import speak_corpus
 from vits_trainer.distributed.runtime import Runtime
-from vits_trainer.distributed.stragglers import Share
+from vits_trainer.distributed.stragglers import RankTiming
 
 ROOT = Path(__file__).parents[1]
 PASSES = 4
@@ -69,11 +69,11 @@ def exchange(values: int) -> None:
     runtime = Runtime("fp32", 1)
     gradients, took_s = torch.zeros(values), []
     for _ in range(20):
-        runtime.gather(0)
+        runtime.all_gather_object(0)
         began = time.perf_counter()
         torch.distributed.all_reduce(gradients)
         took_s.append(time.perf_counter() - began)
-    if runtime.is_main:
+    if runtime.is_main_process:
         print(statistics.median(took_s))
     runtime.close()
 
@@ -81,14 +81,14 @@ def exchange(values: int) -> None:
 def shares() -> None:
     """Prints what two ranks take to tell each other at a log what each has done: ms and bytes. Runs on every rank."""
     runtime = Runtime("fp32", 1)
-    share = Share(10, 80, 400.0, 3.7, 0.1, 1.2)
+    share = RankTiming(10, 80, 400.0, 3.7, 0.1, 1.2)
     took_ms = []
     for _ in range(200):
-        runtime.sum(torch.zeros(1))  # so that no rank waits for the other one below
+        runtime.all_reduce_sum(torch.zeros(1))  # so that no rank waits for the other one below
         began = time.perf_counter()
-        runtime.gather(share)
+        runtime.all_gather_object(share)
         took_ms.append(1000 * (time.perf_counter() - began))
-    if runtime.is_main:
+    if runtime.is_main_process:
         least, median, most = min(took_ms), statistics.median(took_ms), max(took_ms)
         size = len(pickle.dumps(share))
         print(f"{least:.2f} {median:.2f} {most:.2f} ms (min, median, max of 200), {size} bytes a rank")

@@ -98,28 +98,28 @@ def watch(pid: int) -> Any:
 def epoch(address: str, workers: int, streaming: bool, told: Any) -> None:
     """Reads an epoch in a process of its own; tells what came, how fast, and what memory it took."""
     from vits_trainer.config.framing import AudioSpec
-    from vits_trainer.data.dataloader import load
-    from vits_trainer.data.dataset import ClipReader
+    from vits_trainer.data.dataloader import build_dataloader
+    from vits_trainer.data.dataset import PreparedClipDataset
     from vits_trainer.data.prepared import open_prepared
-    from vits_trainer.data.sampler import Order
-    from vits_trainer.data.streaming import StreamReader, open_stream
-    from vits_trainer.data.streaming_sampler import LaneOrder
+    from vits_trainer.data.sampler import BucketBatchSampler
+    from vits_trainer.data.streaming import StreamingClipDataset, open_stream
+    from vits_trainer.data.streaming_sampler import StreamingBatchSampler
     from vits_trainer.text.tokenizer import build_tokenizer
 
     spec = AudioSpec(16000)
     if streaming:
         stream = open_stream(address)
-        reader: Any = StreamReader(stream, build_tokenizer(stream.texts), spec, None)
-        order: Any = LaneOrder(stream.groups, stream.shard_of_group, (), 1, BATCH_CLIPS, 1, 1)
+        reader: Any = StreamingClipDataset(stream, build_tokenizer(stream.texts), spec, None)
+        order: Any = StreamingBatchSampler(stream.groups, stream.shard_of_group, (), 1, BATCH_CLIPS, 1, 1)
     else:
         prepared = open_prepared(Path(address))
-        reader = ClipReader(prepared, build_tokenizer(prepared.texts), spec, None)
+        reader = PreparedClipDataset(prepared, build_tokenizer(prepared.texts), spec, None)
         rows = range(len(prepared.rows))
-        order = Order(rows, prepared.frames(rows, spec.hop), 1, BATCH_CLIPS, 1, 1)
+        order = BucketBatchSampler(rows, prepared.frames(rows, spec.hop), 1, BATCH_CLIPS, 1, 1)
     peak_mib = watch(multiprocessing.current_process().pid or 0)
     counts: Counter[str] = Counter()
     began, frames, padded = time.perf_counter(), 0, 0
-    for batch in load(reader, order.epoch(0, 0), workers):
+    for batch in build_dataloader(reader, order.epoch(0, 0), workers):
         counts.update(batch.clip_ids)
         frames += int(batch.frame_lengths.sum())
         padded += batch.waveform.numel() // spec.hop

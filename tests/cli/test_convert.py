@@ -41,7 +41,7 @@ def test_converted_golden_voice_has_the_golden_losses(tmp_path: Path, case: str)
     converted = parameter_names.to_original_generator(state_on_cpu(load_model(str(tmp_path / "voice"))))
     read = read_case(case)
     tensors = dict(read.tensors) | {f"generator.{name}": tensor for name, tensor in converted.items()}
-    figures = {figure.name: figure for figure in golden.compare(replace(read, tensors=tensors))}
+    figures = {figure.name: figure for figure in golden.compare_case(replace(read, tensors=tensors))}
     losses = [figures[name] for name in golden.LOSS_NAMES]
     assert [figure for figure in losses if not figure.agrees] == []
     # g and v were split anew: of the same weights v has another length, and so another gradient.
@@ -203,11 +203,11 @@ def test_onnx_file_that_speaks_otherwise_is_thrown_away(
     def differs(model: VitsModel, path: Path) -> None:
         raise ModelError(f"{path} speaks otherwise")
 
-    monkeypatch.setattr(onnx_conversion, "export", lambda model, tokenizer, path: path.write_bytes(b"a voice"))
-    monkeypatch.setattr(onnx_conversion, "compare", differs)
+    monkeypatch.setattr(onnx_conversion, "export_onnx", lambda model, tokenizer, path: path.write_bytes(b"a voice"))
+    monkeypatch.setattr(onnx_conversion, "compare_onnx", differs)
     assert convert(source, "--to", "onnx", "--output", tmp_path / "voice.onnx") == 2
     assert "speaks otherwise" in capsys.readouterr().err
     assert not (tmp_path / "voice.onnx").exists()
-    monkeypatch.setattr(onnx_conversion, "compare", lambda model, path: "real-time factor 0.5")
+    monkeypatch.setattr(onnx_conversion, "compare_onnx", lambda model, path: "real-time factor 0.5")
     assert convert(source, "--to", "onnx", "--output", tmp_path / "voice.onnx") == 0
     assert "real-time factor 0.5" in capsys.readouterr().out

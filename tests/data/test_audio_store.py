@@ -14,10 +14,10 @@ from tests.support.preparation import prepare_into
 from tests.support.shards import damage, write_shards
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.data.clip_accounting import Incident
-from vits_trainer.data.dataloader import load
-from vits_trainer.data.dataset import Batch, ClipReader
-from vits_trainer.data.prepared import PreparedSet, open_prepared, split
-from vits_trainer.data.sampler import MicroBatch
+from vits_trainer.data.dataloader import build_dataloader
+from vits_trainer.data.dataset import Batch, PreparedClipDataset
+from vits_trainer.data.prepared import PreparedData, open_prepared, train_validation_split
+from vits_trainer.data.sampler import MicroBatchSpec
 from vits_trainer.data.shards import ShardWriter
 from vits_trainer.text.tokenizer import build_tokenizer
 from vits_trainer.utils.errors import DataError
@@ -25,11 +25,11 @@ from vits_trainer.utils.errors import DataError
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,"
 
 
-def reader_of(prepared: PreparedSet) -> ClipReader:
-    return ClipReader(prepared, build_tokenizer([CHARACTERS]), AudioSpec(16000), None)
+def reader_of(prepared: PreparedData) -> PreparedClipDataset:
+    return PreparedClipDataset(prepared, build_tokenizer([CHARACTERS]), AudioSpec(16000), None)
 
 
-def both(tmp_path: Path, several: bool, encoding: str) -> tuple[PreparedSet, PreparedSet]:
+def both(tmp_path: Path, several: bool, encoding: str) -> tuple[PreparedData, PreparedData]:
     voices = [audio.voice(0.4 + 0.05 * (n % 5), 16000, 90 + 3 * n) for n in range(40)]
     utterances = [
         audio.Utterance(f"{n}", f"text {n}.", audio.encode(v, 16000), client_id=f"s{n % 3 if several else 0}")
@@ -50,8 +50,8 @@ def test_shards_are_the_same_data_as_wavs(tmp_path: Path, several: bool, encodin
     assert len(shards.speakers) == (3 if several else 1)
     assert wavs.fingerprint(rows) == shards.fingerprint(rows)
     assert wavs.frames(rows, 256) == shards.frames(rows, 256)
-    assert split(wavs, 0.2, 64, 1) == split(shards, 0.2, 64, 1)
-    place = MicroBatch((31, 2, 17), 0, 0, closes_update=True)
+    assert train_validation_split(wavs, 0.2, 64, 1) == train_validation_split(shards, 0.2, 64, 1)
+    place = MicroBatchSpec((31, 2, 17), 0, 0, closes_update=True)
     (ours,), (theirs,) = (reader_of(prepared).__getitems__(place) for prepared in (wavs, shards))
     assert batch_bytes(ours) == batch_bytes(theirs)
     assert ours.clip_ids == theirs.clip_ids != ()
@@ -70,7 +70,7 @@ def test_only_the_first_clips_where_that_is_asked_for(tmp_path: Path) -> None:
 # Several processes
 
 
-def _sum_of(reader: ClipReader, rows: list[int]) -> int:
+def _sum_of(reader: PreparedClipDataset, rows: list[int]) -> int:
     return sum(int(reader[row].pcm.astype(np.int64).sum()) for row in rows)
 
 
@@ -84,8 +84,10 @@ def test_forked_workers_read_what_the_process_has_read_before(tmp_path: Path) ->
 
 def test_data_loader_gives_the_same_batches_whatever_the_workers(tmp_path: Path) -> None:
     reader = reader_of(open_prepared(write_shards(tmp_path / "set", [20, 20], group_clips=7)))
-    places = [MicroBatch((n, 39 - n, 20), n, 0, closes_update=True) for n in range(12)]
-    assert [batch_bytes(b) for b in load(reader, places, 2)] == [batch_bytes(b) for b in load(reader, places, 0)]
+    places = [MicroBatchSpec((n, 39 - n, 20), n, 0, closes_update=True) for n in range(12)]
+    assert [batch_bytes(b) for b in build_dataloader(reader, places, 2)] == [
+        batch_bytes(b) for b in build_dataloader(reader, places, 0)
+    ]
 
 
 def test_reading_in_order_reads_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,58 +5,60 @@ import json
 import numpy as np
 import pytest
 
-from vits_trainer.data.clip_accounting import Accounts, Incident
+from vits_trainer.data.clip_accounting import ClipAccounting, Incident
 from vits_trainer.utils.errors import AccountingError, TooManyRejectedError
 
 CLIPS = [f"{n}.wav" for n in range(8)]
 
 
-def accounts(allowed: float = 1.0) -> Accounts:
-    return Accounts(CLIPS, ["v.wav", "w.wav"], allowed)
+def accounts(allowed: float = 1.0) -> ClipAccounting:
+    return ClipAccounting(CLIPS, ["v.wav", "w.wav"], allowed)
 
 
 def bad(clip: str, kind: str = "too-short") -> Incident:
     return Incident(clip, "read", kind, "why")
 
 
-def totals(*ranks: Accounts) -> np.ndarray:
-    return np.sum([one.own() for one in ranks], axis=0)
+def totals(*ranks: ClipAccounting) -> np.ndarray:
+    return np.sum([one.counts() for one in ranks], axis=0)
 
 
 def test_ranks_add_up() -> None:
     first, second = accounts(), accounts()
-    first.take(CLIPS[:4], ())
-    second.take(CLIPS[4:7], CLIPS[7:])
+    first.count(CLIPS[:4], ())
+    second.count(CLIPS[4:7], CLIPS[7:])
     for rank in (first, second):
         rank.reject([bad("7.wav")])
     words = "epoch 1: 7 trained + 1 rejected + 2 validation = 10 clips"
     both = totals(first, second)
-    assert first.close(0, both) == second.close(0, both) == words
+    assert first.finish_epoch(0, both) == second.finish_epoch(0, both) == words
     assert not totals(first, second).any()  # the next epoch begins
 
 
 def test_masked_clips_are_counted_by_themselves() -> None:
     one = accounts()
-    one.take(CLIPS, ())
+    one.count(CLIPS, ())
     one.mask(CLIPS[:3])
     words = "epoch 2: 5 trained + 0 rejected + 2 validation + 3 in masked updates = 10 clips"
-    assert one.close(1, totals(one)) == words
+    assert one.finish_epoch(1, totals(one)) == words
 
 
 def test_validation_clips_that_cannot_be_used_are_rejected_in_every_epoch() -> None:
     one = accounts()
     one.reject([bad("w.wav")])
     for epoch in range(2):
-        one.take(CLIPS, ())
-        assert one.close(epoch, totals(one)).endswith("8 trained + 1 rejected + 1 validation = 10 clips")
+        one.count(CLIPS, ())
+        assert one.finish_epoch(epoch, totals(one)).endswith("8 trained + 1 rejected + 1 validation = 10 clips")
 
 
 def test_epoch_that_is_cut_says_so_and_goes_on() -> None:
     one = accounts()
-    one.take(CLIPS[:5], ())
-    assert one.close(0, totals(one), not_reached=3).endswith("+ 3 not reached, as the run ended before = 10 clips")
-    one.take(CLIPS[5:], ())
-    assert one.close(0, totals(one)).endswith("8 trained + 0 rejected + 2 validation = 10 clips")
+    one.count(CLIPS[:5], ())
+    assert one.finish_epoch(0, totals(one), not_reached=3).endswith(
+        "+ 3 not reached, as the run ended before = 10 clips"
+    )
+    one.count(CLIPS[5:], ())
+    assert one.finish_epoch(0, totals(one)).endswith("8 trained + 0 rejected + 2 validation = 10 clips")
 
 
 @pytest.mark.parametrize(
@@ -69,24 +71,24 @@ def test_epoch_that_is_cut_says_so_and_goes_on() -> None:
 )
 def test_clip_left_out_or_taken_twice_ends_the_run(taken: list[str], said: str) -> None:
     one = accounts()
-    one.take(taken, ())
+    one.count(taken, ())
     with pytest.raises(AccountingError) as raised:
-        one.close(0, totals(one))
+        one.finish_epoch(0, totals(one))
     assert said in str(raised.value)
 
 
 def test_clip_that_is_none_of_the_training_clips_ends_the_run() -> None:
     with pytest.raises(AccountingError, match=r"v\.wav"):
-        accounts().take(["v.wav"], ())
+        accounts().count(["v.wav"], ())
 
 
 def test_mask_of_clips_that_were_not_trained_is_seen() -> None:
     one = accounts()
-    one.take(CLIPS, ())
+    one.count(CLIPS, ())
     one.mask(["3.wav"])
     one.mask(["3.wav"])
     with pytest.raises(AccountingError):
-        one.close(0, totals(one))
+        one.finish_epoch(0, totals(one))
 
 
 @pytest.mark.parametrize(("allowed", "clips", "ends"), [(0.1, 1, False), (0.1, 2, True), (0, 1, True), (1, 8, False)])
@@ -120,25 +122,25 @@ def test_the_same_clip_again_is_one() -> None:
 
 def test_nothing_trained_is_no_success() -> None:
     one = accounts()
-    one.take((), CLIPS)
+    one.count((), CLIPS)
     one.reject([bad(name) for name in CLIPS])
     with pytest.raises(TooManyRejectedError, match="Nothing was trained: 8 too-short"):
-        one.close(0, totals(one))
+        one.finish_epoch(0, totals(one))
 
 
 def test_resumed_epoch_goes_on_with_other_ranks() -> None:
     first, second = accounts(), accounts()
-    first.take(CLIPS[:3], ["5.wav"])
-    second.take(CLIPS[3:5], ())
+    first.count(CLIPS[:3], ["5.wav"])
+    second.count(CLIPS[3:5], ())
     first.mask(["0.wav"])
     first.reject([bad("5.wav")])
     saved = json.loads(json.dumps(first.save(totals(first, second))))
     resumed = [accounts() for _ in range(3)]
     for rank, one in enumerate(resumed):
         one.restore(saved, is_main=rank == 0, begins_epoch=False)
-    resumed[1].take(["6.wav"], ())
-    resumed[2].take(["7.wav"], ())
-    found = resumed[0].close(0, totals(*resumed))
+    resumed[1].count(["6.wav"], ())
+    resumed[2].count(["7.wav"], ())
+    found = resumed[0].finish_epoch(0, totals(*resumed))
     assert found == "epoch 1: 6 trained + 1 rejected + 2 validation + 1 in masked updates = 10 clips"
 
 
@@ -146,8 +148,8 @@ DUE = np.array([3, 1, 2, 0, 1, 0, 1, 0])
 """Eight turns of eight clips: 3.wav, 5.wav and 7.wav have none."""
 
 
-def uneven() -> Accounts:
-    return Accounts(CLIPS, ["v.wav", "w.wav"], 1.0, lambda epoch: np.roll(DUE, epoch))
+def uneven() -> ClipAccounting:
+    return ClipAccounting(CLIPS, ["v.wav", "w.wav"], 1.0, lambda epoch: np.roll(DUE, epoch))
 
 
 def turns(epoch: int = 0) -> list[str]:
@@ -157,17 +159,17 @@ def turns(epoch: int = 0) -> list[str]:
 def test_turns_and_clips_add_up_where_some_come_often() -> None:
     one = uneven()
     for epoch in range(2):
-        one.take(turns(epoch), ())
+        one.count(turns(epoch), ())
         words = f"epoch {epoch + 1}: 5 trained + 0 rejected + 2 validation + 3 not drawn = 10 clips"
-        assert one.close(epoch, totals(one)) == f"{words}; 8 trained = 8 draws"
+        assert one.finish_epoch(epoch, totals(one)) == f"{words}; 8 trained = 8 draws"
 
 
 def test_clip_that_came_often_counts_once_as_a_clip_and_each_time_as_a_draw() -> None:
     one = uneven()
-    one.take(["0.wav", "0.wav", "0.wav", "1.wav", "4.wav", "6.wav"], ["2.wav", "2.wav"])
+    one.count(["0.wav", "0.wav", "0.wav", "1.wav", "4.wav", "6.wav"], ["2.wav", "2.wav"])
     one.reject([bad("2.wav")])
     one.mask(["0.wav", "0.wav", "1.wav"])
-    assert one.close(0, totals(one)) == (
+    assert one.finish_epoch(0, totals(one)) == (
         "epoch 1: 3 trained + 1 rejected + 2 validation + 1 in masked updates + 3 not drawn = 10 clips; "
         "3 trained + 3 masked + 2 rejected = 8 draws"
     )
@@ -175,8 +177,8 @@ def test_clip_that_came_often_counts_once_as_a_clip_and_each_time_as_a_draw() ->
 
 def test_cut_epoch_of_turns_goes_on_behind_a_checkpoint_and_other_ranks() -> None:
     one = uneven()
-    one.take(["0.wav", "0.wav", "2.wav", "4.wav"], ())
-    assert one.close(0, totals(one), not_reached=4) == (
+    one.count(["0.wav", "0.wav", "2.wav", "4.wav"], ())
+    assert one.finish_epoch(0, totals(one), not_reached=4) == (
         "epoch 1: 3 trained + 0 rejected + 2 validation + 3 not drawn + 2 not reached, as the run ended before = "
         "10 clips; 4 trained + 4 not reached = 8 draws"
     )
@@ -184,9 +186,9 @@ def test_cut_epoch_of_turns_goes_on_behind_a_checkpoint_and_other_ranks() -> Non
     resumed = [uneven(), uneven()]
     for rank, other in enumerate(resumed):
         other.restore(saved, is_main=rank == 0, begins_epoch=False)
-    resumed[0].take(["0.wav", "1.wav"], ())
-    resumed[1].take(["2.wav", "6.wav"], ())
-    assert resumed[0].close(0, totals(*resumed)).endswith("3 not drawn = 10 clips; 8 trained = 8 draws")
+    resumed[0].count(["0.wav", "1.wav"], ())
+    resumed[1].count(["2.wav", "6.wav"], ())
+    assert resumed[0].finish_epoch(0, totals(*resumed)).endswith("3 not drawn = 10 clips; 8 trained = 8 draws")
 
 
 @pytest.mark.parametrize(
@@ -200,23 +202,23 @@ def test_cut_epoch_of_turns_goes_on_behind_a_checkpoint_and_other_ranks() -> Non
 )
 def test_clip_that_came_more_or_less_often_than_due_ends_the_run(changed, said: str) -> None:
     one = uneven()
-    one.take(changed(turns()), ())
+    one.count(changed(turns()), ())
     with pytest.raises(AccountingError) as raised:
-        one.close(0, totals(one))
+        one.finish_epoch(0, totals(one))
     assert said in str(raised.value)
 
 
 def test_counts_of_one_are_saved_as_bits_and_larger_ones_behind_them() -> None:
     one = accounts()
-    one.take([CLIPS[0], CLIPS[7]], ())
-    assert one.save(totals(one))["trained"] == "81"  # as every checkpoint of format 4 has it
-    one.take([CLIPS[0], CLIPS[0]], ())
+    one.count([CLIPS[0], CLIPS[7]], ())
+    assert one.save(totals(one))["trained"] == "81"  # as a checkpoint has it
+    one.count([CLIPS[0], CLIPS[0]], ())
     assert one.save(totals(one))["trained"] == "8180"  # 3 and 1: the ones, then the twos
 
 
 def test_rejection_that_ended_the_run_comes_again() -> None:
     one = accounts(0.1)
-    one.take((), ["1.wav"])
+    one.count((), ["1.wav"])
     one.reject([bad("1.wav")])
     with pytest.raises(TooManyRejectedError):
         one.reject([bad("2.wav")])

@@ -10,9 +10,9 @@ import torch
 
 from tests.support.limits import HANG_S
 from tests.support.prepared_data import reader_of, write_clip, write_folder
-from vits_trainer.data.dataloader import by_update, load
-from vits_trainer.data.sampler import MicroBatch, Order
-from vits_trainer.distributed.shutdown import SIGNALS, Interruption
+from vits_trainer.data.dataloader import build_dataloader, group_by_update
+from vits_trainer.data.sampler import BucketBatchSampler, MicroBatchSpec
+from vits_trainer.distributed.shutdown import SIGNALS, ShutdownRequest
 
 
 @pytest.fixture
@@ -23,12 +23,12 @@ def folder(tmp_path):
 
 
 def test_workers_give_what_the_process_itself_gives(folder):
-    order = Order(tuple(range(6)), [40] * 6, seed=1, batch_size=2, world_size=1, accumulation=1)
+    order = BucketBatchSampler(tuple(range(6)), [40] * 6, seed=1, batch_size=2, world_size=1, accumulation=1)
     reader, places = reader_of(folder), list(order.epoch(0, 0))
-    alone, helped = (list(load(reader, iter(places), workers)) for workers in (0, 2))
+    alone, helped = (list(build_dataloader(reader, iter(places), workers)) for workers in (0, 2))
     assert len(alone) == len(helped) == 3
     for ours, theirs, place in zip(alone, helped, places, strict=True):
-        assert ours.place == theirs.place == place
+        assert ours.spec == theirs.spec == place
         assert ours.clip_ids == theirs.clip_ids == tuple(f"{i}.wav" for i in place.indices)
         assert torch.equal(ours.waveform, theirs.waveform)
         assert torch.equal(ours.tokens, theirs.tokens)
@@ -37,7 +37,9 @@ def test_workers_give_what_the_process_itself_gives(folder):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batch_without_a_good_clip_is_a_record_from_a_worker_too(folder, workers):
     (folder / "wavs" / "3.wav").unlink()
-    batches = load(reader_of(folder), [MicroBatch((3,), 0, 0, True), MicroBatch((2,), 0, 1, True)], workers)
+    batches = build_dataloader(
+        reader_of(folder), [MicroBatchSpec((3,), 0, 0, True), MicroBatchSpec((2,), 0, 1, True)], workers
+    )
     bad, good = batches
     assert [(r.clip, r.kind) for r in bad.rejections] == [("3.wav", "missing-file")]
     assert good.clip_ids == ("2.wav",)
@@ -45,14 +47,14 @@ def test_batch_without_a_good_clip_is_a_record_from_a_worker_too(folder, workers
 
 def test_signals_to_the_group_leave_the_workers_alive(folder, tmp_path):
     """Ctrl-C and a scheduler reach every process of the group; the training process must go on to its save."""
-    places = [MicroBatch((n % 6,), 0, n, True) for n in range(40)]
-    with Interruption(tmp_path / "STOP") as interruption:
-        batches = load(reader_of(folder), places, 2)
-        first = [next(batches).place, next(batches).place]  # both workers have begun
+    places = [MicroBatchSpec((n % 6,), 0, n, True) for n in range(40)]
+    with ShutdownRequest(tmp_path / "STOP") as interruption:
+        batches = build_dataloader(reader_of(folder), places, 2)
+        first = [next(batches).spec, next(batches).spec]  # both workers have begun
         for worker in batches._workers:
             for number in SIGNALS:  # from another process, as a terminal or a scheduler sends them
                 subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
-        assert [*first, *(batch.place for batch in batches)] == places
+        assert [*first, *(batch.spec for batch in batches)] == places
     assert interruption.signal is None  # it was theirs
 
 
@@ -60,7 +62,7 @@ def test_no_thread_of_a_worker_takes_a_signal_from_the_one_that_waits_for_it(fol
     """torch starts its pool in a worker before anything of ours runs there; a SIGTERM that reached it got lost."""
     usual = torch.get_num_threads()
     torch.set_num_threads(2)  # makes the pool that the workers then make anew
-    batches = load(reader_of(folder), [MicroBatch((n % 6,), 0, n, True) for n in range(40)], 2)
+    batches = build_dataloader(reader_of(folder), [MicroBatchSpec((n % 6,), 0, n, True) for n in range(40)], 2)
     torch.set_num_threads(usual)
     next(batches), next(batches)
     for worker in batches._workers:
@@ -76,7 +78,7 @@ def test_no_thread_of_a_worker_takes_a_signal_from_the_one_that_waits_for_it(fol
 
 def test_process_can_end_its_own_workers(folder):
     """As multiprocessing does at exit, where it then waits for them without a limit."""
-    batches = load(reader_of(folder), [MicroBatch((n % 6,), 0, n, True) for n in range(40)], 2)
+    batches = build_dataloader(reader_of(folder), [MicroBatchSpec((n % 6,), 0, n, True) for n in range(40)], 2)
     next(batches)
     for worker in batches._workers:
         worker.terminate()
@@ -85,12 +87,12 @@ def test_process_can_end_its_own_workers(folder):
 
 
 def test_micro_batches_are_joined_by_update(folder):
-    places = [MicroBatch((n,), 0, n, closes_update=n in (1, 2, 5)) for n in range(6)]
-    updates = list(by_update(load(reader_of(folder), places, 0)))
-    assert [[batch.place.number for batch in update] for update in updates] == [[0, 1], [2], [3, 4, 5]]
+    places = [MicroBatchSpec((n,), 0, n, closes_update=n in (1, 2, 5)) for n in range(6)]
+    updates = list(group_by_update(build_dataloader(reader_of(folder), places, 0)))
+    assert [[batch.spec.number for batch in update] for update in updates] == [[0, 1], [2], [3, 4, 5]]
 
 
 def test_making_a_loader_leaves_the_global_generator_alone(folder):
     before = torch.random.get_rng_state()
-    list(load(reader_of(folder), [MicroBatch((0,), 0, 0, True)], 0))
+    list(build_dataloader(reader_of(folder), [MicroBatchSpec((0,), 0, 0, True)], 0))
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -8,9 +8,9 @@ from tests.support.audio import voice
 from tests.support.prepared_data import PLACE, SILENCE, SPEC, reader_of, write_clip, write_folder
 from vits_trainer.data.audio import to_pcm16
 from vits_trainer.data.clip_accounting import Incident
-from vits_trainer.data.dataloader import load
+from vits_trainer.data.dataloader import build_dataloader
 from vits_trainer.data.dataset import Clip, collate
-from vits_trainer.data.sampler import MicroBatch
+from vits_trainer.data.sampler import MicroBatchSpec
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_unreadable_clip_is_a_record(tmp_path, content, kind):
     assert isinstance(record, Incident)
     assert record.kind == kind
     assert "bad.wav" in record.message
-    assert record.trace == ""  # expected of data
+    assert record.traceback == ""  # expected of data
 
 
 def test_unexpected_error_of_a_clip_is_a_record_with_its_traceback(folder, monkeypatch):
@@ -92,13 +92,13 @@ def test_unexpected_error_of_a_clip_is_a_record_with_its_traceback(folder, monke
         return np.array([1, 2])
 
     monkeypatch.setattr("vits_trainer.data.dataset.encode", broken)
-    places = [MicroBatch((n,), 0, n, True) for n in range(6)]
-    batches = list(load(reader_of(folder), places, workers=2))
+    places = [MicroBatchSpec((n,), 0, n, True) for n in range(6)]
+    batches = list(build_dataloader(reader_of(folder), places, workers=2))
     assert [len(batch.clip_ids) for batch in batches] == [1, 1, 0, 1, 1, 1]
     (record,) = batches[2].rejections
     assert (record.clip, record.stage, record.kind) == ("2.wav", "read", "ZeroDivisionError")
     assert record.message == "nobody thought of this"
-    assert "in broken" in record.trace
+    assert "in broken" in record.traceback
 
 
 def test_clip_outside_the_folder_is_a_record(folder, tmp_path_factory):
@@ -130,7 +130,7 @@ def test_batch_is_padded_to_a_common_size_and_keeps_bad_records():
     assert waveform[1, 5 * 256 :].unique().tolist() == [0.0]
     assert batch.audio_s == (512 + 5 * 256) / 16000
     assert [r.clip for r in batch.rejections] == ["x"]
-    assert batch.place == PLACE
+    assert batch.spec == PLACE
     assert batch.to(torch.device("cpu")).clip_ids == batch.clip_ids
 
 

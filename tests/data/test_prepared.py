@@ -11,7 +11,13 @@ import pytest
 from tests.support.prepared_data import SPEC, reader_of, write_clip, write_folder
 from tests.support.voices import many_speakers
 from vits_trainer.data.audio import WAV_HEADER_BYTES
-from vits_trainer.data.prepared import PreparedSet, choose_speakers, open_prepared, require_rate, split
+from vits_trainer.data.prepared import (
+    PreparedData,
+    open_prepared,
+    require_rate,
+    select_speakers,
+    train_validation_split,
+)
 from vits_trainer.utils.errors import ConfigError, DataError
 
 
@@ -24,24 +30,24 @@ def folder(tmp_path):
 
 def test_split_is_complete_disjoint_and_the_same_again(folder):
     prepared = open_prepared(folder)
-    training, validation = split(prepared, 0.34, 64, seed=1)
+    training, validation = train_validation_split(prepared, 0.34, 64, seed=1)
     assert (len(training), len(validation)) == (4, 2)
     assert sorted(training + validation) == list(range(6))
-    assert split(open_prepared(folder), 0.34, 64, seed=1) == (training, validation)
-    assert len({tuple(split(prepared, 0.34, 64, seed)[1]) for seed in range(12)}) > 3
+    assert train_validation_split(open_prepared(folder), 0.34, 64, seed=1) == (training, validation)
+    assert len({tuple(train_validation_split(prepared, 0.34, 64, seed)[1]) for seed in range(12)}) > 3
 
 
 @pytest.mark.parametrize(("fraction", "most", "held_out"), [(0, 64, 0), (0.01, 64, 1), (0.9, 3, 3), (0.5, 64, 3)])
 def test_split_holds_out_as_many_as_asked(folder, fraction, most, held_out):
-    assert len(split(open_prepared(folder), fraction, most, seed=0)[1]) == held_out
+    assert len(train_validation_split(open_prepared(folder), fraction, most, seed=0)[1]) == held_out
 
 
 def test_split_goes_by_names_and_not_by_places(tmp_path):
     names = [f"{n}.wav" for n in range(30)]
     prepared = open_prepared(write_folder(tmp_path, [f"{name}|a" for name in names]))
     backwards = open_prepared(write_folder(tmp_path, [f"{name}|a" for name in reversed(names)]))
-    held_out = {prepared.rows["filename"][row] for row in split(prepared, 0.3, 64, 1)[1]}
-    assert held_out == {backwards.rows["filename"][row] for row in split(backwards, 0.3, 64, 1)[1]}
+    held_out = {prepared.rows["filename"][row] for row in train_validation_split(prepared, 0.3, 64, 1)[1]}
+    assert held_out == {backwards.rows["filename"][row] for row in train_validation_split(backwards, 0.3, 64, 1)[1]}
 
 
 def of_speakers(folder: Path, sizes: dict[str, int]):
@@ -50,13 +56,15 @@ def of_speakers(folder: Path, sizes: dict[str, int]):
 
 
 def held_out_by_speaker(prepared, fraction: float, most: int = 64, seed: int = 1) -> dict[str, int]:
-    return dict(Counter(prepared.rows["speaker"][row] for row in split(prepared, fraction, most, seed)[1]))
+    return dict(
+        Counter(prepared.rows["speaker"][row] for row in train_validation_split(prepared, fraction, most, seed)[1])
+    )
 
 
 def test_split_of_one_speaker_is_that_of_old(tmp_path):
     prepared = open_prepared(write_folder(tmp_path, [f"{n}.wav|a" for n in range(30)]))
     by_lot = sorted(range(30), key=lambda row: hashlib.sha256(f"7:{row}.wav".encode()).digest())
-    assert split(prepared, 0.3, 64, 7) == (sorted(by_lot[9:]), sorted(by_lot[:9]))
+    assert train_validation_split(prepared, 0.3, 64, 7) == (sorted(by_lot[9:]), sorted(by_lot[:9]))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +93,7 @@ def test_split_of_speakers_goes_by_names_and_not_by_places(tmp_path):
     found = []
     for order in (lines, lines[::-1]):
         prepared = open_prepared(write_folder(tmp_path, order))
-        training, held_out = split(prepared, 0.3, 64, 1)
+        training, held_out = train_validation_split(prepared, 0.3, 64, 1)
         assert sorted(training + held_out) == list(range(30))
         found.append({prepared.rows["filename"][row] for row in held_out})
     assert found[0] == found[1]
@@ -99,7 +107,7 @@ def test_split_of_speakers_with_one_clip_each_holds_out_some_all_the_same(tmp_pa
 def test_split_that_leaves_nothing_to_train_is_refused(tmp_path):
     prepared = open_prepared(write_folder(tmp_path, ["0.wav|a"]))
     with pytest.raises(DataError, match="too few to hold out 1"):
-        split(prepared, 0.1, 64, 0)
+        train_validation_split(prepared, 0.1, 64, 0)
 
 
 TEXTS = ["NA", "null", "007", '"quoted" text', "it's, so", " 1e5 ", "true", "#N/A", "nan"]
@@ -196,10 +204,10 @@ def test_fingerprint_changes_with_a_clips_length(folder):
     assert open_prepared(folder).fingerprint(range(6)) != before
 
 
-def chosen(prepared: PreparedSet, **choice: Any) -> dict[str, list[str]]:
+def chosen(prepared: PreparedData, **choice: Any) -> dict[str, list[str]]:
     """Names of the chosen clips, by speaker."""
     found: dict[str, list[str]] = {}
-    rows = choose_speakers(prepared, **{"only": "", "most_clips": 0, "seed": 1, **choice}).rows
+    rows = select_speakers(prepared, **{"only": "", "most_clips": 0, "seed": 1, **choice}).rows
     for name, speaker in zip(rows["filename"], rows["speaker"], strict=True):
         found.setdefault(speaker, []).append(name)
     return found
@@ -218,14 +226,14 @@ def test_speakers_are_chosen_and_their_clips_limited(tmp_path):
 
 def test_chosen_clips_keep_their_own_recordings(tmp_path):
     prepared = open_prepared(many_speakers(tmp_path, {"ava": 6, "bo": 2, "cem": 4}))
-    cem = choose_speakers(prepared, "cem", 2, seed=1)
+    cem = select_speakers(prepared, "cem", 2, seed=1)
     assert len(cem.rows) == 2
     for row, name in enumerate(cem.rows["filename"]):
         path = tmp_path / "training/wavs" / name
         samples = np.frombuffer(path.read_bytes()[WAV_HEADER_BYTES:], dtype=np.int16)
         np.testing.assert_array_equal(cem.recordings.read(row)[0], samples)
         assert cem.recordings.sizes_bytes[row] == path.stat().st_size
-        cem.recordings.put(row, tmp_path / f"{row}.wav")
+        cem.recordings.export_wav(row, tmp_path / f"{row}.wav")
         assert (tmp_path / f"{row}.wav").read_bytes() == path.read_bytes()
 
 

@@ -14,8 +14,8 @@ from tests.support.object_store import Store, object_store
 from tests.support.shards import write_shards
 from tests.support.streams import order_of, reader_of
 from vits_trainer.data import remote_shards, streaming
-from vits_trainer.data.clip_accounting import UNREADABLE, Accounts
-from vits_trainer.data.dataloader import load
+from vits_trainer.data.clip_accounting import UNREADABLE, ClipAccounting
+from vits_trainer.data.dataloader import build_dataloader
 from vits_trainer.data.streaming import open_stream
 from vits_trainer.utils.errors import DataError, UnreadableShardError
 
@@ -43,7 +43,7 @@ def test_each_row_group_is_one_request(s3, folder):
     prepared = open_stream(s3.upload(folder, "requests"))
     s3.requests.clear()
     order = order_of(prepared)
-    list(load(reader_of(prepared), order.epoch(0, 0), workers=0))
+    list(build_dataloader(reader_of(prepared), order.epoch(0, 0), workers=0))
     ranges = Counter(request for request in s3.requests if "parquet" in request[0])
     assert all(asked_for.startswith("bytes=") for _, asked_for in ranges)
     groups = {row_group for m in order.epoch(0, 0) for row_group in {prepared.group_of(r)[0] for r in m.indices}}
@@ -58,8 +58,8 @@ def test_store_that_fails_now_and_then_is_asked_again(s3, folder, monkeypatch, c
     here, there = open_stream(str(folder)), open_stream(address)
     s3.fails = lambda number, path: "parquet" in path and number % 4 == 0
     for ours, theirs in zip(
-        load(reader_of(here), order_of(here).epoch(0, 0), 0),
-        load(reader_of(there), order_of(there).epoch(0, 0), 0),
+        build_dataloader(reader_of(here), order_of(here).epoch(0, 0), 0),
+        build_dataloader(reader_of(there), order_of(there).epoch(0, 0), 0),
         strict=True,
     ):
         assert ours.clip_ids == theirs.clip_ids
@@ -71,7 +71,7 @@ def test_errors_are_retried_with_growing_pauses_and_told(tmp_path, monkeypatch, 
     caplog.set_level(logging.WARNING, "vits_trainer")
     pauses = []
     monkeypatch.setattr(remote_shards.time, "sleep", pauses.append)
-    folder = remote_shards.Folder("memory://shards")
+    folder = remote_shards.RemoteFolder("memory://shards")
     attempts = iter([OSError("reset"), TimeoutError("late"), EOFError("3 bytes came"), None])
 
     def once() -> str:
@@ -80,7 +80,7 @@ def test_errors_are_retried_with_growing_pauses_and_told(tmp_path, monkeypatch, 
             raise error
         return "content"
 
-    assert folder.trying(once, "a.parquet") == "content"
+    assert folder.with_retries(once, "a.parquet") == "content"
     assert [0.75 * wait_s <= pause_s <= wait_s for wait_s, pause_s in zip((1, 2, 4), pauses, strict=True)] == [True] * 3
     assert "memory://shards/a.parquet: reset. Trying again in" in caplog.text
 
@@ -101,7 +101,7 @@ def test_errors_of_the_networks_libraries_are_retried(library, monkeypatch):
             raise error
         return "content"
 
-    assert remote_shards.Folder("memory://shards").trying(once, "a.parquet") == "content"
+    assert remote_shards.RemoteFolder("memory://shards").with_retries(once, "a.parquet") == "content"
 
 
 def test_store_that_stays_away_is_an_incident_that_names_the_shard_and_ends_the_run(s3, folder, monkeypatch):
@@ -110,12 +110,12 @@ def test_store_that_stays_away_is_an_incident_that_names_the_shard_and_ends_the_
     reader = reader_of(prepared)
     s3.fails = lambda number, path: "shard_00001" in path
     place = next(m for m in order_of(prepared).epoch(0, 0) if {prepared.group_of(row)[0] for row in m.indices} & {5})
-    batches = [batch for workers in (0, 1) for batch in load(reader, [place], workers)]
+    batches = [batch for workers in (0, 1) for batch in build_dataloader(reader, [place], workers)]
     found = [rejection for batch in batches for rejection in batch.rejections]
     assert len(found) == 2
     assert {incident.kind for incident in found} == {UNREADABLE}
     assert all("away/shards/shard_00001.parquet: cannot be read (2 attempts)" in incident.message for incident in found)
-    accounts = Accounts(["a"], [], 1.0)
+    accounts = ClipAccounting(["a"], [], 1.0)
     with pytest.raises(UnreadableShardError, match=r"shard_00001.parquet.*Then go on with"):
         accounts.reject(found)
 
@@ -125,7 +125,7 @@ def test_missing_shard_is_not_asked_for_again(s3, folder, monkeypatch):
     monkeypatch.setattr(remote_shards.time, "sleep", lambda pause_s: pytest.fail("waits for what is not there"))
     wrong = streaming.replace(prepared.shards.records[0], name="shards/nowhere.parquet")
     with pytest.raises(UnreadableShardError, match=r"nowhere\.parquet: cannot be read"):
-        remote_shards.Shards(prepared.shards.folder, [wrong]).read(0)
+        remote_shards.ShardReader(prepared.shards.folder, [wrong]).read(0)
 
 
 def test_addresses_that_lead_to_no_shards_are_explained(tmp_path, folder):

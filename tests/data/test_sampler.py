@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.orders import ORDERS, SIZES, clips_by_update, lengths, named, order_of
-from vits_trainer.data.sampler import MicroBatch, Order, held_out_places, rounded_up
+from vits_trainer.data.sampler import BucketBatchSampler, MicroBatchSpec, bucket_length, validation_batches
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=named)
@@ -35,7 +35,7 @@ def test_updates_are_whole_but_for_the_last(order):
 
 @pytest.mark.parametrize("order", ORDERS[len(SIZES) :], ids=named)
 def test_micro_batches_keep_their_seconds_but_for_part_of_a_clip(order):
-    frames = dict(zip(order.rows, rounded_up(np.asarray(order.frames)).tolist(), strict=True))
+    frames = dict(zip(order.rows, bucket_length(np.asarray(order.frames)).tolist(), strict=True))
     for rank in range(order.world_size):
         for micro_batch in order.epoch(0, rank):
             longest = max((frames[row] for row in micro_batch.indices), default=0)
@@ -58,7 +58,9 @@ def test_process_without_a_clip_keeps_in_step():
 def test_processes_and_accumulation_do_not_change_an_updates_clips(batch, frames):
     def run(world: int, accumulation: int) -> list[Counter[int]]:
         share = world * accumulation
-        order = Order(tuple(range(200)), lengths(200), 5, batch // share, world, accumulation, frames // share)
+        order = BucketBatchSampler(
+            tuple(range(200)), lengths(200), 5, batch // share, world, accumulation, frames // share
+        )
         return [update for epoch in range(3) for update in clips_by_update(order, epoch)]
 
     whole = run(1, 1)
@@ -101,7 +103,7 @@ def test_order_is_the_same_in_another_process():
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
-    order = Order(range(20), range(50, 70), 5, 3, 2, 2)
+    order = BucketBatchSampler(range(20), range(50, 70), 5, 3, 2, 2)
     assert said.stdout.strip() == str([m.indices for m in order.epoch(4, 1)])
 
 
@@ -113,28 +115,28 @@ def test_order_does_not_touch_the_global_generator():
 
 def test_rehearsal_begins_with_the_longest_clips_and_has_a_first_synchronised_pass():
     order = order_of(64, 4, 2, 2)
-    longest, typical = order.rehearsal(rank=1)
+    longest, typical = order.dry_run_batches(rank=1)
     assert max(order.frames[row - 100] for row in longest.indices) == max(order.frames)
     assert len(longest.indices) == len(typical.indices) == 4
     assert longest.closes_update  # DistributedDataParallel's static graph needs that
 
 
 def test_held_out_clips_are_shared_out_in_a_fixed_order():
-    shares = [held_out_places(range(10, 17), 2, rank, 2) for rank in range(2)]
+    shares = [validation_batches(range(10, 17), 2, rank, 2) for rank in range(2)]
     assert [[m.indices for m in share] for share in shares] == [[(10, 12), (14, 16)], [(11, 13), (15,)]]
-    assert shares[0][1] == MicroBatch((14, 16), 0, 1, True)
+    assert shares[0][1] == MicroBatchSpec((14, 16), 0, 1, True)
 
 
 @pytest.mark.parametrize(
     ("length", "size"), [(1, 4), (4, 4), (5, 8), (63, 64), (64, 64), (65, 72), (129, 144), (512, 512), (513, 576)]
 )
 def test_sizes_by_hand(length, size):
-    assert rounded_up(np.array([length])).tolist() == [size]
+    assert bucket_length(np.array([length])).tolist() == [size]
 
 
 def test_sizes_are_few_and_cost_little():
     every = np.arange(32, 4000)
-    sizes = rounded_up(every)
+    sizes = bucket_length(every)
     assert (sizes >= every).all()
     assert ((sizes - every) / every).max() <= 0.125
     assert len(np.unique(sizes)) <= 57  # eight an octave
@@ -146,7 +148,7 @@ def test_planning_a_large_set_takes_little_memory(settings):
     frames = lengths(42_139)
     tracemalloc.start()
     settings = {"batch_size": 1, "accumulation": 1} | settings
-    order = Order(range(42_139), frames, seed=1, world_size=1, **settings)
+    order = BucketBatchSampler(range(42_139), frames, seed=1, world_size=1, **settings)
     taken = sum(len(m.indices) for m in order.epoch(0, 0))
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -156,7 +158,9 @@ def test_planning_a_large_set_takes_little_memory(settings):
 
 def test_padding_at_sixty_seconds_a_batch():
     frames = lengths(42_139)
-    order = Order(range(42_139), frames, seed=1, batch_size=1, world_size=1, accumulation=1, batch_frames=3750)
+    order = BucketBatchSampler(
+        range(42_139), frames, seed=1, batch_size=1, world_size=1, accumulation=1, batch_frames=3750
+    )
     longest = [(len(m.indices), max(frames[row] for row in m.indices)) for m in order.epoch(0, 0)]
-    padded = sum(clips * int(rounded_up(np.array([length]))[0]) for clips, length in longest)
+    padded = sum(clips * int(bucket_length(np.array([length]))[0]) for clips, length in longest)
     assert 1 - sum(frames) / padded < 0.08

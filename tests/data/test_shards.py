@@ -13,7 +13,7 @@ from tests.support.audio import voice
 from tests.support.shards import damage, write_shards
 from vits_trainer.data import shards
 from vits_trainer.data.audio import to_pcm16
-from vits_trainer.data.shards import Manifest, ShardWriter, cut, decode_audio, encode_audio, record_of, verify
+from vits_trainer.data.shards import Manifest, ShardWriter, decode_audio, encode_audio, record_of, shard_sizes, verify
 from vits_trainer.utils.errors import DataError
 
 
@@ -111,5 +111,5 @@ def test_file_that_is_no_shard_is_named(tmp_path):
 
 
 def test_clips_are_cut_evenly():
-    assert list(cut(11, 3)) == [4, 4, 3]
-    assert sum(cut(200_000, 16)) == 200_000
+    assert list(shard_sizes(11, 3)) == [4, 4, 3]
+    assert sum(shard_sizes(200_000, 16)) == 200_000

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 
 from tests.support.orders import ORDERS, SIZES, clips_by_update, lengths
-from vits_trainer.data.sampler import Order
-from vits_trainer.data.speaker_sampling import Balance
+from vits_trainer.data.sampler import BucketBatchSampler
+from vits_trainer.data.speaker_sampling import SpeakerTemperatureSampler
 
 
-def balance(sizes: list[int], temperature: float, seed: int = 1) -> Balance:
+def balance(sizes: list[int], temperature: float, seed: int = 1) -> SpeakerTemperatureSampler:
     """Speakers a, b, c ... of so many clips, which take turns in the order of clips."""
     left = dict(zip("abcdefghij", sizes, strict=False))
     speakers = []
     while any(left.values()):
         speakers += [name for name, clips in left.items() if clips]
         left = {name: max(0, clips - 1) for name, clips in left.items()}
-    return Balance(speakers, temperature, seed)
+    return SpeakerTemperatureSampler(speakers, temperature, seed)
 
 
 # 100 clips: at 0.5 the weights are 9, 4 and sqrt(3) = 1.7321, in all 14.7321: 61.09, 27.15 and 11.76 draws.
@@ -68,18 +68,20 @@ def test_which_clips_come_more_often_depends_on_seed_and_epoch_alone() -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS[: len(SIZES) : 7], ids=lambda o: f"{len(o.rows)}x{o.update_clips}")
-def test_temperature_one_is_the_order_without_it_bit_for_bit(order: Order) -> None:
+def test_temperature_one_is_the_order_without_it_bit_for_bit(order: BucketBatchSampler) -> None:
     speakers = [f"{n % 5}" for n in range(len(order.rows))]
     settings = {name: value for name, value in vars(order).items() if not name.startswith("_")}
-    balanced = Order(**{**settings, "drawn": Balance(speakers, 1.0, 3).draw})
+    balanced = BucketBatchSampler(**{**settings, "drawn": SpeakerTemperatureSampler(speakers, 1.0, 3).draw})
     for epoch in range(3):
         assert list(balanced.epoch(epoch, 0)) == list(order.epoch(epoch, 0))
-    assert balanced.due(0).tolist() == [1] * len(order.rows)
+    assert balanced.expected_counts(0).tolist() == [1] * len(order.rows)
 
 
-def balanced_order(world: int, accumulation: int, temperature: float = 0.5) -> Order:
+def balanced_order(world: int, accumulation: int, temperature: float = 0.5) -> BucketBatchSampler:
     drawing = balance([81, 16, 3], temperature)
-    return Order(range(100), lengths(100), 5, 16 // (world * accumulation), world, accumulation, drawn=drawing.draw)
+    return BucketBatchSampler(
+        range(100), lengths(100), 5, 16 // (world * accumulation), world, accumulation, draw_epoch=drawing.draw
+    )
 
 
 def test_epoch_takes_what_was_drawn_in_as_many_updates_as_ever() -> None:
@@ -89,7 +91,7 @@ def test_epoch_takes_what_was_drawn_in_as_many_updates_as_ever() -> None:
         assert sum(updates, Counter()) == Counter(balance([81, 16, 3], 0.5).draw(epoch).tolist())
         assert len(updates) == order.updates_per_epoch == 7
         taken = np.bincount(list(sum(updates, Counter()).elements()), minlength=100)
-        assert order.due(epoch).tolist() == taken.tolist()
+        assert order.expected_counts(epoch).tolist() == taken.tolist()
 
 
 def test_processes_do_not_change_an_updates_clips() -> None:
@@ -110,12 +112,12 @@ def test_resuming_takes_what_was_left_and_counts_it() -> None:
 
 def test_rehearsal_has_the_longest_clips_although_the_first_epoch_may_not() -> None:
     # A speaker of 200 clips and 40 of one: an epoch draws 5 or 6 of each, and few of the 200.
-    drawing = Balance(["many"] * 200 + [f"one{n}" for n in range(40)], 0, 1)
+    drawing = SpeakerTemperatureSampler(["many"] * 200 + [f"one{n}" for n in range(40)], 0, 1)
     absent = next(place for place in range(200) if place not in drawing.draw(0))
     frames = [600 if place == absent else 100 for place in range(240)]
-    order = Order(range(240), frames, 1, 8, 1, 1, drawn=drawing.draw)
-    assert absent in order.rehearsal(0)[0].indices
-    assert len(order.rehearsal(0)[0].indices) == 8
+    order = BucketBatchSampler(range(240), frames, 1, 8, 1, 1, draw_epoch=drawing.draw)
+    assert absent in order.dry_run_batches(0)[0].indices
+    assert len(order.dry_run_batches(0)[0].indices) == 8
 
 
 def common_voice_shape() -> list[str]:
@@ -131,7 +133,7 @@ def test_figures_of_the_docs() -> None:
     assert f"{len(speakers):,} clips" in page
     assert (clips[ranked[0]], clips[ranked[9]], clips[ranked[149]], clips[ranked[299]]) == (600, 60, 4, 2)
     for temperature in (1, 0.5, 0):
-        drawing = Balance(speakers, temperature, 0)
+        drawing = SpeakerTemperatureSampler(speakers, temperature, 0)
         quotas = drawing.quotas(0)
         cells = [f"{quotas[place]} ({100 * drawing.shares[place]:.2f} %)" for place in (0, 9, 149, 299)]
         never = int((np.bincount(drawing.draw(0), minlength=len(speakers)) == 0).sum())
@@ -139,5 +141,5 @@ def test_figures_of_the_docs() -> None:
         assert row in page, row
     # By another way: the 600 clips weigh sqrt(600) among the roots of all.
     by_hand = 600**0.5 / sum(count**0.5 for count in clips.values())
-    assert Balance(speakers, 0.5, 0).shares[0] == pytest.approx(by_hand, abs=1e-9)
-    assert str(Balance(speakers, 0.5, 0)) in page.replace("\n    ", " ")
+    assert SpeakerTemperatureSampler(speakers, 0.5, 0).shares[0] == pytest.approx(by_hand, abs=1e-9)
+    assert str(SpeakerTemperatureSampler(speakers, 0.5, 0)) in page.replace("\n    ", " ")

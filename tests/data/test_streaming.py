@@ -12,11 +12,11 @@ from tests.support.object_store import Store, object_store
 from tests.support.shards import damage, write_shards
 from tests.support.streams import SPEC, assert_holds, order_of, reader_of, written
 from vits_trainer.data import remote_shards
-from vits_trainer.data.clip_accounting import UNREADABLE, Accounts, Incident
-from vits_trainer.data.dataloader import load
+from vits_trainer.data.clip_accounting import UNREADABLE, ClipAccounting, Incident
+from vits_trainer.data.dataloader import build_dataloader
 from vits_trainer.data.dataset import Clip
-from vits_trainer.data.sampler import MicroBatch, held_out_places
-from vits_trainer.data.streaming import StreamReader, TrainedNames, open_stream
+from vits_trainer.data.sampler import MicroBatchSpec, validation_batches
+from vits_trainer.data.streaming import StreamingClipDataset, TrainedNames, open_stream
 from vits_trainer.text.tokenizer import build_tokenizer
 from vits_trainer.utils.errors import DataError
 
@@ -48,7 +48,7 @@ def test_epoch_holds_every_clip_once_as_it_was_written(tmp_path, encoding, worke
     reader, order, clips = reader_of(prepared), order_of(prepared, world_size=2), written(folder)
     names: Counter[str] = Counter()
     for rank in range(2):
-        for batch in load(reader, order.after(0, 2 * order.updates_per_epoch, rank), workers):
+        for batch in build_dataloader(reader, order.after(0, 2 * order.updates_per_epoch, rank), workers):
             assert_holds(batch, clips, reader)
             assert not batch.rejections
             names.update(batch.clip_ids)
@@ -60,7 +60,7 @@ def test_windows_are_sorted_by_length(folder):
     reader = reader_of(prepared)
 
     def padding(window: int) -> float:
-        batches = list(load(reader, order_of(prepared, window=window).epoch(0, 0), 0))
+        batches = list(build_dataloader(reader, order_of(prepared, window=window).epoch(0, 0), 0))
         longest = sum(len(b.clip_ids) * int(b.frame_lengths.max()) for b in batches)
         return longest / sum(int(b.frame_lengths.sum()) for b in batches)
 
@@ -71,9 +71,9 @@ def test_held_out_clips_are_read_once_and_kept(s3, folder):
     prepared = open_stream(s3.upload(folder, "held_out"))
     reader = reader_of(prepared)
     rows = prepared.hold_out(0.1, 64, seed=1)
-    first = list(load(reader, held_out_places(rows, 2, 0, 1), 0))
+    first = list(build_dataloader(reader, validation_batches(rows, 2, 0, 1), 0))
     asked = len(s3.requests)
-    again = list(load(reader, held_out_places(rows, 2, 0, 1), 0))
+    again = list(build_dataloader(reader, validation_batches(rows, 2, 0, 1), 0))
     assert len(s3.requests) == asked
     clips = written(folder)
     for batch, same in zip(first, again, strict=True):
@@ -106,25 +106,25 @@ def test_names_lead_to_places_and_back(folder):
     for foreign in ("shard_00000.parquet:0", "shard_00000.parquet:20", "shard_00009.parquet:1"):
         with pytest.raises(KeyError):
             names.place(foreign)
-    accounts = Accounts(names, ["shard_00000.parquet:0"], 0.01, place=names.place)
-    accounts.take(names[:], ())
-    assert accounts.close(0, accounts.own()) == "epoch 1: 70 trained + 0 rejected + 1 validation = 71 clips"
+    accounts = ClipAccounting(names, ["shard_00000.parquet:0"], 0.01, place=names.place)
+    accounts.count(names[:], ())
+    assert accounts.finish_epoch(0, accounts.counts()) == "epoch 1: 70 trained + 0 rejected + 1 validation = 71 clips"
 
 
 def test_worker_fetches_ahead_of_need(folder, tmp_path, monkeypatch):
     """With a store that takes 0.2 s for a row group, batches that are asked for late are there at once."""
     import time
 
-    whole = remote_shards.Shards.read
+    whole = remote_shards.ShardReader.read
 
     def slow(self, group):
         time.sleep(0.2)
         return whole(self, group)
 
-    monkeypatch.setattr(remote_shards.Shards, "read", slow)
+    monkeypatch.setattr(remote_shards.ShardReader, "read", slow)
     prepared = open_stream(str(folder))
     order = order_of(prepared, accumulation=1, window=2)
-    batches = load(reader_of(prepared), order.after(0, 2 * order.updates_per_epoch, 0), 1)
+    batches = build_dataloader(reader_of(prepared), order.after(0, 2 * order.updates_per_epoch, 0), 1)
     waits_s = []
     for _ in range(order.updates_per_epoch - 1):  # the last update's clips are not read ahead
         began = time.perf_counter()
@@ -150,7 +150,7 @@ def test_damaged_shard_is_found_and_named(tmp_path, encoding):
     folder = write_shards(tmp_path / "set", [8, 8], encoding)
     damage(folder / "shards" / "shard_00001.parquet")
     prepared = open_stream(str(folder))
-    found = [r for b in load(reader_of(prepared), order_of(prepared).epoch(0, 0), 0) for r in b.rejections]
+    found = [r for b in build_dataloader(reader_of(prepared), order_of(prepared).epoch(0, 0), 0) for r in b.rejections]
     assert found
     assert {incident.kind for incident in found} == {UNREADABLE}
     assert all("shard_00001.parquet" in incident.message for incident in found)
@@ -162,14 +162,14 @@ def test_clip_that_cannot_be_used_is_a_record(tmp_path):
     found = reader[0]
     assert isinstance(found, Incident)
     assert (found.clip, found.kind) == ("shard_00000.parquet:0", "text-too-long")
-    unknown = StreamReader(reader.prepared, build_tokenizer(["Silav"]), SPEC, {"somebody else": 0})
+    unknown = StreamingClipDataset(reader.prepared, build_tokenizer(["Silav"]), SPEC, {"somebody else": 0})
     assert unknown[3].kind in ("KeyError", "text-too-long", "no-known-characters")
 
 
 def test_rehearsal_is_as_long_as_the_longest_clip(folder):
     prepared = open_stream(str(folder))
     reader = reader_of(prepared)
-    longest, typical = (reader.__getitems__(place)[0] for place in order_of(prepared).rehearsal(0))
+    longest, typical = (reader.__getitems__(place)[0] for place in order_of(prepared).dry_run_batches(0))
     assert int(longest.frame_lengths.min()) == prepared.longest_samples // 256
     assert int(typical.frame_lengths.max()) < prepared.longest_samples // 256
     clips = [record.longest_samples for record in prepared.shards.records]
@@ -185,7 +185,7 @@ def test_pattern_gives_the_same_clips_as_the_folder(s3, folder):
         assert by_pattern.longest_samples == by_folder.longest_samples
         assert by_pattern.speakers == by_folder.speakers
         assert by_pattern.texts == by_folder.texts
-        batches = load(reader_of(by_pattern), order_of(by_pattern).epoch(0, 0), 0)
+        batches = build_dataloader(reader_of(by_pattern), order_of(by_pattern).epoch(0, 0), 0)
         assert sum(len(batch.clip_ids) for batch in batches) == 76
 
 
@@ -198,9 +198,9 @@ def test_fingerprint_changes_with_a_shard_and_the_rows(folder, tmp_path):
 
 def test_reader_travels_to_workers_that_are_not_forked(folder):
     reader = reader_of(open_stream(str(folder)))
-    before = reader.__getitems__(MicroBatch((3, 4), 0, 0, True))[0]
+    before = reader.__getitems__(MicroBatchSpec((3, 4), 0, 0, True))[0]
     copied = pickle.loads(pickle.dumps(reader))  # noqa: S301
     assert isinstance(copied[3], Clip)
-    assert copied.__getitems__(MicroBatch((3, 4), 0, 0, True))[0].clip_ids == before.clip_ids
+    assert copied.__getitems__(MicroBatchSpec((3, 4), 0, 0, True))[0].clip_ids == before.clip_ids
     place = next(iter(order_of(copied.prepared).epoch(0, 0)))
     assert copied.__getitems__(place)[0].clip_ids == reader.__getitems__(place)[0].clip_ids

@@ -8,25 +8,27 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 
-from vits_trainer.data.streaming_sampler import CYCLE, LaneOrder, WindowPart
+from vits_trainer.data.streaming_sampler import SUBSTREAMS_PER_SLOT, StreamedBatchSpec, StreamingBatchSampler
 
 
-def order_of(groups, shards=3, held_out=(), batch_size=2, world_size=2, accumulation=2, seed=5, window=3) -> LaneOrder:
+def order_of(
+    groups, shards=3, held_out=(), batch_size=2, world_size=2, accumulation=2, seed=5, window=3
+) -> StreamingBatchSampler:
     shard_of_group = np.sort(np.arange(len(groups)) % shards)
-    return LaneOrder(groups, shard_of_group, held_out, seed, batch_size, world_size, accumulation, window)
+    return StreamingBatchSampler(groups, shard_of_group, held_out, seed, batch_size, world_size, accumulation, window)
 
 
-def taken(micro_batch: WindowPart, lengths: np.ndarray) -> list[int]:
+def taken(micro_batch: StreamedBatchSpec, lengths: np.ndarray) -> list[int]:
     """The clips of a micro-batch, as a reader who knows their lengths finds them."""
     rows = sorted(micro_batch.indices, key=lambda row: (lengths[row], row))
     return [int(row) for row in np.array_split(rows, micro_batch.parts)[micro_batch.part]]
 
 
-def lengths_of(order: LaneOrder) -> np.ndarray:
+def lengths_of(order: StreamingBatchSampler) -> np.ndarray:
     return np.random.default_rng(0).integers(10, 500, sum(order.groups))
 
 
-def updates_of(order: LaneOrder, epoch: int = 0) -> list[set[int]]:
+def updates_of(order: StreamingBatchSampler, epoch: int = 0) -> list[set[int]]:
     """Clips of each update, over all ranks."""
     lengths, found = lengths_of(order), [set() for _ in range(order.updates_per_epoch)]
     for rank in range(order.world_size):
@@ -107,14 +109,14 @@ def test_row_group_is_read_by_one_worker(accumulation, workers):
                 continue
             for group in {row // 16 for row in micro_batch.indices}:
                 readers.setdefault(group, set()).add((rank, number % workers))
-    lanes = CYCLE * 2 * accumulation
+    lanes = SUBSTREAMS_PER_SLOT * 2 * accumulation
     assert len(readers) > 0.9 * 400
     assert sum(len(found) - 1 for found in readers.values()) < lanes  # only those at a cut between two lanes
 
 
 def test_what_lies_ahead_is_what_the_lane_takes_next():
     order = order_of([16] * 100, 8)
-    of_lane: dict[int, list[WindowPart]] = {}
+    of_lane: dict[int, list[StreamedBatchSpec]] = {}
     for micro_batch in order.after(0, 2 * order.updates_per_epoch, 0):
         if micro_batch.lane is not None:
             of_lane.setdefault(micro_batch.lane, []).append(micro_batch)
@@ -140,7 +142,7 @@ def test_ranks_take_like_lengths_and_a_batch_holds_like_lengths():
 
 
 def test_rehearsal_takes_the_longest_first():
-    longest, typical = order_of([32] * 120, 4).rehearsal(1)
+    longest, typical = order_of([32] * 120, 4).dry_run_batches(1)
     assert (longest.stretched, typical.stretched) == (True, False)
     assert longest.closes_update
     assert typical.closes_update

@@ -42,19 +42,19 @@ def quick(name: str) -> golden.Case:
     return golden.Case(case.name, figures, case.tensors)
 
 
-def compared(case: golden.Case) -> dict[str, golden.Figure]:
-    return {figure.name: figure for figure in golden.compare(case)}
+def compared(case: golden.Case) -> dict[str, golden.ComparedValue]:
+    return {figure.name: figure for figure in golden.compare_case(case)}
 
 
 @cache
-def unbroken(name: str) -> dict[str, golden.Figure]:
+def unbroken(name: str) -> dict[str, golden.ComparedValue]:
     return compared(quick(name))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_objective_equals_the_original_in_posterior_losses_and_gradients(name):
     case = read_case(name)
-    figures = golden.compare(case)
+    figures = golden.compare_case(case)
     golden_figures = ("losses", "generator_gradient_norms", "discriminator_gradient_norms")
     assert len(figures) == 1 + sum(len(case.figures[key]) for key in golden_figures)
     assert [figure for figure in figures if not figure.agrees] == []
@@ -62,7 +62,7 @@ def test_objective_equals_the_original_in_posterior_losses_and_gradients(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_losses_equal_the_originals_in_float32_too(name):
-    figures = golden.compare(read_case(name), torch.float32)
+    figures = golden.compare_case(read_case(name), torch.float32)
     assert {figure.kind for figure in figures} == {golden.LOSS_FLOAT32}
     assert len(figures) == len(golden.LOSS_NAMES)
     assert [figure for figure in figures if not figure.agrees] == []
@@ -132,15 +132,15 @@ def test_posterior_that_differs_is_seen_and_not_replaced_by_the_golden_one():
 
 
 def test_nan_never_agrees():
-    assert not golden.Figure("loss", 1.0, math.nan, golden.LOSS).agrees
-    assert not golden.Figure("norm", 0.0, math.nan, golden.GRADIENT_NORM).agrees
-    assert golden.Figure("loss", 1.0, math.nan, golden.LOSS).error == math.inf
+    assert not golden.ComparedValue("loss", 1.0, math.nan, golden.LOSS).agrees
+    assert not golden.ComparedValue("norm", 0.0, math.nan, golden.GRADIENT_NORM).agrees
+    assert golden.ComparedValue("loss", 1.0, math.nan, golden.LOSS).error == math.inf
 
 
 def test_two_norms_that_are_zero_but_for_rounding_agree():
-    assert golden.Figure("norm", 3e-17, 8e-10, golden.GRADIENT_NORM).agrees
-    assert not golden.Figure("norm", 3e-17, 2e-9, golden.GRADIENT_NORM).agrees
-    assert not golden.Figure("norm", 0.0, 1.0, golden.GRADIENT_NORM).agrees
+    assert golden.ComparedValue("norm", 3e-17, 8e-10, golden.GRADIENT_NORM).agrees
+    assert not golden.ComparedValue("norm", 3e-17, 2e-9, golden.GRADIENT_NORM).agrees
+    assert not golden.ComparedValue("norm", 0.0, 1.0, golden.GRADIENT_NORM).agrees
 
 
 @pytest.mark.parametrize(
@@ -148,18 +148,18 @@ def test_two_norms_that_are_zero_but_for_rounding_agree():
     [(golden.LOSS, 1e-6), (golden.LOSS_FLOAT32, 1e-4), (golden.GRADIENT_NORM, 1e-4), (golden.POSTERIOR, 1e-8)],
 )
 def test_bounds_are_those_of_the_reference(kind, off_by):
-    assert golden.Figure("one", 1.0, 1 + 0.9 * off_by, kind).agrees
-    assert not golden.Figure("one", 1.0, 1 - 1.1 * off_by, kind).agrees
+    assert golden.ComparedValue("one", 1.0, 1 + 0.9 * off_by, kind).agrees
+    assert not golden.ComparedValue("one", 1.0, 1 - 1.1 * off_by, kind).agrees
 
 
 def test_case_that_lacks_something_says_what():
     case = quick("single_sdp")
     tensors = {name: tensor for name, tensor in case.tensors.items() if name != "input.ids_slice"}
     with pytest.raises(DataError, match=r"single_sdp lacks 'input\.ids_slice'"):
-        golden.compare(golden.Case(case.name, case.figures, tensors))
+        golden.compare_case(golden.Case(case.name, case.figures, tensors))
     del tensors["generator.enc_p.emb.weight"]
     with pytest.raises(ModelError, match=r"text_encoder\.embed_tokens\.weight is missing"):
-        golden.compare(golden.Case(case.name, case.figures, tensors))
+        golden.compare_case(golden.Case(case.name, case.figures, tensors))
 
 
 def test_folder_without_a_readable_case_is_refused(tmp_path):

@@ -51,7 +51,7 @@ def lines_that_work(message):
     ],
 )
 def test_what_belongs_together_is_left_in_peace(environment, world_size):
-    launch_environment.refuse_wrong_number(environment, world_size)
+    launch_environment.check_world_size(environment, world_size)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_what_belongs_together_is_left_in_peace(environment, world_size):
     ],
 )
 def test_strangers_are_refused_with_a_line_that_works(environment, world_size, said):
-    message = refusal(launch_environment.refuse_wrong_number, environment, world_size)
+    message = refusal(launch_environment.check_world_size, environment, world_size)
     assert said in message
     assert lines_that_work(message) or "sbatch accelerate_configs/slurm.sh" in message
 
@@ -93,7 +93,7 @@ def test_machinery_that_there_is_nothing_for_is_refused(monkeypatch, name, value
 
 @pytest.mark.parametrize("value", ["false", "", "0"])
 def test_machinery_that_is_switched_off_is_no_reason(value):
-    launch_environment.refuse_other_machinery({"ACCELERATE_USE_FSDP": value, "PJRT_DEVICE": "CPU"})
+    launch_environment.check_no_fsdp_or_deepspeed({"ACCELERATE_USE_FSDP": value, "PJRT_DEVICE": "CPU"})
 
 
 @pytest.mark.parametrize(
@@ -106,15 +106,15 @@ def test_machinery_that_is_switched_off_is_no_reason(value):
 )
 def test_more_processes_than_gpus_are_refused(gpus, machines, works):
     environment = TORCHRUN | {"GROUP_WORLD_SIZE": str(machines)}
-    message = refusal(launch_environment.refuse_crowded_gpus, environment, gpus)
+    message = refusal(launch_environment.check_gpu_count, environment, gpus)
     assert f"started 8 processes on this machine, which has {gpus} GPU(s)" in message
     (line,) = lines_that_work(message)
     assert works in line
 
 
 def test_a_gpu_for_each_is_enough():
-    launch_environment.refuse_crowded_gpus(TORCHRUN, 8)
-    launch_environment.refuse_crowded_gpus({}, 1)
+    launch_environment.check_gpu_count(TORCHRUN, 8)
+    launch_environment.check_gpu_count({}, 1)
 
 
 def test_cpu_that_the_launcher_asks_for_is_taken_although_there_is_a_gpu(monkeypatch):

@@ -100,10 +100,10 @@ def test_processes_that_are_not_connected_are_refused(monkeypatch):
 
 def test_one_process_is_main_and_speaks_for_itself():
     runtime = Runtime("fp32", 1)
-    assert (runtime.rank, runtime.world_size, runtime.is_main, runtime.device.type) == (0, 1, True, "cpu")
-    assert runtime.from_main(lambda: "word") == "word"
-    assert runtime.gather("word") == ["word"]
-    assert runtime.sum(torch.tensor([1.0, 2.0])).tolist() == [1, 2]
+    assert (runtime.rank, runtime.world_size, runtime.is_main_process, runtime.device.type) == (0, 1, True, "cpu")
+    assert runtime.on_main_then_broadcast(lambda: "word") == "word"
+    assert runtime.all_gather_object("word") == ["word"]
+    assert runtime.all_reduce_sum(torch.tensor([1.0, 2.0])).tolist() == [1, 2]
     assert runtime.describe() == "1 process(es) on CPU, fp32"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vits_trainer.distributed.shutdown import Interruption
+from vits_trainer.distributed.shutdown import ShutdownRequest
 
 
 @pytest.mark.parametrize(
@@ -14,4 +14,4 @@ def test_time_limit_by_hand(
     needs_s: float, limit_s: float, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vits_trainer.distributed.shutdown._seconds_since_start", lambda: 60.0)
-    assert bool(Interruption(tmp_path / "STOP", limit_s).asked(needs_s)) is asked
+    assert bool(ShutdownRequest(tmp_path / "STOP", limit_s).reason_to_stop(needs_s)) is asked

@@ -14,8 +14,8 @@ from vits_trainer.data.audio import read_pcm16_wav
 from vits_trainer.data.preparation.espeak_corpus import SENTENCES, speak_corpus
 from vits_trainer.evaluation.speech_metrics import (
     ClipScore,
-    Jury,
-    interval,
+    SpeechMetrics,
+    bootstrap_interval,
     means,
     spoken_form,
     transcript_errors,
@@ -38,17 +38,17 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, np.ndarr
 
 
 def with_noise(speech, noise_db: int | None) -> dict[str, float]:
-    rng, jury, clips = np.random.default_rng(0), Jury(["mcd", "cer"], speech[0][2]), []
+    rng, jury, clips = np.random.default_rng(0), SpeechMetrics(["mcd", "cer"], speech[0][2]), []
     for text, samples, _ in speech:
         level = 0 if noise_db is None else np.sqrt((samples**2).mean()) * 10 ** (-noise_db / 20)
         noisy = (samples + level * rng.standard_normal(len(samples))).astype(np.float32)
-        clips.append(ClipScore(text, text, None, jury.judge(text, samples, noisy).figures))
+        clips.append(ClipScore(text, text, None, jury.measure(text, samples, noisy).figures))
     return means(clips)
 
 
 def test_speech_against_itself_is_perfect(speech):
     text, samples, rate_hz = speech[0]
-    found = Jury(["mcd", "f0", "duration"], rate_hz).judge(text, samples, samples).figures
+    found = SpeechMetrics(["mcd", "f0", "duration"], rate_hz).measure(text, samples, samples).figures
     assert found == {"mcd_db": 0, "log_f0_rmse": 0, "voicing_error": 0, "duration_error": 0}
 
 
@@ -76,27 +76,27 @@ def test_natural_speech_is_understood_and_less_so_in_noise():
 
 def test_pitch_a_fifth_higher_is_the_logarithm_of_its_ratio():
     low, high = voice(1.5, 16000, 120), voice(1.5, 16000, 180)
-    found = Jury(["f0"], 16000).judge("a", low, high).figures
+    found = SpeechMetrics(["f0"], 16000).measure("a", low, high).figures
     assert found["log_f0_rmse"] == pytest.approx(np.log(1.5), abs=0.02)
 
 
 def test_what_only_one_has_voiced_is_a_voicing_error():
     spoken = voice(1.0, 16000)
     noise = 0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
-    found = Jury(["f0"], 16000).judge("a", spoken, noise).figures
+    found = SpeechMetrics(["f0"], 16000).measure("a", spoken, noise).figures
     assert found["voicing_error"] > 0.7
 
 
 def test_speech_a_quarter_longer_is_that_wrong():
-    found = Jury(["duration"], 16000).judge("a", voice(2.0, 16000), voice(2.5, 16000)).figures
+    found = SpeechMetrics(["duration"], 16000).measure("a", voice(2.0, 16000), voice(2.5, 16000)).figures
     assert found == {"duration_error": 0.25}
 
 
 def test_silence_and_a_few_samples_are_judged_too():
-    jury = Jury(["mcd", "f0", "duration"], 16000)
+    jury = SpeechMetrics(["mcd", "f0", "duration"], 16000)
     recorded = voice(0.5, 16000)
     for spoken in (np.zeros(8000, dtype=np.float32), recorded[:10]):
-        found = jury.judge("a", recorded, spoken).figures
+        found = jury.measure("a", recorded, spoken).figures
         assert found["mcd_db"] > 5
         assert "log_f0_rmse" not in found or np.isfinite(found["log_f0_rmse"])
 
@@ -115,11 +115,11 @@ def test_spoken_form_keeps_letters_of_every_script():
 
 def test_interval_holds_the_mean_and_narrows_with_the_clips():
     values = np.random.default_rng(0).normal(5, 1, 400)
-    low, high = interval(list(values))
+    low, high = bootstrap_interval(list(values))
     assert low < values.mean() < high
     # the normal approximation: 1.96 standard errors on each side
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-    assert interval([3.0, 3.0]) == (3.0, 3.0)
+    assert bootstrap_interval([3.0, 3.0]) == (3.0, 3.0)
 
 
 def test_worst_is_first_whatever_the_units():
@@ -136,7 +136,7 @@ def test_worst_is_first_whatever_the_units():
 def test_absent_package_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "utmos_pytorch", None)
     with pytest.raises(ConfigError, match="pip install 'utmos-pytorch'"):
-        Jury(["utmos"], 16000)
+        SpeechMetrics(["utmos"], 16000)
 
 
 def test_speaker_similarity_knows_a_voice_again(tmp_path: Path):
@@ -146,9 +146,9 @@ def test_speaker_similarity_knows_a_voice_again(tmp_path: Path):
         read_pcm16_wav(folder / f"wavs/sentence_{n:03}.wav")[0].astype(np.float32) / 32768
         for folder, n in ((spoken[0], 1), (spoken[0], 2), (spoken[1], 2))
     )
-    jury = Jury(["similarity"], 22050)
-    same = jury.judge("", one, other).figures["speaker_similarity"]
-    assert same > jury.judge("", one, female).figures["speaker_similarity"] + 0.05
+    jury = SpeechMetrics(["similarity"], 22050)
+    same = jury.measure("", one, other).figures["speaker_similarity"]
+    assert same > jury.measure("", one, female).figures["speaker_similarity"] + 0.05
 
 
 def test_any_recogniser_of_transformers_listens(tmp_path: Path):
@@ -161,11 +161,11 @@ def test_any_recogniser_of_transformers_listens(tmp_path: Path):
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     convolutions = {"conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 2, "num_conv_pos_embeddings": 4}
     Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=5, **size, **convolutions)).save_pretrained(tmp_path)
-    judged = Jury(["cer"], 22050, str(tmp_path)).judge("ab", voice(1, 22050), voice(1, 22050))
-    assert set(judged.heard.replace("<unk>", "")) <= set("ab ")
+    judged = SpeechMetrics(["cer"], 22050, str(tmp_path)).measure("ab", voice(1, 22050), voice(1, 22050))
+    assert set(judged.transcript.replace("<unk>", "")) <= set("ab ")
     assert set(judged.figures) == set(SCORES["cer"])
 
 
 def test_recogniser_that_is_nowhere_is_said(tmp_path: Path):
     with pytest.raises(ConfigError, match="could not be loaded"):
-        Jury(["cer"], 16000, str(tmp_path / "nowhere"))
+        SpeechMetrics(["cer"], 16000, str(tmp_path / "nowhere"))

@@ -12,11 +12,19 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, VitsModel, VitsTokenizer
 
 from tests.support.random_voice import RATE_HZ, TEXT, save_voice
-from vits_trainer.evaluation.synthesis import FADE_S, PAUSE_S, Manner, Voice, join, split_sentences, write_speech
+from vits_trainer.evaluation.synthesis import (
+    FADE_S,
+    PAUSE_S,
+    SynthesisOptions,
+    Voice,
+    join,
+    split_sentences,
+    write_speech,
+)
 from vits_trainer.utils.errors import ConfigError, DataError, ModelError
 
 PAUSE, FADE = round(PAUSE_S * RATE_HZ), round(FADE_S * RATE_HZ)
-WITHOUT_NOISE = Manner(noise_scale=0, noise_scale_duration=0)
+WITHOUT_NOISE = SynthesisOptions(noise_scale=0, noise_scale_duration=0)
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +95,10 @@ def test_no_piece_is_too_long_and_nothing_is_lost(limit: int) -> None:
 
 
 def test_same_seed_speaks_the_same_and_another_seed_does_not(voice: Voice) -> None:
-    first, second = voice.speak(TEXT, Manner(seed=7)), voice.speak(TEXT, Manner(seed=7))
+    first, second = voice.speak(TEXT, SynthesisOptions(seed=7)), voice.speak(TEXT, SynthesisOptions(seed=7))
     assert first.dtype == np.float32
     np.testing.assert_array_equal(first, second)
-    assert not np.array_equal(voice.speak(TEXT, Manner(seed=8)), first)
+    assert not np.array_equal(voice.speak(TEXT, SynthesisOptions(seed=8)), first)
 
 
 def test_without_noise_the_seed_does_not_matter(voice: Voice) -> None:
@@ -124,9 +132,9 @@ def test_samples_between_the_fades_are_transformers_own(voice: Voice, folder: Pa
 def test_noise_scales_are_the_voices_own_unless_given_and_come_back(voice: Voice) -> None:
     own = voice.speak(TEXT)
     config = voice.model.config
-    given = Manner(noise_scale=config.noise_scale, noise_scale_duration=config.noise_scale_duration)
-    assert not np.array_equal(voice.speak(TEXT, Manner(noise_scale=0)), own)
-    assert not np.array_equal(voice.speak(TEXT, Manner(noise_scale_duration=0)), own)
+    given = SynthesisOptions(noise_scale=config.noise_scale, noise_scale_duration=config.noise_scale_duration)
+    assert not np.array_equal(voice.speak(TEXT, SynthesisOptions(noise_scale=0)), own)
+    assert not np.array_equal(voice.speak(TEXT, SynthesisOptions(noise_scale_duration=0)), own)
     np.testing.assert_array_equal(voice.speak(TEXT), own)
     np.testing.assert_array_equal(voice.speak(TEXT, given), own)
 
@@ -213,9 +221,9 @@ def test_tokens_that_are_all_unknown_are_refused(folder: Path) -> None:
 
 
 def test_speakers_are_found_by_name_and_number(choir: Voice) -> None:
-    berfin = choir.speak(TEXT, Manner(speaker="Berfin"))
-    np.testing.assert_array_equal(berfin, choir.speak(TEXT, Manner(speaker="1")))
-    np.testing.assert_array_equal(choir.speak(TEXT), choir.speak(TEXT, Manner(speaker="Azad")))
+    berfin = choir.speak(TEXT, SynthesisOptions(speaker="Berfin"))
+    np.testing.assert_array_equal(berfin, choir.speak(TEXT, SynthesisOptions(speaker="1")))
+    np.testing.assert_array_equal(choir.speak(TEXT), choir.speak(TEXT, SynthesisOptions(speaker="Azad")))
     assert not np.array_equal(berfin, choir.speak(TEXT))
 
 
@@ -225,7 +233,7 @@ def test_speakers_are_found_by_name_and_number(choir: Voice) -> None:
 )
 def test_unknown_speaker_is_refused_with_the_remedy(choir: Voice, speaker: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        choir.speak(TEXT, Manner(speaker=speaker))
+        choir.speak(TEXT, SynthesisOptions(speaker=speaker))
 
 
 def test_voices_whose_speakers_have_no_names_take_numbers(choir: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +245,7 @@ def test_voices_whose_speakers_have_no_names_take_numbers(choir: Voice, monkeypa
 
 def test_speaker_of_a_single_speaker_voice_is_refused(voice: Voice) -> None:
     with pytest.raises(ConfigError, match="single speaker"):
-        voice.speak(TEXT, Manner(speaker="0"))
+        voice.speak(TEXT, SynthesisOptions(speaker="0"))
 
 
 def test_voice_that_is_not_there_is_refused(tmp_path: Path) -> None:

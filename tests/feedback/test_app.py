@@ -32,7 +32,7 @@ from vits_trainer.cli.main import main
 from vits_trainer.config.feedback import FeedbackAppConfig
 from vits_trainer.feedback.corrections import Corrections, Limits
 from vits_trainer.feedback.served_voice import ServedVoice
-from vits_trainer.feedback.training_process import Learner
+from vits_trainer.feedback.training_process import TrainingProcess
 from vits_trainer.utils.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -330,7 +330,7 @@ def test_password_and_policy_over_http(model: Path, tmp_path: Path) -> None:
     ],
 )
 def test_other_sites_do_not_use_the_page(headers: dict[str, str], path: str, code: int) -> None:
-    from vits_trainer.feedback.app import NothingFromOutside
+    from vits_trainer.feedback.app import SecurityHeadersMiddleware
 
     sent: list[dict[str, Any]] = []
 
@@ -342,7 +342,7 @@ def test_other_sites_do_not_use_the_page(headers: dict[str, str], path: str, cod
 
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "path": path, "headers": encoded}
-    asyncio.run(NothingFromOutside(inner, local_only=True)(scope, None, send))  # type: ignore[arg-type]
+    asyncio.run(SecurityHeadersMiddleware(inner, local_only=True)(scope, None, send))  # type: ignore[arg-type]
     assert sent[0]["status"] == code
 
 
@@ -419,7 +419,9 @@ def answers(model: Path, tmp_path: Path) -> Iterator[Any]:
 
     config = FeedbackAppConfig(feedback_dir=str(tmp_path / "feedback"), model_dir=str(model))
     store = Corrections(tmp_path / "feedback", 16000, Limits(max_upload_bytes=2**16))
-    built = FeedbackPage(config, ServedVoice(str(model)), store, Learner([sys.executable], tmp_path / "verdict.json"))
+    built = FeedbackPage(
+        config, ServedVoice(str(model)), store, TrainingProcess([sys.executable], tmp_path / "verdict.json")
+    )
     built.build()
     yield built
     store.close()

@@ -13,11 +13,11 @@ import pytest
 from vits_trainer.config.feedback import FeedbackAppConfig
 from vits_trainer.feedback import views
 from vits_trainer.feedback.training_process import (
-    Change,
-    Learner,
+    DecisionRecord,
+    FigureChange,
     Progress,
     Stage,
-    Verdict,
+    TrainingProcess,
     outcome,
     read_verdict,
     train_feedback_command,
@@ -33,7 +33,7 @@ VERDICT = {
     "learnt": ["one", "two"],
     "version": 2,
 }
-ACCEPTED = Verdict(True, VERDICT["words"], Change(1.23, 0.95), Change(0.8, 0.801), ("one", "two"), 2)  # type: ignore[arg-type]
+ACCEPTED = DecisionRecord(True, VERDICT["words"], FigureChange(1.23, 0.95), FigureChange(0.8, 0.801), ("one", "two"), 2)  # type: ignore[arg-type]
 WAITS = "import time; print('update 1/4', flush=True); time.sleep(60)"
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}"
 
@@ -45,7 +45,7 @@ class Started:
         script = folder / "stand_in.py"
         script.write_text(source, encoding="utf-8")
         self.verdict = folder / "verdict.json"
-        self.learner = Learner([sys.executable, str(script)], self.verdict)
+        self.learner = TrainingProcess([sys.executable, str(script)], self.verdict)
         self.learner.start()
 
     def until(self, *stages: Stage, line: str = "") -> Progress:
@@ -188,7 +188,7 @@ def test_password_is_not_handed_down(
 
 
 def test_command_that_cannot_be_started_is_said(tmp_path: Path) -> None:
-    learner = Learner([str(tmp_path / "absent")], tmp_path / "verdict.json")
+    learner = TrainingProcess([str(tmp_path / "absent")], tmp_path / "verdict.json")
     with pytest.raises(DataError, match="could not be started"):
         learner.start()
     assert learner.progress().stage is Stage.IDLE
@@ -198,7 +198,7 @@ def test_command_that_cannot_be_started_is_said(tmp_path: Path) -> None:
     ("content", "verdict"),
     [
         (json.dumps(VERDICT), ACCEPTED),
-        ('{"accepted": false, "words": "a\\n b", "held_out": null}', Verdict(False, "a b")),
+        ('{"accepted": false, "words": "a\\n b", "held_out": null}', DecisionRecord(False, "a b")),
         ("{", None),
         ("[]", None),
         ('{"accepted": true}', None),
@@ -207,7 +207,7 @@ def test_command_that_cannot_be_started_is_said(tmp_path: Path) -> None:
         ("\x00\x01", None),
     ],
 )
-def test_verdict_file_of_any_content(tmp_path: Path, content: str, verdict: Verdict | None) -> None:
+def test_verdict_file_of_any_content(tmp_path: Path, content: str, verdict: DecisionRecord | None) -> None:
     (tmp_path / "verdict.json").write_text(content)
     assert read_verdict(tmp_path / "verdict.json") == verdict
 
@@ -216,7 +216,7 @@ def test_verdict_file_of_any_content(tmp_path: Path, content: str, verdict: Verd
     ("exit_code", "verdict", "stopping", "stage"),
     [
         (0, ACCEPTED, False, Stage.ACCEPTED),
-        (0, Verdict(False, "no"), False, Stage.REFUSED),
+        (0, DecisionRecord(False, "no"), False, Stage.REFUSED),
         (1, ACCEPTED, False, Stage.FAILED),
         (143, None, True, Stage.CANCELLED),
         (-signal.SIGTERM, None, False, Stage.CANCELLED),
@@ -225,5 +225,5 @@ def test_verdict_file_of_any_content(tmp_path: Path, content: str, verdict: Verd
         (2, None, False, Stage.MISTAKE),
     ],
 )
-def test_what_an_exit_code_means(exit_code: int, verdict: Verdict | None, stopping: bool, stage: Stage) -> None:
+def test_what_an_exit_code_means(exit_code: int, verdict: DecisionRecord | None, stopping: bool, stage: Stage) -> None:
     assert outcome(exit_code, verdict, stopping) is stage

@@ -36,7 +36,9 @@ def first_gradients(config: BenchmarkConfig) -> tuple[dict[str, float], list[tor
     turns, _ = benchmark.our_update(config, Runtime(config.precision, 1))
     batch = benchmark.workload(config)
     torch.manual_seed(0)
-    losses = turns.take(batch, turns.objective.normalisers(batch), discriminators_alone=False, closes=True, rate=None)
+    losses = turns(
+        batch, turns.objective.denominators(batch), discriminator_only=False, sync_gradients=True, learning_rate=None
+    )
     parameters = [parameter for learner in turns.learners for parameter in learner.network.parameters()]
     return {name: float(loss.detach()) for name, loss in losses.items()}, [
         p.grad for p in parameters if p.grad is not None

@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from vits_trainer.config.architecture import DiscriminatorShape
-from vits_trainer.models.discriminator import Discriminator, Judgement, PeriodDiscriminator, ScaleDiscriminator
+from vits_trainer.models.discriminator import (
+    Discriminator,
+    DiscriminatorOutput,
+    PeriodDiscriminator,
+    ScaleDiscriminator,
+)
 from vits_trainer.models.parameter_names import discriminator_name
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "single_sdp.json"
@@ -50,8 +55,8 @@ def test_divided_widths_keep_groups_that_fit():
 
 def test_judgement_holds_scores_and_activations_of_each_layer():
     judgement = Discriminator(DiscriminatorShape((2, 3), 8))(torch.randn(2, 1, 512))
-    assert [len(layers) for layers in judgement.activations] == [7, 6, 6]
-    for scores, layers in zip(judgement.scores, judgement.activations, strict=True):
+    assert [len(layers) for layers in judgement.feature_maps] == [7, 6, 6]
+    for scores, layers in zip(judgement.scores, judgement.feature_maps, strict=True):
         assert torch.equal(scores, layers[-1].flatten(1))
     assert judgement.scores[0].shape == (2, 2)  # 512 samples / 4^4
 
@@ -62,10 +67,10 @@ def test_split_separates_the_first_clips_from_the_rest():
     first, second = torch.randn(2, 1, 512), torch.randn(3, 1, 512)
     whole = discriminator(torch.cat([first, second]))
     for half, alone in zip(whole.split(2), (discriminator(first), discriminator(second)), strict=True):
-        assert isinstance(half, Judgement)
+        assert isinstance(half, DiscriminatorOutput)
         for ours, expected in zip(half.scores, alone.scores, strict=True):
             torch.testing.assert_close(ours, expected)
-        for ours, expected in zip(half.activations, alone.activations, strict=True):
+        for ours, expected in zip(half.feature_maps, alone.feature_maps, strict=True):
             assert [layer.shape for layer in ours] == [layer.shape for layer in expected]
 
 

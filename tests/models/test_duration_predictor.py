@@ -13,7 +13,7 @@ from vits_trainer.diagnostics import golden
 from vits_trainer.models import duration_predictor
 from vits_trainer.models.duration_predictor import inverse_spline, log_durations, rational_quadratic_spline
 from vits_trainer.models.parameter_names import from_original_generator
-from vits_trainer.models.pretrained import in_training_form
+from vits_trainer.models.pretrained import with_weight_norm
 from vits_trainer.models.spectrogram import frame_mask
 
 
@@ -71,7 +71,7 @@ def test_log_durations_are_those_that_transformers_infers(
 
 
 def build_generator(case: golden.Case) -> VitsModel:
-    model = in_training_form(VitsModel(golden.vits_config(case.figures["config"]))).eval()
+    model = with_weight_norm(VitsModel(golden.vits_config(case.figures["config"]))).eval()
     model.load_state_dict(from_original_generator(weights_by_formula(case.figures), model.state_dict()))
     return model
 

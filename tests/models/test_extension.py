@@ -11,8 +11,8 @@ from transformers import VitsModel
 
 from tests.support.models import SMALL, TOKENIZER, new_voice
 from vits_trainer.config.architecture import Architecture
-from vits_trainer.models.extension import extend, extended
-from vits_trainer.models.generator import Generator, Synthesis
+from vits_trainer.models.extension import add_characters, add_speakers
+from vits_trainer.models.generator import Generator, GeneratorOutput
 from vits_trainer.models.pretrained import export, load_model, speaker_ids
 from vits_trainer.models.spectrogram import frame_mask
 from vits_trainer.text import tokenizer as tokenizer_module
@@ -38,14 +38,14 @@ def spoken(model: VitsModel, speaker_id: int | None = None) -> Tensor:
     return speech
 
 
-def one_pass(model: VitsModel, speaker_ids: list[int] | None) -> Synthesis:
+def one_pass(model: VitsModel, speaker_ids: list[int] | None) -> GeneratorOutput:
     """The training direction, on two clips."""
     torch.manual_seed(7)
     lengths = torch.tensor([60, 48])
     spectrogram = torch.rand(2, 513, 60) * frame_mask(lengths, 60)
     ids = None if speaker_ids is None else torch.tensor(speaker_ids)
     generator = Generator(model, "posterior", 8)
-    found: Synthesis = generator(torch.randint(1, 8, (2, 11)), torch.tensor([11, 9]), spectrogram, lengths, ids)
+    found: GeneratorOutput = generator(torch.randint(1, 8, (2, 11)), torch.tensor([11, 9]), spectrogram, lengths, ids)
     return found
 
 
@@ -53,17 +53,17 @@ def one_pass(model: VitsModel, speaker_ids: list[int] | None) -> Synthesis:
 def test_each_speaker_of_an_extended_voice_sounds_as_the_one_did(architecture: Architecture) -> None:
     old = trained_voice(architecture=architecture)
     torch.manual_seed(1)
-    new = extended(old, ["ava", "bo", "cem"])
+    new = add_speakers(old, ["ava", "bo", "cem"])
     for speaker_id in range(3):
         assert torch.equal(spoken(new, speaker_id), spoken(old))
-    for name, before, after in zip(Synthesis._fields, one_pass(old, None), one_pass(new, [2, 1]), strict=True):
+    for name, before, after in zip(GeneratorOutput._fields, one_pass(old, None), one_pass(new, [2, 1]), strict=True):
         assert torch.equal(before, after), name
     assert not torch.equal(new.embed_speaker.weight[0], new.embed_speaker.weight[1])
     assert 0.9 < float(new.embed_speaker.weight.detach().std()) < 1.1
 
 
 def test_conditioning_of_zero_gets_gradients_everywhere_and_then_tells_speakers_apart() -> None:
-    model = extended(trained_voice(), ["ava", "bo"])
+    model = add_speakers(trained_voice(), ["ava", "bo"])
     found = one_pass(model, [0, 1])
     total = found.waveform.square().sum() + found.duration_loss.sum() + found.latents.square().sum()
     torch.autograd.backward(total)
@@ -86,7 +86,7 @@ def test_conditioning_of_zero_gets_gradients_everywhere_and_then_tells_speakers_
 def test_voice_of_several_keeps_its_speakers_and_new_ones_start_at_their_mean() -> None:
     old = trained_voice("bo", "dan")
     before = {name: tensor.clone() for name, tensor in old.state_dict().items()}
-    new = extended(old, ["ava", "bo", "cem"])
+    new = add_speakers(old, ["ava", "bo", "cem"])
     assert new.config.speakers == ["bo", "dan", "ava", "cem"]
     assert new.config.num_speakers == 4
     for speaker_id in range(2):
@@ -100,7 +100,7 @@ def test_voice_of_several_keeps_its_speakers_and_new_ones_start_at_their_mean() 
 
 def test_voice_that_knows_all_speakers_stays_the_same() -> None:
     old = trained_voice("bo", "dan")
-    new = extended(old, ["dan"])
+    new = add_speakers(old, ["dan"])
     assert new.config.speakers == ["bo", "dan"]
     assert all(torch.equal(tensor, old.state_dict()[name]) for name, tensor in new.state_dict().items())
 
@@ -108,7 +108,7 @@ def test_voice_that_knows_all_speakers_stays_the_same() -> None:
 def test_speakers_without_names_are_known_by_their_numbers() -> None:
     old = trained_voice("bo", "dan")
     del old.config.speakers
-    new = extended(old, ["ava", "1"])
+    new = add_speakers(old, ["ava", "1"])
     assert new.config.speakers == ["0", "1", "ava"]
     assert speaker_ids(new.config, ["1", "ava"]) == {"0": 0, "1": 1, "ava": 2}
 
@@ -118,13 +118,13 @@ def test_unused_conditioning_of_a_one_speaker_voice_is_not_woken() -> None:
     old = trained_voice("bo", "dan")
     old.config.num_speakers = 1
     del old.config.speakers, old.embed_speaker
-    new = extended(old, ["ava", "bo"])
+    new = add_speakers(old, ["ava", "bo"])
     assert torch.equal(spoken(new, 1), spoken(old))
 
 
 def test_extended_voice_comes_back_in_transformers_with_its_speakers(tmp_path: Path) -> None:
     old = trained_voice()
-    export(extended(old, ["ava", "b|o"]), TOKENIZER, None, tmp_path / "out")
+    export(add_speakers(old, ["ava", "b|o"]), TOKENIZER, None, tmp_path / "out")
     loaded, report = VitsModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert loaded.config.speakers == ["ava", "b|o"]
@@ -135,9 +135,9 @@ def test_extended_voice_comes_back_in_transformers_with_its_speakers(tmp_path: P
 
 def test_nothing_to_extend_by_is_refused() -> None:
     with pytest.raises(ModelError, match="the voice has one speaker, and so have the data"):
-        extended(trained_voice(), ["ava"])
+        add_speakers(trained_voice(), ["ava"])
     with pytest.raises(ModelError, match="without a speaker's name"):
-        extended(trained_voice("bo", "dan"), ["", "ava"])
+        add_speakers(trained_voice("bo", "dan"), ["", "ava"])
 
 
 TEXTS = ["Silav dinya.", "Çêlek û çem!", "Silav, ç 5"]
@@ -146,7 +146,7 @@ TEXTS = ["Silav dinya.", "Çêlek û çem!", "Silav, ç 5"]
 def test_extension_leaves_old_embeddings_and_starts_new_ones_at_their_mean():
     voice = new_voice()
     old = voice.text_encoder.embed_tokens.weight.detach().clone()
-    larger = extend(voice, TOKENIZER, TEXTS)
+    larger = add_characters(voice, TOKENIZER, TEXTS)
     new = voice.text_encoder.embed_tokens.weight
     assert set(larger.encoder) - set(TOKENIZER.encoder) == set("çêeûkm5")
     assert torch.equal(new[: len(old)], old)
@@ -159,7 +159,7 @@ def test_extension_leaves_old_embeddings_and_starts_new_ones_at_their_mean():
 def test_nothing_is_changed_where_nothing_is_missing():
     voice = new_voice()
     before = voice.text_encoder.embed_tokens
-    assert extend(voice, TOKENIZER, ["silav!"]) is TOKENIZER
+    assert add_characters(voice, TOKENIZER, ["silav!"]) is TOKENIZER
     assert voice.text_encoder.embed_tokens is before
 
 
@@ -167,7 +167,7 @@ def test_punctuation_is_added_to_phonemes_only(monkeypatch):
     monkeypatch.setattr(tokenizer_module, "romanised", lambda given: given.replace("ж", "zh"))
     voice, latin = new_voice(), build_tokenizer(["silav"])
     latin.is_uroman = True
-    assert extend(voice, latin, ["silav, ж!"]).encoder.keys() - latin.encoder.keys() == set("zh")
+    assert add_characters(voice, latin, ["silav, ж!"]).encoder.keys() - latin.encoder.keys() == set("zh")
 
 
 def test_new_letters_take_no_id_of_an_old_one():
@@ -175,6 +175,6 @@ def test_new_letters_take_no_id_of_an_old_one():
     gaps = _made({"_": 0, "a": 1, "b": 5, "c": 5}, **dict.fromkeys(("pad_token", "unk_token"), "_"), phonemize=False)
     voice = new_voice()
     old = voice.text_encoder.embed_tokens.weight.detach().clone()
-    larger = extend(voice, gaps, ["abçd"])
+    larger = add_characters(voice, gaps, ["abçd"])
     assert {sign: larger.encoder[sign] for sign in "_abcçd"} == {"_": 0, "a": 1, "b": 5, "c": 5, "d": 6, "ç": 7}
     assert torch.equal(voice.text_encoder.embed_tokens.weight[:6], old[:6])

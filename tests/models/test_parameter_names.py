@@ -16,16 +16,16 @@ from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.parameter_names import (
     discriminator_name,
     discriminator_shape,
-    fitted,
     from_original_discriminator,
     from_original_generator,
     generator_name,
     has_stochastic_durations,
+    match_state_dict,
     original_generator_name,
     to_original_discriminator,
     to_original_generator,
 )
-from vits_trainer.models.pretrained import in_training_form
+from vits_trainer.models.pretrained import with_weight_norm
 from vits_trainer.utils.errors import ModelError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -33,7 +33,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 def full_size(**settings: object) -> VitsModel:
     with torch.device("meta"):
-        return in_training_form(VitsModel(VitsConfig(**settings)))
+        return with_weight_norm(VitsModel(VitsConfig(**settings)))
 
 
 def original_names(case: str, layers: int = 6) -> list[str]:
@@ -100,7 +100,7 @@ def test_names_go_back_to_the_originals(case, plain):
 
 def golden_model(case):
     figures = json.loads((GOLDEN / f"{case}.json").read_text())
-    return in_training_form(VitsModel(golden.vits_config(figures["config"]))), figures["generator_shapes"]
+    return with_weight_norm(VitsModel(golden.vits_config(figures["config"]))), figures["generator_shapes"]
 
 
 @pytest.mark.parametrize("case", ["single_sdp", "multi_sdp"])
@@ -119,10 +119,10 @@ def test_folded_layer_is_split_and_a_split_one_folded_where_the_network_has_it_s
     normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(4, 6, 3)))
     inputs = torch.randn(1, 4, 9)
     expected = F.conv_transpose1d(inputs, folded[0].weight, folded[0].bias)
-    normed.load_state_dict(fitted(folded.state_dict(), normed.state_dict(), "layer"))
+    normed.load_state_dict(match_state_dict(folded.state_dict(), normed.state_dict(), "layer"))
     torch.testing.assert_close(normed(inputs), expected)
     again = nn.Sequential(nn.ConvTranspose1d(4, 6, 3))
-    again.load_state_dict(fitted(normed.state_dict(), again.state_dict(), "layer"))
+    again.load_state_dict(match_state_dict(normed.state_dict(), again.state_dict(), "layer"))
     torch.testing.assert_close(again(inputs), expected)
 
 

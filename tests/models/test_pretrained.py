@@ -13,7 +13,14 @@ from tests.support.models import SMALL, TOKENIZER, copied, new_voice, speech
 from vits_trainer.config.architecture import DiscriminatorShape
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.initialization import new_model
-from vits_trainer.models.pretrained import LONGEST_TOKEN_S, audio_spec, export, load_model, speaker_ids, unhurried
+from vits_trainer.models.pretrained import (
+    LONGEST_TOKEN_S,
+    audio_spec,
+    clamp_token_durations,
+    export,
+    load_model,
+    speaker_ids,
+)
 from vits_trainer.utils.errors import ConfigError, ModelError
 
 
@@ -230,7 +237,7 @@ def test_voice_that_has_diverged_does_not_speak_for_hours(stochastic: bool) -> N
     hop = audio_spec(model.config).hop
     frames_a_token = LONGEST_TOKEN_S * 16000 / hop
     diverged = model.duration_predictor.register_forward_hook(lambda *_: torch.full((1, 1, 5), 20.0))
-    with unhurried(model), torch.no_grad():
+    with clamp_token_durations(model), torch.no_grad():
         spoken = model(tokens).waveform
     diverged.remove()
     assert spoken.shape[1] <= 5 * (frames_a_token + 1) * hop
@@ -238,6 +245,6 @@ def test_voice_that_has_diverged_does_not_speak_for_hours(stochastic: bool) -> N
         torch.manual_seed(0)
         free = model(tokens).waveform
         torch.manual_seed(0)
-        with unhurried(model):
+        with clamp_token_durations(model):
             assert torch.equal(model(tokens).waveform, free)
     assert not model.duration_predictor._forward_hooks

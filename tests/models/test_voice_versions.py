@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vits_trainer.models import voice_versions
-from vits_trainer.models.voice_versions import Learnt
+from vits_trainer.models.voice_versions import VoiceHistory
 from vits_trainer.utils import files
 from vits_trainer.utils.errors import ConfigError, ModelError
 
@@ -25,7 +25,7 @@ def voice(folder: Path, content: str, version: int | None = None) -> Path:
     (folder / "model.safetensors").write_text(content)
     (folder / "discriminator.safetensors").write_text(content)
     if version is not None:
-        voice_versions.write_learnt(folder, Learnt(version, {content: "sha"}, ({"words": content},)))
+        voice_versions.write_learnt(folder, VoiceHistory(version, {content: "sha"}, ({"words": content},)))
     return folder
 
 
@@ -38,7 +38,7 @@ def content(folder: Path) -> str:
 
 def install(root: Path, words: str, keep: int = 0) -> int:
     served = root / "final_model"
-    with voice_versions.claimed(served):
+    with voice_versions.exclusive(served):
         number = voice_versions.next_version(served)
         new = voice(root / f"new_{words}", words, number)
         with voice_versions.replacing(served, keep) as folder:
@@ -56,13 +56,13 @@ def test_each_version_before_is_kept_and_comes_back_in_turn(tmp_path: Path):
     assert [install(tmp_path, words) for words in ("one", "two")] == [1, 2]
     kept = tmp_path / "final_model_versions"
     assert (content(kept / "0"), content(kept / "1")) == ("trained", "one")
-    with voice_versions.claimed(tmp_path / "final_model"):
+    with voice_versions.exclusive(tmp_path / "final_model"):
         assert voice_versions.roll_back(tmp_path / "final_model") == (2, 1)
         assert content(tmp_path / "final_model") == "one"
         assert voice_versions.read_learnt(tmp_path / "final_model").corrections == {"one": "sha"}
         assert voice_versions.roll_back(tmp_path / "final_model") == (1, 0)
         assert content(tmp_path / "final_model") == "trained"
-        assert voice_versions.read_learnt(tmp_path / "final_model") == Learnt()
+        assert voice_versions.read_learnt(tmp_path / "final_model") == VoiceHistory()
         with pytest.raises(ConfigError, match="no earlier voice"):
             voice_versions.roll_back(tmp_path / "final_model")
     assert (content(kept / "rolled-back-1"), content(kept / "rolled-back-2")) == ("one", "two")
@@ -90,7 +90,7 @@ def test_the_place_is_never_empty_or_half(tmp_path: Path):
     thread = threading.Thread(target=look)
     thread.start()
     for _ in range(300):
-        voice_versions.exchange(place, other)
+        voice_versions.atomic_swap(place, other)
     ended.set()
     thread.join()
     assert not misses
@@ -148,7 +148,7 @@ def test_killed_at_any_step_nothing_is_lost(tmp_path: Path, way: str):
         arguments = [sys.executable, str(script), str(root), str(limit), way]
         ended = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
         at_once = way == "exchange" and content(root / "final_model")
-        with voice_versions.claimed(root / "final_model"), files.made_beside(root / "final_model"):
+        with voice_versions.exclusive(root / "final_model"), files.temporary_sibling_dir(root / "final_model"):
             now = content(root / "final_model")
         assert at_once in (False, now)  # nothing had to be put in order
         outcomes.add(now)
@@ -182,7 +182,7 @@ def test_one_process_at_a_time(tmp_path: Path):
         return subprocess.run(arguments, capture_output=True, text=True, cwd=Path(voice_versions.__file__).parents[1])
 
     (tmp_path / "link").symlink_to(tmp_path / "voice")  # another name for it
-    with voice_versions.claimed(tmp_path / "voice"), voice_versions.claimed(tmp_path / "nested/../voice/"):
+    with voice_versions.exclusive(tmp_path / "voice"), voice_versions.exclusive(tmp_path / "nested/../voice/"):
         assert "Another process is at work on" in other().stderr
     assert other().stdout == "claimed\n"
     assert [path.name for path in tmp_path.iterdir()] == ["link"]
@@ -197,7 +197,7 @@ def test_damaged_record_is_said(tmp_path: Path):
 
 def test_record_is_read_back_as_written(tmp_path: Path):
     folder = voice(tmp_path / "voice", "x")
-    learnt = Learnt(3, {"ä b": hashlib.sha256(b"").hexdigest()}, ({"version": 3, "words": "accepted"},))
+    learnt = VoiceHistory(3, {"ä b": hashlib.sha256(b"").hexdigest()}, ({"version": 3, "words": "accepted"},))
     voice_versions.write_learnt(folder, learnt)
     assert voice_versions.read_learnt(folder) == learnt
 
@@ -267,7 +267,7 @@ def test_place_of_something_else_is_refused(
 
 def test_place_below_a_file_cannot_be_claimed(training: Path) -> None:
     with pytest.raises(ConfigError, match="thesis/voice cannot be written"):
-        voice_versions.claimed(training / "thesis/voice").__enter__()
+        voice_versions.exclusive(training / "thesis/voice").__enter__()
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_others_files_stay_in_the_place_whichever_voice_comes(tmp_path: Path) ->
         install(tmp_path, words, keep=1)
         assert content(served) == words
         assert ((served / "MY_NOTES.md").read_text(), (served / "plots/a.png").read_text()) == ("mine", "mine")
-    with voice_versions.claimed(served):
+    with voice_versions.exclusive(served):
         voice_versions.roll_back(served)
     assert content(served) == "one"
     assert (served / "plots/a.png").read_text() == "mine"
@@ -372,7 +372,7 @@ def test_link_to_nothing_is_followed(tmp_path: Path) -> None:
 def test_voice_gets_a_number_only_where_there_was_one(tmp_path: Path) -> None:
     place = tmp_path / "final_model"
     for words in ("one", "two", "three"):
-        with voice_versions.claimed(place), voice_versions.replacing(place, 0) as folder:
+        with voice_versions.exclusive(place), voice_versions.replacing(place, 0) as folder:
             shutil.copytree(voice(tmp_path / words, words), folder, dirs_exist_ok=True)
     assert voice_versions.read_learnt(place).version == 2
     assert not (tmp_path / "final_model_versions/0/learnt.json").exists()

@@ -67,7 +67,7 @@ def test_rank_that_is_slow_at_reading_is_named_once_and_both_are_in_the_one_wand
         assert line["time/data_wait_fraction_max"] == line["ranks/1/data_wait_fraction"]
         total, each = line["throughput/utterances_per_s"], line["throughput/utterances_per_s_per_rank"]
         assert each == pytest.approx(total / 2)
-    assert lines[-1]["time/left_h"] == 0
+    assert lines[-1]["time/eta_h"] == 0
 
     (file,) = (tmp_path / "training/runs").glob("**/*.wandb")  # one for two ranks
     history = [line for line in wandb_history(file) if "ranks/1/data_wait_fraction" in line]
@@ -99,7 +99,7 @@ def test_rank_that_is_slow_at_computing_is_named(sixteen: Path, tmp_path: Path) 
     assert "rank 1 on host" in named
     assert "slow at computing" in named
     for line in metrics(tmp_path)[1:]:  # in the first update, the forward pass has an exchange of its own
-        late_s = line["ranks/1/own_s_per_update"] - line["ranks/0/own_s_per_update"]
+        late_s = line["ranks/1/compute_s_per_update"] - line["ranks/0/compute_s_per_update"]
         assert late_s == pytest.approx(SLEEP_S, abs=0.25)
 
 

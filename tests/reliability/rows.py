@@ -560,7 +560,7 @@ def _read_only(place: Path) -> subprocess.CompletedProcess[str] | str:
 
 def _full_disk(place: Path) -> subprocess.CompletedProcess[str] | str:
     """On a file system with room for one checkpoint of the miniature voice, not for two."""
-    from vits_trainer.training.checkpoint import newest_first, verify
+    from vits_trainer.training.checkpoint import list_newest_first, verify
 
     small = place / "small"
     small.mkdir()
@@ -570,7 +570,7 @@ def _full_disk(place: Path) -> subprocess.CompletedProcess[str] | str:
     try:
         flags = _trained(_nothing, checkpoint_dir=small / "checkpoints", save_every_updates=1, keep_checkpoints=1)(place)
         ended = _process(flags)
-        kept = newest_first(small / "checkpoints")
+        kept = list_newest_first(small / "checkpoints")
         assert kept, ended.stderr
         verify(kept[0])  # the one before is whole
         return ended

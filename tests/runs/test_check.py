@@ -60,13 +60,15 @@ def test_wrong_golden_values_are_found(tmp_path: Path, capsys: pytest.CaptureFix
 def compare_as(monkeypatch: pytest.MonkeyPatch, loss_in_float32: float) -> None:
     """Figures by hand: one of each kind, and all but the loss in float32 agree."""
     exact = [
-        golden.Figure("loss_mel", 4.0, 4.000002, golden.LOSS),
-        golden.Figure("norm", 0.5, 0.50001, golden.GRADIENT_NORM),
-        golden.Figure("posterior sample", 0.0, 3e-9, golden.POSTERIOR),
+        golden.ComparedValue("loss_mel", 4.0, 4.000002, golden.LOSS),
+        golden.ComparedValue("norm", 0.5, 0.50001, golden.GRADIENT_NORM),
+        golden.ComparedValue("posterior sample", 0.0, 3e-9, golden.POSTERIOR),
     ]
-    rounded = [golden.Figure("loss_mel in float32", 4.0, loss_in_float32, golden.LOSS_FLOAT32)]
+    rounded = [golden.ComparedValue("loss_mel in float32", 4.0, loss_in_float32, golden.LOSS_FLOAT32)]
     monkeypatch.setattr(golden, "read_cases", lambda _: [golden.Case("case", {}, {})])
-    monkeypatch.setattr(golden, "compare", lambda _, dtype=torch.float64: exact if dtype == torch.float64 else rounded)
+    monkeypatch.setattr(
+        golden, "compare_case", lambda _, dtype=torch.float64: exact if dtype == torch.float64 else rounded
+    )
 
 
 def test_worst_golden_figure_of_each_kind_is_shown(

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from tests.support.voices import metrics, prepared_folder, train_flags, weights
 from vits_trainer.cli.main import main
-from vits_trainer.training.checkpoint import newest_first, verify
-from vits_trainer.training.resume import find
+from vits_trainer.training.checkpoint import list_newest_first, verify
+from vits_trainer.training.resume import resolve_checkpoint
 from vits_trainer.utils.errors import CheckpointError
 from vits_trainer.utils.files import sha256
 
@@ -76,17 +76,17 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_taken(
 
 
 def test_where_none_is_whole_all_are_named(folder: Path) -> None:
-    for place in newest_first(folder / "checkpoints"):
+    for place in list_newest_first(folder / "checkpoints"):
         truncate(place)
     with pytest.raises(CheckpointError, match=r"No checkpoint is whole\..*checkpoint-3.*checkpoint-2.*checkpoint-1"):
-        find(folder / "checkpoints", "auto")
+        resolve_checkpoint(folder / "checkpoints", "auto")
 
 
 def test_a_certain_checkpoint_that_is_damaged_is_refused(folder: Path) -> None:
     place = folder / "checkpoints/checkpoint-2"
     flip_a_bit(place)
     with pytest.raises(CheckpointError, match=r"checkpoint-2 is damaged.*latest takes the newest that is whole"):
-        find(folder / "checkpoints", str(place))
+        resolve_checkpoint(folder / "checkpoints", str(place))
 
 
 def test_going_back_sets_the_newer_ones_aside(folder: Path) -> None:
@@ -100,13 +100,13 @@ def test_going_back_sets_the_newer_ones_aside(folder: Path) -> None:
 
 def test_checkpoint_from_elsewhere_is_not_mixed_with_others(folder: Path, trained: Path) -> None:
     with pytest.raises(CheckpointError, match="lies elsewhere"):
-        find(folder / "checkpoints", str(trained / "checkpoints/checkpoint-1"))
-    assert find(folder / "empty", str(trained / "checkpoints/checkpoint-1"))
+        resolve_checkpoint(folder / "checkpoints", str(trained / "checkpoints/checkpoint-1"))
+    assert resolve_checkpoint(folder / "empty", str(trained / "checkpoints/checkpoint-1"))
 
 
 def test_auto_is_a_new_run_where_there_is_no_checkpoint(folder: Path) -> None:
-    assert find(folder / "none", "auto") is None
-    assert find(folder / "checkpoints", "auto") == folder / "checkpoints/checkpoint-3"
+    assert resolve_checkpoint(folder / "none", "auto") is None
+    assert resolve_checkpoint(folder / "checkpoints", "auto") == folder / "checkpoints/checkpoint-3"
 
 
 def test_best_is_the_one_with_the_best_validation_and_is_never_pruned(trained: Path, folder: Path) -> None:
@@ -156,7 +156,7 @@ def test_full_disk_leaves_the_checkpoints_before_as_they_were(
     flags = train_flags(folder, resume_from_checkpoint="latest")
     assert main(["train_vits", *flags]) == 1
     assert "No space left on device" in capsys.readouterr().err
-    names = [path.name for path in newest_first(folder / "checkpoints")]
+    names = [path.name for path in list_newest_first(folder / "checkpoints")]
     assert names == ["checkpoint-3", "checkpoint-2", "checkpoint-1"]
     assert weights(folder, 3) == weights(trained, 3)
 

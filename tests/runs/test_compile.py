@@ -19,7 +19,7 @@ from vits_trainer.models.compile import compile_fixed_shapes
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.text.tokenizer import build_tokenizer
-from vits_trainer.training.train_step import Turns
+from vits_trainer.training.train_step import GanTrainStep
 from vits_trainer.training.trainer import Trainer
 
 
@@ -72,9 +72,9 @@ def test_compiled_run_learns_as_the_eager_one_does(tmp_path: Path, monkeypatch: 
 def test_time_of_compiling_is_not_taken_for_an_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--target_hours divides by what an update takes: there the two sizes of batches compile for 3 s each."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    take, rehearse, calls, found = Turns.take, Trainer.rehearse, [], []
+    take, rehearse, calls, found = GanTrainStep.__call__, Trainer.dry_run, [], []
 
-    def slow(self: Turns, *given: Any, **named: Any) -> dict[str, torch.Tensor]:
+    def slow(self: GanTrainStep, *given: Any, **named: Any) -> dict[str, torch.Tensor]:
         calls.append(1)
         time.sleep(3 if len(calls) <= 2 else 0)
         return take(self, *given, **named)
@@ -83,8 +83,8 @@ def test_time_of_compiling_is_not_taken_for_an_updates(tmp_path: Path, monkeypat
         found.append(rehearse(self))
         return found[0]
 
-    monkeypatch.setattr(Turns, "take", slow)
-    monkeypatch.setattr(Trainer, "rehearse", rehearsed)
+    monkeypatch.setattr(GanTrainStep, "__call__", slow)
+    monkeypatch.setattr(Trainer, "dry_run", rehearsed)
     prepared_folder(tmp_path, clips=10)
     assert main(["train_vits", *train_flags(tmp_path, compile="true", max_updates=1)]) == 0
     assert 0 < found[0] < 3

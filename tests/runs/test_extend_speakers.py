@@ -14,7 +14,7 @@ from transformers import VitsModel
 
 from tests.support.voices import many_speakers, metrics, train_flags, weights
 from vits_trainer.cli.main import main
-from vits_trainer.evaluation.synthesis import Manner, Voice
+from vits_trainer.evaluation.synthesis import SynthesisOptions, Voice
 
 FINE = {
     "architecture": "null", "batch_size": 2, "validation_fraction": 0.25, "validation_samples": 0, "report_to": "none",
@@ -81,7 +81,7 @@ def test_speakers_are_kept_with_the_voice_and_speak_by_name(choir: Path, capsys:
     assert (config["speakers"], config["num_speakers"]) == (["ava", "bo"], 2)
     assert "| 0 | ava |\n| 1 | bo |" in (choir / "final_model/README.md").read_text()
     voice = Voice(str(choir / "final_model"))
-    said = [voice.speak("number", Manner(speaker=name)) for name in ("ava", "bo")]
+    said = [voice.speak("number", SynthesisOptions(speaker=name)) for name in ("ava", "bo")]
     assert not np.array_equal(*said)
     words = ["--model", str(choir / "final_model"), "--text", "number", "--output", str(choir / "bo.wav")]
     assert main(["synthesize", *words, "--speaker", "bo"]) == 0
@@ -103,7 +103,7 @@ def test_resumed_run_cannot_extend_what_it_began_without(
 ) -> None:
     flags = {**FINE, "extend_speakers": "false", "model_name": start / "ava", "resume_from_checkpoint": "latest"}
     assert trained(choir, **flags) == 2
-    assert "extend_speakers True -> None" in capsys.readouterr().err
+    assert "extend_speakers True -> False" in capsys.readouterr().err
 
 
 def test_voice_of_several_takes_a_new_one_and_keeps_the_old(

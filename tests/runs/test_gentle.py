@@ -1,6 +1,5 @@
 """Gentle fine-tuning: frozen parts, averaged weights, schedules of the learning rate."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from torch import Tensor
 from tests.support.voices import metrics, train_flags, weights
 from vits_trainer.cli.main import main
 from vits_trainer.config.options import PARTS
-from vits_trainer.training.checkpoint import MANIFEST, _manifest
 
 
 @pytest.fixture(scope="module")
@@ -137,20 +135,6 @@ def test_checkpoint_without_an_average_begins_one_and_says_so(folder: Path) -> N
     name = "text_encoder.project.weight"
     by_hand = 2 / 11 * kept(folder, 2)[name] + 9 / 11 * kept(folder, 3)[name]
     torch.testing.assert_close(kept(folder, 3, "average")[name], by_hand)
-
-
-def test_checkpoint_from_before_these_settings_goes_on(averaged: Path, folder: Path) -> None:
-    """Its state.json knows neither freeze nor schedule nor ema_decay."""
-    assert main(["train_vits", *train_flags(folder, max_updates=2)]) == 0
-    place = folder / "checkpoints/checkpoint-2"
-    record = json.loads((place / "state.json").read_text())
-    record["circumstances"]["fixed"].pop("freeze")
-    for setting in ("ema_decay", "schedule", "warmup_updates"):
-        record["circumstances"]["free"].pop(setting)
-    (place / "state.json").write_text(json.dumps(record))
-    (place / MANIFEST).unlink()
-    (place / MANIFEST).write_text(_manifest(place))
-    assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="latest", max_updates=3)]) == 0
 
 
 def test_best_of_an_averaging_run_is_the_average_of_that_update(folder: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from tests.support.voices import ended_wandb_run, metrics, prepared_folder, train_flags, weights
 from vits_trainer.cli.main import main
 from vits_trainer.distributed.shutdown import SIGNALS
-from vits_trainer.training.checkpoint import Checkpoints
+from vits_trainer.training.checkpoint import CheckpointManager
 from vits_trainer.training.trainer import Trainer
-from vits_trainer.utils.files import lock
+from vits_trainer.utils.files import try_lock
 
 
 @pytest.fixture(autouse=True)
@@ -82,15 +82,15 @@ def test_signal_saves_leaves_with_its_code_and_the_run_goes_on(
 
 def test_second_signal_does_not_spoil_the_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_update(2, lambda: send(signal.SIGTERM), monkeypatch)
-    saves = Checkpoints.save
+    saves = CheckpointManager.save
 
-    def save(self: Checkpoints, *arguments: object) -> Path:
+    def save(self: CheckpointManager, *arguments: object) -> Path:
         send(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         place = saves(self, *arguments)
         send(signal.SIGINT)
         return place
 
-    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr(CheckpointManager, "save", save)
     assert main(["train_vits", *train_flags(folder)]) == 128 + signal.SIGTERM
     assert (folder / "checkpoints/checkpoint-2/manifest.json").is_file()
 
@@ -159,7 +159,7 @@ def test_two_runs_at_once_are_refused(
 ) -> None:
     monkeypatch.setattr("vits_trainer.training.checkpoint._PATIENCE_S", 1)
     (folder / "checkpoints").mkdir()
-    held = lock(folder / "checkpoints/.lock")
+    held = try_lock(folder / "checkpoints/.lock")
     assert main(["train_vits", *train_flags(folder)]) == 2
     assert "another run is at work there" in capsys.readouterr().err
     held.close()

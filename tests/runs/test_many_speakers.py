@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.voices import many_speakers, metrics, train_flags, wandb_history, weights
 from vits_trainer.cli.main import main
-from vits_trainer.data.prepared import open_prepared, split
+from vits_trainer.data.prepared import open_prepared, train_validation_split
 
 SIZES = {"ava": 12, "mem": 4, "zin": 3}
 SETTINGS = {
@@ -92,7 +92,7 @@ def test_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_weights(trained
 def test_bad_clip_drawn_several_times_is_one_rejected(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "training", tmp_path / "training", ignore=shutil.ignore_patterns("runs"))
     prepared = open_prepared(tmp_path / "training")
-    training, _ = split(prepared, 0.16, 64, seed=1234)
+    training, _ = train_validation_split(prepared, 0.16, 64, seed=1234)
     bad = next(name for row in training if (name := prepared.rows["filename"][row]).startswith("zin"))
     (tmp_path / "training/wavs" / bad).unlink()  # one of zin's two, which share 4 of 16 draws
     settings = SETTINGS | {"max_updates": 4, "max_rejected_fraction": 0.1, "validate_every_updates": 0}
@@ -107,7 +107,7 @@ def test_bad_clip_drawn_several_times_is_one_rejected(trained: Path, tmp_path: P
 def test_another_temperature_cannot_go_on(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = train_flags(trained, **{**SETTINGS, "resume_from_checkpoint": "latest", "speaker_temperature": 1})
     assert main(["train_vits", *flags]) == 2
-    assert "speaker_temperature 0.5 -> None" in capsys.readouterr().err
+    assert "speaker_temperature 0.5 -> 1.0" in capsys.readouterr().err
 
 
 def test_one_speaker_cannot_be_balanced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

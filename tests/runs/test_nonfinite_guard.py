@@ -13,9 +13,9 @@ from tests.support.poison import Poison, poisoned
 from tests.support.voices import ended_wandb_run, metrics, prepared_folder, train_flags, wandb_history
 from vits_trainer.cli.main import main
 from vits_trainer.training.checkpoint import TrainState
-from vits_trainer.training.nonfinite_guard import LAG_UPDATES, Watch
+from vits_trainer.training.nonfinite_guard import LAG_UPDATES, NonFiniteGuard
 from vits_trainer.training.objective import Objective
-from vits_trainer.training.train_step import Turns
+from vits_trainer.training.train_step import GanTrainStep
 from vits_trainer.training.trainer import Trainer
 
 
@@ -70,14 +70,14 @@ def test_verdict_is_read_a_few_updates_later_without_waiting(
 ) -> None:
     poison("all", "2")
     seen: list[int] = []
-    heed = Watch.heed
+    heed = NonFiniteGuard.handle_reports
 
-    def heard(self: Watch, update: Any, state: TrainState, any_rank: bool) -> None:
+    def heard(self: NonFiniteGuard, update: Any, state: TrainState, any_rank: bool) -> None:
         if any_rank:
             seen.append(state.update)
         heed(self, update, state, any_rank)
 
-    monkeypatch.setattr(Watch, "heed", heard)
+    monkeypatch.setattr(NonFiniteGuard, "handle_reports", heard)
     lazily = {"log_every_updates": 100, "max_updates": 12, "batch_size": 2}  # nothing else reads the device
     assert main(["train_vits", *flags(tmp_path, prepared, **lazily)]) == 0
     assert seen == [2 + LAG_UPDATES]
@@ -201,9 +201,9 @@ def test_replay_draws_the_random_numbers_of_that_update(
 ) -> None:
     """The fault is in the last micro-batch of three: what the good ones came to then, they come to again."""
     seen: dict[str, float] = {}
-    take = Turns.take
+    take = GanTrainStep.__call__
 
-    def noting(self: Turns, batch: Any, *turn: Any, **turns: Any) -> dict[str, torch.Tensor]:
+    def noting(self: GanTrainStep, batch: Any, *turn: Any, **turns: Any) -> dict[str, torch.Tensor]:
         found = take(self, batch, *turn, **turns)
         kl = float(found["generator/kl"].detach()) * turn[0].frames / float(batch.frame_lengths.sum())
         seen[", ".join(batch.clip_ids)] = kl
@@ -212,7 +212,7 @@ def test_replay_draws_the_random_numbers_of_that_update(
     poison("audio_000011.wav", "1")
     given = {"max_updates": 1, "batch_size": 4, "gradient_accumulation_steps": 3, "learning_rate": 1e-12}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Turns, "take", noting)
+        patch.setattr(GanTrainStep, "__call__", noting)
         assert main(["train_vits", *flags(tmp_path, prepared, **given)]) == 1  # nothing but the masked update
     (file,) = (tmp_path / "training/runs/run/nonfinite").glob("update-*/rank0.safetensors")
     capsys.readouterr()

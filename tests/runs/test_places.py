@@ -16,7 +16,7 @@ import yaml
 from tests.support.audio import encode, voice
 from tests.support.voices import MINIATURE, prepared_folder, train_flags
 from vits_trainer.cli.main import main
-from vits_trainer.feedback.acceptance import Verdict
+from vits_trainer.feedback.acceptance import AcceptanceDecision
 from vits_trainer.models import pretrained, voice_versions
 from vits_trainer.tracking import run_folder
 from vits_trainer.utils import files
@@ -115,7 +115,7 @@ def test_checkpoint_is_not_exported_onto_itself_nor_over_data(folder: Path, caps
 
 
 def test_run_of_a_name_that_is_at_work_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with files.lock(folder / "training/runs/run/.lock") as held:  # type: ignore[union-attr]
+    with files.try_lock(folder / "training/runs/run/.lock") as held:  # type: ignore[union-attr]
         before = hashes(folder)
         assert train(folder, checkpoint_dir=folder / "again", output_dir=folder / "other") == 2
         assert "--run_name run: a run of this name is at work" in capsys.readouterr().err
@@ -124,7 +124,7 @@ def test_run_of_a_name_that_is_at_work_is_refused(folder: Path, capsys: pytest.C
 
 
 def test_voice_of_a_place_where_another_is_at_work_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with files.lock(folder / ".final_model.lock"):  # type: ignore[union-attr]
+    with files.try_lock(folder / ".final_model.lock"):  # type: ignore[union-attr]
         assert train(folder, checkpoint_dir=folder / "again", run_name="other") == 2
         assert export(folder, folder / "final_model") == 2
         assert capsys.readouterr().err.count("Another process is at work on") == 2
@@ -219,7 +219,7 @@ def test_feedback_leaves_others_files_alone_learnt_or_refused(folder: Path, monk
     shutil.copytree(folder / "final_model", folder / "new")
     before = hashes(folder / "final_model")
     for text, complaints in (("number 2", []), ("number 3", ["it is worse"]), ("number 4", [])):
-        monkeypatch.setattr(Verdict, "complaints", complaints)
+        monkeypatch.setattr(AcceptanceDecision, "reasons_to_reject", complaints)
         assert learn(folder) == len(complaints)
         for place in ("new", "final_model"):
             assert (folder / place / "MY_NOTES.md").read_text() == "mine"

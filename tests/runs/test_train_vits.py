@@ -17,8 +17,8 @@ from tests.support.voices import metrics, prepared_folder, train_flags, wandb_hi
 from vits_trainer.cli.main import main
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.train import LossWeights
-from vits_trainer.data.dataset import ClipReader
-from vits_trainer.data.prepared import open_prepared, split
+from vits_trainer.data.dataset import PreparedClipDataset
+from vits_trainer.data.prepared import open_prepared, train_validation_split
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.models.parameter_names import to_original_discriminator
 from vits_trainer.text.tokenizer import build_tokenizer
@@ -31,7 +31,7 @@ SCALARS = {
     *(f"discriminator/{name}" for name in ("total", "real", "fake")),
     *("grad_norm/generator", "grad_norm/discriminator", "optim/learning_rate", "data/trained", "data/rejected"),
     *("throughput/utterances_per_s", "throughput/utterances_per_s_per_rank", "throughput/audio_s_per_s"),
-    *("time/data_wait_fraction", "time/data_wait_fraction_max", "time/left_h", "memory/max_allocated_gib"),
+    *("time/data_wait_fraction", "time/data_wait_fraction_max", "time/eta_h", "memory/max_allocated_gib"),
 }
 
 SPEAK = """
@@ -61,7 +61,7 @@ def test_metrics_have_every_name_of_the_contract_at_each_update(trained: Path) -
     assert [line["update"] for line in lines if "generator/mel" in line] == [1, 2, 3, 4]
     assert all(line.keys() >= SCALARS for line in lines if "generator/mel" in line)
     assert not [name for line in lines for name in line if name.startswith("ranks/")]  # there is one
-    left_h = [line["time/left_h"] for line in lines if "generator/mel" in line]
+    left_h = [line["time/eta_h"] for line in lines if "generator/mel" in line]
     assert min(left_h[:3]) > left_h[3] == 0
     validations = [line for line in lines if "validation/mel" in line]
     assert [line["update"] for line in validations] == [2, 4]
@@ -310,7 +310,7 @@ def test_failing_step_ends_the_run_and_marks_it_failed(folder: Path, monkeypatch
 def test_bad_held_out_clip_is_recorded_and_changes_no_figure(folder: Path) -> None:
     """No silence stands in for it: neither in the losses, nor in the best constant frame that they are held against."""
     given = {"max_updates": 1, "max_rejected_fraction": 0.2, "validation_fraction": 0.2, "model_name": "null"}
-    _, (lost, kept) = split(open_prepared(folder / "training"), 0.2, 64, seed=1234)
+    _, (lost, kept) = train_validation_split(open_prepared(folder / "training"), 0.2, 64, seed=1234)
     (folder / f"training/wavs/audio_{lost:06}.wav").unlink()
     assert main(["train_vits", *train_flags(folder, **given)]) == 0
     run = folder / "training/runs/run"
@@ -319,7 +319,7 @@ def test_bad_held_out_clip_is_recorded_and_changes_no_figure(folder: Path) -> No
     last = metrics(folder)[-1]
     assert last["data/rejected"] == 1
     spec = AudioSpec(16000)
-    reader = ClipReader(open_prepared(folder / "training"), build_tokenizer(["number"]), spec, None)
+    reader = PreparedClipDataset(open_prepared(folder / "training"), build_tokenizer(["number"]), spec, None)
     alone = Validation(Runtime("fp32", 1), Objective("mel", LossWeights(), spec, 32), reader, [kept], 4, 0)
     assert last["validation/constant_frame_mel"] == alone.constant_frame_mel
 
@@ -337,7 +337,7 @@ def test_the_number_of_cpu_threads_is_measured_once_and_kept_on_resume(folder: P
     chosen = int(re.search(r"CPU threads: (\d+) \(a micro-batch takes .* s with one\)", log)[1])
     assert f"on CPU, fp32, {chosen} CPU thread(s)" in log
     state = folder / "checkpoints/checkpoint-1/state.json"
-    assert json.loads(state.read_text("utf-8"))["circumstances"]["free"]["cpu_threads"] == chosen
+    assert json.loads(state.read_text("utf-8"))["fingerprint"]["may_change"]["cpu_threads"] == chosen
     resumed = train_with_free_threads(folder, "--max_updates", "2", "--resume_from_checkpoint", "latest")
     assert "CPU threads:" not in resumed
     assert f"on CPU, fp32, {chosen} CPU thread(s)" in resumed

@@ -37,7 +37,7 @@ def test_rehearsal_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert main(["train_vits", *train_flags(tmp_path, max_updates=2)]) == 0
     with_it = metrics(tmp_path)
     # On one process it may be left out.
-    monkeypatch.setattr("vits_trainer.training.trainer.Trainer.rehearse", lambda self: 1.0)
+    monkeypatch.setattr("vits_trainer.training.trainer.Trainer.dry_run", lambda self: 1.0)
     changes = {"checkpoint_dir": tmp_path / "other", "runs_dir": tmp_path / "other_runs"}
     assert main(["train_vits", *train_flags(tmp_path, max_updates=2, **changes)]) == 0
     lines = (tmp_path / "other_runs/run/metrics.jsonl").read_text().splitlines()

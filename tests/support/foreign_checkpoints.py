@@ -17,7 +17,7 @@ from vits_trainer.diagnostics import golden
 from vits_trainer.models import parameter_names
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.parameter_names import to_original_discriminator
-from vits_trainer.models.pretrained import in_training_form
+from vits_trainer.models.pretrained import with_weight_norm
 
 SYMBOLS = ["_", *"abcdefghijklmnopqrstuvwxyz '-çêîşû,.!?êλ"][:40]
 
@@ -160,7 +160,7 @@ SMALL = DiscriminatorShape((2, 3), 16)
 def expected_model(case: str) -> VitsModel:
     """As the golden test fills it, from the case's configuration: not from the weights' sizes."""
     weights, config = golden_weights(case)
-    model = in_training_form(VitsModel(golden.vits_config(config))).eval()
+    model = with_weight_norm(VitsModel(golden.vits_config(config))).eval()
     model.load_state_dict(parameter_names.from_original_generator(weights, model.state_dict()))
     return model
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from vits_trainer.data.sampler import Order
+from vits_trainer.data.sampler import BucketBatchSampler
 
 # clips, clips in a micro-batch, processes, micro-batches in an update
 SIZES = list(itertools.product((1, 2, 7, 16, 33), (1, 4, 5), (1, 2, 3), (1, 3, 8)))
@@ -17,23 +17,25 @@ def lengths(clips: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).gamma(6, 45, clips).clip(40, 650).astype(int).tolist()
 
 
-def order_of(clips: int, batch: int, world: int, accumulation: int, seed: int = 1, frames: int = 0) -> Order:
+def order_of(
+    clips: int, batch: int, world: int, accumulation: int, seed: int = 1, frames: int = 0
+) -> BucketBatchSampler:
     rows = tuple(range(100, 100 + clips))
-    return Order(rows, lengths(clips), seed, batch, world, accumulation, batch_frames=frames)
+    return BucketBatchSampler(rows, lengths(clips), seed, batch, world, accumulation, batch_frames=frames)
 
 
-def by_frames(clips: int, frames: int, world: int, accumulation: int) -> Order:
+def by_frames(clips: int, frames: int, world: int, accumulation: int) -> BucketBatchSampler:
     return order_of(clips, 1, world, accumulation, frames=frames)
 
 
 ORDERS = [*(order_of(*sizes) for sizes in SIZES), *(by_frames(*sizes) for sizes in SECONDS)]
 
 
-def named(order: Order) -> str:
+def named(order: BucketBatchSampler) -> str:
     return f"{len(order.rows)}x{order.batch_frames or order.batch_size}x{order.world_size}x{order.accumulation}"
 
 
-def clips_by_update(order: Order, epoch: int) -> list[Counter[int]]:
+def clips_by_update(order: BucketBatchSampler, epoch: int) -> list[Counter[int]]:
     """The clips of all ranks in each update, from their micro-batches."""
     updates: list[Counter[int]] = []
     for rank in range(order.world_size):

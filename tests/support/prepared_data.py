@@ -8,13 +8,13 @@ import numpy as np
 from tests.support.audio import voice
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.data.audio import to_pcm16, write_pcm16_wav
-from vits_trainer.data.dataset import Clip, ClipReader
+from vits_trainer.data.dataset import Clip, PreparedClipDataset
 from vits_trainer.data.prepared import open_prepared
-from vits_trainer.data.sampler import MicroBatch
+from vits_trainer.data.sampler import MicroBatchSpec
 from vits_trainer.text.tokenizer import build_tokenizer
 
 SPEC = AudioSpec(16000)
-PLACE = MicroBatch((0, 1), 0, 0, True)
+PLACE = MicroBatchSpec((0, 1), 0, 0, True)
 SILENCE = Clip("", np.zeros(1, np.int64), np.zeros(512, np.int16), 0)
 
 
@@ -30,5 +30,7 @@ def write_folder(root: Path, lines: list[str], summary: dict | None = None) -> P
     return root
 
 
-def reader_of(root: Path, speaker_ids: dict[str, int] | None = None, characters: str = "ab 0123456789") -> ClipReader:
-    return ClipReader(open_prepared(root), build_tokenizer([characters]), SPEC, speaker_ids)
+def reader_of(
+    root: Path, speaker_ids: dict[str, int] | None = None, characters: str = "ab 0123456789"
+) -> PreparedClipDataset:
+    return PreparedClipDataset(open_prepared(root), build_tokenizer([characters]), SPEC, speaker_ids)

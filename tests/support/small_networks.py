@@ -6,7 +6,7 @@ import torch
 
 from vits_trainer.config.architecture import Architecture
 from vits_trainer.config.train import LossWeights
-from vits_trainer.data.dataset import ClipReader
+from vits_trainer.data.dataset import PreparedClipDataset
 from vits_trainer.data.prepared import open_prepared
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.models.generator import Generator
@@ -14,7 +14,7 @@ from vits_trainer.models.initialization import new_model
 from vits_trainer.models.pretrained import audio_spec
 from vits_trainer.text.tokenizer import build_tokenizer
 from vits_trainer.training.objective import Objective
-from vits_trainer.training.validation import Judged, Validation
+from vits_trainer.training.validation import Validation, ValidationResult
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "ffn_dim": 32, "upsample_initial_channel": 16}
 
@@ -30,7 +30,7 @@ def first_segments(generator: Generator):
     return forward
 
 
-def judged(runtime: Runtime, data_dir: Path, rows: list[int] | None = None, batch_size: int = 2) -> Judged:
+def judged(runtime: Runtime, data_dir: Path, rows: list[int] | None = None, batch_size: int = 2) -> ValidationResult:
     """By a voice with random weights that decodes the first frames of each clip."""
     prepared = open_prepared(data_dir)
     tokenizer = build_tokenizer(prepared.rows["text"])
@@ -41,7 +41,7 @@ def judged(runtime: Runtime, data_dir: Path, rows: list[int] | None = None, batc
     generator.forward = first_segments(generator)
     spec = audio_spec(model.config)
     ids = {name: number for number, name in enumerate(prepared.speakers)}
-    reader = ClipReader(prepared, tokenizer, spec, ids)
+    reader = PreparedClipDataset(prepared, tokenizer, spec, ids)
     given = list(range(len(prepared.rows))) if rows is None else rows
     objective = Objective("mel", LossWeights(), spec, 60)
     return Validation(runtime, objective, reader, given, batch_size, seed=0).run(generator, None)

@@ -8,19 +8,21 @@ import pyarrow.parquet as pq
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.data.dataset import Batch
 from vits_trainer.data.shards import decode_audio
-from vits_trainer.data.streaming import StreamedSet, StreamReader
-from vits_trainer.data.streaming_sampler import LaneOrder
+from vits_trainer.data.streaming import ShardedData, StreamingClipDataset
+from vits_trainer.data.streaming_sampler import StreamingBatchSampler
 from vits_trainer.text.tokenizer import build_tokenizer, encode
 
 SPEC = AudioSpec(16000)
 
 
-def reader_of(prepared: StreamedSet) -> StreamReader:
-    return StreamReader(prepared, build_tokenizer(prepared.texts), SPEC, None)
+def reader_of(prepared: ShardedData) -> StreamingClipDataset:
+    return StreamingClipDataset(prepared, build_tokenizer(prepared.texts), SPEC, None)
 
 
-def order_of(prepared: StreamedSet, held_out=(), world_size=1, accumulation=2, window=3) -> LaneOrder:
-    return LaneOrder(prepared.groups, prepared.shard_of_group, held_out, 5, 2, world_size, accumulation, window)
+def order_of(prepared: ShardedData, held_out=(), world_size=1, accumulation=2, window=3) -> StreamingBatchSampler:
+    return StreamingBatchSampler(
+        prepared.groups, prepared.shard_of_group, held_out, 5, 2, world_size, accumulation, window
+    )
 
 
 def written(folder: Path) -> dict[str, dict]:
@@ -32,7 +34,7 @@ def written(folder: Path) -> dict[str, dict]:
     }
 
 
-def assert_holds(batch: Batch, clips: dict[str, dict], reader: StreamReader) -> None:
+def assert_holds(batch: Batch, clips: dict[str, dict], reader: StreamingClipDataset) -> None:
     """That a batch has the samples and tokens that were written, in the order of lengths."""
     for place, name in enumerate(batch.clip_ids):
         pcm = decode_audio(clips[name]["audio"], reader.prepared.encoding)

@@ -13,7 +13,7 @@ from vits_trainer.evaluation.synthesis import unknown_characters
 from vits_trainer.models.initialization import new_model
 from vits_trainer.models.pretrained import export
 from vits_trainer.text import languages
-from vits_trainer.text.tokenizer import VoiceTokenizer, build_tokenizer, encode, extended, load_tokenizer
+from vits_trainer.text.tokenizer import VoiceTokenizer, build_tokenizer, encode, load_tokenizer, with_characters
 from vits_trainer.utils.errors import ModelError
 
 pytest.importorskip("phonemizer", reason="needs vits-trainer[text]")
@@ -176,7 +176,7 @@ def test_missing_package_is_named(module, call, monkeypatch):
 
 def test_extended_vocabulary_keeps_the_ids_and_settings():
     tokenizer = build_tokenizer(["ab"], "de")
-    larger = extended(tokenizer, "bäü")
+    larger = with_characters(tokenizer, "bäü")
     assert isinstance(larger, VoiceTokenizer)
     assert {sign: larger.encoder[sign] for sign in tokenizer.encoder} == dict(tokenizer.encoder)
     assert (larger.encoder["ä"], larger.encoder["ü"]) == (4, 5)

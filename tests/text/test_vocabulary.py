@@ -4,7 +4,7 @@ import csv
 
 from tests.support.models import TOKENIZER
 from vits_trainer.text.tokenizer import build_tokenizer, tokenizer_of
-from vits_trainer.text.vocabulary import missing_characters, report, write
+from vits_trainer.text.vocabulary import describe_missing, missing_characters, write_missing
 
 TEXTS = ["Silav dinya.", "Çêlek û çem!", "Silav, ç 5"]
 
@@ -20,13 +20,13 @@ def test_missing_characters_are_counted_with_an_example():
 
 def test_report_tells_letters_from_punctuation(tmp_path):
     missing = missing_characters(TOKENIZER, TEXTS)
-    letters, punctuation = report(missing)
+    letters, punctuation = describe_missing(missing)
     assert letters.startswith("7 letters or digits of the texts are not in the voice's vocabulary")
     assert "left out: 'ç' 3 times ('Çêlek û çem!')" in letters
     assert "--extend_vocabulary true" in letters
     assert set(punctuation.rpartition(": ")[2].split()) == set(".,!")
-    assert report([]) == []
-    write(tmp_path / "vocabulary.csv", missing)
+    assert describe_missing([]) == []
+    write_missing(tmp_path / "vocabulary.csv", missing)
     with (tmp_path / "vocabulary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0] == {
@@ -41,7 +41,7 @@ def test_upper_case_of_the_vocabulary_is_not_missing():
 
 
 def test_cells_of_the_table_are_no_formulas(tmp_path):
-    write(tmp_path / "vocabulary.csv", missing_characters(build_tokenizer(["ab"]), ["=a+b"]))
+    write_missing(tmp_path / "vocabulary.csv", missing_characters(build_tokenizer(["ab"]), ["=a+b"]))
     with (tmp_path / "vocabulary.csv").open(newline="") as file:
         rows = [(row["character"], row["example"]) for row in csv.DictReader(file)]
     assert rows == [("'+", "'=a+b"), ("'=", "'=a+b")]

@@ -6,11 +6,11 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.tracking.model_card import Story, model_card
+from vits_trainer.tracking.model_card import ModelCardInfo, model_card
 
 
 def test_card_of_a_tuned_voice_names_its_origin_and_licence(tmp_path: Path) -> None:
-    story = Story(
+    story = ModelCardInfo(
         config=TrainConfig(model_name="facebook/mms-tts-eng", push_to_hub="me/mine"),
         data={"accepted": 5, "hours": 1.5, "source": {"kind": "hub", "dataset": "a/b", "revision": "r1"}},
         training_clips=0, speakers=("ann", "b|o"), phonemes_of=None, sampling_rate=16000, update=7,

@@ -37,12 +37,12 @@ def test_name_is_that_of_the_time(tmp_path: Path) -> None:
 
 def test_folder_is_one_runs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "_PATIENCE_S", 0)
-    with run_folder.claimed(tmp_path / "run"):
+    with run_folder.exclusive_run(tmp_path / "run"):
         with pytest.raises(ConfigError, match="--run_name run: a run of this name is at work"):
-            run_folder.claimed(tmp_path / "run").__enter__()
-        with run_folder.claimed(tmp_path / "other"):
+            run_folder.exclusive_run(tmp_path / "run").__enter__()
+        with run_folder.exclusive_run(tmp_path / "other"):
             pass
-    with run_folder.claimed(tmp_path / "run"):
+    with run_folder.exclusive_run(tmp_path / "run"):
         pass
     assert [path.name for path in (tmp_path / "run").iterdir()] == [files.MARKER]
 
@@ -52,7 +52,7 @@ def test_folder_of_something_else_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("precious")
     with pytest.raises(ConfigError, match=f"holds {name.partition('/')[0]}, and is no run's folder"):
-        run_folder.claimed(tmp_path).__enter__()
+        run_folder.exclusive_run(tmp_path).__enter__()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
 
 
@@ -60,12 +60,12 @@ def test_folder_of_something_else_is_refused(tmp_path: Path, name: str) -> None:
 def test_folder_with_other_files_or_of_an_earlier_version_is_taken(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).write_text("")
-    with run_folder.claimed(tmp_path):
+    with run_folder.exclusive_run(tmp_path):
         assert files.is_ours(tmp_path, run_folder.RUN)
 
 
 def test_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
-    for make in (run_folder.new_name, lambda folder: run_folder.claimed(folder / "run").__enter__()):
+    for make in (run_folder.new_name, lambda folder: run_folder.exclusive_run(folder / "run").__enter__()):
         with pytest.raises(ConfigError, match=r"cannot be written .* Give another --runs_dir"):
             make(tmp_path / "runs")

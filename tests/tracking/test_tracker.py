@@ -17,7 +17,7 @@ CONFIG = TrainConfig()
 def attempt(folder: Path, updates: range, resumed_at: int | None = None) -> None:
     with Tracker(folder / "run", CONFIG, {}, True, resumed_at) as tracker:
         for update in updates:
-            tracker.record(update, 0, {"generator/mel": update / 7})
+            tracker.log(update, 0, {"generator/mel": update / 7})
 
 
 def lines(folder: Path) -> list[int]:
@@ -99,7 +99,7 @@ def test_online_the_same_run_goes_on_and_holds_each_update_once(
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     with Tracker(tmp_path / "run", CONFIG, {}, False) as tracker:
-        tracker.record(1, 0, {"generator/mel": 1.0})
+        tracker.log(1, 0, {"generator/mel": 1.0})
         tracker.incidents(1, 0, [])
-        tracker.settle()
+        tracker.flush()
     assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ import pytest
 from tests.support.limits import HANG_S
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.data.dataset import ClipReader
+from vits_trainer.data.dataset import PreparedClipDataset
 from vits_trainer.data.prepared import open_prepared
 from vits_trainer.text.tokenizer import build_tokenizer
 from vits_trainer.training import agreement
@@ -41,7 +41,9 @@ class Ranks:
             return gather(make() if rank == 0 else None)[0]
 
         count = len(self.items)
-        return SimpleNamespace(world_size=count, rank=rank, precision="fp32", gather=gather, from_main=from_main)
+        return SimpleNamespace(
+            world_size=count, rank=rank, precision="fp32", all_gather_object=gather, on_main_then_broadcast=from_main
+        )
 
 
 def told(*checks: Callable[[Any], None]) -> str | None:
@@ -159,12 +161,12 @@ def test_missing_file_is_another_size(folder: Path, clips: Any) -> None:
     assert "'number 0 speaks' (0 bytes) on rank 1" in str(told(run_of(CONFIG, clips), run_of(CONFIG, other)))
 
 
-def reader_of(data: Path) -> ClipReader:
+def reader_of(data: Path) -> PreparedClipDataset:
     prepared = open_prepared(data)
-    return ClipReader(prepared, build_tokenizer(prepared.texts), AudioSpec(16000, 1024, 1024, 256), None)
+    return PreparedClipDataset(prepared, build_tokenizer(prepared.texts), AudioSpec(16000, 1024, 1024, 256), None)
 
 
-def samples(reader: ClipReader) -> Callable[[Any], None]:
+def samples(reader: PreparedClipDataset) -> Callable[[Any], None]:
     return lambda runtime: require_same_recordings(reader, 1, runtime)
 
 
@@ -199,7 +201,7 @@ def test_slow_rank_bounds_what_is_compared(folder: Path, monkeypatch: pytest.Mon
     """The one has time for all, the other for the first."""
     slow = reader_of(folder / "training")
 
-    class Slow(ClipReader):
+    class Slow(PreparedClipDataset):
         def __getitem__(self, index: int) -> Any:
             threading.Event().wait(0.5)
             return super().__getitem__(index)

@@ -5,25 +5,25 @@ import json
 import pytest
 import torch
 
-from vits_trainer.training.meter import RunningMeans, duration
+from vits_trainer.training.meter import DeviceMeans, format_duration
 
 CPU = torch.device("cpu")
 REACHED, MASKED = torch.tensor(True), torch.tensor(False)
 
 
-def read(*ranks: RunningMeans) -> dict[str, float]:
+def read(*ranks: DeviceMeans) -> dict[str, float]:
     return ranks[0].means(torch.stack([running.sums() for running in ranks]).sum(0))
 
 
 def test_mean_is_weighted():
-    running = RunningMeans()
+    running = DeviceMeans()
     running.add({"a": torch.tensor(1.0), "b": torch.tensor(10.0)}, weight=1, counts=REACHED)
     running.add({"a": torch.tensor(4.0)}, weight=3, counts=REACHED)
     assert read(running) == {"a": (1 + 3 * 4) / 4, "b": 10.0}
 
 
 def test_shares_of_processes_add_up():
-    first, second = RunningMeans(2), RunningMeans(2)
+    first, second = DeviceMeans(2), DeviceMeans(2)
     for shares, weight in (((1.0, 7.0), 6), ((2.0, 0.0), 3)):
         for running, share in zip((first, second), shares, strict=True):
             running.add({"a": torch.tensor(share)}, weight=weight, counts=REACHED)
@@ -31,14 +31,14 @@ def test_shares_of_processes_add_up():
 
 
 def test_names_are_sorted_whatever_their_order():
-    running = RunningMeans()
+    running = DeviceMeans()
     running.add({"b": torch.tensor(2.0), "a": torch.tensor(1.0)}, weight=1, counts=REACHED)
     assert running.names() == ["a", "b"]
     assert running.sums().tolist() == [[1.0, 2.0], [1.0, 1.0]]
 
 
 def test_many_small_values_are_not_lost_beside_a_great_one():
-    running = RunningMeans()
+    running = DeviceMeans()
     running.add({"a": torch.tensor(1e8)}, weight=1, counts=REACHED)
     for _ in range(100):
         running.add({"a": torch.tensor(1.0)}, weight=1, counts=REACHED)  # float32 would swallow each of them
@@ -46,13 +46,13 @@ def test_many_small_values_are_not_lost_beside_a_great_one():
 
 
 def test_adding_keeps_no_graph():
-    running = RunningMeans()
+    running = DeviceMeans()
     running.add({"a": torch.tensor(2.0, requires_grad=True) * 3}, weight=1, counts=REACHED)
     assert not running.sums().requires_grad
 
 
 def test_nan_stays_visible():
-    running = RunningMeans()
+    running = DeviceMeans()
     running.add({"a": torch.tensor(float("nan"))}, weight=1, counts=REACHED)
     running.add({"a": torch.tensor(1.0)}, weight=1, counts=REACHED)
     mean = read(running)["a"]
@@ -60,7 +60,7 @@ def test_nan_stays_visible():
 
 
 def test_masked_update_leaves_no_trace():
-    running = RunningMeans()
+    running = DeviceMeans()
     running.add({"a": torch.tensor(float("nan"))}, weight=1, counts=MASKED)
     assert read(running) == {}
     running.add({"a": torch.tensor(3.0)}, weight=2, counts=REACHED)
@@ -69,7 +69,7 @@ def test_masked_update_leaves_no_trace():
 
 
 def test_nothing_is_left_after_reset():
-    running = RunningMeans()
+    running = DeviceMeans()
     running.add({"a": torch.tensor(5.0)}, weight=1, counts=REACHED)
     running.reset()
     assert running.names() == []
@@ -78,8 +78,8 @@ def test_nothing_is_left_after_reset():
     assert read(running) == {"a": 1.0}
 
 
-def filled(seed: int, world_size: int = 1) -> RunningMeans:
-    running, generator = RunningMeans(world_size), torch.Generator().manual_seed(seed)
+def filled(seed: int, world_size: int = 1) -> DeviceMeans:
+    running, generator = DeviceMeans(world_size), torch.Generator().manual_seed(seed)
     for _ in range(5):
         shares = {"a": torch.rand((), generator=generator), "b": torch.rand((), generator=generator)}
         running.add(shares, weight=7, counts=REACHED)
@@ -87,7 +87,7 @@ def filled(seed: int, world_size: int = 1) -> RunningMeans:
 
 
 def test_what_a_checkpoint_keeps_goes_on_to_the_last_bit():
-    whole, restored = filled(1), RunningMeans()
+    whole, restored = filled(1), DeviceMeans()
     restored.restore([json.loads(json.dumps(whole.save()))], CPU)
     for running in (whole, restored):
         running.add({"a": torch.tensor(1 / 3), "b": torch.tensor(1e-9)}, weight=3, counts=REACHED)
@@ -96,7 +96,7 @@ def test_what_a_checkpoint_keeps_goes_on_to_the_last_bit():
 
 
 def test_fewer_processes_take_up_the_sums_of_all():
-    ranks, joined = [filled(1, 2), filled(2, 2)], RunningMeans()
+    ranks, joined = [filled(1, 2), filled(2, 2)], DeviceMeans()
     joined.restore([running.save() for running in ranks], CPU)
     assert read(joined) == pytest.approx(read(*ranks), rel=1e-15)
 
@@ -105,4 +105,4 @@ def test_fewer_processes_take_up_the_sums_of_all():
     ("seconds", "words"), [(0, "0 s"), (99, "99 s"), (150, "2 min"), (5700, "95 min"), (12240, "3.4 h")]
 )
 def test_durations_for_people(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words

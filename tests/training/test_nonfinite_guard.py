@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.training.optim import Learner, build_optimizer
+from vits_trainer.training.optim import NetworkOptimizer, build_optimizer
 
 
-def learner(scaler: torch.amp.GradScaler | None = None) -> Learner:
+def learner(scaler: torch.amp.GradScaler | None = None) -> NetworkOptimizer:
     torch.manual_seed(0)
     network = nn.Linear(3, 2)
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-    return Learner("x", network, build_optimizer(network.parameters(), TrainConfig()), scaler, 0)
+    return NetworkOptimizer("x", network, build_optimizer(network.parameters(), TrainConfig()), scaler, 0)
 
 
-def state(one: Learner) -> list[torch.Tensor]:
+def state(one: NetworkOptimizer) -> list[torch.Tensor]:
     moments = [value for slots in one.optimizer.state.values() for value in slots.values()]
     return [value.clone() for value in (*one.network.parameters(), *moments)]
 
@@ -30,17 +30,17 @@ def test_step_is_masked_where_loss_or_gradient_is_no_number(bad: float, where: s
     one, other = learner(), learner()
     for each in (one, other):
         each.backward(each.network(torch.ones(1, 3)).sum())
-        each.update(0.1)
+        each.step(0.1)
     before = state(one)
     output = one.network(torch.ones(1, 3)).sum()
     # The gradient of a constant is zero: without its mark, an infinite loss would go unseen.
     loss = output * 0 + bad if where == "loss alone" else torch.sqrt(output * 0) * (bad if bad != bad else 1)
     one.backward(loss)
-    assert not torch.isfinite(one.update(0.1))
+    assert not torch.isfinite(one.step(0.1))
     assert all(map(torch.equal, before, state(one)))
     for each in (one, other):
         each.backward(each.network(torch.ones(1, 3)).sum())
-        each.update(0.1)
+        each.step(0.1)
     assert all(map(torch.equal, state(one), state(other)))
 
 
@@ -57,7 +57,7 @@ def test_overflow_under_fp16_is_the_scalers(tmp_path: Path) -> None:
     one = learner(torch.amp.GradScaler("cpu", init_scale=2.0**120))
     before = state(one)
     one.backward(one.network(torch.full((1, 3), 1e10)).sum())
-    one.update(0.1)
+    one.step(0.1)
     assert all(map(torch.equal, before, state(one)[: len(before)]))
     assert one.scaler.get_scale() == 2.0**119
 

@@ -13,17 +13,17 @@ from vits_trainer.config.architecture import Architecture, DiscriminatorShape
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.train import LossWeights
 from vits_trainer.data.dataset import Batch, Clip, collate
-from vits_trainer.data.sampler import MicroBatch
+from vits_trainer.data.sampler import MicroBatchSpec
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.models.initialization import new_model
 from vits_trainer.models.spectrogram import log_mel, spectrogram
 from vits_trainer.text.tokenizer import build_tokenizer
-from vits_trainer.training.objective import Normalisers, Objective, frozen
+from vits_trainer.training.objective import LossDenominators, Objective, frozen
 
 SPEC = AudioSpec(16000)
 SEGMENT = 8
-PLACE = MicroBatch((), 0, 0, True)
+PLACE = MicroBatchSpec((), 0, 0, True)
 TINY = Architecture(
     hidden_size=16,
     num_hidden_layers=2,
@@ -78,7 +78,7 @@ def objective(kind: str = "vits", weights: LossWeights | None = None) -> Objecti
 
 def losses_of(batch: Batch, starts: list[int], kind: str = "vits") -> dict[str, float]:
     generator, judge, aim = build(kind), build_judge(), objective(kind)
-    comparison = aim.synthesize(generator, batch, torch.tensor(starts))
+    comparison = aim.generator_forward(generator, batch, torch.tensor(starts))
     named = {f"g/{name}": loss for name, loss in aim.generator_losses(judge, comparison).items()}
     if kind == "vits":
         named |= {f"d/{name}": loss for name, loss in aim.discriminator_losses(judge, comparison).items()}
@@ -91,7 +91,7 @@ def gradients(network: nn.Module) -> dict[str, Tensor | None]:
 
 def test_trap_4_generators_turn_leaves_the_judge_without_gradient():
     generator, judge, aim = build(), build_judge(), objective()
-    comparison = aim.synthesize(generator, batch_of(LONG, SHORT))
+    comparison = aim.generator_forward(generator, batch_of(LONG, SHORT))
     with frozen(judge):
         aim.generator_losses(judge, comparison)["total"].backward()
     assert all(gradient is None for gradient in gradients(judge).values())
@@ -102,7 +102,7 @@ def test_trap_4_generators_turn_leaves_the_judges_accumulated_gradient_as_it_is(
     generator, judge, aim = build(), build_judge(), objective()
     alone = build_judge()
     for batch in (batch_of(LONG, SHORT), batch_of(SHORT, LONG)):
-        comparison = aim.synthesize(generator, batch, torch.tensor([0, 0]))
+        comparison = aim.generator_forward(generator, batch, torch.tensor([0, 0]))
         aim.discriminator_losses(judge, comparison)["total"].backward()
         aim.discriminator_losses(alone, comparison)["total"].backward()
         before = gradients(judge)
@@ -116,7 +116,7 @@ def test_trap_4_generators_turn_leaves_the_judges_accumulated_gradient_as_it_is(
 
 def test_without_freezing_the_judge_would_get_the_generators_gradient():
     generator, judge, aim = build(), build_judge(), objective()
-    aim.generator_losses(judge, aim.synthesize(generator, batch_of(SHORT)))["total"].backward()
+    aim.generator_losses(judge, aim.generator_forward(generator, batch_of(SHORT)))["total"].backward()
     assert any(gradient is not None for gradient in gradients(judge).values())
 
 
@@ -134,7 +134,7 @@ def test_frozen_gives_back_what_it_took_even_after_an_error():
 
 def test_discriminators_turn_gives_the_generator_no_gradient():
     generator, judge, aim = build(), build_judge(), objective()
-    comparison = aim.synthesize(generator, batch_of(LONG))
+    comparison = aim.generator_forward(generator, batch_of(LONG))
     aim.discriminator_losses(judge, comparison)["total"].backward()
     assert all(gradient is None for gradient in gradients(generator).values())
     assert all(gradient.abs().sum() > 0 for gradient in gradients(judge).values())
@@ -146,7 +146,7 @@ def test_gradient_reaches_every_trained_parameter(kind, stochastic):
     architecture = replace(TINY, use_stochastic_duration_prediction=stochastic)
     generator, judge, aim = build(kind, architecture, speakers=("a", "b")), build_judge(), objective(kind)
     clips = [clip(30, 9, seed=1, speaker=0), clip(14, 5, seed=2, speaker=1)]
-    comparison = aim.synthesize(generator, batch_of(*clips))
+    comparison = aim.generator_forward(generator, batch_of(*clips))
     aim.generator_losses(judge if kind == "vits" else None, comparison)["total"].backward()
     trained = {name: p for name, p in generator.named_parameters() if p.requires_grad}
     assert [name for name, p in trained.items() if p.grad is None or not p.grad.isfinite().all()] == []
@@ -162,7 +162,7 @@ def test_gradient_reaches_every_trained_parameter(kind, stochastic):
 def test_total_is_the_weighted_sum():
     weights = LossWeights(adversarial=2, feature_matching=3, mel=5, duration=7, kl=11)
     aim = objective(weights=weights)
-    found = aim.generator_losses(build_judge(), aim.synthesize(build(), batch_of(LONG)))
+    found = aim.generator_losses(build_judge(), aim.generator_forward(build(), batch_of(LONG)))
     by_hand = sum(getattr(weights, name) * found[name].item() for name in vars(weights))
     assert found["total"].item() == pytest.approx(by_hand, rel=1e-5)
     assert set(found) == {*vars(weights), "total"} == set(aim.generator_loss_names)
@@ -170,7 +170,7 @@ def test_total_is_the_weighted_sum():
 
 def test_mel_objective_is_mel_and_durations_alone():
     aim = objective("mel")
-    found = aim.generator_losses(None, aim.synthesize(build("mel"), batch_of(LONG)))
+    found = aim.generator_losses(None, aim.generator_forward(build("mel"), batch_of(LONG)))
     assert set(found) == {"mel", "duration", "total"} == set(aim.generator_loss_names)
     assert found["total"].item() == pytest.approx(45 * found["mel"].item() + found["duration"].item(), rel=1e-5)
 
@@ -178,7 +178,7 @@ def test_mel_objective_is_mel_and_durations_alone():
 def test_whole_objective_without_a_judge_is_refused():
     aim = objective()
     with pytest.raises(ValueError, match="needs a discriminator"):
-        aim.generator_losses(None, aim.synthesize(build(), batch_of(SHORT)))
+        aim.generator_losses(None, aim.generator_forward(build(), batch_of(SHORT)))
 
 
 @pytest.mark.parametrize("kind", ["vits", "mel"])
@@ -186,21 +186,21 @@ def test_a_clips_synthesis_does_not_depend_on_its_neighbours(kind):
     generator, aim = build(kind), objective(kind)
     clips, starts = [LONG, SHORT, SHORTER_THAN_SEGMENT], [12, 3, 0]
     with torch.no_grad():
-        together = aim.synthesize(generator, batch_of(*clips), torch.tensor(starts))
+        together = aim.generator_forward(generator, batch_of(*clips), torch.tensor(starts))
         for row, (one, start) in enumerate(zip(clips, starts, strict=True)):
-            alone = aim.synthesize(generator, batch_of(one), torch.tensor([start]))
+            alone = aim.generator_forward(generator, batch_of(one), torch.tensor([start]))
             frames = len(one.pcm) // 256
             for name in ("generated", "recorded", "generated_mel", "recorded_mel", "mel_mask"):
                 ours, expected = getattr(together, name)[row], getattr(alone, name)[0]
                 heard, bound = (alone.mel_mask[0], 5e-4) if "mel" in name else (1.0, 1e-5)
                 torch.testing.assert_close(ours * heard, expected * heard, atol=bound, rtol=1e-5)
             for name in ("latents", "posterior_log_std", "prior_mean", "prior_log_std"):
-                ours, expected = getattr(together.synthesis, name)[row], getattr(alone.synthesis, name)[0]
+                ours, expected = getattr(together.output, name)[row], getattr(alone.output, name)[0]
                 torch.testing.assert_close(ours[:, :frames], expected[:, :frames], atol=1e-5, rtol=1e-5)
                 assert (ours[:, frames:] == 0).all()
-            paths = together.synthesis.token_of_frame[row, :frames], alone.synthesis.token_of_frame[0, :frames]
+            paths = together.output.token_of_frame[row, :frames], alone.output.token_of_frame[0, :frames]
             assert torch.equal(*paths)
-            spent = together.synthesis.duration_loss[row], alone.synthesis.duration_loss[0]
+            spent = together.output.duration_loss[row], alone.output.duration_loss[0]
             torch.testing.assert_close(*spent, atol=1e-4, rtol=1e-5)
 
 
@@ -232,10 +232,10 @@ def test_shares_of_an_update_add_up_to_the_joined_batch():
     def run(parts: list[list[tuple[Clip, int]]]) -> tuple[dict[str, float], dict[str, Tensor]]:
         generator, found = build().double(), dict.fromkeys(aim.generator_loss_names, 0.0)
         batches = [in_float64(batch_of(*(one for one, _ in part))) for part in parts]
-        counts = Normalisers(*(sum(column) for column in zip(*map(aim.normalisers, batches), strict=True)))
+        counts = LossDenominators(*(sum(column) for column in zip(*map(aim.denominators, batches), strict=True)))
         for batch, part in zip(batches, parts, strict=True):
             starts = torch.tensor([start for _, start in part] or [0])
-            losses = aim.generator_losses(judge, aim.synthesize(generator, batch, starts, counts))
+            losses = aim.generator_losses(judge, aim.generator_forward(generator, batch, starts, counts))
             losses["total"].backward()
             found = {name: found[name] + losses[name].item() for name in found}
         return found, gradients(generator)
@@ -266,7 +266,7 @@ class Casts(TorchDispatchMode):
 def test_float64_is_cast_down_nowhere(kind):
     generator, judge, aim = build(kind).double(), build_judge().double(), objective(kind)
     with Casts() as casts:
-        comparison = aim.synthesize(generator, in_float64(batch_of(LONG, SHORT)))
+        comparison = aim.generator_forward(generator, in_float64(batch_of(LONG, SHORT)))
         found = aim.generator_losses(judge, comparison) | aim.discriminator_losses(judge, comparison)
         torch.zeros(1, dtype=torch.float64).float()  # what is looked for
     assert {loss.dtype for loss in found.values()} == {torch.float64}
@@ -275,8 +275,8 @@ def test_float64_is_cast_down_nowhere(kind):
 
 def test_silence_weighs_nothing():
     generator, judge, aim = build(), build_judge(), objective()
-    comparison = aim.synthesize(generator, batch_of(), normalisers=Normalisers(3, 20, 50, 24))
-    assert aim.normalisers(batch_of()) == (0, 0, 0, 0)
+    comparison = aim.generator_forward(generator, batch_of(), normalisers=LossDenominators(3, 20, 50, 24))
+    assert aim.denominators(batch_of()) == (0, 0, 0, 0)
     for losses in (aim.discriminator_losses(judge, comparison), aim.generator_losses(judge, comparison)):
         assert {loss.item() for loss in losses.values()} == {0.0}
         losses["total"].backward()
@@ -285,7 +285,7 @@ def test_silence_weighs_nothing():
 
 def test_trap_7_clip_shorter_than_the_segment_is_padded_and_masked():
     aim, generator = objective(), build()
-    comparison = aim.synthesize(generator, batch_of(SHORTER_THAN_SEGMENT, clip(2, 2, seed=4)))
+    comparison = aim.generator_forward(generator, batch_of(SHORTER_THAN_SEGMENT, clip(2, 2, seed=4)))
     assert comparison.mel_mask.sum(2)[:, 0].tolist() == [5, 2]
     assert comparison.generated.shape == comparison.recorded.shape == (2, 1, SEGMENT * 256)
     for wave in (comparison.generated, comparison.recorded):
@@ -299,14 +299,14 @@ def test_trap_7_clip_shorter_than_the_segment_is_padded_and_masked():
 
 def test_trap_7_mel_counts_only_the_frames_of_a_short_clip():
     aim = objective()
-    comparison = aim.synthesize(build(), batch_of(SHORTER_THAN_SEGMENT))
+    comparison = aim.generator_forward(build(), batch_of(SHORTER_THAN_SEGMENT))
     difference = (comparison.generated_mel - comparison.recorded_mel)[0, :, :5].abs().mean()
     assert aim.generator_losses(build_judge(), comparison)["mel"].item() == pytest.approx(difference.item(), rel=1e-5)
 
 
 def test_trap_9_target_is_cut_from_the_mel_of_the_whole_clip():
     batch = batch_of(LONG)
-    comparison = objective().synthesize(build(), batch, torch.tensor([12]))
+    comparison = objective().generator_forward(build(), batch, torch.tensor([12]))
     whole = log_mel(spectrogram(batch.waveform, batch.frame_lengths, SPEC), SPEC)
     assert torch.equal(comparison.recorded_mel, whole[:, :, 12 : 12 + SEGMENT])
     assert torch.equal(comparison.recorded[0, 0], batch.waveform[0, 12 * 256 : (12 + SEGMENT) * 256])
@@ -317,7 +317,7 @@ def test_segments_are_drawn_where_they_fit():
     generator, aim = build(), objective()
     with torch.no_grad():
         starts = [
-            aim.synthesize(generator, batch_of(SHORT, SHORTER_THAN_SEGMENT)).synthesis.segment_starts.tolist()
+            aim.generator_forward(generator, batch_of(SHORT, SHORTER_THAN_SEGMENT)).output.segment_starts.tolist()
             for _ in range(12)
         ]
     assert {second for _, second in starts} == {0}

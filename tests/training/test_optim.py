@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.training.optim import Average, Learner, build_optimizer, learning_rate
+from vits_trainer.training.optim import Ema, NetworkOptimizer, build_optimizer, learning_rate_at
 
 
 def test_optimizer_is_vitss():
@@ -34,17 +34,17 @@ def test_frozen_parameters_are_left_to_themselves():
 
 def test_learning_rate_decays_once_an_epoch():
     config = TrainConfig(learning_rate=2e-4, learning_rate_decay=0.5)
-    assert [learning_rate(config, epoch, 10 * epoch, 99) for epoch in range(4)] == [2e-4, 1e-4, 5e-5, 2.5e-5]
+    assert [learning_rate_at(config, epoch, 10 * epoch, 99) for epoch in range(4)] == [2e-4, 1e-4, 5e-5, 2.5e-5]
 
 
 def test_default_decay_is_vitss():
     assert math.isclose(TrainConfig().learning_rate_decay, 0.999 ** (1 / 8), rel_tol=1e-6)
-    assert learning_rate(TrainConfig(), 8, 0, 1) == pytest.approx(2e-5 * 0.999, rel=1e-5)
+    assert learning_rate_at(TrainConfig(), 8, 0, 1) == pytest.approx(2e-5 * 0.999, rel=1e-5)
 
 
 def rates(total: int, **settings: object) -> list[float]:
     config = TrainConfig(learning_rate=1.0, **settings)
-    return [learning_rate(config, update // 4, update, total) for update in range(total)]
+    return [learning_rate_at(config, update // 4, update, total) for update in range(total)]
 
 
 def test_cosine_falls_along_half_a_cosine_after_a_straight_rise():
@@ -79,7 +79,7 @@ def test_rise_longer_than_the_run_never_ends(schedule: str):
 
 def test_average_is_the_one_by_hand_and_leaves_out_what_did_not_reach():
     network = nn.Linear(2, 1, bias=False)
-    average = Average(network, decay=0.3)
+    average = Ema(network, decay=0.3)
     by_hand, updates = network.weight.tolist()[0], 0
     for step, reached in enumerate([True, True, False, True]):
         with torch.no_grad():
@@ -97,13 +97,13 @@ def test_average_is_the_one_by_hand_and_leaves_out_what_did_not_reach():
 def test_average_takes_the_networks_place_for_a_while_only():
     network = nn.Linear(2, 1)
     network.bias.requires_grad_(False)
-    average = Average(network, decay=0.9)
+    average = Ema(network, decay=0.9)
     assert average.weights.keys() == {"weight"}  # what is frozen is its own average
     with torch.no_grad():
         network.weight += 1
     average.update(torch.tensor(True))
     own = network.weight.detach().clone()
-    with average.in_place():
+    with average.swapped_in():
         assert torch.equal(network.weight, average.weights["weight"])
         assert not torch.equal(network.weight, own)
     assert torch.equal(network.weight, own)
@@ -111,28 +111,28 @@ def test_average_takes_the_networks_place_for_a_while_only():
 
 def test_masked_update_does_not_reach_the_average():
     ours, weight = learner(3.0)
-    ours.average = Average(ours.network, decay=0.9)
+    ours.ema = Ema(ours.network, decay=0.9)
     ours.backward(weight.sum() * float("nan"))
-    ours.update(0.25)
-    assert (weight.item(), ours.average.weights["weight"].item()) == (3.0, 3.0)
-    assert ours.average.state_dict()["averaged_updates"].item() == 0
+    ours.step(0.25)
+    assert (weight.item(), ours.ema.weights["weight"].item()) == (3.0, 3.0)
+    assert ours.ema.state_dict()["averaged_updates"].item() == 0
     ours.backward(weight.sum())
-    ours.update(0.25)
-    assert ours.average.weights["weight"].item() == pytest.approx(3.0 - 0.25 * (1 - 2 / 11))
+    ours.step(0.25)
+    assert ours.ema.weights["weight"].item() == pytest.approx(3.0 - 0.25 * (1 - 2 / 11))
 
 
-def learner(value: float, max_grad_norm: float = 0.0) -> tuple[Learner, nn.Parameter]:
+def learner(value: float, max_grad_norm: float = 0.0) -> tuple[NetworkOptimizer, nn.Parameter]:
     network = nn.Linear(1, 1, bias=False)
     nn.init.constant_(network.weight, value)
     optimizer = build_optimizer(network.parameters(), TrainConfig(weight_decay=0.0))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Learner("network", network, optimizer, scaler, max_grad_norm), network.weight
+    return NetworkOptimizer("network", network, optimizer, scaler, max_grad_norm), network.weight
 
 
 def test_update_takes_the_given_rate_and_forgets_the_gradient():
     ours, weight = learner(3.0)
     ours.backward(weight.sum() * 5)
-    ours.update(0.25)
+    ours.step(0.25)
     assert weight.item() == pytest.approx(3 - 0.25)  # AdamW's first step is the rate itself
     assert weight.grad is None
 
@@ -141,13 +141,13 @@ def test_update_returns_the_norm_of_all_that_was_accumulated():
     ours, weight = learner(3.0)
     ours.backward(weight.sum() * 5)
     ours.backward(weight.sum() * 2)
-    assert ours.update(0.25).item() == pytest.approx(7)
+    assert ours.step(0.25).item() == pytest.approx(7)
 
 
 def test_norm_is_measured_before_it_is_clipped():
     ours, weight = learner(3.0, max_grad_norm=0.5)
     ours.backward(weight.sum() * 5)
-    assert ours.update(0.25).item() == pytest.approx(5)
+    assert ours.step(0.25).item() == pytest.approx(5)
     moments = ours.optimizer.state[weight]["exp_avg"]
     assert moments.item() == pytest.approx(0.2 * 0.5, rel=1e-4)  # (1 - beta1) times the clipped gradient
 
@@ -155,7 +155,7 @@ def test_norm_is_measured_before_it_is_clipped():
 def test_without_a_bound_the_gradient_is_left_as_it_is():
     ours, weight = learner(3.0)
     ours.backward(weight.sum() * 5)
-    ours.update(0.25)
+    ours.step(0.25)
     assert ours.optimizer.state[weight]["exp_avg"].item() == pytest.approx(0.2 * 5, rel=1e-5)
 
 
@@ -164,7 +164,7 @@ def test_scaled_gradient_is_unscaled_before_it_is_measured():
     ours.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     ours.backward(weight.sum() * 5)
     assert weight.grad.item() == 5 * 1024
-    assert ours.update(0.25).item() == pytest.approx(5)
+    assert ours.step(0.25).item() == pytest.approx(5)
 
 
 def test_trap_11_overflow_skips_the_step_and_halves_this_networks_scale_alone():
@@ -174,7 +174,7 @@ def test_trap_11_overflow_skips_the_step_and_halves_this_networks_scale_alone():
         each.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     ours.backward(weight.sum() * float("inf"))
     other.backward(other_weight.sum())
-    ours.update(0.25)
-    other.update(0.25)
+    ours.step(0.25)
+    other.step(0.25)
     assert (weight.item(), other_weight.item()) == (3.0, pytest.approx(2.75))
     assert (ours.scaler.get_scale(), other.scaler.get_scale()) == (512, 1024)

@@ -3,14 +3,14 @@
 import pytest
 
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.data.sampler import Order
-from vits_trainer.training.plan import Plan
+from vits_trainer.data.sampler import BucketBatchSampler
+from vits_trainer.training.plan import TrainingPlan
 
 
-def plan(seconds_per_update: float = 0, fresh_judges: bool = False, **settings: object) -> Plan:
+def plan(seconds_per_update: float = 0, fresh_judges: bool = False, **settings: object) -> TrainingPlan:
     config = TrainConfig(**settings)
-    order = Order(range(100), [50] * 100, 1, config.batch_size, 2, config.gradient_accumulation_steps)
-    return Plan.of(config, order, 5, fresh_judges, seconds_per_update)
+    order = BucketBatchSampler(range(100), [50] * 100, 1, config.batch_size, 2, config.gradient_accumulation_steps)
+    return TrainingPlan.from_config(config, order, 5, fresh_judges, seconds_per_update)
 
 
 def test_epochs_become_updates() -> None:
@@ -28,8 +28,8 @@ def test_plan_says_what_falls_to_each_process() -> None:
     assert str(plan(epochs=3)).endswith(
         "; each process takes 32 clips an update, in at most 8 micro-batch(es), and 50 an epoch"
     )
-    alone = Order(range(100), [50] * 100, 1, 4, 1, 8)
-    assert "each process" not in str(Plan.of(TrainConfig(), alone, 5, False))
+    alone = BucketBatchSampler(range(100), [50] * 100, 1, 4, 1, 8)
+    assert "each process" not in str(TrainingPlan.from_config(TrainConfig(), alone, 5, False))
 
 
 @pytest.mark.parametrize(("hours", "updates"), [(1.0, 360), (0.001, 2), (0.5, 180)])
@@ -49,13 +49,19 @@ def test_due_moments() -> None:
     ("asked", "fresh", "warmup"), [(None, True, 10), (None, False, 0), (7, False, 7), (0, True, 0)]
 )
 def test_warmup_is_for_fresh_discriminators_and_a_tenth_of_the_run(asked: int | None, fresh: bool, warmup: int) -> None:
-    assert plan(fresh_judges=fresh, max_updates=100, discriminator_warmup_updates=asked).warmup_updates == warmup
-    assert plan(fresh_judges=True, max_updates=10000).warmup_updates == 200
+    assert (
+        plan(fresh_judges=fresh, max_updates=100, discriminator_warmup_updates=asked).discriminator_warmup_updates
+        == warmup
+    )
+    assert plan(fresh_judges=True, max_updates=10000).discriminator_warmup_updates == 200
 
 
 def test_resumed_run_keeps_its_plan_whatever_the_speed_is_now() -> None:
     config = TrainConfig(target_hours=1.0)
-    kept = {"total_updates": 123, "warmup_updates": 7}
-    order = Order(range(100), [50] * 100, 1, 4, 2, 8)
-    assert Plan.of(config, order, 5, True, seconds_per_update=2, kept=kept).total_updates == 123
-    assert Plan.of(config, order, 5, True, seconds_per_update=2, kept=kept).warmup_updates == 7
+    kept = {"total_updates": 123, "discriminator_warmup_updates": 7}
+    order = BucketBatchSampler(range(100), [50] * 100, 1, 4, 2, 8)
+    assert TrainingPlan.from_config(config, order, 5, True, seconds_per_update=2, kept=kept).total_updates == 123
+    assert (
+        TrainingPlan.from_config(config, order, 5, True, seconds_per_update=2, kept=kept).discriminator_warmup_updates
+        == 7
+    )

@@ -211,7 +211,7 @@ def test_what_is_left_of_killed_processes_goes_and_of_living_ones_stays(tmp_path
 
 def _write_often(place: str, word: str) -> None:
     for number in range(150):
-        files.write_whole(Path(place), json.dumps([word, number] * 200))
+        files.atomic_write(Path(place), json.dumps([word, number] * 200))
 
 
 def test_two_that_write_one_file_never_mix(tmp_path: Path) -> None:
@@ -246,11 +246,11 @@ def test_failing_to_write_changes_nothing(tmp_path: Path) -> None:
 
 def test_lock_whose_file_was_deleted_in_between_is_taken_anew(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    first = files.lock(path)
+    first = files.try_lock(path)
     assert first is not None
-    assert files.lock(path) is None
+    assert files.try_lock(path) is None
     files.discard(path)
-    second = files.lock(path)  # another file of this name
+    second = files.try_lock(path)  # another file of this name
     assert second is not None
     first.close()
-    assert files.lock(path) is None
+    assert files.try_lock(path) is None

@@ -7,7 +7,7 @@ import torch
 
 from vits_trainer.config.tools import BenchmarkConfig
 from vits_trainer.diagnostics import benchmark, benchmark_data
-from vits_trainer.diagnostics.reference_step import textbook_update
+from vits_trainer.diagnostics.reference_step import reference_update
 from vits_trainer.distributed.runtime import Runtime
 
 
@@ -22,7 +22,7 @@ def run(config: BenchmarkConfig) -> int:
         )
         figures = benchmark.measure_update(config, runtime)
         if config.compare == "reference":
-            figures |= benchmark.compare(config, runtime, textbook_update(config, runtime))
+            figures |= benchmark.compare_updates(config, runtime, reference_update(config, runtime))
     elif config.suite == "alignment":
         figures = benchmark_data.alignment_figures(config)
     else:

@@ -9,7 +9,7 @@ import torch
 from vits_trainer.config.tools import CheckConfig
 from vits_trainer.diagnostics import golden
 from vits_trainer.diagnostics.replay import replay
-from vits_trainer.diagnostics.self_check import processor, run_proofs
+from vits_trainer.diagnostics.self_check import processor, run_self_checks
 from vits_trainer.training import run as training_run
 from vits_trainer.utils.errors import CheckFailedError
 
@@ -26,7 +26,7 @@ def run(config: CheckConfig) -> int:
         _replay(Path(config.replay))
     else:
         with tempfile.TemporaryDirectory(prefix="vits_trainer-check-") as folder:
-            for name, shown in run_proofs(Path(folder), training_run.run):
+            for name, shown in run_self_checks(Path(folder), training_run.train):
                 print(f"ok  {name}: {shown}", flush=True)
     print("ALL TESTS PASSED")
     return 0
@@ -34,9 +34,9 @@ def run(config: CheckConfig) -> int:
 
 def _compare(directory: Path) -> None:
     print(processor())
-    found: list[tuple[str, golden.Figure]] = []
+    found: list[tuple[str, golden.ComparedValue]] = []
     for case in golden.read_cases(directory):
-        exact, rounded = golden.compare(case), golden.compare(case, torch.float32)
+        exact, rounded = golden.compare_case(case), golden.compare_case(case, torch.float32)
         for figure in (*exact, *rounded):
             verdict = "ok" if figure.agrees else "WRONG"
             print(
@@ -66,7 +66,7 @@ def _compare(directory: Path) -> None:
         )
 
 
-def _agreeing(figures: Sequence[golden.Figure]) -> int:
+def _agreeing(figures: Sequence[golden.ComparedValue]) -> int:
     return sum(figure.agrees for figure in figures)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from vits_trainer.config.voices import ConvertConfig
 from vits_trainer.models import pretrained
 from vits_trainer.models.conversion import export_original, importer
-from vits_trainer.models.conversion.onnx import compare, export, require_packages
-from vits_trainer.models.voice_versions import claimed, require_place
+from vits_trainer.models.conversion.onnx import compare_onnx, export_onnx, require_packages
+from vits_trainer.models.voice_versions import exclusive, require_place
 from vits_trainer.utils import files
 from vits_trainer.utils.errors import ConfigError
 
@@ -22,7 +22,7 @@ def run(config: ConvertConfig) -> int:
     output = _output(config)
     if config.to == "onnx":
         require_packages()
-    voice = importer.read(
+    voice = importer.import_voice(
         config.input,
         config.from_format,
         Path(config.config_file) if config.config_file else None,
@@ -34,7 +34,7 @@ def run(config: ConvertConfig) -> int:
     print(f"{config.input}: {voice.kind}, {parameters / 1e6:.1f} M parameters, {judges}")
     for note in voice.notes:
         print(f"note: {note}")
-    with claimed(output):
+    with exclusive(output):
         _require_absent(output)  # by now, too
         try:
             _write(voice, config.to, output)
@@ -44,15 +44,15 @@ def run(config: ConvertConfig) -> int:
     return 0
 
 
-def _write(voice: importer.ForeignVoice, kind: str, output: Path) -> None:
+def _write(voice: importer.ImportedVoice, kind: str, output: Path) -> None:
     if kind == "hf":
         pretrained.export(voice.model, voice.tokenizer, voice.discriminator, output)
     elif kind == "original":
-        export_original.write(voice.model, voice.tokenizer, voice.discriminator, output)
+        export_original.write_original(voice.model, voice.tokenizer, voice.discriminator, output)
     else:
-        with files.made_beside(output) as folder:
-            export(voice.model, voice.tokenizer, folder / output.name)
-            print(compare(voice.model, folder / output.name))
+        with files.temporary_sibling_dir(output) as folder:
+            export_onnx(voice.model, voice.tokenizer, folder / output.name)
+            print(compare_onnx(voice.model, folder / output.name))
             files.put(folder / output.name, output)
 
 

@@ -50,7 +50,7 @@ def run(config: DemoConfig) -> int:
         "save_every_updates": 0,
     }
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    training_run.run(parse("train_vits", TrainConfig, flags))
+    training_run.train(parse("train_vits", TrainConfig, flags))
     voice = training / "final_model"
     synthesize.run(SynthesizeConfig(model=str(voice), text=config.text, output=str(folder / "speech.wav"), seed=0))
     run_dir = training / "runs" / "demo"

@@ -10,24 +10,24 @@ import transformers
 from vits_trainer.config.options import SCORES
 from vits_trainer.config.serialization import listed
 from vits_trainer.config.voices import EvaluateConfig
-from vits_trainer.data.prepared import PreparedSet, open_prepared, split
+from vits_trainer.data.prepared import PreparedData, open_prepared, train_validation_split
 from vits_trainer.evaluation.comparison import (
     RECORDED,
-    Speaker,
-    Verdict,
-    folder_speaker,
-    judge,
+    Synthesizer,
+    VoiceEvaluation,
+    evaluate_voice,
     keeping,
-    read_recording,
+    read_prepared_clip,
+    recordings_synthesizer,
     to_record,
     to_tables,
-    voice_speaker,
+    voice_synthesizer,
 )
-from vits_trainer.evaluation.speech_metrics import Jury, means
+from vits_trainer.evaluation.speech_metrics import SpeechMetrics, means
 from vits_trainer.evaluation.synthesis import Voice
 from vits_trainer.tracking.wandb_run import report_evaluation
 from vits_trainer.utils.errors import DataError
-from vits_trainer.utils.files import write_whole
+from vits_trainer.utils.files import atomic_write
 
 logger = logging.getLogger("vits_trainer")
 
@@ -46,15 +46,15 @@ def run(config: EvaluateConfig) -> int:
     prepared = open_prepared(Path(config.data_dir))
     rows = _rows(config, prepared)
     scores = listed("scores", config.scores, SCORES)
-    jury = Jury(scores, prepared.sampling_rate, config.asr)
+    jury = SpeechMetrics(scores, prepared.sampling_rate, config.asr)
     output = Path(config.output_dir)
-    verdicts = [judge(RECORDED, lambda row: read_recording(prepared, row), prepared, rows, jury, False)]
+    verdicts = [evaluate_voice(RECORDED, lambda row: read_prepared_clip(prepared, row), prepared, rows, jury, False)]
     _doubt_the_recogniser(verdicts[0], config.asr)
     for number, name in enumerate(config.names, start=1):
         speaker = keeping(_speaker(name, prepared, rows, config.seed), output / f"speech_{number}", prepared)
-        verdicts.append(judge(name, speaker, prepared, rows, jury, not _is_speech(name)))
+        verdicts.append(evaluate_voice(name, speaker, prepared, rows, jury, not _is_speech(name)))
     record = {"data": config.data_dir, "asr": config.asr, **to_record(verdicts, jury.names)}
-    write_whole(output / "scores.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    atomic_write(output / "scores.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(to_tables(verdicts, jury.names))
     print(f"All figures: {output / 'scores.json'}   What was said: {output}/speech_<number>/")
     if config.report_to == "wandb":
@@ -62,16 +62,16 @@ def run(config: EvaluateConfig) -> int:
     return 0
 
 
-def _rows(config: EvaluateConfig, prepared: PreparedSet) -> list[int]:
+def _rows(config: EvaluateConfig, prepared: PreparedData) -> list[int]:
     rows = list(range(len(prepared.rows)))
     if config.clips == "held_out":
-        rows = split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)[1]
+        rows = train_validation_split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)[1]
     return rows[: config.max_clips] if config.max_clips else rows
 
 
-def _speaker(name: str, prepared: PreparedSet, rows: Sequence[int], seed: int) -> Speaker:
+def _speaker(name: str, prepared: PreparedData, rows: Sequence[int], seed: int) -> Synthesizer:
     if _is_speech(name):
-        return folder_speaker(Path(name), prepared, rows)
+        return recordings_synthesizer(Path(name), prepared, rows)
     voice = Voice(name)
     if voice.sampling_rate != prepared.sampling_rate:
         raise DataError(
@@ -79,7 +79,7 @@ def _speaker(name: str, prepared: PreparedSet, rows: Sequence[int], seed: int) -
             f"the recordings again with --target_sr {voice.sampling_rate}."
         )
     voice.speak(prepared.rows["text"][rows[0]])  # the first time is slow and would count
-    return voice_speaker(voice, prepared, seed)
+    return voice_synthesizer(voice, prepared, seed)
 
 
 def _is_speech(name: str) -> bool:
@@ -87,7 +87,7 @@ def _is_speech(name: str) -> bool:
     return Path(name).is_dir() and not (Path(name) / "config.json").is_file()
 
 
-def _doubt_the_recogniser(recorded: Verdict, asr: str) -> None:
+def _doubt_the_recogniser(recorded: VoiceEvaluation, asr: str) -> None:
     cer = means(recorded.clips).get("cer")
     if cer is not None and cer > _USELESS_CER:
         logger.warning(

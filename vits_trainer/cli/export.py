@@ -5,7 +5,7 @@ from pathlib import Path
 from vits_trainer.config.voices import ExportConfig
 from vits_trainer.models import pretrained
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE, load_discriminator
-from vits_trainer.models.voice_versions import claimed, require_place
+from vits_trainer.models.voice_versions import exclusive, require_place
 from vits_trainer.text.tokenizer import load_tokenizer
 from vits_trainer.training import checkpoint
 
@@ -23,7 +23,7 @@ def run(config: ExportConfig) -> int:
     output_dir = Path(config.output_dir or place.resolve().parent.parent / "exported" / place.resolve().name)
     require_place(output_dir, "output_dir", {"the checkpoint": place})
     checkpoint.verify(place)
-    with claimed(output_dir):
+    with exclusive(output_dir):
         _export(place, output_dir, config.keep_versions)
     print(f"The voice of {place}: {output_dir}")
     return 0

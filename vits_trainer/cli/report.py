@@ -5,7 +5,7 @@ from pathlib import Path
 from vits_trainer.config.tools import ReportConfig
 from vits_trainer.tracking.html_report import media_bytes, read_run, render
 from vits_trainer.utils.errors import ConfigError
-from vits_trainer.utils.files import write_whole
+from vits_trainer.utils.files import atomic_write
 
 
 def run(config: ReportConfig) -> int:
@@ -23,7 +23,7 @@ def run(config: ReportConfig) -> int:
         raise ConfigError(f"--output {output}: cannot be written, as it is a folder. Name a file.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(output, page)
+        atomic_write(output, page)
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written ({error.strerror}). Name another file.") from error
     for sentence in found.missing:

@@ -7,7 +7,7 @@ from pathlib import Path
 import transformers
 
 from vits_trainer.config.voices import SynthesizeConfig
-from vits_trainer.evaluation.synthesis import Manner, Voice, join, write_speech
+from vits_trainer.evaluation.synthesis import SynthesisOptions, Voice, join, write_speech
 from vits_trainer.utils.errors import ConfigError, DataError
 
 
@@ -16,7 +16,7 @@ def run(config: SynthesizeConfig) -> int:
     text = read_text(config)
     transformers.utils.logging.disable_progress_bar()
     voice = Voice(config.model)
-    manner = Manner(
+    manner = SynthesisOptions(
         speaker=config.speaker,
         speaking_rate=config.speaking_rate,
         noise_scale=config.noise_scale,

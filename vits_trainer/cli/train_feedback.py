@@ -6,4 +6,4 @@ from vits_trainer.feedback import pipeline
 
 def run(config: FeedbackConfig) -> int:
     """Learns the corrections that are new; returns 0, or the code of what stopped the training."""
-    return pipeline.run(config)
+    return pipeline.learn_corrections(config)

@@ -6,4 +6,4 @@ from vits_trainer.training import run as training_run
 
 def run(config: TrainConfig) -> int:
     """Trains, exports, and returns 0; or the code of what stopped it before. Runs on every rank."""
-    return training_run.run(config)
+    return training_run.train(config)

@@ -20,7 +20,7 @@ from vits_trainer.data.shards import FOLDER, Manifest, decode_audio
 from vits_trainer.utils.errors import DataError
 
 
-class Store(Protocol):
+class AudioStore(Protocol):
     """The recordings of a prepared folder, by row."""
 
     @property
@@ -34,7 +34,7 @@ class Store(Protocol):
             RecordingError: it cannot be used.
         """
 
-    def put(self, row: int, place: Path) -> None:
+    def export_wav(self, row: int, place: Path) -> None:
         """Makes ``place`` a WAV file of the row's recording.
 
         Raises:
@@ -42,7 +42,7 @@ class Store(Protocol):
         """
 
 
-class WavFiles:
+class WavAudioStore:
     """Recordings as files of their own."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
@@ -59,7 +59,7 @@ class WavFiles:
         """A recording's samples, (T,), and their rate in Hz; :class:`RecordingError` where it cannot be used."""
         return read_pcm16_wav(self._path(self._names[row]))
 
-    def put(self, row: int, place: Path) -> None:
+    def export_wav(self, row: int, place: Path) -> None:
         """Links the row's file to ``place``, or copies it there."""
         path = self._path(self._names[row])
         try:
@@ -77,10 +77,10 @@ class WavFiles:
         return path
 
 
-class ChosenClips:
+class AudioSubset:
     """Some rows of a store, as a store of their own."""
 
-    def __init__(self, recordings: Store, rows: Sequence[int]) -> None:
+    def __init__(self, recordings: AudioStore, rows: Sequence[int]) -> None:
         self._recordings = recordings
         self._rows = rows
 
@@ -94,9 +94,9 @@ class ChosenClips:
         """A recording's samples, (T,), and their rate in Hz; :class:`RecordingError` where it cannot be used."""
         return self._recordings.read(self._rows[row])
 
-    def put(self, row: int, place: Path) -> None:
+    def export_wav(self, row: int, place: Path) -> None:
         """Makes ``place`` a WAV file of the row's recording."""
-        self._recordings.put(self._rows[row], place)
+        self._recordings.export_wav(self._rows[row], place)
 
 
 class _Group(NamedTuple):
@@ -108,7 +108,7 @@ class _Group(NamedTuple):
     """Arrow's column of it."""
 
 
-class ShardedClips:
+class ShardAudioStore:
     """Recordings in shards; a row group is read, and its checksums compared, when a clip of it is asked for."""
 
     def __init__(self, root: Path, manifest: Manifest, samples: NDArray[np.int32]) -> None:
@@ -143,7 +143,7 @@ class ShardedClips:
             reject(Reason.TRUNCATED_AUDIO, f"{self._folder / name}: {len(pcm)} of {self._samples[row]} samples")
         return pcm, self._manifest.sampling_rate
 
-    def put(self, row: int, place: Path) -> None:
+    def export_wav(self, row: int, place: Path) -> None:
         """Writes the row's recording to ``place`` as a WAV file."""
         pcm, rate_hz = self.read(row)
         write_pcm16_wav(place, pcm, rate_hz)

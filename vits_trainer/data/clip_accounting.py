@@ -28,7 +28,7 @@ class Incident:
     kind: str
     """One of few words, to be counted by."""
     message: str
-    trace: str = ""
+    traceback: str = ""
     """The traceback, where the error was none that is expected of data."""
 
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ class Incident:
         return f"{self.clip}: {self.kind} ({self.message})"
 
 
-class Accounts:
+class ClipAccounting:
     """Counts what this rank does with each clip in an epoch; the ranks' counts add up at its end.
 
     Clips are told apart by id as the batches bring them, not by their places in the order, so that a mistake in the
@@ -48,19 +48,19 @@ class Accounts:
         training: Sequence[str],
         held_out: Sequence[str],
         max_rejected_fraction: float,
-        due: Callable[[int], NDArray[np.int64]] | None = None,
+        expected: Callable[[int], NDArray[np.int64]] | None = None,
         place: Callable[[str], int] | None = None,
     ) -> None:
         """Args:
         training: ids of the clips to train on, each once.
         held_out: ids of those to validate with; none of them is trained on.
         max_rejected_fraction: of all clips; more end the run.
-        due: how often each training clip comes in an epoch (None = once).
+        expected: how often each training clip comes in an epoch (None = once).
         place: finds an id's place in ``training``, or raises KeyError; for where they are too many to be listed.
         """
         self.max_rejected_fraction = max_rejected_fraction
         self.clips = len(training) + len(held_out)
-        self._due = due
+        self._expected = expected
         self._names = training
         self._place = place or {name: place for place, name in enumerate(training)}.__getitem__
         self._held_out = set(held_out)
@@ -76,7 +76,7 @@ class Accounts:
         """Whether it was rejected already."""
         return clip in self._rejections
 
-    def take(self, trained: Iterable[str], rejected: Iterable[str]) -> None:
+    def count(self, trained: Iterable[str], rejected: Iterable[str]) -> None:
         """Counts the clips of one update of this rank's."""
         self._count("trained", trained)
         self._count("rejected", rejected)
@@ -110,23 +110,23 @@ class Accounts:
                 f"Not one of the {len(self._held_out)} held-out clips can be used: {self._reasons()}. Prepare again."
             )
 
-    def own(self) -> NDArray[np.int32]:
+    def counts(self) -> NDArray[np.int32]:
         """This rank's counts, (kinds, clips), to be added up over the ranks."""
         return np.stack(list(self._counts.values()))
 
-    def close(self, epoch: int, totals: NDArray[np.int32], not_reached: int = 0) -> str:
+    def finish_epoch(self, epoch: int, totals: NDArray[np.int32], not_reached: int = 0) -> str:
         """Says how an epoch's clips add up, and begins the next one where all have had their turn.
 
         Args:
             epoch: from 0.
-            totals: :meth:`own` of all ranks, added up.
+            totals: :meth:`counts` of all ranks, added up.
             not_reached: how many of the training clips' turns the end of the run left out.
 
         Raises:
             AccountingError: a clip was taken more often than due, or left out: our own bug.
             TooManyRejectedError: not one clip was trained on, though all of them had their turn.
         """
-        due = np.ones(len(self._names), dtype=np.int64) if self._due is None else self._due(epoch)
+        due = np.ones(len(self._names), dtype=np.int64) if self._expected is None else self._expected(epoch)
         missing = due - totals.sum(axis=0)
         twice, never = np.flatnonzero((missing < 0) | (totals < 0).any(axis=0)), np.flatnonzero(missing > 0)
         once = bool((due == 1).all())
@@ -155,7 +155,7 @@ class Accounts:
         return words
 
     def save(self, totals: NDArray[np.int32]) -> dict[str, Any]:
-        """Plain values for a checkpoint, from :meth:`own` of all ranks, added up."""
+        """Plain values for a checkpoint, from :meth:`counts` of all ranks, added up."""
         kinds = {kind: _packed(row) for kind, row in zip(self._counts, totals, strict=True)}
         return {**kinds, "rejections": [vars(rejection) for rejection in self._rejections.values()]}
 

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader
 
-from vits_trainer.data.dataset import Batch, Reader
-from vits_trainer.data.sampler import MicroBatch
+from vits_trainer.data.dataset import Batch, ClipDataset
+from vits_trainer.data.sampler import MicroBatchSpec
 
 
-def load(reader: Reader, places: Iterator[MicroBatch] | list[MicroBatch], workers: int) -> Iterator[Batch]:
+def build_dataloader(
+    reader: ClipDataset, places: Iterator[MicroBatchSpec] | list[MicroBatchSpec], workers: int
+) -> Iterator[Batch]:
     """Reads batches in the order of ``places``, ahead of their use where there are workers."""
     loader = DataLoader(
         reader,
@@ -32,12 +34,12 @@ def load(reader: Reader, places: Iterator[MicroBatch] | list[MicroBatch], worker
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def by_update(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+def group_by_update(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
     """Joins the micro-batches of each update."""
     update: list[Batch] = []
     for batch in batches:
         update.append(batch)
-        if batch.place.closes_update:
+        if batch.spec.closes_update:
             yield update
             update = []
 

@@ -15,8 +15,8 @@ from transformers import VitsTokenizer
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.data.audio import Reason, RecordingError, reject
 from vits_trainer.data.clip_accounting import Incident
-from vits_trainer.data.prepared import PreparedSet
-from vits_trainer.data.sampler import MicroBatch, rounded_up
+from vits_trainer.data.prepared import PreparedData
+from vits_trainer.data.sampler import MicroBatchSpec, bucket_length
 from vits_trainer.text.tokenizer import encode
 
 UNEXPECTED = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -59,7 +59,7 @@ class Batch:
     """Of the clips that are trained on: none where silence stands in."""
     audio_s: float
     """Seconds of speech in the batch."""
-    place: MicroBatch
+    spec: MicroBatchSpec
     rejections: tuple[Incident, ...]
 
     def to(self, device: torch.device) -> "Batch":
@@ -106,7 +106,7 @@ def _received(sent: dict[str, Any]) -> Batch:
     return Batch(**whole)
 
 
-class Reader(Dataset[Clip | Incident]):
+class ClipDataset(Dataset[Clip | Incident]):
     """What readers of clips share: tokens, speakers, and what is asked of a clip."""
 
     def __init__(self, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None) -> None:
@@ -116,7 +116,7 @@ class Reader(Dataset[Clip | Incident]):
         self._tokens: dict[str, NDArray[np.int64]] = {}
         """Of texts that were read before: the tokenizer takes 1 ms for each."""
         silence = np.zeros(spec.minimum_frames * spec.hop, dtype=np.int16)
-        self.stand_in = Clip("", np.zeros(1, dtype=np.int64), silence, None if speaker_ids is None else 0)
+        self.placeholder_clip = Clip("", np.zeros(1, dtype=np.int64), silence, None if speaker_ids is None else 0)
 
     def clip(self, clip_id: str, pcm: NDArray[np.int16], text: str, speaker: str) -> Clip:
         """A clip as it goes into a batch; ``pcm`` is (T,).
@@ -140,11 +140,11 @@ class Reader(Dataset[Clip | Incident]):
         return Clip(clip_id, tokens, pcm[: frames * self.spec.hop], speaker_id)
 
 
-class ClipReader(Reader):
+class PreparedClipDataset(ClipDataset):
     """Decodes and tokenizes clips where a DataLoader's worker asks for them; never raises for what a clip holds."""
 
     def __init__(
-        self, prepared: PreparedSet, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
+        self, prepared: PreparedData, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
     ) -> None:
         super().__init__(tokenizer, spec, speaker_ids)
         self.prepared = prepared
@@ -175,17 +175,19 @@ class ClipReader(Reader):
             reject(Reason.WRONG_RATE, f"{rate_hz} Hz, not {self.spec.sampling_rate}")
         return self.clip(clip_id, pcm, self._texts[index], self._speakers[index])
 
-    def __getitems__(self, place: MicroBatch) -> list[Batch]:
+    def __getitems__(self, place: MicroBatchSpec) -> list[Batch]:
         """What a DataLoader calls with the sampler's whole item. One batch, in a list as it asks for one."""
-        return [collate([self[index] for index in place.indices], place, self.spec, self.stand_in)]
+        return [collate([self[index] for index in place.indices], place, self.spec, self.placeholder_clip)]
 
 
-def collate(records: Sequence[Clip | Incident], place: MicroBatch, spec: AudioSpec, stand_in: Clip) -> Batch:
-    """Pads the good clips to a common size, and keeps the bad ones' records; ``stand_in`` is for where none is good."""
+def collate(
+    records: Sequence[Clip | Incident], batch_spec: MicroBatchSpec, spec: AudioSpec, placeholder_clip: Clip
+) -> Batch:
+    """Pads the good clips to a common size and keeps the incidents; without a good clip, pads ``placeholder_clip``."""
     good = [record for record in records if isinstance(record, Clip)]
     rejections = tuple(record for record in records if isinstance(record, Incident))
-    clips = good or [stand_in]
-    size_tokens, size_frames = rounded_up(
+    clips = good or [placeholder_clip]
+    size_tokens, size_frames = bucket_length(
         np.max([(len(clip.tokens), spec.frames(len(clip.pcm))) for clip in clips], axis=0)
     )
     tokens = np.zeros((len(clips), size_tokens), dtype=np.int64)
@@ -202,7 +204,7 @@ def collate(records: Sequence[Clip | Incident], place: MicroBatch, spec: AudioSp
         speaker_ids=torch.tensor(speakers) if speakers else None,
         clip_ids=tuple(clip.clip_id for clip in good),
         audio_s=sum(len(clip.pcm) for clip in good) / spec.sampling_rate,
-        place=place,
+        spec=batch_spec,
         rejections=rejections,
     )
 

@@ -13,14 +13,14 @@ import datasets
 
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.data.audio import PCM16_BYTES, WAV_HEADER_BYTES, RecordingError
-from vits_trainer.data.audio_store import ChosenClips, ShardedClips, Store, WavFiles, read_rows
+from vits_trainer.data.audio_store import AudioStore, AudioSubset, ShardAudioStore, WavAudioStore, read_rows
 from vits_trainer.data.shards import MANIFEST, Manifest
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.strings import some
 
 
 @dataclass(frozen=True)
-class PreparedSet:
+class PreparedData:
     """What ``prepare_data`` wrote, opened."""
 
     root: Path
@@ -30,7 +30,7 @@ class PreparedSet:
     """In Hz."""
     summary: dict[str, Any]
     """dataset.json: counts, seconds, rate, source."""
-    recordings: Store
+    recordings: AudioStore
     """By row."""
 
     @property
@@ -59,7 +59,7 @@ def is_prepared(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("metadata.csv", MANIFEST))
 
 
-def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedSet:
+def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedData:
     """Opens a prepared folder, of wavs/ or of shards.
 
     Args:
@@ -72,7 +72,7 @@ def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedSet:
     return _open_shards(data_dir, max_samples) if (data_dir / MANIFEST).is_file() else _open_wavs(data_dir, max_samples)
 
 
-def named(prepared: PreparedSet) -> PreparedSet:
+def with_speaker_name(prepared: PreparedData) -> PreparedData:
     """The same; clips of one speaker have the name that dataset.json alone tells, if it does."""
     names = list(prepared.summary.get("speaker_clips") or [""])
     if len(names) > 1 or prepared.speakers != [""]:
@@ -81,7 +81,7 @@ def named(prepared: PreparedSet) -> PreparedSet:
     return replace(prepared, rows=datasets.Dataset.from_dict(columns))
 
 
-def choose_speakers(prepared: PreparedSet, only: str, most_clips: int, seed: int) -> PreparedSet:
+def select_speakers(prepared: PreparedData, only: str, most_clips: int, seed: int) -> PreparedData:
     """The clips of some speakers, and not too many of each; which ones depends on names and the seed, not on places.
 
     Args:
@@ -112,14 +112,14 @@ def choose_speakers(prepared: PreparedSet, only: str, most_clips: int, seed: int
             taken[speaker] += 1
             rows.append(row)
     rows.sort()
-    return replace(prepared, rows=prepared.rows.select(rows), recordings=ChosenClips(prepared.recordings, rows))
+    return replace(prepared, rows=prepared.rows.select(rows), recordings=AudioSubset(prepared.recordings, rows))
 
 
 def _lot(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 
-def _open_shards(data_dir: Path, max_samples: int) -> PreparedSet:
+def _open_shards(data_dir: Path, max_samples: int) -> PreparedData:
     manifest = Manifest.read(data_dir)
     found = read_rows(data_dir, manifest)
     # Only several speakers are told apart: the same clips in wavs/ are the same data.
@@ -127,11 +127,11 @@ def _open_shards(data_dir: Path, max_samples: int) -> PreparedSet:
     columns = {"filename": found.names, "text": found.texts, "speaker": speakers}
     used = slice(max_samples or None)
     rows = datasets.Dataset.from_dict({name: column[used] for name, column in columns.items()})
-    recordings = ShardedClips(data_dir, manifest, found.samples[used])
-    return PreparedSet(data_dir, rows, manifest.sampling_rate, _summary(data_dir), recordings)
+    recordings = ShardAudioStore(data_dir, manifest, found.samples[used])
+    return PreparedData(data_dir, rows, manifest.sampling_rate, _summary(data_dir), recordings)
 
 
-def _open_wavs(data_dir: Path, max_samples: int) -> PreparedSet:
+def _open_wavs(data_dir: Path, max_samples: int) -> PreparedData:
     path = data_dir / "metadata.csv"
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -165,12 +165,12 @@ def _open_wavs(data_dir: Path, max_samples: int) -> PreparedSet:
     if not columns["filename"]:
         raise DataError(f"{path} holds no clip. Run prepare_data again and look at its table of rejections.")
     summary = _summary(data_dir)
-    recordings = WavFiles(data_dir / "wavs", columns["filename"])
+    recordings = WavAudioStore(data_dir / "wavs", columns["filename"])
     try:
         rate = summary.get("sampling_rate") or recordings.read(0)[1]
     except RecordingError as error:
         raise DataError(f"{data_dir}: its first clip cannot be read: {error}. Run prepare_data again.") from error
-    return PreparedSet(data_dir, datasets.Dataset.from_dict(columns), int(rate), summary, recordings)
+    return PreparedData(data_dir, datasets.Dataset.from_dict(columns), int(rate), summary, recordings)
 
 
 def _summary(data_dir: Path) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _summary(data_dir: Path) -> dict[str, Any]:
     return summary
 
 
-class Rated(Protocol):
+class HasSamplingRate(Protocol):
     """A prepared folder, or shards."""
 
     @property
@@ -196,7 +196,7 @@ class Rated(Protocol):
         """In Hz."""
 
 
-def require_rate(prepared: Rated, spec: AudioSpec) -> None:
+def require_rate(prepared: HasSamplingRate, spec: AudioSpec) -> None:
     """Raises :class:`DataError` unless the clips have the voice's sampling rate."""
     if prepared.sampling_rate != spec.sampling_rate:
         raise DataError(
@@ -205,7 +205,9 @@ def require_rate(prepared: Rated, spec: AudioSpec) -> None:
         )
 
 
-def split(prepared: PreparedSet, fraction: float, most: int, seed: int) -> tuple[list[int], list[int]]:
+def train_validation_split(
+    prepared: PreparedData, fraction: float, most: int, seed: int
+) -> tuple[list[int], list[int]]:
     """Rows for training and for validation; a clip's side depends on names and the seed, not on places.
 
     Of several speakers each gives a clip in turn, so that as many as can be are heard, but none gives the last one,

@@ -35,7 +35,7 @@ _KEPT_METADATA = 64
 """Shards whose metadata a process keeps, each of some 100 kB."""
 
 
-class Folder:
+class RemoteFolder:
     """A folder of files, by its address."""
 
     def __init__(self, address: str) -> None:
@@ -71,9 +71,9 @@ class Folder:
                 raise EOFError(f"{len(content)} bytes came, where {wanted} were asked for")
             return content
 
-        return self.trying(once, name)
+        return self.with_retries(once, name)
 
-    def trying(self, once: Callable[[], Value], name: str) -> Value:
+    def with_retries(self, once: Callable[[], Value], name: str) -> Value:
         """What ``once`` gives, with pauses between attempts; ``name`` is what it reads.
 
         Raises:
@@ -119,13 +119,13 @@ class Folder:
             found = filesystem.glob(f"{root}/{pattern}", detail=True)
             return sorted((path.removeprefix(f"{root}/"), int(info["size"])) for path, info in found.items())
 
-        return self.trying(once, pattern)
+        return self.with_retries(once, pattern)
 
 
-class Shards:
+class ShardReader:
     """The row groups of a folder's shards, numbered over all of them. Threads may share it."""
 
-    def __init__(self, folder: Folder, records: Sequence[ShardRecord]) -> None:
+    def __init__(self, folder: RemoteFolder, records: Sequence[ShardRecord]) -> None:
         """``records`` of the shards, whose names are paths in ``folder``."""
         self.folder = folder
         self.records = records
@@ -163,11 +163,11 @@ class Shards:
             )
             content = self.folder.read(record.name, start, stop)
             file = pq.ParquetFile(
-                _Piece(content, start, record.bytes), metadata=metadata, page_checksum_verification=True
+                _ByteRangeFile(content, start, record.bytes), metadata=metadata, page_checksum_verification=True
             )
             return file.read_row_group(number, use_threads=False)
 
-        return self.folder.trying(once, record.name)
+        return self.folder.with_retries(once, record.name)
 
     def _metadata_of(self, shard: int) -> Any:
         with self._lock:
@@ -182,7 +182,7 @@ class Shards:
         return found
 
 
-def metadata_of(folder: Folder, name: str, size_bytes: int) -> Any:
+def metadata_of(folder: RemoteFolder, name: str, size_bytes: int) -> Any:
     """Parquet's metadata of a shard, from the end of its file.
 
     Raises:
@@ -196,7 +196,7 @@ def metadata_of(folder: Folder, name: str, size_bytes: int) -> Any:
             tail = folder.read(name, size_bytes - needed, size_bytes)
         return pq.read_metadata(io.BytesIO(tail))
 
-    found = folder.trying(once, name)
+    found = folder.with_retries(once, name)
     if b"vits_trainer" not in (found.metadata or {}):
         raise DataError(
             f"{folder.address}/{name}: is no shard of prepare_data. Prepare the data set first: vits-trainer "
@@ -205,7 +205,7 @@ def metadata_of(folder: Folder, name: str, size_bytes: int) -> Any:
     return found
 
 
-class _Piece(io.RawIOBase):
+class _ByteRangeFile(io.RawIOBase):
     """A file of which only one piece is there."""
 
     def __init__(self, content: bytes, start: int, size_bytes: int) -> None:

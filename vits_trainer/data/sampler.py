@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 _SMALLEST_STEP = 4
 
-Places = NDArray[np.int64]
+ClipPositions = NDArray[np.int64]
 """Of clips, in the sequence of all training clips."""
 
 
-def rounded_up(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def bucket_length(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Each length, at least 1, at the next of eight sizes an octave: batches then come in few shapes.
 
     Costs 4 % of padding on the average, 12.5 % at most (but for the shortest, which go up in fours).
@@ -30,7 +30,7 @@ def rounded_up(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class MicroBatch:
+class MicroBatchSpec:
     """The clips that one process takes at one moment of the run."""
 
     indices: tuple[int, ...]
@@ -43,7 +43,7 @@ class MicroBatch:
     """Whether the weights change after it."""
 
 
-class Epochs(ABC):
+class UpdateSampler(ABC):
     """Updates that follow one another epoch by epoch."""
 
     @property
@@ -52,10 +52,10 @@ class Epochs(ABC):
         """The same in every epoch."""
 
     @abstractmethod
-    def epoch(self, epoch: int, rank: int, done: int = 0) -> Iterator[MicroBatch]:
+    def epoch(self, epoch: int, rank: int, done: int = 0) -> Iterator[MicroBatchSpec]:
         """What process ``rank`` takes in epoch ``epoch`` once ``done`` of its updates are done."""
 
-    def after(self, updates: int, until: int, rank: int) -> Iterator[MicroBatch]:
+    def after(self, updates: int, until: int, rank: int) -> Iterator[MicroBatchSpec]:
         """What process ``rank`` takes once ``updates`` are done, up to update ``until``."""
         while updates < until:
             epoch, done = divmod(updates, self.updates_per_epoch)
@@ -67,7 +67,7 @@ class Epochs(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Order(Epochs):
+class BucketBatchSampler(UpdateSampler):
     """The updates of each epoch, and each process's micro-batches in them.
 
     Every clip is taken exactly once an epoch, unless ``drawn`` says otherwise. Clips of like length go into one update,
@@ -89,7 +89,7 @@ class Order(Epochs):
     batch_frames: int = 0
     """Padded frames in a process's micro-batch, instead of ``batch_size`` (0 = off). A micro-batch may be longer by
     part of a clip, as an update is filled as a whole; a longer clip has an update of its own."""
-    drawn: Callable[[int], Places] | None = None
+    draw_epoch: Callable[[int], ClipPositions] | None = None
     """Gives the clips that an epoch takes, as many as there are, some of them several times (None = each once). Not
     with ``batch_frames``, as epochs would have more updates or fewer with the lengths that they draw."""
 
@@ -108,17 +108,17 @@ class Order(Epochs):
         """The same in every epoch."""
         return len(self._cuts) + 1 + bool(self._left_over)
 
-    def updates(self, epoch: int) -> list[Places]:
+    def updates(self, epoch: int) -> list[ClipPositions]:
         """The clips of each update of an epoch, from short to long."""
         draw = np.random.default_rng([self.seed, epoch])
-        shuffled = self._drawn(epoch)[draw.permutation(len(self.rows))]
+        shuffled = self._drawn_clips(epoch)[draw.permutation(len(self.rows))]
         whole, rest = np.split(shuffled, [len(self.rows) - self._left_over])
         by_size = whole[np.argsort(self._sizes[whole], kind="stable")]
         groups = np.split(by_size, self._cuts)
         updates = [groups[index] for index in draw.permutation(len(groups))]
         return [*updates, rest[np.argsort(self._sizes[rest], kind="stable")]] if self._left_over else updates
 
-    def epoch(self, epoch: int, rank: int, done: int = 0) -> Iterator[MicroBatch]:
+    def epoch(self, epoch: int, rank: int, done: int = 0) -> Iterator[MicroBatchSpec]:
         """What process ``rank`` takes in epoch ``epoch`` once ``done`` of its updates are done."""
         number = 0
         for index, places in enumerate(self.updates(epoch)):
@@ -126,42 +126,42 @@ class Order(Epochs):
             shares = np.array_split(places, micro_batches * self.world_size)[rank :: self.world_size]
             for share in shares if index >= done else []:
                 rows = tuple(int(self.rows[place]) for place in share)
-                yield MicroBatch(rows, epoch, number, closes_update=share is shares[-1])
+                yield MicroBatchSpec(rows, epoch, number, closes_update=share is shares[-1])
                 number += 1
             number += micro_batches if index < done else 0
 
-    def due(self, epoch: int) -> Places:
+    def expected_counts(self, epoch: int) -> ClipPositions:
         """How often each clip is taken in an epoch."""
-        return np.bincount(self._drawn(epoch), minlength=len(self.rows))
+        return np.bincount(self._drawn_clips(epoch), minlength=len(self.rows))
 
     def clips_left(self, updates: int) -> int:
         """How many clips of its epoch, each as often as it is drawn, wait once ``updates``, at least 1, are done."""
         epoch, last = divmod(updates - 1, self.updates_per_epoch)
         return sum(len(places) for places in self.updates(epoch)[last + 1 :])
 
-    def rehearsal(self, rank: int) -> list[MicroBatch]:
+    def dry_run_batches(self, rank: int) -> list[MicroBatchSpec]:
         """Two micro-batches that process ``rank`` tries first: the one with the longest clips, and a typical one.
 
         Each closes its update, as the processes' gradients meet in the very first backward pass, or never.
         """
         by_length = sorted(self.updates(0), key=lambda places: self._sizes[places[-1]])
-        if self.drawn is not None:  # the first epoch may leave out the longest clips
-            clips = np.repeat(np.arange(len(self.rows)), self.due(0).clip(min=1))
+        if self.draw_epoch is not None:  # the first epoch may leave out the longest clips
+            clips = np.repeat(np.arange(len(self.rows)), self.expected_counts(0).clip(min=1))
             by_length.append(clips[np.argsort(self._sizes[clips])][-min(self.update_clips, len(self.rows)) :])
         found = []
         for places in (by_length[-1], by_length[len(by_length) // 2]):
             shares = np.array_split(places, self._micro_batches(places) * self.world_size)
             rows = tuple(int(self.rows[place]) for place in shares[rank - self.world_size])
-            found.append(MicroBatch(rows, 0, 0, closes_update=True))
+            found.append(MicroBatchSpec(rows, 0, 0, closes_update=True))
         return found
 
-    def _drawn(self, epoch: int) -> Places:
-        return np.arange(len(self.rows)) if self.drawn is None else self.drawn(epoch)
+    def _drawn_clips(self, epoch: int) -> ClipPositions:
+        return np.arange(len(self.rows)) if self.draw_epoch is None else self.draw_epoch(epoch)
 
     @cached_property
-    def _sizes(self) -> Places:
+    def _sizes(self) -> ClipPositions:
         """Each clip's length as it will be padded."""
-        return rounded_up(np.asarray(self.frames, dtype=np.int64))
+        return bucket_length(np.asarray(self.frames, dtype=np.int64))
 
     @property
     def _left_over(self) -> int:
@@ -170,7 +170,7 @@ class Order(Epochs):
         return 0 if self.batch_frames or clips < self.update_clips else clips % self.update_clips
 
     @cached_property
-    def _cuts(self) -> Places:
+    def _cuts(self) -> ClipPositions:
         """Where the clips of an epoch, from short to long, are cut into updates."""
         if not self.batch_frames:
             return np.arange(self.update_clips, len(self.rows) - self._left_over, self.update_clips)
@@ -187,7 +187,7 @@ class Order(Epochs):
             start += clips
         return np.asarray(cuts, dtype=np.int64)
 
-    def _micro_batches(self, places: Places) -> int:
+    def _micro_batches(self, places: ClipPositions) -> int:
         """How many micro-batches an update of these clips is dealt to: no more than it needs."""
         if self.batch_frames:
             needed, room = len(places) * int(self._sizes[places[-1]]), self.batch_frames * self.world_size
@@ -196,10 +196,10 @@ class Order(Epochs):
         return min(self.accumulation, -(-needed // room))
 
 
-def held_out_places(rows: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[MicroBatch]:
+def validation_batches(rows: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[MicroBatchSpec]:
     """The validation clips that process ``rank`` reads, in a fixed order; the processes' shares may differ by one."""
     mine = list(rows)[rank::world_size]
     return [
-        MicroBatch(tuple(mine[start : start + batch_size]), 0, number, True)
+        MicroBatchSpec(tuple(mine[start : start + batch_size]), 0, number, True)
         for number, start in enumerate(range(0, len(mine), batch_size))
     ]

@@ -25,7 +25,7 @@ import soundfile as sf
 from numpy.typing import NDArray
 
 from vits_trainer.utils.errors import DataError
-from vits_trainer.utils.files import discard, replace_file, sha256, sync, write_whole
+from vits_trainer.utils.files import atomic_write, discard, fsync_dir, replace_file, sha256
 
 MANIFEST = "shards.json"
 FOLDER = "shards"
@@ -87,7 +87,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Writes it, whole or not at all."""
         content = {"format": FORMAT, **asdict(self)}
-        write_whole(folder / MANIFEST, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        atomic_write(folder / MANIFEST, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def parse(cls, content: str | bytes, place: str) -> "Manifest":
@@ -209,7 +209,7 @@ class ShardWriter:
         if not self._groups:
             raise DataError(f"{self.path}: no clip for this shard. Ask for fewer --shards.")
         self._writer.close()
-        sync(self._part)
+        fsync_dir(self._part)
         record = ShardRecord(
             name=self.path.name,
             bytes=self._part.stat().st_size,
@@ -219,7 +219,7 @@ class ShardWriter:
             longest_samples=self._longest,
         )
         replace_file(self._part, self.path)
-        sync(self.path.parent)
+        fsync_dir(self.path.parent)
         return record
 
     def _write_group(self) -> None:
@@ -294,6 +294,6 @@ def shard_name(number: int) -> str:
     return f"shard_{number:05d}.parquet"
 
 
-def cut(clips: int, shards: int) -> Sequence[int]:
+def shard_sizes(clips: int, shards: int) -> Sequence[int]:
     """How many clips go into each of ``shards``, as even as can be."""
     return [clips // shards + (number < clips % shards) for number in range(shards)]

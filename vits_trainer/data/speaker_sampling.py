@@ -16,7 +16,7 @@ Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Balance:
+class SpeakerTemperatureSampler:
     """What each epoch draws: as many clips as there are, a speaker of n clips a share of them like n ** temperature.
 
     At 1 every clip comes once; at 0 all speakers come alike. A speaker's draws are dealt to its clips evenly: in an

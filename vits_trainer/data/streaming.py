@@ -26,11 +26,11 @@ from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.prepare import HUB_NAME
 from vits_trainer.data.audio import Reason, RecordingError, reject
 from vits_trainer.data.clip_accounting import UNREADABLE, Incident
-from vits_trainer.data.dataset import UNEXPECTED, Batch, Clip, Reader, collate
-from vits_trainer.data.remote_shards import Folder, Shards, metadata_of
-from vits_trainer.data.sampler import MicroBatch
+from vits_trainer.data.dataset import UNEXPECTED, Batch, Clip, ClipDataset, collate
+from vits_trainer.data.remote_shards import RemoteFolder, ShardReader, metadata_of
+from vits_trainer.data.sampler import MicroBatchSpec
 from vits_trainer.data.shards import FOLDER, MANIFEST, SCHEMA, Encoding, Manifest, ShardRecord, decode_audio
-from vits_trainer.data.streaming_sampler import WindowPart
+from vits_trainer.data.streaming_sampler import StreamedBatchSpec
 from vits_trainer.utils.errors import DataError, UnreadableShardError
 
 _THREADS = 8
@@ -40,11 +40,11 @@ _HELD_OUT_GROUPS = 8
 
 
 @dataclass(frozen=True)
-class StreamedSet:
+class ShardedData:
     """A set of shards, opened: what is in them is known, and nothing of it read."""
 
     address: str
-    shards: Shards
+    shards: ShardReader
     sampling_rate: int
     """In Hz."""
     encoding: Encoding
@@ -168,7 +168,7 @@ class StreamedSet:
         return dict(speakers), "".join(sorted(characters))
 
 
-def open_stream(address: str) -> StreamedSet:
+def open_stream(address: str) -> ShardedData:
     """Opens the shards at ``address``: a folder with shards.json, a pattern of shards, or a data set on the Hub.
 
     Raises:
@@ -177,12 +177,12 @@ def open_stream(address: str) -> StreamedSet:
     """
     if "*" in address:
         root = address[: address.index("*")].rpartition("/")[0] or "."
-        return _open_pattern(address, Folder(root), address.removeprefix(f"{root}/"))
+        return _open_pattern(address, RemoteFolder(root), address.removeprefix(f"{root}/"))
     is_hub = HUB_NAME.fullmatch(address) and not Path(address).is_dir()
-    return _open_folder(address, Folder(f"hf://datasets/{address}" if is_hub else address))
+    return _open_folder(address, RemoteFolder(f"hf://datasets/{address}" if is_hub else address))
 
 
-def _open_folder(address: str, folder: Folder) -> StreamedSet:
+def _open_folder(address: str, folder: RemoteFolder) -> ShardedData:
     content = _content(folder, MANIFEST)
     if content is None:
         raise DataError(
@@ -195,10 +195,10 @@ def _open_folder(address: str, folder: Folder) -> StreamedSet:
     except ValueError as error:
         raise DataError(f"{folder.address}/dataset.json: is no JSON ({error}). Prepare again.") from error
     records = [replace(record, name=f"{FOLDER}/{record.name}") for record in manifest.shards]
-    return StreamedSet(address, Shards(folder, records), manifest.sampling_rate, manifest.encoding, summary)
+    return ShardedData(address, ShardReader(folder, records), manifest.sampling_rate, manifest.encoding, summary)
 
 
-def _content(folder: Folder, name: str) -> bytes | None:
+def _content(folder: RemoteFolder, name: str) -> bytes | None:
     """Of a file; None where there is none."""
     try:
         return folder.read(name)
@@ -208,7 +208,7 @@ def _content(folder: Folder, name: str) -> bytes | None:
         raise
 
 
-def _open_pattern(address: str, folder: Folder, pattern: str) -> StreamedSet:
+def _open_pattern(address: str, folder: RemoteFolder, pattern: str) -> ShardedData:
     records: list[ShardRecord] = []
     kinds: set[tuple[int, Encoding]] = set()
     for name, size_bytes in folder.find(pattern):
@@ -222,13 +222,13 @@ def _open_pattern(address: str, folder: Folder, pattern: str) -> StreamedSet:
         found = " and ".join(f"{encoding} at {rate} Hz" for rate, encoding in sorted(kinds)) or "no file"
         raise DataError(f"{address}: shards of one kind are needed, and it leads to {found}. Correct the pattern.")
     ((sampling_rate, encoding),) = kinds
-    return StreamedSet(address, Shards(folder, records), sampling_rate, encoding, {})
+    return ShardedData(address, ShardReader(folder, records), sampling_rate, encoding, {})
 
 
 class TrainedNames(Sequence[str]):
     """Names of the clips that are trained on, found when asked for."""
 
-    def __init__(self, prepared: StreamedSet, held_out: Sequence[int]) -> None:
+    def __init__(self, prepared: ShardedData, held_out: Sequence[int]) -> None:
         self._prepared = prepared
         self._held_out = np.asarray(sorted(held_out), np.int64)
         self._numbers = {name: number for number, name in enumerate(prepared.shard_names)}
@@ -254,11 +254,11 @@ class TrainedNames(Sequence[str]):
         return row - before
 
 
-class StreamReader(Reader):
+class StreamingClipDataset(ClipDataset):
     """Fetches row groups where a DataLoader's worker asks for clips, those of the next windows ahead of their use."""
 
     def __init__(
-        self, prepared: StreamedSet, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
+        self, prepared: ShardedData, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
     ) -> None:
         super().__init__(tokenizer, spec, speaker_ids)
         self.prepared = prepared
@@ -304,12 +304,12 @@ class StreamReader(Reader):
             self._single[index] = found
         return self._single[index]
 
-    def __getitems__(self, place: MicroBatch) -> list[Batch]:
+    def __getitems__(self, place: MicroBatchSpec) -> list[Batch]:
         """What a DataLoader calls with the sampler's whole item. One batch, in a list as it asks for one."""
-        return [collate(self._records(place), place, self.spec, self.stand_in)]
+        return [collate(self._records(place), place, self.spec, self.placeholder_clip)]
 
-    def _records(self, place: MicroBatch) -> list[Clip | Incident]:
-        if not isinstance(place, WindowPart):
+    def _records(self, place: MicroBatchSpec) -> list[Clip | Incident]:
+        if not isinstance(place, StreamedBatchSpec):
             return [self[index] for index in place.indices]
         try:
             tables = self._tables_of(place)
@@ -318,7 +318,7 @@ class StreamReader(Reader):
         records = [self._record(row, tables) for row in self._part(place, tables)]
         return [self._stretched(record) for record in records] if place.stretched else records
 
-    def _part(self, place: WindowPart, tables: dict[int, pa.Table]) -> list[int]:
+    def _part(self, place: StreamedBatchSpec, tables: dict[int, pa.Table]) -> list[int]:
         """Rows of the part of a window that this micro-batch is."""
         rows = np.asarray(place.indices, np.int64)
         groups, places = self.prepared.groups_of(rows)
@@ -330,15 +330,15 @@ class StreamReader(Reader):
         part: list[int] = np.array_split(by_length, place.parts)[place.part].tolist()
         return part
 
-    def _tables_of(self, place: WindowPart) -> dict[int, pa.Table]:
+    def _tables_of(self, place: StreamedBatchSpec) -> dict[int, pa.Table]:
         needed = set(self.prepared.groups_of(np.asarray(place.indices, np.int64))[0].tolist())
-        if place.lane is None:
+        if place.substream is None:
             return {group: self._table(group) for group in needed}
-        before = self._lanes.get(place.lane, {})
+        before = self._lanes.get(place.substream, {})
         # In the training process itself there is nobody to read ahead.
         wanted = needed if get_worker_info() is None else (*needed, *place.ahead)
         held = {group: before.get(group) or self._fetch(group) for group in wanted}
-        self._lanes[place.lane] = held
+        self._lanes[place.substream] = held
         return {group: held[group].result() for group in needed}
 
     def _fetch(self, group: int) -> Future[pa.Table]:

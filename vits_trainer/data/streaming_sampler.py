@@ -1,8 +1,8 @@
 """The order of clips that are streamed: known without their lengths, and read row group by row group.
 
 Row groups are put in random order, and their clips laid end to end. This sequence is cut into lanes of equal length,
-:data:`CYCLE` for each micro-batch of an update. An update takes one micro-batch from each lane of its turn, so a row
-group is read by one rank, and there by one data worker (those at a cut by two). The clips that fill no whole update are
+:data:`SUBSTREAMS_PER_SLOT` for each micro-batch of an update. An update takes one micro-batch from each lane of its
+turn, so a row group is read by one rank, and there by one data worker (those at a cut by two). The clips that fill no whole update are
 dealt evenly and make the epoch's last. All of it is a pure function of the seed, the epoch and how many clips there are
 in each row group: equal numbers of updates on all ranks, whatever the shards hold, and nothing to store for a resume.
 
@@ -17,9 +17,9 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from vits_trainer.data.sampler import Epochs, MicroBatch
+from vits_trainer.data.sampler import MicroBatchSpec, UpdateSampler
 
-CYCLE = 4
+SUBSTREAMS_PER_SLOT = 4
 """Updates take their lanes in turns of so many: a number of data workers that divides it, or it times the accumulation,
 reads each row group once."""
 
@@ -28,13 +28,13 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class WindowPart(MicroBatch):
+class StreamedBatchSpec(MicroBatchSpec):
     """A micro-batch of a stream. Its ``indices`` are all clips of a window; which of them it is shows their lengths."""
 
     part: int = 0
     """Which of the ``parts`` into which the window falls once it is sorted by length."""
     parts: int = 1
-    lane: int | None = None
+    substream: int | None = None
     """Micro-batches of one lane share row groups; None for the clips at an epoch's end."""
     ahead: tuple[int, ...] = ()
     """Row groups that the lane needs next."""
@@ -45,7 +45,7 @@ class WindowPart(MicroBatch):
 class _Epoch:
     """The clips of one epoch, end to end."""
 
-    def __init__(self, order: "LaneOrder", epoch: int) -> None:
+    def __init__(self, order: "StreamingBatchSampler", epoch: int) -> None:
         self._order, self._epoch = order, epoch
         draw = np.random.default_rng([order.seed, epoch])
         # Shard by shard, so that a lane has to do with few of them at a time: each has metadata to be kept.
@@ -76,7 +76,7 @@ class _Epoch:
 
 
 @dataclass(frozen=True, eq=False)
-class LaneOrder(Epochs):
+class StreamingBatchSampler(UpdateSampler):
     """The updates of each epoch, and each process's micro-batches in them, of clips that are streamed."""
 
     groups: Sequence[int]
@@ -112,12 +112,12 @@ class LaneOrder(Epochs):
         """The same in every epoch."""
         return -(-self.clips // self.update_clips)
 
-    def epoch(self, epoch: int, rank: int, done: int = 0) -> Iterator[MicroBatch]:
+    def epoch(self, epoch: int, rank: int, done: int = 0) -> Iterator[MicroBatchSpec]:
         """What process ``rank`` takes in epoch ``epoch`` once ``done`` of its updates are done."""
         for update in range(done, self.updates_per_epoch):
             if update < self._whole_updates:
                 slots = range(rank, self._slots, self.world_size)
-                found: list[WindowPart] = [self._micro_batch(epoch, update, slot) for slot in slots]
+                found: list[StreamedBatchSpec] = [self._micro_batch(epoch, update, slot) for slot in slots]
             else:
                 found = self._last_update(epoch, rank)
             yield from found
@@ -126,7 +126,7 @@ class LaneOrder(Epochs):
         """How many clips of its epoch wait for their turn once ``updates``, at least 1, are done."""
         return max(0, self.clips - ((updates - 1) % self.updates_per_epoch + 1) * self.update_clips)
 
-    def rehearsal(self, rank: int) -> list[MicroBatch]:
+    def dry_run_batches(self, rank: int) -> list[MicroBatchSpec]:
         """Two micro-batches that process ``rank`` tries first: one of clips as long as the longest, and a typical one.
 
         Each closes its update, as the processes' gradients meet in the very first backward pass, or never.
@@ -134,8 +134,8 @@ class LaneOrder(Epochs):
         first = next(iter(self.epoch(0, rank)))
         found = []
         for stretched in (True, False):
-            parts = first.parts if isinstance(first, WindowPart) else 1
-            found.append(WindowPart(first.indices, 0, 0, True, parts // 2, parts, stretched=stretched))
+            parts = first.parts if isinstance(first, StreamedBatchSpec) else 1
+            found.append(StreamedBatchSpec(first.indices, 0, 0, True, parts // 2, parts, stretched=stretched))
         return list(found)
 
     @cached_property
@@ -166,7 +166,7 @@ class LaneOrder(Epochs):
 
     def _steps(self, turn: int) -> int:
         """Updates of an epoch that take the lanes of ``turn``."""
-        return len(range(turn, self._whole_updates, CYCLE))
+        return len(range(turn, self._whole_updates, SUBSTREAMS_PER_SLOT))
 
     def _window_span(self, turn: int, slot: int, window: int) -> tuple[int, int]:
         """Where a lane's window begins, and before which place it ends."""
@@ -174,22 +174,22 @@ class LaneOrder(Epochs):
         steps = range(self._steps(turn))[window * self.window : (window + 1) * self.window]
         return (earlier + steps.start) * self.batch_size, (earlier + steps.stop) * self.batch_size
 
-    def _micro_batch(self, epoch: int, update: int, slot: int) -> WindowPart:
-        step, turn = divmod(update, CYCLE)
+    def _micro_batch(self, epoch: int, update: int, slot: int) -> StreamedBatchSpec:
+        step, turn = divmod(update, SUBSTREAMS_PER_SLOT)
         window, place = divmod(step, self.window)
         start, stop = self._window_span(turn, slot, window)
         parts = (stop - start) // self.batch_size
         # The same on all ranks and in all lanes of the turn: they take like lengths at a time.
         part = int(np.random.default_rng([self.seed, epoch, turn, window]).permutation(parts)[place])
         ahead = self._groups_of_next(epoch, turn, slot, window)
-        return WindowPart(
+        return StreamedBatchSpec(
             indices=tuple(self._sequence(epoch).rows(start, stop).tolist()),
             epoch=epoch,
             number=update * self.accumulation + slot // self.world_size,
             closes_update=slot + self.world_size >= self._slots,
             part=part,
             parts=parts,
-            lane=turn * self._slots + slot,
+            substream=turn * self._slots + slot,
             # Little by little, so that what lies ahead does not all come at once.
             ahead=ahead[: -(-len(ahead) * (place + 1) // parts)],
         )
@@ -200,7 +200,7 @@ class LaneOrder(Epochs):
             return self._sequence(epoch).groups_of(*self._window_span(turn, slot, window + 1))
         return self._sequence(epoch + 1).groups_of(*self._window_span(turn, slot, 0))
 
-    def _last_update(self, epoch: int, rank: int) -> list[WindowPart]:
+    def _last_update(self, epoch: int, rank: int) -> list[StreamedBatchSpec]:
         """The clips that fill no whole update."""
         start = self._whole_updates * self.update_clips
         micro_batches = min(self.accumulation, -(-(self.clips - start) // (self.batch_size * self.world_size)))
@@ -208,7 +208,7 @@ class LaneOrder(Epochs):
         shares = np.array_split(places, micro_batches * self.world_size)[rank :: self.world_size]
         sequence, first = self._sequence(epoch), self._whole_updates * self.accumulation
         return [
-            WindowPart(
+            StreamedBatchSpec(
                 indices=tuple(sequence.rows(share[0], share[-1] + 1).tolist()) if len(share) else (),
                 epoch=epoch,
                 number=first + number,

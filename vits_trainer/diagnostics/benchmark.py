@@ -15,17 +15,17 @@ from vits_trainer.config.architecture import Architecture, DiscriminatorShape
 from vits_trainer.config.tools import BenchmarkConfig
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.dataset import Batch
-from vits_trainer.data.sampler import MicroBatch
+from vits_trainer.data.sampler import MicroBatchSpec
 from vits_trainer.distributed.runtime import Runtime, seed_all
 from vits_trainer.models import alignment, initialization, pretrained
 from vits_trainer.models.compile import compile_fixed_shapes
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.text.tokenizer import build_tokenizer
-from vits_trainer.training.meter import RunningMeans, peak_memory_gib
+from vits_trainer.training.meter import DeviceMeans, peak_memory_gib
 from vits_trainer.training.objective import Objective
-from vits_trainer.training.optim import Learner, build_optimizer
-from vits_trainer.training.train_step import Turns
+from vits_trainer.training.optim import NetworkOptimizer, build_optimizer
+from vits_trainer.training.train_step import GanTrainStep
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz '-.,!?"
 SIZES = {
@@ -38,7 +38,7 @@ SIZES = {
         DiscriminatorShape(channels_divisor=8),
     ),
 }  # fmt: skip
-PARTS = ("data", "synthesis", "alignment", "discriminator", "generator", "optimiser")
+TIMED_PARTS = ("data", "synthesis", "alignment", "discriminator", "generator", "optimiser")
 
 _FREE = {
     *("empty.memory_format", "empty_like.default", "new_empty.default", "empty_strided.default"),
@@ -76,7 +76,7 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.spent_s = dict.fromkeys(PARTS, 0.0)
+        self.spent_s = dict.fromkeys(TIMED_PARTS, 0.0)
         self._open: list[float] = []
         self._replaced: list[tuple[Any, str, Any]] = []
 
@@ -137,12 +137,12 @@ def workload(config: BenchmarkConfig) -> Batch:
         speaker_ids=None,
         clip_ids=tuple(map(str, range(config.batch_size))),
         audio_s=config.batch_size * config.clip_s,
-        place=MicroBatch((), 0, 0, closes_update=True),
+        spec=MicroBatchSpec((), 0, 0, closes_update=True),
         rejections=(),
     )
 
 
-def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[Turns, Callable[[], dict[str, Tensor]]]:
+def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[GanTrainStep, Callable[[], dict[str, Tensor]]]:
     """The parts of an update as training has it, and the update itself."""
     generator, discriminator = networks(config)
     generator.recomputes = config.gradient_checkpointing
@@ -155,15 +155,17 @@ def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[Turns, Callab
     for name, network in (("generator", generator), ("discriminator", discriminator)):
         network.to(runtime.device)
         optimizer = build_optimizer(network.parameters(), training)
-        learners.append(Learner(name, network, optimizer, runtime.gradient_scaler(), 0.0))
-    turns = Turns(runtime, objective, learners[0], discriminator, learners[1], config.compile)
+        learners.append(NetworkOptimizer(name, network, optimizer, runtime.gradient_scaler(), 0.0))
+    turns = GanTrainStep(runtime, objective, learners[0], discriminator, learners[1], config.compile)
     batch = workload(config)
-    normalisers = objective.normalisers(batch)
+    normalisers = objective.denominators(batch)
 
-    means = RunningMeans()
+    means = DeviceMeans()
 
     def update() -> dict[str, Tensor]:
-        found = turns.take(batch, normalisers, discriminators_alone=False, closes=True, rate=training.learning_rate)
+        found = turns(
+            batch, normalisers, discriminator_only=False, sync_gradients=True, learning_rate=training.learning_rate
+        )
         norms = torch.stack([value for name, value in found.items() if name.startswith("grad_norm/")])
         means.add(found, normalisers.clips, counts=torch.isfinite(norms).all())
         return found
@@ -223,7 +225,7 @@ def matmul_tflop_per_s(runtime: Runtime, clock: Clock) -> float:
     return 2 * size**3 / best_s / 1e12
 
 
-def compare(config: BenchmarkConfig, runtime: Runtime, other: Callable[[], object]) -> dict[str, float]:
+def compare_updates(config: BenchmarkConfig, runtime: Runtime, other: Callable[[], object]) -> dict[str, float]:
     """Ours and another update in turn, so that both meet the same moments of the machine; medians, and their ratio."""
     _, update = our_update(config, runtime)
     clock = Clock(runtime.device)
@@ -256,7 +258,7 @@ def _durations(update: Callable[[], object], times: int, clock: Clock) -> list[f
     return found
 
 
-def _split(turns: Turns, clock: Clock) -> None:
+def _split(turns: GanTrainStep, clock: Clock) -> None:
     clock.timed(Batch, "to", "data")
     clock.timed(turns.objective, "synthesize", "synthesis")
     clock.timed(turns.objective, "discriminator_losses", "discriminator")

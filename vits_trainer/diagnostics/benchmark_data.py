@@ -23,11 +23,11 @@ from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.config.tools import BenchmarkConfig
 from vits_trainer.data.audio import read_recording, to_rate
-from vits_trainer.data.dataloader import load
-from vits_trainer.data.dataset import Batch, ClipReader
+from vits_trainer.data.dataloader import build_dataloader
+from vits_trainer.data.dataset import Batch, PreparedClipDataset
 from vits_trainer.data.preparation.pipeline import prepare
 from vits_trainer.data.prepared import open_prepared
-from vits_trainer.data.sampler import MicroBatch, Order
+from vits_trainer.data.sampler import BucketBatchSampler, MicroBatchSpec
 from vits_trainer.models.alignment import search
 from vits_trainer.text.tokenizer import build_tokenizer
 from vits_trainer.utils.errors import InstallationError
@@ -83,17 +83,17 @@ def data_figures(config: BenchmarkConfig) -> dict[str, float]:
             "cores": float(len(os.sched_getaffinity(0))),
         }
         prepared = open_prepared(target)
-        reader = ClipReader(prepared, build_tokenizer([_TEXT]), AudioSpec(16000), None)
+        reader = PreparedClipDataset(prepared, build_tokenizer([_TEXT]), AudioSpec(16000), None)
         rows = list(range(len(prepared.rows)))
-        order = Order(rows, prepared.frames(rows, 256), config.seed, config.batch_size, 1, 1)
+        order = BucketBatchSampler(rows, prepared.frames(rows, 256), config.seed, config.batch_size, 1, 1)
         few, many = (list(islice(_for_ever(order), passes * order.updates_per_epoch)) for passes in (2, 12))
         for workers in (0, 1, 2):
             _read(reader, few, 0)  # texts known, files in the machine's cache
             (_, few_s), (_, many_s) = (_timed(partial(_read, reader, places, workers)) for places in (few, many))
             figures[f"loader_clips_per_s_workers_{workers}"] = 10 * _CLIPS / (many_s - few_s)
-        unread = ClipReader(prepared, build_tokenizer([_TEXT]), AudioSpec(16000), None)
+        unread = PreparedClipDataset(prepared, build_tokenizer([_TEXT]), AudioSpec(16000), None)
         for rate in (500, 1000):
-            fraction = _wait_fraction(_handed_over(load(unread, few, 2)), config.batch_size / rate)
+            fraction = _wait_fraction(_handed_over(build_dataloader(unread, few, 2)), config.batch_size / rate)
             figures[f"data_wait_fraction_at_{rate}_clips_per_s"] = fraction
         return figures
 
@@ -142,13 +142,13 @@ def _decode(path: Path) -> int:
     return len(to_rate(*read_recording(path), 16000))
 
 
-def _for_ever(order: Order) -> Iterator[MicroBatch]:
+def _for_ever(order: BucketBatchSampler) -> Iterator[MicroBatchSpec]:
     for epoch in count(1):
         yield from order.epoch(epoch, 0)
 
 
-def _read(reader: ClipReader, places: list[MicroBatch], workers: int) -> None:
-    for _ in load(reader, places, workers):
+def _read(reader: PreparedClipDataset, places: list[MicroBatchSpec], workers: int) -> None:
+    for _ in build_dataloader(reader, places, workers):
         pass
 
 

@@ -27,7 +27,7 @@ from transformers import VitsConfig, VitsModel
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.train import LossWeights
 from vits_trainer.data.dataset import Batch
-from vits_trainer.data.sampler import MicroBatch
+from vits_trainer.data.sampler import MicroBatchSpec
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.models.parameter_names import (
@@ -37,7 +37,7 @@ from vits_trainer.models.parameter_names import (
     from_original_generator,
     generator_name,
 )
-from vits_trainer.models.pretrained import in_training_form
+from vits_trainer.models.pretrained import with_weight_norm
 from vits_trainer.training.objective import Objective, frozen
 from vits_trainer.utils.errors import DataError
 
@@ -72,7 +72,7 @@ KINDS = (LOSS, LOSS_FLOAT32, GRADIENT_NORM, POSTERIOR)
 
 
 @dataclass(frozen=True)
-class Figure:
+class ComparedValue:
     """One compared number."""
 
     name: str
@@ -123,7 +123,7 @@ def read_cases(directory: Path) -> list[Case]:
     return cases
 
 
-def compare(case: Case, dtype: torch.dtype = torch.float64) -> list[Figure]:
+def compare_case(case: Case, dtype: torch.dtype = torch.float64) -> list[ComparedValue]:
     """Runs one optimisation step of ``case`` and sets what came of it beside the golden values.
 
     Args:
@@ -145,22 +145,24 @@ def compare(case: Case, dtype: torch.dtype = torch.float64) -> list[Figure]:
         starts, posterior = case.tensors["input.ids_slice"], case.tensors["output.z"]
     except KeyError as error:
         raise DataError(f"golden case {case.name} lacks {error}.") from error
-    comparison = objective.synthesize(generator, batch, starts)
+    comparison = objective.generator_forward(generator, batch, starts)
     judged = objective.discriminator_losses(discriminator, comparison)
     with frozen(discriminator):
         generated = objective.generator_losses(discriminator, comparison)
     ours = {f"generator/{name}": loss.item() for name, loss in generated.items()}
     ours |= {f"discriminator/{name}": loss.item() for name, loss in judged.items()}
     kind, suffix = (LOSS, "") if is_exact else (LOSS_FLOAT32, " in float32")
-    losses = [Figure(name + suffix, value, ours[LOSS_NAMES[name]], kind) for name, value in golden_losses.items()]
+    losses = [
+        ComparedValue(name + suffix, value, ours[LOSS_NAMES[name]], kind) for name, value in golden_losses.items()
+    ]
     if not is_exact:
         return losses
     for turn in (judged, generated):
         turn["total"].backward()  # type: ignore[no-untyped-call]
-    distance = (comparison.synthesis.posterior - posterior).abs().max().item()
+    distance = (comparison.output.posterior - posterior).abs().max().item()
     translate = partial(generator_name, stochastic_durations=case.figures["config"]["use_sdp"])
     return [
-        Figure("posterior sample, greatest difference", 0.0, distance, POSTERIOR),
+        ComparedValue("posterior sample, greatest difference", 0.0, distance, POSTERIOR),
         *losses,
         *_norms(generator.model, golden_norms[0], translate, "generator"),
         *_norms(discriminator, golden_norms[1], discriminator_name, "discriminator"),
@@ -212,7 +214,7 @@ def _build(case: Case, dtype: torch.dtype) -> tuple[Generator, Discriminator, Ob
         mel_min_hz=config["mel_fmin"],
         mel_max_hz=config["mel_fmax"],
     )
-    model = in_training_form(VitsModel(vits_config(config)))
+    model = with_weight_norm(VitsModel(vits_config(config)))
     weights = {name.removeprefix("generator."): t for name, t in tensors.items() if name.startswith("generator.")}
     model.load_state_dict(from_original_generator(weights, model.state_dict()))
     generator = Generator(model.to(dtype), "posterior", config["segment_frames"]).eval()
@@ -231,7 +233,7 @@ def _build(case: Case, dtype: torch.dtype) -> tuple[Generator, Discriminator, Ob
         speaker_ids=tensors.get("input.sid"),
         clip_ids=tuple(f"{case.name}-{i}" for i in range(len(tensors["input.xl"]))),
         audio_s=0.0,
-        place=MicroBatch((), 0, 0, closes_update=True),
+        spec=MicroBatchSpec((), 0, 0, closes_update=True),
         rejections=(),
     )
     return generator, discriminator, Objective("vits", LossWeights(), spec, config["segment_frames"]), batch
@@ -239,11 +241,11 @@ def _build(case: Case, dtype: torch.dtype) -> tuple[Generator, Discriminator, Ob
 
 def _norms(
     network: nn.Module, golden: Mapping[str, float], translate: Callable[[str], str], label: str
-) -> list[Figure]:
+) -> list[ComparedValue]:
     parameters = dict(network.named_parameters())
     figures = []
     for name, value in golden.items():
         gradient = parameters[translate(name)].grad
         norm = 0.0 if gradient is None else gradient.norm().item()
-        figures.append(Figure(f"{label} gradient {name}", value, norm, GRADIENT_NORM))
+        figures.append(ComparedValue(f"{label} gradient {name}", value, norm, GRADIENT_NORM))
     return figures

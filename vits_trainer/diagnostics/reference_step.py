@@ -22,7 +22,7 @@ SEGMENT_FRAMES = 32
 WEIGHTS = LossWeights()
 
 
-def textbook_update(config: BenchmarkConfig, runtime: Runtime) -> Callable[[], dict[str, float]]:
+def reference_update(config: BenchmarkConfig, runtime: Runtime) -> Callable[[], dict[str, float]]:
     """The update, over networks of its own with the weights that ours begin with.
 
     Raises:
@@ -113,7 +113,7 @@ def _judged(discriminator: Discriminator, real: Tensor, fake: Tensor) -> dict[st
     real_judged, fake_judged = discriminator(real), discriminator(fake)
     matching = [
         (r.detach().float() - f.float()).abs().mean()
-        for real_layers, fake_layers in zip(real_judged.activations, fake_judged.activations, strict=True)
+        for real_layers, fake_layers in zip(real_judged.feature_maps, fake_judged.feature_maps, strict=True)
         for r, f in zip(real_layers, fake_layers, strict=True)
     ]
     adversarial = [(1 - score.float()).square().mean() for score in fake_judged.scores]

@@ -20,7 +20,7 @@ from torch import nn
 from vits_trainer.config import parser
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.dataset import Batch
-from vits_trainer.data.sampler import MicroBatch
+from vits_trainer.data.sampler import MicroBatchSpec
 from vits_trainer.distributed.runtime import Runtime, seed_all
 from vits_trainer.models import pretrained
 from vits_trainer.models.discriminator import Discriminator, load_discriminator
@@ -32,7 +32,7 @@ from vits_trainer.utils.finite_weights import require_finite
 
 
 @dataclass(frozen=True)
-class Finding:
+class ReplayResult:
     """What a micro-batch, or one clip of it alone, comes to."""
 
     clips: tuple[str, ...]
@@ -49,7 +49,7 @@ class Finding:
         return f"{', '.join(self.clips)}: " + ", ".join(f"{name} {value:.4g}" for name, value in self.values.items())
 
 
-def replay(file: Path) -> Iterator[Finding]:
+def replay(file: Path) -> Iterator[ReplayResult]:
     """Runs kept micro-batches again, with the same random numbers; then, where one is not finite, each clip alone.
 
     Raises:
@@ -73,13 +73,13 @@ def replay(file: Path) -> Iterator[Finding]:
                 yield _run(_alone(batch, row, objective.spec.hop), objective, networks, runtime)
 
 
-def _run(batch: Batch, objective: Objective, networks: Sequence[nn.Module], runtime: Runtime) -> Finding:
+def _run(batch: Batch, objective: Objective, networks: Sequence[nn.Module], runtime: Runtime) -> ReplayResult:
     generator, *rest = networks
     discriminator = rest[0] if rest else None
     for network in networks:
         network.zero_grad(set_to_none=True)
     with runtime.autocast():
-        comparison = objective.synthesize(generator, batch.to(runtime.device))
+        comparison = objective.generator_forward(generator, batch.to(runtime.device))
         values: dict[str, float] = {}
         if discriminator is not None:
             losses = objective.discriminator_losses(discriminator, comparison)
@@ -93,7 +93,7 @@ def _run(batch: Batch, objective: Objective, networks: Sequence[nn.Module], runt
     losses["total"].backward()  # type: ignore[no-untyped-call]
     values |= {f"generator/{name}": float(loss.detach()) for name, loss in losses.items()}
     values["grad_norm/generator"] = _norm(generator)
-    return Finding(batch.clip_ids, values)
+    return ReplayResult(batch.clip_ids, values)
 
 
 def _norm(network: nn.Module) -> float:
@@ -129,7 +129,7 @@ def _read(file: Path) -> tuple[list[Batch], dict[str, Any]]:
                 **{name: tensors.get(f"{number}/{name}") for name in _TENSORS},  # type: ignore[arg-type]
                 clip_ids=tuple(clips),
                 audio_s=0.0,
-                place=MicroBatch((), 0, number, closes_update=False),
+                spec=MicroBatchSpec((), 0, number, closes_update=False),
                 rejections=(),
             )
             for number, clips in enumerate(record["clips"])

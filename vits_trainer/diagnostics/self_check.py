@@ -18,11 +18,11 @@ from transformers import VitsConfig, VitsModel, pipeline
 from vits_trainer.config.architecture import Architecture, DiscriminatorShape
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.data.dataset import ClipReader
+from vits_trainer.data.dataset import PreparedClipDataset
 from vits_trainer.data.preparation.espeak_corpus import speak_corpus
 from vits_trainer.data.preparation.pipeline import prepare
 from vits_trainer.data.prepared import open_prepared
-from vits_trainer.data.sampler import MicroBatch
+from vits_trainer.data.sampler import MicroBatchSpec
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.models.initialization import new_model
@@ -47,12 +47,12 @@ SMALL = Architecture(
     resblock_kernel_sizes=(3,),
     resblock_dilation_sizes=((1, 3),),
 )
-JUDGES = DiscriminatorShape(periods=(2, 3), channels_divisor=8)
+DISCRIMINATOR = DiscriminatorShape(periods=(2, 3), channels_divisor=8)
 PARTS = ("text_encoder", "posterior_encoder", "flow", "duration_predictor", "decoder")
 NEEDED_BYTES = 200 * 2**20
 
 
-def run_proofs(folder: Path, train: Train) -> Iterator[tuple[str, str]]:
+def run_self_checks(folder: Path, train: Train) -> Iterator[tuple[str, str]]:
     """Runs each proof in turn and yields its name and what it showed.
 
     Args:
@@ -152,17 +152,17 @@ def _gradients(prepared_dir: Path) -> str:
     torch.manual_seed(0)
     generator = Generator(new_model(SMALL, tokenizer, []), "posterior", 32).train()
     spec = audio_spec(generator.model.config)
-    discriminator = Discriminator(JUDGES)
+    discriminator = Discriminator(DISCRIMINATOR)
     objective = Objective("vits", TrainConfig().loss_weights, spec, 32)
-    reader = ClipReader(prepared, tokenizer, spec, None)
-    (batch,) = reader.__getitems__(MicroBatch((0, 1, 2, 3), 0, 0, closes_update=True))
+    reader = PreparedClipDataset(prepared, tokenizer, spec, None)
+    (batch,) = reader.__getitems__(MicroBatchSpec((0, 1, 2, 3), 0, 0, closes_update=True))
     parts = {name: getattr(generator.model, name) for name in PARTS} | {"discriminator": discriminator}
     before = {name: [p.detach().clone() for p in part.parameters()] for name, part in parts.items()}
     optimizer = torch.optim.AdamW([*generator.parameters(), *discriminator.parameters()], lr=1e-3)
     norms: dict[str, float] = {}
     for _ in range(2):  # layers that start at zero let no gradient through before they have moved once
         optimizer.zero_grad()
-        comparison = objective.synthesize(generator, batch.to(torch.device("cpu")))
+        comparison = objective.generator_forward(generator, batch.to(torch.device("cpu")))
         objective.discriminator_losses(discriminator, comparison)["total"].backward()  # type: ignore[no-untyped-call]
         with frozen(discriminator):
             losses = objective.generator_losses(discriminator, comparison)
@@ -197,7 +197,7 @@ def _trained(train: Train, prepared: Path, folder: Path, updates: int, resume: s
             output_dir=str(folder / "final_model"),
             model_name=None,
             architecture=SMALL,
-            discriminator=JUDGES,
+            discriminator=DISCRIMINATOR,
             run_name=folder.name,
             gradient_accumulation_steps=1,
             max_updates=updates,

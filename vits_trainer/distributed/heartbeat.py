@@ -23,7 +23,7 @@ _STORE_IS_GONE = (
 )
 
 
-class Signs:
+class RankHeartbeats:
     """How often each rank has come to an exchange, and why it failed."""
 
     def __init__(self, store: Store, rank: int, world_size: int, timeout_s: float) -> None:
@@ -38,32 +38,32 @@ class Signs:
         self._others = [other for other in range(world_size) if other != rank]
         self._timeout_s = timeout_s
 
-    def come(self) -> None:
+    def beat(self) -> None:
         """Tells that this rank has come to its next exchange.
 
         Raises:
             OtherRankError: whoever keeps the signs is gone.
         """
         try:
-            answered(lambda: self._store.add(f"exchanges/{self._rank}", 1), self._timeout_s)
+            call_with_timeout(lambda: self._store.add(f"exchanges/{self._rank}", 1), self._timeout_s)
         except (RuntimeError, TimeoutError) as error:
             raise OtherRankError(f"{_STORE_IS_GONE} ({' '.join(str(error).split())[:200]})") from error
 
-    def leave(self, reason: str) -> None:
+    def report_failure(self, reason: str) -> None:
         """Leaves why this rank fails, if there still is a place to leave it.
 
         Args:
             reason: one line.
         """
         try:
-            answered(lambda: self._store.set(f"failed/{self._rank}", reason[:500]), _PATIENCE_S)
+            call_with_timeout(lambda: self._store.set(f"failed/{self._rank}", reason[:500]), _PATIENCE_S)
         except (RuntimeError, TimeoutError):  # the rank that keeps the store may be the one that died
             return
 
-    def who_is_missing(self) -> str:
+    def describe_missing_ranks(self) -> str:
         """Which ranks have failed, died or are late, as far as it is known, after an exchange that failed."""
         try:
-            return answered(self._read, _PATIENCE_S)
+            return call_with_timeout(self._read, _PATIENCE_S)
         except (RuntimeError, TimeoutError):
             return _STORE_IS_GONE
 
@@ -80,7 +80,7 @@ class Signs:
         return f"rank {', '.join(behind)} died or does not keep up: {waited}"
 
 
-def answered(ask: Callable[[], Answer], patience_s: float) -> Answer:
+def call_with_timeout(ask: Callable[[], Answer], patience_s: float) -> Answer:
     """What ``ask`` returns or raises.
 
     Args:

@@ -31,7 +31,7 @@ def asks_for_cpu(environment: Mapping[str, str]) -> bool:
     return _is_true(environment, "ACCELERATE_USE_CPU")
 
 
-def refuse_other_machinery(environment: Mapping[str, str]) -> None:
+def check_no_fsdp_or_deepspeed(environment: Mapping[str, str]) -> None:
     """Refuses what this trainer cannot be run by.
 
     Raises:
@@ -52,7 +52,7 @@ def refuse_other_machinery(environment: Mapping[str, str]) -> None:
         )
 
 
-def refuse_crowded_gpus(environment: Mapping[str, str], gpus: int) -> None:
+def check_gpu_count(environment: Mapping[str, str], gpus: int) -> None:
     """Refuses more processes than this machine has GPUs.
 
     Args:
@@ -78,7 +78,7 @@ def refuse_crowded_gpus(environment: Mapping[str, str], gpus: int) -> None:
     )
 
 
-def refuse_wrong_number(environment: Mapping[str, str], world_size: int) -> None:
+def check_world_size(environment: Mapping[str, str], world_size: int) -> None:
     """Refuses to be one of several processes that do not know of one another, or the only one of those asked for.
 
     Args:

@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from vits_trainer.config.options import Precision
 from vits_trainer.distributed import launch_environment
-from vits_trainer.distributed.heartbeat import Signs
+from vits_trainer.distributed.heartbeat import RankHeartbeats
 from vits_trainer.distributed.shutdown import is_restarted
 from vits_trainer.utils import cpu_threads
 from vits_trainer.utils.errors import ConfigError, OtherRankError, UnequalRanksError, VitsTrainerError
@@ -61,16 +61,16 @@ class Runtime:
             torch.backends.cudnn.benchmark = False
         # The relative embeddings' gradients have one dimension of size 1, whose stride costs nothing.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        launch_environment.refuse_other_machinery(os.environ)
+        launch_environment.check_no_fsdp_or_deepspeed(os.environ)
         on_gpu = device != "cpu" and not launch_environment.asks_for_cpu(os.environ) and torch.cuda.is_available()
         if device == "cuda" and not on_gpu:
             raise ConfigError("--device cuda, and there is no GPU here. Use --device cpu, or leave it at auto.")
         if on_gpu:
-            launch_environment.refuse_crowded_gpus(os.environ, torch.cuda.device_count())
+            launch_environment.check_gpu_count(os.environ, torch.cuda.device_count())
         self.precision = resolve_precision(precision, on_gpu)
         _refuse_other_accumulation(accumulation)
         if is_restarted() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
-            _meet_anew(on_gpu, timeout)
+            _init_process_group_after_restart(on_gpu, timeout)
         try:
             self.accelerator = Accelerator(
                 cpu=not on_gpu,
@@ -86,14 +86,14 @@ class Runtime:
             raise ConfigError(
                 f"The processes that the launcher speaks of cannot meet ({error}). {launch_environment.how_to_launch()}"
             ) from error
-        launch_environment.refuse_wrong_number(os.environ, self.world_size)
+        launch_environment.check_world_size(os.environ, self.world_size)
         # What ranks agree upon must not wait for the device, which is busy with the last update: a group of its own.
         self._host_group: Any = None
-        self._signs: Signs | None = None
+        self._signs: RankHeartbeats | None = None
         if self.world_size > 1:
             self._host_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
             store = PrefixStore("signs", _get_default_store())
-            self._signs = Signs(store, self.rank, self.world_size, timeout_s)
+            self._signs = RankHeartbeats(store, self.rank, self.world_size, timeout_s)
 
     @property
     def device(self) -> torch.device:
@@ -122,11 +122,11 @@ class Runtime:
         return int(self.accelerator.num_processes)
 
     @property
-    def is_main(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes and speaks for all."""
         return self.rank == 0
 
-    def wrap(self, network: nn.Module) -> nn.Module:
+    def prepare_model(self, network: nn.Module) -> nn.Module:
         """Moves a network to the device and joins it with its copies on the other ranks. Runs on every rank."""
         wrapped: nn.Module = self.accelerator.prepare_model(network)
         return wrapped
@@ -147,15 +147,15 @@ class Runtime:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     @contextmanager
-    def accumulating(self, *networks: nn.Module, synchronise: bool) -> Iterator[None]:
-        """Ranks exchange gradients inside only if ``synchronise``: at the last micro-batch of an update."""
+    def accumulate(self, *networks: nn.Module, sync_gradients: bool) -> Iterator[None]:
+        """Ranks exchange gradients inside only if ``sync_gradients``: at the last micro-batch of an update."""
         with ExitStack() as stack:
-            if not synchronise:
+            if not sync_gradients:
                 for network in networks:
                     stack.enter_context(self.accelerator.no_sync(network))
             yield
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Adds up ``values`` over the ranks, on the CPU. Runs on every rank."""
         total = values.detach().cpu().clone()
         if self._host_group is not None:
@@ -163,7 +163,7 @@ class Runtime:
                 torch.distributed.all_reduce(total, group=self._host_group)
         return total
 
-    def from_main(self, make: Callable[[], Value]) -> Value:
+    def on_main_then_broadcast(self, make: Callable[[], Value]) -> Value:
         """What ``make`` gives on the main rank, a small picklable value, on every rank. Runs on every rank.
 
         Raises:
@@ -173,7 +173,7 @@ class Runtime:
         if self._host_group is None:
             return make()
         box: list[Any] = [None, None]
-        if self.is_main:
+        if self.is_main_process:
             try:
                 box[0] = make()
             except Exception as error:
@@ -192,17 +192,17 @@ class Runtime:
         """Inside, the main rank has entered what ``make`` gives: a claim, say. Runs on every rank.
 
         Raises:
-            VitsTrainerError: as :meth:`from_main` does, on every rank, where it cannot be entered.
+            VitsTrainerError: as :meth:`on_main_then_broadcast` does, on every rank, where it cannot be entered.
         """
         with ExitStack() as stack:
 
             def enter() -> None:
                 stack.enter_context(make())
 
-            self.from_main(enter)
+            self.on_main_then_broadcast(enter)
             yield
 
-    def gather(self, item: Value) -> list[Value]:
+    def all_gather_object(self, item: Value) -> list[Value]:
         """Each rank's ``item``, a small picklable value, on every rank. Runs on every rank."""
         if self._host_group is None:
             return [item]
@@ -212,7 +212,7 @@ class Runtime:
         return items
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
+    def report_failure_to_peers(self) -> Iterator[None]:
         """An error inside is left where the other ranks find it, when they lose this one."""
         try:
             yield
@@ -223,23 +223,23 @@ class Runtime:
         except BaseException as error:
             # What another rank's failure has caused names that one already.
             if self._signs is not None and not isinstance(error, OtherRankError):
-                self._signs.leave(f"{type(error).__name__}: {error}")
+                self._signs.report_failure(f"{type(error).__name__}: {error}")
             raise
 
-    def lost(self, error: RuntimeError) -> OtherRankError | None:
+    def explain_collective_error(self, error: RuntimeError) -> OtherRankError | None:
         """What an error of an exchange between ranks means: who is missing. None if it is an error of another kind."""
         if self._signs is None or not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
             return None
-        return OtherRankError(f"{self._signs.who_is_missing()} ({' '.join(str(error).split())[:200]})")
+        return OtherRankError(f"{self._signs.describe_missing_ranks()} ({' '.join(str(error).split())[:200]})")
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
         if self._signs is not None:
-            self._signs.come()
+            self._signs.beat()
         try:
             yield
         except RuntimeError as error:
-            lost = self.lost(error)
+            lost = self.explain_collective_error(error)
             if lost is None:
                 raise
             raise lost from error
@@ -279,7 +279,7 @@ def seed_all(*numbers: int) -> None:
     torch.manual_seed(state)
 
 
-def _meet_anew(on_gpu: bool, timeout: timedelta) -> None:
+def _init_process_group_after_restart(on_gpu: bool, timeout: timedelta) -> None:
     """Makes the process group of ranks that a launcher has started again, before Accelerate would. Runs on every rank.
 
     The launcher's store still holds the addresses of those that died, under the very keys that the new ones would ask

@@ -12,7 +12,7 @@ import psutil
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-class Interruption:
+class ShutdownRequest:
     """While it is entered, signals are noted, not obeyed, the second like the first: a save is never cut short."""
 
     def __init__(self, stop_file: Path, save_before_s: float = 0) -> None:
@@ -27,7 +27,7 @@ class Interruption:
         self._launcher = os.getppid() if is_launched() else None
         self._before: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "ShutdownRequest":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
@@ -38,7 +38,7 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def asked(self, needs_s: float) -> str:
+    def reason_to_stop(self, needs_s: float) -> str:
         """Why to stop now, or nothing.
 
         Args:

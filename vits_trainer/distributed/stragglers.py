@@ -31,7 +31,7 @@ _WORTH_TELLING = 0.05
 
 
 @dataclass(frozen=True)
-class Seat:
+class RankInfo:
     """Where a rank runs."""
 
     rank: int
@@ -41,7 +41,7 @@ class Seat:
     device: str
 
     @classmethod
-    def of(cls, runtime: Runtime) -> "Seat":
+    def of(cls, runtime: Runtime) -> "RankInfo":
         """This process's."""
         return cls(runtime.rank, runtime.local_rank, socket.gethostname(), runtime.device_name)
 
@@ -51,7 +51,7 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class Share:
+class RankTiming:
     """What one rank did since the last logging point."""
 
     updates: int
@@ -62,8 +62,8 @@ class Share:
     """Validating and saving left out."""
     waited_s: float
     """For clips."""
-    alone_s: float
-    """Spent on updates where nothing waits for another rank, see :class:`AloneTime`."""
+    compute_s: float
+    """Spent on updates where nothing waits for another rank, see :class:`ComputeTimer`."""
 
     @property
     def waited(self) -> float:
@@ -71,7 +71,7 @@ class Share:
         return self.waited_s / self.elapsed_s
 
 
-class AloneTime:
+class ComputeTimer:
     """Measures a rank's work on updates from where it leaves one exchange with the others up to the next.
 
     That is the forward passes, the optimisers, and all of the micro-batches whose gradients do not meet. The backward
@@ -125,29 +125,29 @@ class AloneTime:
 
 
 @dataclass(frozen=True)
-class Finding:
+class StragglerNotice:
     """That a rank holds the others up, or does so no longer."""
 
     words: str
     is_slow: bool
 
 
-class Stragglers:
+class StragglerDetector:
     """Names a rank that is slow in several logs in a row, once for each cause until it has recovered."""
 
-    def __init__(self, seats: Sequence[Seat]) -> None:
+    def __init__(self, seats: Sequence[RankInfo]) -> None:
         self.seats = seats
         self._named: set[tuple[int, Cause]] = set()
         self._changed: Counter[tuple[int, Cause]] = Counter()
         """Logs in a row that say otherwise than ``_named`` does."""
 
-    def heed(self, shares: Sequence[Share]) -> list[Finding]:
+    def update(self, shares: Sequence[RankTiming]) -> list[StragglerNotice]:
         """What is new.
 
         Args:
             shares: of each rank, since the last logging point.
         """
-        causes: dict[Cause, Callable[[Sequence[Share], int], str]]
+        causes: dict[Cause, Callable[[Sequence[RankTiming], int], str]]
         causes = {"reading": _slow_at_reading, "computing": _slow_at_computing}
         found = []
         for seat in self.seats if len(self.seats) > 1 else []:
@@ -155,7 +155,7 @@ class Stragglers:
                 words = judge(shares, seat.rank)
                 if self._changes(seat.rank, cause, bool(words)):
                     told = f"is slow at {cause}: {words}" if words else f"is no longer slow at {cause}"
-                    found.append(Finding(f"{seat} {told}", bool(words)))
+                    found.append(StragglerNotice(f"{seat} {told}", bool(words)))
         return found
 
     def _changes(self, rank: int, cause: Cause, is_slow: bool) -> bool:
@@ -168,7 +168,7 @@ class Stragglers:
         return True
 
 
-def _slow_at_reading(shares: Sequence[Share], rank: int) -> str:
+def _slow_at_reading(shares: Sequence[RankTiming], rank: int) -> str:
     """Why this rank is, or nothing. The others do not wait for clips where they wait for this rank."""
     own, others = shares[rank].waited, _median_of_others([share.waited for share in shares], rank)
     if own <= _CLEARLY_ABOVE * others or own - others < _WORTH_TELLING:
@@ -179,14 +179,14 @@ def _slow_at_reading(shares: Sequence[Share], rank: int) -> str:
     )
 
 
-def _slow_at_computing(shares: Sequence[Share], rank: int) -> str:
+def _slow_at_computing(shares: Sequence[RankTiming], rank: int) -> str:
     """Why this rank is, or nothing: it takes longer, and not because its clips are longer or more.
 
     Clips are dealt from short to long, so the last ranks have a little more to do in each update.
     """
-    own, others = shares[rank].alone_s, _median_of_others([share.alone_s for share in shares], rank)
+    own, others = shares[rank].compute_s, _median_of_others([share.compute_s for share in shares], rank)
     # A rank can have had no clip: then the first comparison alone says that it is not slow.
-    per_audio = [share.alone_s / max(share.audio_s, 1e-9) for share in shares]
+    per_audio = [share.compute_s / max(share.audio_s, 1e-9) for share in shares]
     others_per_audio = _median_of_others(per_audio, rank)
     above = own > _CLEARLY_ABOVE * others and per_audio[rank] > _CLEARLY_ABOVE * others_per_audio
     if not above or own - others < _WORTH_TELLING * shares[rank].elapsed_s:
@@ -203,7 +203,7 @@ def _median_of_others(values: Sequence[float], rank: int) -> float:
     return statistics.median([*values[:rank], *values[rank + 1 :]])
 
 
-def scalars(shares: Sequence[Share]) -> dict[str, float]:
+def scalars(shares: Sequence[RankTiming]) -> dict[str, float]:
     """Of the ranks, by the names that are logged; what they are all together is the meter's.
 
     Args:
@@ -211,11 +211,11 @@ def scalars(shares: Sequence[Share]) -> dict[str, float]:
     """
     rates = [share.clips / share.elapsed_s for share in shares]
     waits = [share.waited for share in shares]
-    alone = [share.alone_s / share.updates for share in shares]
+    alone = [share.compute_s / share.updates for share in shares]
     found = {"time/data_wait_fraction": statistics.mean(waits), "time/data_wait_fraction_max": max(waits)}
     found |= {f"ranks/{label}/utterances_per_s": value for label, value in _shown(rates).items()}
     found |= {f"ranks/{label}/data_wait_fraction": value for label, value in _shown(waits).items()}
-    return found | {f"ranks/{label}/own_s_per_update": value for label, value in _shown(alone).items()}
+    return found | {f"ranks/{label}/compute_s_per_update": value for label, value in _shown(alone).items()}
 
 
 def _shown(values: Sequence[float]) -> dict[str, float]:
@@ -225,13 +225,13 @@ def _shown(values: Sequence[float]) -> dict[str, float]:
     return {str(rank): value for rank, value in enumerate(values)} if len(values) > 1 else {}
 
 
-def describe(seats: Sequence[Seat]) -> str:
+def describe_topology(seats: Sequence[RankInfo]) -> str:
     """One line for people: how many ranks, on which hosts and devices.
 
     Args:
         seats: of all ranks, in their order.
     """
-    hosts: dict[str, list[Seat]] = {}
+    hosts: dict[str, list[RankInfo]] = {}
     for seat in seats:
         hosts.setdefault(seat.host, []).append(seat)
     places = []

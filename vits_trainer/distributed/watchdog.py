@@ -11,18 +11,18 @@ from types import TracebackType
 logger = logging.getLogger("vits_trainer")
 
 
-class StallAlarm:
+class StallWatchdog:
     """While it is entered, silence of ``limit_s`` seconds is told once, with where the process is; then anew."""
 
-    def __init__(self, limit_s: float, tell: Callable[[str], None]) -> None:
+    def __init__(self, limit_s: float, on_stall: Callable[[str], None]) -> None:
         self.limit_s = limit_s
-        self.tell = tell
+        self.on_stall = on_stall
         self._heard_s = time.monotonic()
         self._told = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._listen, args=(threading.get_ident(),), daemon=True)
 
-    def __enter__(self) -> "StallAlarm":
+    def __enter__(self) -> "StallWatchdog":
         self._heard_s = time.monotonic()
         self._thread.start()
         return self
@@ -33,7 +33,7 @@ class StallAlarm:
         self._ended.set()
         self._thread.join()
 
-    def alive(self) -> None:
+    def reset(self) -> None:
         """Says that the run got somewhere."""
         self._heard_s = time.monotonic()
         self._told = False
@@ -47,4 +47,4 @@ class StallAlarm:
             frame = sys._current_frames().get(main)
             where = "".join(traceback.format_stack(frame)) if frame is not None else "nowhere"
             logger.warning("STALLED: no update for %.0f s. It is here:\n%s", silent_s, where)
-            self.tell(f"no update for {silent_s:.0f} s; train.log says where the process is")
+            self.on_stall(f"no update for {silent_s:.0f} s; train.log says where the process is")

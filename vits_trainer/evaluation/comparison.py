@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vits_trainer.data.audio import RecordingError, read_pcm16_wav, to_pcm16, write_pcm16_wav
-from vits_trainer.data.prepared import PreparedSet
-from vits_trainer.evaluation.speech_metrics import ClipScore, Jury, interval, worst_first
-from vits_trainer.evaluation.synthesis import Manner, Voice
+from vits_trainer.data.prepared import PreparedData
+from vits_trainer.evaluation.speech_metrics import ClipScore, SpeechMetrics, bootstrap_interval, worst_first
+from vits_trainer.evaluation.synthesis import SynthesisOptions, Voice
 from vits_trainer.utils.errors import DataError, TooManyRejectedError
 
 Samples = NDArray[np.float32]
-Speaker = Callable[[int], Samples]
+Synthesizer = Callable[[int], Samples]
 """From a row of the prepared folder to what is said there, (T,)."""
 
 _WORST_SHOWN = 5
@@ -25,7 +25,7 @@ RECORDED = "recorded"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VoiceEvaluation:
     """What the jury says of one voice."""
 
     name: str
@@ -40,11 +40,11 @@ class Verdict:
         for name in names:
             values = [clip.figures[name] for clip in self.clips if name in clip.figures]
             if values:
-                low, high = interval(values)
+                low, high = bootstrap_interval(values)
                 found[name] = {"mean": float(np.mean(values)), "low": low, "high": high, "clips": len(values)}
         return found
 
-    def beyond(self, other: "Verdict", names: Sequence[str]) -> dict[str, dict[str, float]]:
+    def difference_to(self, other: "VoiceEvaluation", names: Sequence[str]) -> dict[str, dict[str, float]]:
         """This voice minus the other, over the clips that both have: mean and 95 % interval of each figure."""
         others = {clip.clip: clip.figures for clip in other.clips}
         found = {}
@@ -52,14 +52,19 @@ class Verdict:
             pairs = [(clip.figures.get(name), others.get(clip.clip, {}).get(name)) for clip in self.clips]
             differences = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
             if differences:
-                low, high = interval(differences)
+                low, high = bootstrap_interval(differences)
                 found[name] = {"mean": float(np.mean(differences)), "low": low, "high": high}
         return found
 
 
-def judge(
-    name: str, speaker: Speaker, prepared: PreparedSet, rows: Sequence[int], jury: Jury, synthesises: bool
-) -> Verdict:
+def evaluate_voice(
+    name: str,
+    speaker: Synthesizer,
+    prepared: PreparedData,
+    rows: Sequence[int],
+    metrics: SpeechMetrics,
+    synthesises: bool,
+) -> VoiceEvaluation:
     """Lets ``speaker`` say each row, and compares that with the recording; ``synthesises`` times it.
 
     Raises:
@@ -68,28 +73,28 @@ def judge(
     texts, names = prepared.rows["text"], prepared.rows["filename"]
     clips, spoken_s, took_s = [], 0.0, 0.0
     for row in rows:
-        recorded = read_recording(prepared, row)
+        recorded = read_prepared_clip(prepared, row)
         began = time.perf_counter()
         spoken = speaker(row)
         took_s += time.perf_counter() - began
         spoken_s += len(spoken) / prepared.sampling_rate
-        found = jury.judge(texts[row], recorded, spoken)
-        clips.append(ClipScore(names[row], texts[row], found.heard, found.figures))
-    return Verdict(name, worst_first(clips), took_s / spoken_s if synthesises and spoken_s else None)
+        found = metrics.measure(texts[row], recorded, spoken)
+        clips.append(ClipScore(names[row], texts[row], found.transcript, found.figures))
+    return VoiceEvaluation(name, worst_first(clips), took_s / spoken_s if synthesises and spoken_s else None)
 
 
-def voice_speaker(voice: Voice, prepared: PreparedSet, seed: int) -> Speaker:
+def voice_synthesizer(voice: Voice, prepared: PreparedData, seed: int) -> Synthesizer:
     """A voice that says each row's text, as the row's speaker where it has several; the same each time."""
     texts, speakers = prepared.rows["text"], prepared.rows["speaker"]
     several = voice.model.config.num_speakers > 1
 
     def speak(row: int) -> Samples:
-        return voice.speak(texts[row], Manner(speaker=speakers[row] if several else None, seed=seed))
+        return voice.speak(texts[row], SynthesisOptions(speaker=speakers[row] if several else None, seed=seed))
 
     return speak
 
 
-def folder_speaker(folder: Path, prepared: PreparedSet, rows: Sequence[int]) -> Speaker:
+def recordings_synthesizer(folder: Path, prepared: PreparedData, rows: Sequence[int]) -> Synthesizer:
     """Recordings of the same sentences in a folder, under the clips' names: speech of any other system.
 
     Raises:
@@ -114,7 +119,7 @@ def folder_speaker(folder: Path, prepared: PreparedSet, rows: Sequence[int]) -> 
     return speak
 
 
-def read_recording(prepared: PreparedSet, row: int) -> Samples:
+def read_prepared_clip(prepared: PreparedData, row: int) -> Samples:
     """The recording of a row, (T,), full scale at 1.
 
     Raises:
@@ -134,7 +139,7 @@ def _full_scale_at_1(pcm: NDArray[np.int16]) -> Samples:
     return pcm.astype(np.float32) / np.float32(32768)
 
 
-def keeping(speaker: Speaker, folder: Path, prepared: PreparedSet) -> Speaker:
+def keeping(speaker: Synthesizer, folder: Path, prepared: PreparedData) -> Synthesizer:
     """The same speaker; what it says is also written to ``folder``, under the clips' names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = prepared.rows["filename"]
@@ -147,7 +152,7 @@ def keeping(speaker: Speaker, folder: Path, prepared: PreparedSet) -> Speaker:
     return speak
 
 
-def to_record(verdicts: Sequence[Verdict], names: Sequence[str]) -> dict[str, Any]:
+def to_record(verdicts: Sequence[VoiceEvaluation], names: Sequence[str]) -> dict[str, Any]:
     """For JSON: the first verdict is the recordings', the second the voice that the others are compared with."""
     base = verdicts[1]
     return {
@@ -156,7 +161,7 @@ def to_record(verdicts: Sequence[Verdict], names: Sequence[str]) -> dict[str, An
             verdict.name: {
                 "figures": verdict.summary(names),
                 "real_time_factor": verdict.real_time_factor,
-                **({f"beyond {base.name}": verdict.beyond(base, names)} if verdict not in verdicts[:2] else {}),
+                **({f"beyond {base.name}": verdict.difference_to(base, names)} if verdict not in verdicts[:2] else {}),
                 "clips": [clip.to_dict() for clip in verdict.clips],
             }
             for verdict in verdicts
@@ -164,7 +169,7 @@ def to_record(verdicts: Sequence[Verdict], names: Sequence[str]) -> dict[str, An
     }
 
 
-def to_tables(verdicts: Sequence[Verdict], names: Sequence[str]) -> str:
+def to_tables(verdicts: Sequence[VoiceEvaluation], names: Sequence[str]) -> str:
     """For people, of the same."""
     clips = len(verdicts[0].clips)
     width = max(len(verdict.name) for verdict in verdicts)
@@ -178,14 +183,14 @@ def to_tables(verdicts: Sequence[Verdict], names: Sequence[str]) -> str:
         lines.append(f"{verdict.name:{width}}" + _row(cells))
     base = verdicts[1]
     for verdict in verdicts[2:]:
-        beyond = verdict.beyond(base, names)
+        beyond = verdict.difference_to(base, names)
         cells = [_cell(beyond[name], "+") if name in beyond else "-" for name in names]
         lines += ["", f"{verdict.name} minus {base.name}, clip by clip:", f"{'':{width}}" + _row(cells)]
     for verdict in verdicts[1:]:
         lines += ["", f"worst clips of {verdict.name}"]
         for clip in verdict.clips[:_WORST_SHOWN]:
             figures = " ".join(f"{name} {value:.3f}" for name, value in clip.figures.items())
-            heard = f"   heard: {clip.heard[:60]!r}" if clip.heard is not None else ""
+            heard = f"   heard: {clip.transcript[:60]!r}" if clip.transcript is not None else ""
             lines.append(f"  {clip.clip}  {figures}   {clip.text[:60]!r}{heard}")
     return "\n".join(lines)
 

@@ -39,12 +39,12 @@ _PACKAGES = {
 }
 
 
-class Judgement(NamedTuple):
+class ClipMetrics(NamedTuple):
     """What came of one clip."""
 
     figures: dict[str, float]
     """By the names in :data:`config.SCORES`; what the clip does not have, as whispers have no melody, is absent."""
-    heard: str | None
+    transcript: str | None
     """What the recogniser understood, where it was asked."""
 
 
@@ -54,12 +54,12 @@ class ClipScore:
 
     clip: str
     text: str
-    heard: str | None
+    transcript: str | None
     figures: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"clip": self.clip, "text": self.text, "heard": self.heard, "figures": dict(self.figures)}
+        return {"clip": self.clip, "text": self.text, "heard": self.transcript, "figures": dict(self.figures)}
 
 
 def means(clips: Sequence[ClipScore]) -> dict[str, float]:
@@ -81,7 +81,7 @@ def worst_first(clips: Sequence[ClipScore]) -> list[ClipScore]:
     return sorted(clips, key=lambda clip: float(np.mean(ranks[clip.clip] or [0.0])), reverse=True)
 
 
-class Jury:
+class SpeechMetrics:
     """Gives the figures that were asked for; loads what they need once."""
 
     def __init__(self, scores: Iterable[str], rate_hz: int, asr: str = POCKETSPHINX) -> None:
@@ -106,7 +106,7 @@ class Jury:
         """Of the figures."""
         return tuple(name for score in self.scores for name in SCORES[score])
 
-    def judge(self, text: str, recorded: Samples, spoken: Samples) -> Judgement:
+    def measure(self, text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:
         """Compares speech with a recording of the same text, (T,) and (T',), full scale at 1.
 
         Sources: Kubichek 1993 (mel-cepstral distance, along a time warping, in dB); log F0 RMSE over the frames that
@@ -121,14 +121,14 @@ class Jury:
             figures["duration_error"] = abs(len(spoken) - len(recorded)) / len(recorded)
         if self._recognise is not None:
             # Recognisers learnt from recordings: none has heard the silence of a computer.
-            heard = self._recognise(_in_a_room(_resampled(spoken, self.rate_hz), _HEARING_HZ, noise_steps=8))
+            heard = self._recognise(_with_dither(_resampled(spoken, self.rate_hz), _HEARING_HZ, noise_steps=8))
             figures |= transcript_errors(text, heard)
         if self._utmos is not None:
             figures["utmos"] = self._utmos(_resampled(spoken, self.rate_hz))
         if self._embed is not None:
             a, b = (self._embed(_resampled(samples, self.rate_hz)) for samples in (recorded, spoken))
             figures["speaker_similarity"] = float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
-        return Judgement({name: value for name, value in figures.items() if math.isfinite(value)}, heard)
+        return ClipMetrics({name: value for name, value in figures.items() if math.isfinite(value)}, heard)
 
     def _along_the_warping(self, recorded: Samples, spoken: Samples) -> dict[str, float]:
         figures = {}
@@ -136,7 +136,7 @@ class Jury:
             files = [Path(folder) / name for name in ("recorded.wav", "spoken.wav")]
             for file, samples in zip(files, (recorded, spoken), strict=True):
                 # A cepstrum needs a frame, and the logarithm of silence is none.
-                audible = _in_a_room(samples, self.rate_hz, noise_steps=1)
+                audible = _with_dither(samples, self.rate_hz, noise_steps=1)
                 write_pcm16_wav(file, to_pcm16(audible), self.rate_hz)
             if "mcd" in self.scores:
                 distance = self._packages["mcd"].compare_audio_files(*files, hop_len=_STEP_MS)[0]
@@ -156,13 +156,13 @@ class Jury:
         return lambda samples: np.asarray(encoder.embed_utterance(samples))
 
 
-def transcript_errors(text: str, heard: str) -> dict[str, float]:
-    """Character and word error rate of what was ``heard`` against the ``text``, without case and punctuation.
+def transcript_errors(text: str, transcript: str) -> dict[str, float]:
+    """Character and word error rate of what was ``transcript`` against the ``text``, without case and punctuation.
 
     Empty where the text has no letter: there is nothing to divide by.
     """
     jiwer = _package("cer")
-    said, understood = spoken_form(text), spoken_form(heard)
+    said, understood = spoken_form(text), spoken_form(transcript)
     if not said:
         return {}
     return {"cer": float(jiwer.cer(said, understood)), "wer": float(jiwer.wer(said, understood))}
@@ -174,7 +174,7 @@ def spoken_form(text: str) -> str:
     return " ".join("".join(character if _is_said(character) else " " for character in kept).split())
 
 
-def interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
     """95 % of the means of as many values drawn with replacement (Efron's percentile bootstrap)."""
     drawn = np.random.default_rng(seed).choice(np.asarray(values, dtype=np.float64), (resamples, len(values)))
     low, high = np.percentile(drawn.mean(axis=1), [2.5, 97.5])
@@ -234,7 +234,7 @@ def _resampled(samples: Samples, rate_hz: int) -> Samples:
     return heard
 
 
-def _in_a_room(samples: Samples, rate_hz: int, noise_steps: int) -> Samples:
+def _with_dither(samples: Samples, rate_hz: int, noise_steps: int) -> Samples:
     """At least 0.1 s, and nowhere quite silent: with noise of so many 16-bit steps, the same each time."""
     padded = np.pad(samples, (0, max(0, rate_hz // 10 - len(samples))))
     noise = np.random.default_rng(0).uniform(-1, 1, len(padded)).astype(np.float32) * noise_steps / 32768

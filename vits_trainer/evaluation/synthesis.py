@@ -18,10 +18,10 @@ from transformers import VitsModel, VitsTokenizer
 
 from vits_trainer.config.options import SPEECH_FORMATS
 from vits_trainer.data.audio import to_pcm16
-from vits_trainer.models.pretrained import read_config, unhurried
+from vits_trainer.models.pretrained import clamp_token_durations, read_config
 from vits_trainer.text.tokenizer import VoiceTokenizer, encode, load_tokenizer
 from vits_trainer.utils.errors import ConfigError, DataError, ModelError
-from vits_trainer.utils.files import write_whole
+from vits_trainer.utils.files import atomic_write
 from vits_trainer.utils.finite_weights import require_finite, weights_of
 from vits_trainer.utils.strings import some
 
@@ -48,7 +48,7 @@ _ENCODED_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True)
-class Manner:
+class SynthesisOptions:
     """How to speak; None is the voice's own."""
 
     speaker: str | None = None
@@ -63,7 +63,7 @@ class Manner:
     """0 or more."""
 
 
-OWN_MANNER = Manner()
+DEFAULT_OPTIONS = SynthesisOptions()
 
 
 class Voice:
@@ -80,11 +80,11 @@ class Voice:
         self.tokenizer = load_tokenizer(name_or_dir)
         self.sampling_rate: int = self.model.config.sampling_rate
 
-    def speak(self, text: str, manner: Manner = OWN_MANNER) -> NDArray[np.float32]:
+    def speak(self, text: str, manner: SynthesisOptions = DEFAULT_OPTIONS) -> NDArray[np.float32]:
         """Says ``text``: samples, (T,), full scale at 1. Raises as :meth:`speak_pieces` does."""
         return join(list(self.speak_pieces(text, manner)), self.sampling_rate)
 
-    def speak_pieces(self, text: str, manner: Manner = OWN_MANNER) -> Iterator[NDArray[np.float32]]:
+    def speak_pieces(self, text: str, manner: SynthesisOptions = DEFAULT_OPTIONS) -> Iterator[NDArray[np.float32]]:
         """Says ``text`` sentence by sentence, each as soon as it is asked for: samples, (T,), for :func:`join`.
 
         The noise of each piece depends on the seed and the piece's number alone, not on what was said before. The
@@ -143,7 +143,7 @@ class Voice:
 
     @torch.inference_mode()
     def _speak_tokens(
-        self, token_ids: NDArray[np.int64], speaker_id: int | None, manner: Manner, index: int
+        self, token_ids: NDArray[np.int64], speaker_id: int | None, manner: SynthesisOptions, index: int
     ) -> NDArray[np.float32]:
         model, own = self.model, self.model.config
         model.noise_scale = own.noise_scale if manner.noise_scale is None else manner.noise_scale
@@ -151,7 +151,7 @@ class Voice:
             own.noise_scale_duration if manner.noise_scale_duration is None else manner.noise_scale_duration
         )
         tokens = torch.from_numpy(token_ids)[None].to(model.device)  # (1, S)
-        with unhurried(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with clamp_token_durations(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(int(np.random.SeedSequence((manner.seed, index)).generate_state(1)[0]))
             waveform = model(tokens, speaker_id=speaker_id, speaking_rate=manner.speaking_rate).waveform  # (1, T)
         samples: NDArray[np.float32] = waveform[0].float().cpu().numpy()
@@ -209,7 +209,7 @@ def write_speech(path: Path, samples: NDArray[np.float32], rate_hz: int) -> None
         raise ConfigError(f"{path}: {error.error_string} The voice has {rate_hz} Hz: write .wav or .flac.") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content.getvalue())
+        atomic_write(path, content.getvalue())
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}): give another --output.") from error
 

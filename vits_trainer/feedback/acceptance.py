@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vits_trainer.config.train import LossWeights
-from vits_trainer.data.dataset import ClipReader
-from vits_trainer.data.prepared import PreparedSet
+from vits_trainer.data.dataset import PreparedClipDataset
+from vits_trainer.data.prepared import PreparedData
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.models import pretrained
 from vits_trainer.models.generator import Generator
@@ -18,12 +18,14 @@ FIGURES = ("mel", "mel_from_text")
 """What a voice is judged by: decoding the recording itself, and speaking its text along the recording's alignment."""
 
 
-def judge(voice: str, prepared: PreparedSet, rows: Sequence[int], runtime: Runtime, seed: int) -> dict[str, float]:
+def measure_mel(
+    voice: str, prepared: PreparedData, rows: Sequence[int], runtime: Runtime, seed: int
+) -> dict[str, float]:
     """Mel L1 of a voice on these clips, by the names in :data:`FIGURES`, with the same noise each time."""
     model = pretrained.load_model(voice)
     spec = pretrained.audio_spec(model.config)
     speaker_ids = pretrained.speaker_ids(model.config, prepared.speakers)
-    reader = ClipReader(prepared, load_tokenizer(voice), spec, speaker_ids)
+    reader = PreparedClipDataset(prepared, load_tokenizer(voice), spec, speaker_ids)
     objective = Objective("mel", LossWeights(), spec, segment_frames=32)
     generator = Generator(model.to(runtime.device), "posterior", 32)
     validation = Validation(runtime, objective, reader, rows, 8, seed)
@@ -32,7 +34,7 @@ def judge(voice: str, prepared: PreparedSet, rows: Sequence[int], runtime: Runti
 
 
 @dataclass(frozen=True)
-class Change:
+class MelChange:
     """A figure before and after."""
 
     before: float
@@ -49,16 +51,16 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AcceptanceDecision:
     """Whether the voice that has learnt may take the other's place."""
 
-    corrections: Mapping[str, Change]
-    held_out: Mapping[str, Change] | None
+    corrections: Mapping[str, MelChange]
+    held_out: Mapping[str, MelChange] | None
     """None where there is no clip to see by what was forgotten."""
     max_regression: float
 
     @property
-    def complaints(self) -> list[str]:
+    def reasons_to_reject(self) -> list[str]:
         """Why it may not; empty if it may."""
         found = [
             f"the corrections' {name} did not improve: {change}"
@@ -79,15 +81,15 @@ class Verdict:
             for whose, changes in told.items()
             if changes
         )
-        if self.complaints:
-            return f"REFUSED, as {'; and '.join(self.complaints)}. {figures}"
+        if self.reasons_to_reject:
+            return f"REFUSED, as {'; and '.join(self.reasons_to_reject)}. {figures}"
         return f"accepted. {figures}"
 
     def to_dict(self, learnt: Sequence[str], version: int) -> dict[str, Any]:
         """For verdict.json."""
         last = FIGURES[-1]
         return {
-            "accepted": not self.complaints,
+            "accepted": not self.reasons_to_reject,
             "words": str(self),
             "corrections": asdict(self.corrections[last]),
             "held_out": None if self.held_out is None else asdict(self.held_out[last]),
@@ -100,6 +102,6 @@ class Verdict:
         }
 
 
-def changes(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Change]:
+def mel_changes(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, MelChange]:
     """Of each figure."""
-    return {name: Change(before[name], after[name]) for name in before}
+    return {name: MelChange(before[name], after[name]) for name in before}

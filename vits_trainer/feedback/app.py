@@ -23,8 +23,8 @@ from vits_trainer.config.feedback import FeedbackAppConfig, is_loopback
 from vits_trainer.data.audio import to_pcm16
 from vits_trainer.feedback import views
 from vits_trainer.feedback.corrections import MARKS_FILE, Corrections, Mark, normalised_text
-from vits_trainer.feedback.served_voice import Rendering, ServedVoice
-from vits_trainer.feedback.training_process import AT_WORK, Learner, Stage
+from vits_trainer.feedback.served_voice import ServedVoice, SpokenText
+from vits_trainer.feedback.training_process import AT_WORK, Stage, TrainingProcess
 from vits_trainer.utils.errors import ConfigError, DataError, VitsTrainerError
 from vits_trainer.utils.files import discard
 
@@ -65,16 +65,16 @@ _Answer = dict[Any, Any]
 
 
 @dataclass(frozen=True)
-class Heard:
+class LastPlayback:
     """What this page's user has just heard."""
 
-    rendering: Rendering
+    rendering: SpokenText
     take: int
     mark: str = ""
     """right or wrong, once it is marked."""
 
 
-class Parts:
+class PageComponents:
     """The components that handlers read and write, in the page's order."""
 
     def __init__(self, config: FeedbackAppConfig) -> None:
@@ -142,7 +142,7 @@ class FeedbackPage:
     """Joins a voice, its corrections and its learning to the components of a page."""
 
     def __init__(
-        self, config: FeedbackAppConfig, voice: ServedVoice, corrections: Corrections, learner: Learner
+        self, config: FeedbackAppConfig, voice: ServedVoice, corrections: Corrections, learner: TrainingProcess
     ) -> None:
         self.config = config
         self.voice = voice
@@ -152,7 +152,7 @@ class FeedbackPage:
     def build(self) -> Any:
         """The ``gradio.Blocks``."""
         with gr.Blocks(title="Correct a voice", analytics_enabled=False, delete_cache=(_KEPT_S, _KEPT_S)) as page:
-            p = self.parts = Parts(self.config)
+            p = self.parts = PageComponents(self.config)
             hear = {"handler": self.hear, "inputs": [p.text, p.heard], "notice": p.heard_notice, "wait": p.rendering}
             self._on(p.text.submit, **hear)
             self._on(p.hear.click, **hear)
@@ -172,7 +172,7 @@ class FeedbackPage:
         """All that a page shows when it is opened, be it in the midst of learning."""
         return self._corrections() | self._progress() | self._banner()
 
-    def hear(self, text: str, before: Heard | None) -> _Answer:
+    def hear(self, text: str, before: LastPlayback | None) -> _Answer:
         """Speaks the text, each further time with another seed."""
         p, said = self.parts, normalised_text(text or "", self.config.max_text_characters)
         again = before is not None and before.rendering.text == said
@@ -181,7 +181,7 @@ class FeedbackPage:
         picture = self.voice.picture({"the voice": spoken.samples})
         left_out = f"The voice does not know {spoken.unknown} and leaves it out." if spoken.unknown else ""
         return self._banner() | {
-            p.heard: Heard(spoken, take),
+            p.heard: LastPlayback(spoken, take),
             p.rendering: views.rendering(said, take, len(spoken.samples) / spoken.rate_hz, _wav(spoken), picture),
             p.judging: gr.update(visible=True),
             p.correcting: gr.update(visible=False),
@@ -190,7 +190,7 @@ class FeedbackPage:
             p.correct_notice: "",
         }
 
-    def mark_right(self, heard: Heard | None, request: gr.Request) -> _Answer:
+    def mark_right(self, heard: LastPlayback | None, request: gr.Request) -> _Answer:
         """Notes that the rendering is right."""
         marked = self._mark(heard, "right", request)
         p = self.parts
@@ -200,7 +200,7 @@ class FeedbackPage:
             p.correcting: gr.update(visible=False),
         }
 
-    def mark_wrong(self, heard: Heard | None, request: gr.Request) -> _Answer:
+    def mark_wrong(self, heard: LastPlayback | None, request: gr.Request) -> _Answer:
         """Notes that the rendering is wrong, and asks for a recording."""
         marked = self._mark(heard, "wrong", request)
         p = self.parts
@@ -211,7 +211,7 @@ class FeedbackPage:
             p.wanted: views.wanted(marked.rendering.text),
         }
 
-    def check(self, recording: str | None, heard: Heard | None) -> _Answer:
+    def check(self, recording: str | None, heard: LastPlayback | None) -> _Answer:
         """Judges a recording as soon as it is there, and draws it below what the voice said."""
         p = self.parts
         if recording is None or heard is None:
@@ -220,7 +220,7 @@ class FeedbackPage:
         picture = self.voice.picture({"the voice": heard.rendering.samples, "your recording": samples})
         return {p.comparison: views.comparison(len(samples) / self.corrections.rate_hz, picture), p.correct_notice: ""}
 
-    def save(self, recording: str | None, heard: Heard | None, request: gr.Request) -> _Answer:
+    def save(self, recording: str | None, heard: LastPlayback | None, request: gr.Request) -> _Answer:
         """Saves the recording with the text that was heard."""
         p = self.parts
         if heard is None or recording is None:
@@ -262,7 +262,7 @@ class FeedbackPage:
         if not self.corrections.all() and not self.corrections.others():
             raise DataError("There is no correction to learn from yet.")
 
-    def _mark(self, heard: Heard | None, mark: Literal["right", "wrong"], request: gr.Request) -> Heard:
+    def _mark(self, heard: LastPlayback | None, mark: Literal["right", "wrong"], request: gr.Request) -> LastPlayback:
         if heard is None:
             raise DataError("Hear a sentence first.")
         spoken = heard.rendering
@@ -316,7 +316,7 @@ class FeedbackPage:
         return answer
 
 
-class NothingFromOutside:
+class SecurityHeadersMiddleware:
     """ASGI: a policy by which browsers send nothing elsewhere; Gradio's own fetching of other addresses is refused."""
 
     def __init__(self, app: Callable[[_Scope, _Receive, _Send], Awaitable[None]], local_only: bool) -> None:
@@ -330,7 +330,7 @@ class NothingFromOutside:
             await self.app(scope, receive, send)
             return
         path = str(scope["path"])
-        if "/proxy=" in path or re.search(r"/file=\s*\w+:/", path) or (self.local_only and _is_foreign(scope)):
+        if "/proxy=" in path or re.search(r"/file=\s*\w+:/", path) or (self.local_only and _is_cross_origin(scope)):
             await send({"type": "http.response.start", "status": 403, "headers": []})
             await send({"type": "http.response.body", "body": b""})
             return
@@ -344,7 +344,7 @@ class NothingFromOutside:
         await self.app(scope, receive, send_with_policy)
 
 
-def _is_foreign(scope: _Scope) -> bool:
+def _is_cross_origin(scope: _Scope) -> bool:
     """Whether another site asks: under a name that it has made lead to this machine, or from its own pages."""
     headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
     host, origin = headers.get(b"host", ""), headers.get(b"origin")
@@ -369,14 +369,14 @@ def serve(page: Any, config: FeedbackAppConfig, password: str | None) -> int:
         _, address, _ = page.queue(max_size=_BUSY).launch(
             server_name=config.host,
             server_port=config.port,
-            auth=None if password is None else functools.partial(_is_known, password),
+            auth=None if password is None else functools.partial(_check_password, password),
             auth_message=f'The user is "{USER}".',
             max_file_size=round(config.max_upload_mb * 2**20),
             allowed_paths=[str(feedback)],
             blocked_paths=[str(feedback / MARKS_FILE)],
             theme=gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"], primary_hue="blue"),
             css=views.STYLE,
-            app_kwargs={"middleware": [Middleware(NothingFromOutside, local_only=password is None)]},
+            app_kwargs={"middleware": [Middleware(SecurityHeadersMiddleware, local_only=password is None)]},
             prevent_thread_lock=True,
             share=False,
             quiet=True,
@@ -396,7 +396,7 @@ def serve(page: Any, config: FeedbackAppConfig, password: str | None) -> int:
         page.close(verbose=False)
 
 
-def _is_known(password: str, user: str, given: str) -> bool:
+def _check_password(password: str, user: str, given: str) -> bool:
     known = hmac.compare_digest(user.encode(), USER.encode()) & hmac.compare_digest(given.encode(), password.encode())
     if not known:
         logger.warning("a wrong password was given")
@@ -408,7 +408,7 @@ def _client(request: gr.Request) -> str:
     return str(request.client.host) if request.client else "unknown"
 
 
-def _wav(spoken: Rendering) -> bytes:
+def _wav(spoken: SpokenText) -> bytes:
     content = io.BytesIO()
     sf.write(content, to_pcm16(spoken.samples), spoken.rate_hz, format="WAV", subtype="PCM_16")
     return content.getvalue()

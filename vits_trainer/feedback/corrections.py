@@ -30,7 +30,7 @@ from vits_trainer.data.audio import (
     write_pcm16_wav,
 )
 from vits_trainer.utils.errors import DataError
-from vits_trainer.utils.files import discard, lock, write_whole, written_beside
+from vits_trainer.utils.files import atomic_write, discard, try_lock, written_beside
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Corrections:
         self._one_at_a_time = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._held = lock(folder / ".in_use")
+            self._held = try_lock(folder / ".in_use")
             if self._held is None:
                 raise DataError(f"Another feedback_app uses {folder}: end it, or give another --feedback_dir.")
             self._clear_halves()
@@ -181,7 +181,7 @@ class Corrections:
             name = f"{time.strftime(_TIME_FORMAT, time.gmtime())}-{secrets.token_hex(4)}"
             wav, txt = self._paths(name)
             try:
-                write_whole(txt, f"{said}\n")
+                atomic_write(txt, f"{said}\n")
                 with written_beside(wav) as part:
                     write_pcm16_wav(part, to_pcm16(samples), self.rate_hz)
             except OSError as error:

@@ -11,23 +11,23 @@ from vits_trainer.config.feedback import FeedbackConfig
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.preparation.pipeline import prepare
-from vits_trainer.data.prepared import PreparedSet, is_prepared, open_prepared, require_rate, split
+from vits_trainer.data.prepared import PreparedData, is_prepared, open_prepared, require_rate, train_validation_split
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.feedback import acceptance, replay_mix
-from vits_trainer.feedback.acceptance import Verdict
-from vits_trainer.feedback.replay_mix import Correction
+from vits_trainer.feedback.acceptance import AcceptanceDecision
+from vits_trainer.feedback.replay_mix import CorrectionFiles
 from vits_trainer.feedback.training_process import WORK, work_folder
 from vits_trainer.models import voice_versions
 from vits_trainer.models.pretrained import audio_spec, read_config
 from vits_trainer.training import run as training_run
 from vits_trainer.utils.errors import ConfigError, DataError, RefusedVoiceError
-from vits_trainer.utils.files import followed, is_ours, mark, remove, set_aside, write_whole
+from vits_trainer.utils.files import atomic_write, followed, is_ours, mark, move_aside, remove
 from vits_trainer.utils.strings import csv_cell
 
 logger = logging.getLogger("vits_trainer")
 
 
-def run(config: FeedbackConfig) -> int:
+def learn_corrections(config: FeedbackConfig) -> int:
     """Learns what is new, judges the voice before and after, and puts the new one into place or refuses it.
 
     Raises:
@@ -43,14 +43,14 @@ def run(config: FeedbackConfig) -> int:
         raise ConfigError("Corrections are few: train_feedback runs in one process, without accelerate launch.")
     served = Path(config.model_dir)
     if config.rollback:
-        with voice_versions.claimed(served):
+        with voice_versions.exclusive(served):
             gone, back = voice_versions.roll_back(served)
         kept = voice_versions.versions_of(served) / f"rolled-back-{gone}"
         print(f"{served}: version {back} is served again; kept is {kept}")
         return 0
     _require_places(config)
     # The output too, until the verdict: what is judged must be what was trained.
-    with voice_versions.claimed(served), voice_versions.claimed(Path(config.output_dir)):
+    with voice_versions.exclusive(served), voice_versions.exclusive(Path(config.output_dir)):
         return _learn(config, served)
 
 
@@ -67,7 +67,7 @@ def _require_places(config: FeedbackConfig) -> None:
     }
     voice_versions.require_place(served, "model_dir", {**kept, "--output_dir": output})
     voice_versions.require_place(output, "output_dir", {**kept, "--model_dir": served})
-    held = voice_versions.held(followed(work), {**kept, "--model_dir": served})
+    held = voice_versions.kept_path_inside(followed(work), {**kept, "--model_dir": served})
     if held or (os.path.lexists(work) and not is_ours(work, WORK)):
         raise ConfigError(
             f"{work}, where train_feedback works (--output_dir with _work behind it), {held or 'is not its own'}. "
@@ -78,7 +78,7 @@ def _require_places(config: FeedbackConfig) -> None:
 def _learn(config: FeedbackConfig, served: Path) -> int:
     corrections = _corrections(config)
     learnt = voice_versions.read_learnt(served)
-    new = replay_mix.new_ones(corrections, learnt.corrections)
+    new = replay_mix.not_yet_learnt(corrections, learnt.corrections)
     if not new:
         print(f"Nothing new: {served} has learnt all {len(corrections)} corrections of {config.feedback_dir}.")
         return 0
@@ -98,7 +98,7 @@ def _learn(config: FeedbackConfig, served: Path) -> int:
     if old:
         earlier = _prepared(old, work / "learnt_before", spec.sampling_rate)
         replayable.append((earlier, list(range(len(earlier.rows)))))
-    replayed = replay_mix.write_mix(
+    replayed = replay_mix.write_replay_mix(
         work / "mix", to_learn, replayable, config.replay_fraction, config.epochs, config.seed
     )
     logger.info(
@@ -106,13 +106,13 @@ def _learn(config: FeedbackConfig, served: Path) -> int:
         len(to_learn.rows), len(old), config.epochs, replayed,
     )  # fmt: skip
     before = _judged(voice, to_learn, known, config)
-    code = training_run.run(_training(config, voice, work))
+    code = training_run.train(_training(config, voice, work))
     if code:
         return code
     after = _judged(config.output_dir, to_learn, known, config)
-    verdict = Verdict(
-        acceptance.changes(before["corrections"], after["corrections"]),
-        acceptance.changes(before["held_out"], after["held_out"]) if known is not None and known[2] else None,
+    verdict = AcceptanceDecision(
+        acceptance.mel_changes(before["corrections"], after["corrections"]),
+        acceptance.mel_changes(before["held_out"], after["held_out"]) if known is not None and known[2] else None,
         config.max_regression,
     )
     rejected = _rejected(work / "corrections")
@@ -121,21 +121,25 @@ def _learn(config: FeedbackConfig, served: Path) -> int:
 
 
 def _decide(
-    config: FeedbackConfig, served: Path, verdict: Verdict, learnt: voice_versions.Learnt, learnt_now: Mapping[str, str]
+    config: FeedbackConfig,
+    served: Path,
+    verdict: AcceptanceDecision,
+    learnt: voice_versions.VoiceHistory,
+    learnt_now: Mapping[str, str],
 ) -> int:
     """Puts the new voice into place, or aside. Raises :class:`RefusedVoiceError`."""
     output, work = Path(config.output_dir), work_folder(config.output_dir)
     version = voice_versions.next_version(served)
     record = verdict.to_dict(list(learnt_now), version)
-    write_whole(work / "verdict.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    if verdict.complaints:
+    atomic_write(work / "verdict.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    if verdict.reasons_to_reject:
         refused = work / "refused"
         if refused.exists():  # somebody has put a file there
-            set_aside(refused, "earlier")
+            move_aside(refused, "earlier")
         voice_versions.set_apart(output, refused)
         raise RefusedVoiceError(f"{verdict} {served} is as it was; the refused voice is {refused}.")
     told = {name: record[name] for name in ("words", "learnt", "version")}
-    now = voice_versions.Learnt(version, {**learnt.corrections, **learnt_now}, (*learnt.verdicts, told))
+    now = voice_versions.VoiceHistory(version, {**learnt.corrections, **learnt_now}, (*learnt.verdicts, told))
     with voice_versions.replacing(served, config.keep_versions) as folder:
         voice_versions.copy(output, folder)
         voice_versions.write_learnt(folder, now)
@@ -143,7 +147,7 @@ def _decide(
     return 0
 
 
-def _corrections(config: FeedbackConfig) -> list[Correction]:
+def _corrections(config: FeedbackConfig) -> list[CorrectionFiles]:
     folder = Path(config.feedback_dir)
     corrections = replay_mix.find_corrections(folder) if folder.is_dir() else []
     if not any(file.suffix == ".txt" for correction in corrections for file in correction.files):
@@ -153,7 +157,7 @@ def _corrections(config: FeedbackConfig) -> list[Correction]:
     return corrections
 
 
-def _prepared(corrections: Sequence[Correction], folder: Path, rate_hz: int) -> PreparedSet:
+def _prepared(corrections: Sequence[CorrectionFiles], folder: Path, rate_hz: int) -> PreparedData:
     """Checked like any clips."""
     source = folder.with_name(f"{folder.name}_source")
     replay_mix.copy_corrections(corrections, source)
@@ -167,7 +171,7 @@ def _rejected(folder: Path) -> set[str]:
         return {row["clip"] for row in csv.DictReader(file)}
 
 
-def _known_clips(config: FeedbackConfig) -> tuple[PreparedSet, list[int], list[int]] | None:
+def _known_clips(config: FeedbackConfig) -> tuple[PreparedData, list[int], list[int]] | None:
     """What the voice was trained on, and the rows that were trained on and held out; None where that is not here."""
     folder = Path(config.data_dir or Path(config.feedback_dir).resolve().parent)
     if config.data_dir is None and not is_prepared(folder):
@@ -177,17 +181,19 @@ def _known_clips(config: FeedbackConfig) -> tuple[PreparedSet, list[int], list[i
         )
         return None
     prepared = open_prepared(folder)
-    return prepared, *split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)
+    return prepared, *train_validation_split(
+        prepared, config.validation_fraction, config.validation_max_clips, config.seed
+    )
 
 
 def _judged(
-    voice: str, to_learn: PreparedSet, known: tuple[PreparedSet, list[int], list[int]] | None, config: FeedbackConfig
+    voice: str, to_learn: PreparedData, known: tuple[PreparedData, list[int], list[int]] | None, config: FeedbackConfig
 ) -> dict[str, dict[str, float]]:
     runtime = Runtime(config.precision, 1)
     asked = {"corrections": (to_learn, list(range(len(to_learn.rows))))}
     if known is not None and known[2]:
         asked["held_out"] = (known[0], known[2])
-    found = {name: acceptance.judge(voice, *which, runtime, config.seed) for name, which in asked.items()}
+    found = {name: acceptance.measure_mel(voice, *which, runtime, config.seed) for name, which in asked.items()}
     runtime.close()
     return found
 

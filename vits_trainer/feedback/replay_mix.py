@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from vits_trainer.data.audio import AUDIO_ENDINGS
-from vits_trainer.data.prepared import PreparedSet
+from vits_trainer.data.prepared import PreparedData
 
 
-class Correction(NamedTuple):
+class CorrectionFiles(NamedTuple):
     """NAME.wav, how it should sound, and NAME.txt, its text."""
 
     name: str
@@ -21,13 +21,13 @@ class Correction(NamedTuple):
     sha256: str
 
 
-def find_corrections(folder: Path) -> list[Correction]:
+def find_corrections(folder: Path) -> list[CorrectionFiles]:
     """All in the folder, sorted by name; one without a text or a recording is among them, to be rejected."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix.lower() in (".txt", *AUDIO_ENDINGS):
             files.setdefault(path.stem, []).append(path)
-    return [Correction(name, tuple(paths), _digest(paths)) for name, paths in sorted(files.items())]
+    return [CorrectionFiles(name, tuple(paths), _digest(paths)) for name, paths in sorted(files.items())]
 
 
 def _digest(paths: Sequence[Path]) -> str:
@@ -38,12 +38,12 @@ def _digest(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def new_ones(corrections: Sequence[Correction], learnt: Mapping[str, str]) -> list[Correction]:
+def not_yet_learnt(corrections: Sequence[CorrectionFiles], learnt: Mapping[str, str]) -> list[CorrectionFiles]:
     """Those that a voice has not learnt; one whose files have changed is new."""
     return [correction for correction in corrections if learnt.get(correction.name) != correction.sha256]
 
 
-def copy_corrections(corrections: Sequence[Correction], folder: Path) -> None:
+def copy_corrections(corrections: Sequence[CorrectionFiles], folder: Path) -> None:
     """Into a folder of their own, made anew."""
     folder.mkdir(parents=True)
     for correction in corrections:
@@ -51,10 +51,10 @@ def copy_corrections(corrections: Sequence[Correction], folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def write_mix(
+def write_replay_mix(
     folder: Path,
-    corrections: PreparedSet,
-    others: Sequence[tuple[PreparedSet, Sequence[int]]],
+    corrections: PreparedData,
+    others: Sequence[tuple[PreparedData, Sequence[int]]],
     replay_fraction: float,
     passes: int,
     seed: int,
@@ -84,7 +84,7 @@ def write_mix(
         learnt = [(corrections, row) for row in range(len(corrections.rows))]
         for place, (prepared, row) in enumerate([*learnt, *(next(turns) for _ in range(each))]):
             name, clip = f"pass{number:03}_{place:05}.wav", prepared.rows[row]
-            prepared.recordings.put(row, folder / "wavs" / name)
+            prepared.recordings.export_wav(row, folder / "wavs" / name)
             lines.append("|".join([name, clip["text"], *([clip["speaker"]] if several else [])]) + "\n")
         replayed += each
     (folder / "metadata.csv").write_text("".join(lines), encoding="utf-8")
@@ -93,7 +93,7 @@ def write_mix(
     return replayed
 
 
-def _in_turn(pool: Sequence[tuple[PreparedSet, int]], seed: int) -> Iterator[tuple[PreparedSet, int]]:
+def _in_turn(pool: Sequence[tuple[PreparedData, int]], seed: int) -> Iterator[tuple[PreparedData, int]]:
     rng = np.random.default_rng(seed)
     while True:
         for place in rng.permutation(len(pool)):

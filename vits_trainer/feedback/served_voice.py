@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vits_trainer.evaluation.synthesis import Manner, Voice, unknown_characters
+from vits_trainer.evaluation.synthesis import SynthesisOptions, Voice, unknown_characters
 from vits_trainer.models.pretrained import audio_spec
 from vits_trainer.models.spectrogram import log_mel, spectrogram
 from vits_trainer.tracking.plots import mel_picture
@@ -25,7 +25,7 @@ _PICTURE_INCHES = 5.8
 
 
 @dataclass(frozen=True)
-class Rendering:
+class SpokenText:
     """One text as the voice said it once."""
 
     text: str
@@ -73,7 +73,7 @@ class ServedVoice:
         with self._lock:
             return self._refresh()
 
-    def speak(self, text: str, seed: int) -> Rendering:
+    def speak(self, text: str, seed: int) -> SpokenText:
         """Says ``text`` with the newest voice.
 
         Raises:
@@ -83,8 +83,8 @@ class ServedVoice:
         with self._lock:
             self._refresh()
             unknown = unknown_characters(self._voice.tokenizer, text)
-            samples = self._voice.speak(text, Manner(seed=seed))
-            return Rendering(text, seed, self._model, samples, self.rate_hz, unknown)
+            samples = self._voice.speak(text, SynthesisOptions(seed=seed))
+            return SpokenText(text, seed, self._model, samples, self.rate_hz, unknown)
 
     def picture(self, sounds: Mapping[str, NDArray[np.float32]]) -> bytes:
         """Mel spectrograms of samples, (T,) each and by title, one below the other, as a PNG."""

@@ -62,7 +62,7 @@ AT_WORK = (Stage.RUNNING, Stage.STOPPING)
 
 
 @dataclass(frozen=True)
-class Change:
+class FigureChange:
     """A measure of the voice, less is better, before and after."""
 
     before: float
@@ -70,14 +70,14 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DecisionRecord:
     """What ``train_feedback`` found of the new voice."""
 
     accepted: bool
     words: str
     """One sentence with the figures."""
-    corrections: Change | None = None
-    held_out: Change | None = None
+    corrections: FigureChange | None = None
+    held_out: FigureChange | None = None
     """On clips that are in no correction; None where none were given."""
     learnt: tuple[str, ...] = ()
     """Names of the corrections."""
@@ -98,10 +98,10 @@ class Progress:
     elapsed_s: float = 0.0
     words: str = ""
     """How it ended, in one sentence."""
-    verdict: Verdict | None = None
+    verdict: DecisionRecord | None = None
 
 
-class Learner:
+class TrainingProcess:
     """Runs one command at a time. Several threads may use it."""
 
     def __init__(self, command: Sequence[str], verdict_file: Path) -> None:
@@ -239,7 +239,7 @@ def verdict_file(output_dir: str) -> Path:
     return work_folder(output_dir) / "verdict.json"
 
 
-def outcome(exit_code: int, verdict: Verdict | None, stopping: bool) -> Stage:
+def outcome(exit_code: int, verdict: DecisionRecord | None, stopping: bool) -> Stage:
     """What an exit code means: 0 without a verdict, that there was nothing to learn."""
     if exit_code in (-signal.SIGTERM, 128 + signal.SIGTERM) or (stopping and exit_code < 0):
         return Stage.CANCELLED
@@ -252,12 +252,12 @@ def outcome(exit_code: int, verdict: Verdict | None, stopping: bool) -> Stage:
     return Stage.REFUSED if exit_code == 1 and verdict and not verdict.accepted else Stage.FAILED
 
 
-def read_verdict(path: Path) -> Verdict | None:
+def read_verdict(path: Path) -> DecisionRecord | None:
     """The verdict in ``path``; None where there is none, or one that cannot be read, which the log then says."""
     try:
         with path.open("rb") as file:
             content = json.loads(file.read(_MAX_VERDICT_BYTES))
-        return Verdict(
+        return DecisionRecord(
             accepted=content["accepted"] is True,
             words=" ".join(str(content["words"]).split()),
             corrections=_change(content.get("corrections")),
@@ -272,8 +272,8 @@ def read_verdict(path: Path) -> Verdict | None:
         return None
 
 
-def _change(content: Any) -> Change | None:
-    return None if content is None else Change(float(content["before"]), float(content["after"]))
+def _change(content: Any) -> FigureChange | None:
+    return None if content is None else FigureChange(float(content["before"]), float(content["after"]))
 
 
 def _plain(line: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vits_trainer.feedback.corrections import Correction
-from vits_trainer.feedback.training_process import AT_WORK, Change, Progress, Stage
+from vits_trainer.feedback.training_process import AT_WORK, FigureChange, Progress, Stage
 
 SHOWN_CORRECTIONS = 200
 
@@ -115,7 +115,7 @@ def _verdict(progress: Progress) -> str:
     return f'<div class="notice {kind}" role="{role}"><h3>{title}</h3><p>{escape(progress.words)}</p>{figures}</div>'
 
 
-def _figures(name: str, change: Change) -> str:
+def _figures(name: str, change: FigureChange) -> str:
     return f'<tr><th scope="row">{name}</th><td>{change.before:.3f}</td><td>{change.after:.3f}</td></tr>'
 
 

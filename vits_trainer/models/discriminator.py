@@ -22,19 +22,23 @@ from vits_trainer.utils.finite_weights import require_finite, weights_of
 LEAKY_SLOPE = 0.1
 
 
-class Judgement(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
     """What each discriminator says: a score map, and the activations of its layers (the last one is the score)."""
 
     scores: list[Tensor]
     """(B, positions) for each discriminator."""
-    activations: list[list[Tensor]]
+    feature_maps: list[list[Tensor]]
     """Feature maps of each layer of each discriminator."""
 
-    def split(self, clips: int) -> tuple["Judgement", "Judgement"]:
+    def split(self, clips: int) -> tuple["DiscriminatorOutput", "DiscriminatorOutput"]:
         """The judgement on the first ``clips`` waveforms of a batch, and on the rest."""
         return (
-            Judgement([s[:clips] for s in self.scores], [[a[:clips] for a in layers] for layers in self.activations]),
-            Judgement([s[clips:] for s in self.scores], [[a[clips:] for a in layers] for layers in self.activations]),
+            DiscriminatorOutput(
+                [s[:clips] for s in self.scores], [[a[:clips] for a in layers] for layers in self.feature_maps]
+            ),
+            DiscriminatorOutput(
+                [s[clips:] for s in self.scores], [[a[clips:] for a in layers] for layers in self.feature_maps]
+            ),
         )
 
 
@@ -87,10 +91,10 @@ class Discriminator(nn.Module):
         periods = (PeriodDiscriminator(period, divisor) for period in self.shape.periods)
         self.discriminators = nn.ModuleList([ScaleDiscriminator(divisor), *periods])
 
-    def forward(self, waveform: Tensor) -> Judgement:
+    def forward(self, waveform: Tensor) -> DiscriminatorOutput:
         """Judges (B, 1, N) waveforms."""
         activations = [discriminator(waveform) for discriminator in self.discriminators]
-        return Judgement([torch.flatten(layers[-1], 1) for layers in activations], activations)
+        return DiscriminatorOutput([torch.flatten(layers[-1], 1) for layers in activations], activations)
 
 
 def _activations(x: Tensor, convs: nn.ModuleList, conv_post: nn.Module) -> list[Tensor]:

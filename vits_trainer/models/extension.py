@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import VitsModel
 
-from vits_trainer.models.pretrained import EMBEDDED_SPEAKER_SIZE, in_training_form, speaker_names
+from vits_trainer.models.pretrained import EMBEDDED_SPEAKER_SIZE, speaker_names, with_weight_norm
 from vits_trainer.text.tokenizer import VoiceTokenizer
-from vits_trainer.text.tokenizer import extended as extended_tokenizer
+from vits_trainer.text.tokenizer import with_characters as extended_tokenizer
 from vits_trainer.text.vocabulary import missing_characters
 from vits_trainer.utils.errors import ModelError
 
 
-def extended(model: VitsModel, speakers: Sequence[str]) -> VitsModel:
+def add_speakers(model: VitsModel, speakers: Sequence[str]) -> VitsModel:
     """A voice that knows ``speakers`` beside its own, in training form and eval mode; ``model`` stays as it is.
 
     A voice of one speaker gets conditioning whose layers are zero, and embeddings from N(0, 1), as VITS has them: each
@@ -46,7 +46,7 @@ def extended(model: VitsModel, speakers: Sequence[str]) -> VitsModel:
     config.speakers = known + new
     config.num_speakers = len(config.speakers)
     config.speaker_embedding_size = config.speaker_embedding_size or EMBEDDED_SPEAKER_SIZE
-    larger = in_training_form(VitsModel(config))
+    larger = with_weight_norm(VitsModel(config))
     weights = model.state_dict()
     if one:
         nn.init.normal_(larger.embed_speaker.weight)
@@ -55,14 +55,14 @@ def extended(model: VitsModel, speakers: Sequence[str]) -> VitsModel:
         weights["embed_speaker.weight"] = torch.cat([rows, rows.mean(dim=0, keepdim=True).expand(len(new), -1)])
     unfit = larger.load_state_dict(weights, strict=False)
     if one:
-        _silence(larger)
+        _zero_conditioning(larger)
     strange = [name for name in unfit.missing_keys if not (one and ("cond" in name or "embed_speaker" in name))]
     if strange or unfit.unexpected_keys:
         raise ModelError(f"--extend_speakers: no place for {', '.join([*strange, *unfit.unexpected_keys][:10])}.")
     return larger.eval()
 
 
-def _silence(model: VitsModel) -> None:
+def _zero_conditioning(model: VitsModel) -> None:
     """Makes the conditioning's layers give zero. Changes ``model``.
 
     Through g alone where there is weight norm: a direction v of zero has no length to divide by, and no gradient.
@@ -74,7 +74,7 @@ def _silence(model: VitsModel) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def extend(model: VitsModel, tokenizer: VoiceTokenizer, texts: Iterable[str]) -> VoiceTokenizer:
+def add_characters(model: VitsModel, tokenizer: VoiceTokenizer, texts: Iterable[str]) -> VoiceTokenizer:
     """Gives ``model`` an embedding for each letter, mark and digit of ``texts`` that the vocabulary lacks.
 
     Old ids and their embeddings stay to the last bit; new ones start at the mean of the old ones. Changes ``model``.

@@ -15,7 +15,7 @@ from vits_trainer.models.precision import at_least_float32
 from vits_trainer.models.spectrogram import cut_segments, frame_mask, random_segment_starts
 
 
-class Synthesis(NamedTuple):
+class GeneratorOutput(NamedTuple):
     """What one forward of the generator gives. B clips, C latent channels, T frames, S tokens.
 
     A NamedTuple, as DistributedDataParallel looks for the tensors in it.
@@ -73,7 +73,7 @@ class Generator(nn.Module):
         frame_lengths: Tensor,
         speaker_ids: Tensor | None = None,
         segment_starts: Tensor | None = None,
-    ) -> Synthesis:
+    ) -> GeneratorOutput:
         """One pass from text and speech to segments of speech.
 
         Args:
@@ -106,7 +106,7 @@ class Generator(nn.Module):
         if segment_starts is None:
             segment_starts = random_segment_starts(frame_lengths, self.segment_frames)
         segment = cut_segments(decoded * frames, segment_starts, self.segment_frames)
-        return Synthesis(
+        return GeneratorOutput(
             waveform=self._run(self.compiled_decoder or self.model.decoder, segment, speaker),
             segment_starts=segment_starts,
             duration_loss=duration_loss(

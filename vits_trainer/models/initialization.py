@@ -10,7 +10,7 @@ from transformers.models.vits.modeling_vits import VitsAttention, VitsStochastic
 
 from vits_trainer.config.architecture import Architecture
 from vits_trainer.config.serialization import to_dict
-from vits_trainer.models.pretrained import EMBEDDED_SPEAKER_SIZE, in_training_form
+from vits_trainer.models.pretrained import EMBEDDED_SPEAKER_SIZE, with_weight_norm
 from vits_trainer.utils.errors import ConfigError
 
 
@@ -35,12 +35,12 @@ def new_model(
     )
     if len(speakers) > 1:
         config.speakers = speakers
-    model = in_training_form(VitsModel(config))
-    initialise_as_vits(model)
+    model = with_weight_norm(VitsModel(config))
+    init_vits_weights(model)
     return model
 
 
-def initialise_as_vits(model: VitsModel) -> None:
+def init_vits_weights(model: VitsModel) -> None:
     """PyTorch's own initialisation with VITS's exceptions. Changes ``model``, in training form.
 
     N(0, 0.01) in the decoder's upsampling and residual convolutions, zeros in the last layer of each coupling and of

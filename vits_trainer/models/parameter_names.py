@@ -136,7 +136,7 @@ def from_original_generator(weights: Mapping[str, Tensor], shapes: Mapping[str, 
     """
     stochastic = has_stochastic_durations(weights)
     converted = {generator_name(name, stochastic): weight for name, weight in weights.items()}
-    return fitted(converted, shapes, "generator")
+    return match_state_dict(converted, shapes, "generator")
 
 
 def to_original_generator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -154,7 +154,7 @@ def from_original_discriminator(weights: Mapping[str, Tensor], shapes: Mapping[s
         ModelError: as :func:`from_original_generator`.
     """
     converted = {discriminator_name(name): weight for name, weight in weights.items()}
-    return fitted(converted, shapes, "discriminator")
+    return match_state_dict(converted, shapes, "discriminator")
 
 
 def to_original_discriminator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -192,7 +192,7 @@ def _rename(name: str, rules: list[tuple[str, str]]) -> str:
     return name
 
 
-def fitted(weights: Mapping[str, Tensor], shapes: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
+def match_state_dict(weights: Mapping[str, Tensor], shapes: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
     """``weights`` in the shapes of a network's state, with weight norm where the network has it.
 
     Weights that were saved folded are split into g, their norm, and v, themselves, and the other way round: that keeps

@@ -78,7 +78,7 @@ def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(name_or_dir, error) from error
     unfit = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    model = in_training_form(model)
+    model = with_weight_norm(model)
     if any(unfit.values()):
         weights = _weights_in_file(name_or_dir)
         if not any(name.startswith(_INSIDE) or name.endswith("weight_g") for name in weights):
@@ -88,7 +88,7 @@ def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
             for name, weight in weights.items()
             if not name.startswith(_INSIDE)
         }
-        model.load_state_dict(parameter_names.fitted(own, model.state_dict(), f"voice of {name_or_dir}"))
+        model.load_state_dict(parameter_names.match_state_dict(own, model.state_dict(), f"voice of {name_or_dir}"))
     require_finite(weights_of(model), name_or_dir, _BROKEN)
     return model
 
@@ -113,7 +113,7 @@ def _file_of(name_or_dir: str) -> str | None:
     return path
 
 
-def in_training_form(model: VitsModel) -> VitsModel:
+def with_weight_norm(model: VitsModel) -> VitsModel:
     """Puts the decoder's weight norm back, which voices in Hugging Face form carry folded. Changes ``model``."""
     model.decoder.apply_weight_norm()
     return model
@@ -121,11 +121,11 @@ def in_training_form(model: VitsModel) -> VitsModel:
 
 def model_to_restore(directory: Path) -> VitsModel:
     """A voice in training form with the configuration in ``directory``, whose weights a checkpoint will bring."""
-    return in_training_form(VitsModel(VitsConfig.from_pretrained(directory, trust_remote_code=False)))
+    return with_weight_norm(VitsModel(VitsConfig.from_pretrained(directory, trust_remote_code=False)))
 
 
 @contextmanager
-def unhurried(model: VitsModel) -> Iterator[None]:
+def clamp_token_durations(model: VitsModel) -> Iterator[None]:
     """Inside, no token lasts longer than :data:`LONGEST_TOKEN_S` of speech from text.
 
     Durations are exponentials: those of a voice that has diverged would ask for hours of speech, and all memory.
@@ -152,7 +152,7 @@ def audio_spec(config: VitsConfig) -> AudioSpec:
     return AudioSpec(sampling_rate=config.sampling_rate, n_fft=n_fft, window=n_fft, hop=hop)
 
 
-def folded(model: VitsModel) -> VitsModel:
+def fold_weight_norm(model: VitsModel) -> VitsModel:
     """A copy on the CPU with the decoder's weight norm folded into its weights, as transformers' checkpoints have it.
 
     Not by a deep copy: torch's parametrized layers share a class with their copies, and folding one breaks the other.
@@ -193,7 +193,7 @@ def export(
         ConfigError: something else than a voice is in ``directory``.
         ModelError: a weight is not finite, or what was written is not what was trained.
     """
-    exported = folded(model)
+    exported = fold_weight_norm(model)
     if discriminator is not None:
         require_finite(weights_of(discriminator), "The discriminators to be written", _BROKEN)
     with replacing(directory, keep_versions) as temporary:

@@ -22,7 +22,7 @@ from typing import Any
 
 from vits_trainer.utils import files
 from vits_trainer.utils.errors import ConfigError, DataError, ModelError
-from vits_trainer.utils.files import Kind, followed, is_ours, move, sync, write_whole
+from vits_trainer.utils.files import Kind, atomic_write, followed, fsync_dir, is_ours, move
 
 logger = logging.getLogger("vits_trainer")
 
@@ -91,7 +91,7 @@ def require_place(output: Path, flag: str, kept: Mapping[str, str | Path | None]
         ConfigError: says what is in the way, and the remedy.
     """
     try:
-        reason = _in_the_way(followed(output), kept)
+        reason = _reason_to_refuse(followed(output), kept)
     except OSError as error:
         reason = f"cannot be written ({error.strerror or error})"
     if reason:
@@ -101,10 +101,10 @@ def require_place(output: Path, flag: str, kept: Mapping[str, str | Path | None]
         )
 
 
-def _in_the_way(place: Path, kept: Mapping[str, str | Path | None]) -> str:
+def _reason_to_refuse(place: Path, kept: Mapping[str, str | Path | None]) -> str:
     always: dict[str, str | Path | None] = {"the working folder": Path.cwd()}
     always["your home folder"] = os.path.expanduser("~")  # noqa: PTH111 - raises nothing where there is none
-    reason = held(place, {**kept, **always})
+    reason = kept_path_inside(place, {**kept, **always})
     if reason:
         return reason
     around = next(filter(_is_cleared, place.parents), None)
@@ -123,7 +123,7 @@ def _in_the_way(place: Path, kept: Mapping[str, str | Path | None]) -> str:
     return _other_than_a_voice(place)
 
 
-def held(place: Path, kept: Mapping[str, str | Path | None]) -> str:
+def kept_path_inside(place: Path, kept: Mapping[str, str | Path | None]) -> str:
     """Which of the paths a followed ``place`` is, or has in it, in words; nothing where it is none."""
     for what, path in kept.items():
         if path is not None and _is_or_holds(place, followed(Path(path))):
@@ -160,7 +160,7 @@ def _is_cleared(folder: Path) -> bool:
 
 
 @contextmanager
-def claimed(output: Path) -> Iterator[None]:
+def exclusive(output: Path) -> Iterator[None]:
     """Inside, no other process puts a voice into this place; what one that was killed left behind is put in order.
 
     A process that has a place may claim it again.
@@ -198,7 +198,7 @@ def claimed(output: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Learnt:
+class VoiceHistory:
     """What a voice carries with it: so that a voice that goes back also forgets what it has learnt since."""
 
     version: int = 0
@@ -208,7 +208,7 @@ class Learnt:
     """On this voice and those before it."""
 
 
-def read_learnt(voice: Path) -> Learnt:
+def read_learnt(voice: Path) -> VoiceHistory:
     """Of a voice in a folder; nothing for one that learnt no correction.
 
     Raises:
@@ -216,22 +216,22 @@ def read_learnt(voice: Path) -> Learnt:
     """
     path = voice / LEARNT
     if not path.is_file():
-        return Learnt()
+        return VoiceHistory()
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return Learnt(int(record["version"]), dict(record["corrections"]), tuple(record["verdicts"]))
+        return VoiceHistory(int(record["version"]), dict(record["corrections"]), tuple(record["verdicts"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} cannot be read ({error}). Delete it to learn every correction again.") from error
 
 
-def write_learnt(voice: Path, learnt: Learnt) -> None:
+def write_learnt(voice: Path, learnt: VoiceHistory) -> None:
     """Into a voice's folder."""
     record = {
         "version": learnt.version,
         "corrections": dict(learnt.corrections),
         "verdicts": [dict(verdict) for verdict in learnt.verdicts],
     }
-    write_whole(voice / LEARNT, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    atomic_write(voice / LEARNT, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 # One voice in another's place
@@ -257,7 +257,7 @@ def replacing(output: Path, keep: int) -> Iterator[Path]:
         ConfigError: what is in the place by now is no voice.
     """
     place = followed(output)
-    with files.made_beside(place) as folder:
+    with files.temporary_sibling_dir(place) as folder:
         yield folder
         install(folder, place, keep)
 
@@ -268,13 +268,13 @@ def install(new: Path, place: Path, keep: int) -> None:
     files.mark(new, VOICE)
     seen = _seen(place)
     if seen and not (new / LEARNT).is_file():
-        write_learnt(new, Learnt(max(seen) + 1))
+        write_learnt(new, VoiceHistory(max(seen) + 1))
     if not (place.is_dir() and any(place.iterdir())):
         files.put(new, place)
     else:
         _versions(place).mkdir(exist_ok=True)
         files.put(new, _waiting(place))
-        exchange(_waiting(place), place)
+        atomic_swap(_waiting(place), place)
         _put_in_order(place)
     numbers = [number for number in _numbers(place) if is_ours(_versions(place) / str(number), VOICE)]
     for number in numbers[:-keep] if keep else []:
@@ -312,7 +312,7 @@ def roll_back(output: Path) -> tuple[int, int]:
     if not numbers or not place.exists():
         raise ConfigError(f"--rollback: {_versions(place)} holds no earlier voice of {output}.")
     gone, back = read_learnt(place).version, max(numbers)
-    exchange(_versions(place) / str(back), place)
+    atomic_swap(_versions(place) / str(back), place)
     _put_in_order(place)
     return gone, back
 
@@ -322,7 +322,7 @@ def versions_of(output: Path) -> Path:
     return _versions(followed(output))
 
 
-def exchange(one: Path, other: Path) -> None:
+def atomic_swap(one: Path, other: Path) -> None:
     """Lets two folders change places, at once where the file system can (Linux: renameat2)."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None or renameat2(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _EXCHANGE) != 0:
@@ -330,8 +330,8 @@ def exchange(one: Path, other: Path) -> None:
         move(other, between)
         move(one, other)
         move(between, one)
-    sync(one.parent)
-    sync(other.parent)
+    fsync_dir(one.parent)
+    fsync_dir(other.parent)
 
 
 def _put_in_order(place: Path) -> None:
@@ -348,7 +348,7 @@ def _put_in_order(place: Path) -> None:
         held = read_learnt(folder / str(number)).version
         if held != number:
             _keep(folder / str(number), place, f"rolled-back-{held}")
-    sync(folder)
+    fsync_dir(folder)
 
 
 def _settle(waiting: Path, place: Path) -> None:
@@ -368,7 +368,7 @@ def _keep(voice: Path, place: Path, name: str) -> None:
     _return_others(voice, place)
     target = voice.with_name(name)
     if target.exists():
-        files.set_aside(target, "earlier")
+        files.move_aside(target, "earlier")
     move(voice, target)
 
 

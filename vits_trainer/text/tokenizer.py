@@ -112,7 +112,7 @@ def build_tokenizer(texts: Iterable[str], language: str | None = None, reads_pho
     return _made(vocabulary, pad_token=BLANK, unk_token=UNKNOWN, language=language, phonemize=reads_phonemes)
 
 
-def extended(tokenizer: VoiceTokenizer, characters: Iterable[str]) -> VoiceTokenizer:
+def with_characters(tokenizer: VoiceTokenizer, characters: Iterable[str]) -> VoiceTokenizer:
     """The same with more characters behind those that it has, whose ids stay."""
     free = 1 + max(tokenizer.encoder.values())  # ids may have gaps
     new = sorted(set(characters) - tokenizer.encoder.keys())

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from vits_trainer.text.tokenizer import VoiceTokenizer
-from vits_trainer.utils.files import write_whole
+from vits_trainer.utils.files import atomic_write
 from vits_trainer.utils.strings import csv_cell
 
 SAMPLE = 2000
@@ -19,7 +19,7 @@ _EXAMPLE_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
-class Missing:
+class MissingCharacter:
     """One character that the vocabulary lacks."""
 
     character: str
@@ -38,7 +38,9 @@ class Missing:
         return f"{self.character!r} {self.count} times ({self.example!r})" if self.count else repr(self.character)
 
 
-def missing_characters(tokenizer: VoiceTokenizer, texts: Iterable[str], at_most: int | None = None) -> list[Missing]:
+def missing_characters(
+    tokenizer: VoiceTokenizer, texts: Iterable[str], at_most: int | None = None
+) -> list[MissingCharacter]:
     """What the vocabulary lacks of ``texts`` as they are read, the most frequent first.
 
     Args:
@@ -56,16 +58,16 @@ def missing_characters(tokenizer: VoiceTokenizer, texts: Iterable[str], at_most:
         counts.update(spoken)
         for character in set(spoken) - examples.keys():
             examples[character] = text[:_EXAMPLE_CHARACTERS]
-    lacking: dict[str, Missing] = {}
+    lacking: dict[str, MissingCharacter] = {}
     for read, count in counts.items():  # character by character, as a whole text takes a millisecond
         for character in set(tokenizer.normalised(read)) - tokenizer.encoder.keys():
             if not character.isspace():
-                before = lacking.get(character, Missing(character, 0, examples[read]))
+                before = lacking.get(character, MissingCharacter(character, 0, examples[read]))
                 lacking[character] = replace(before, count=before.count + count)
     return sorted(lacking.values(), key=lambda missing: (-missing.count, missing.character))
 
 
-def report(missing: Sequence[Missing]) -> list[str]:
+def describe_missing(missing: Sequence[MissingCharacter]) -> list[str]:
     """The same for people: a line for what is lost to the ear and one for the rest, where there is any."""
     lines = []
     spoken = [found for found in missing if found.is_spoken]
@@ -82,7 +84,7 @@ def report(missing: Sequence[Missing]) -> list[str]:
     return lines
 
 
-def write(path: Path, missing: Sequence[Missing]) -> None:
+def write_missing(path: Path, missing: Sequence[MissingCharacter]) -> None:
     """Writes ``path``: character, its name, count, example."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
@@ -90,4 +92,4 @@ def write(path: Path, missing: Sequence[Missing]) -> None:
     for found in missing:
         name = unicodedata.name(found.character, "?")
         writer.writerow((csv_cell(found.character), name, found.count, csv_cell(found.example)))
-    write_whole(path, content.getvalue())
+    atomic_write(path, content.getvalue())

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from vits_trainer.config.serialization import to_dict
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.text.languages import espeak_name
-from vits_trainer.utils.files import write_whole
+from vits_trainer.utils.files import atomic_write
 from vits_trainer.utils.redaction import redacted
 
 CARD = "README.md"
@@ -45,7 +45,7 @@ _OWN_AFFAIRS = (
 
 
 @dataclass(frozen=True)
-class Story:
+class ModelCardInfo:
     """What a card tells of the run that made a voice."""
 
     config: TrainConfig
@@ -64,16 +64,16 @@ class Story:
     run_dir: Path
 
 
-def describe(voice: Path, story: Story) -> None:
+def write_model_card(voice: Path, story: ModelCardInfo) -> None:
     """Writes README.md into an exported voice, and speech of that update's validation as ``sample_<n>.wav``.
 
     Recordings are not among them: they are other people's.
     """
     texts = _take_samples(voice, story)
-    write_whole(voice / CARD, redacted(model_card(story, texts)))
+    atomic_write(voice / CARD, redacted(model_card(story, texts)))
 
 
-def model_card(story: Story, samples: Mapping[str, str] | None = None) -> str:
+def model_card(story: ModelCardInfo, samples: Mapping[str, str] | None = None) -> str:
     """The card: a header that the Hub reads, and what people want to know.
 
     Args:
@@ -98,7 +98,7 @@ def model_card(story: Story, samples: Mapping[str, str] | None = None) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _python(story: Story, name: str) -> str:
+def _python(story: ModelCardInfo, name: str) -> str:
     if story.phonemes_of is None or espeak_name(story.phonemes_of) == espeak_name(None):
         return _PYTHON.format(name=name)
     return _PYTHON_OF_PHONEMES.format(name=name, language=story.phonemes_of)
@@ -124,7 +124,7 @@ def _origin(config: TrainConfig) -> tuple[str | None, str | None]:
     return config.model_name, next((by for of, by in _LICENCES.items() if config.model_name.startswith(of)), None)
 
 
-def _take_samples(voice: Path, story: Story) -> dict[str, str]:
+def _take_samples(voice: Path, story: ModelCardInfo) -> dict[str, str]:
     """Copies speech of the update's validation into the voice: what is said, by path."""
     folder = story.run_dir / "samples" / f"update-{story.update:06}"
     if not (folder / "texts.json").is_file():
@@ -137,7 +137,7 @@ def _take_samples(voice: Path, story: Story) -> dict[str, str]:
     return said
 
 
-def _samples(story: Story, said: Mapping[str, str]) -> str:
+def _samples(story: ModelCardInfo, said: Mapping[str, str]) -> str:
     kind = "that it was trained on" if story.config.validate_on_training_clips else "that it was not trained on"
     lines = [
         f'- {html.escape(text, quote=False)}\n\n  <audio controls src="{path}"></audio> ([{path}]({path}))\n'
@@ -146,7 +146,7 @@ def _samples(story: Story, said: Mapping[str, str]) -> str:
     return "\n".join([f"## Samples\n\nSentences {kind}:\n", *lines]) if said else ""
 
 
-def _data(story: Story) -> str:
+def _data(story: ModelCardInfo) -> str:
     source = story.data.get("source") or {}
     counts = [f"{story.data['accepted']} clips"] if "accepted" in story.data else []
     counts += [f"{story.data['hours']:.2f} hours"] if "hours" in story.data else []
@@ -155,7 +155,7 @@ def _data(story: Story) -> str:
     return f"## Data\n\n{_source(story)}{revision}: {', '.join(counts) or 'not counted'}.\n{_speakers(story)}"
 
 
-def _speakers(story: Story) -> str:
+def _speakers(story: ModelCardInfo) -> str:
     """Names and ids, as a table."""
     if not story.speakers:
         return ""
@@ -171,7 +171,7 @@ def _in_a_cell(words: str) -> str:
     return " ".join(words.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def _made(story: Story, base: str | None, licence: str | None) -> str:
+def _made(story: ModelCardInfo, base: str | None, licence: str | None) -> str:
     if base is None:
         begun = "From scratch."
     else:
@@ -204,14 +204,14 @@ def _settings(config: TrainConfig, base: str | None) -> str:
     return text
 
 
-def _source(story: Story) -> str:
+def _source(story: ModelCardInfo) -> str:
     """Where the clips are from. Of a folder its name alone: the rest tells of somebody's machine."""
     source = story.data.get("source") or {}
     name = str(source.get("dataset") or "YOUR_RECORDINGS")
     return name if source.get("kind") == "hub" else Path(name).name
 
 
-def _figures(story: Story) -> str:
+def _figures(story: ModelCardInfo) -> str:
     found: dict[str, float] = {}
     path = story.run_dir / "metrics.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:

@@ -23,7 +23,7 @@ _PATIENCE_S = 5.0
 
 
 @contextmanager
-def claimed(run_dir: Path) -> Iterator[None]:
+def exclusive_run(run_dir: Path) -> Iterator[None]:
     """Inside, no other run writes to a run's folder, which is made if need be.
 
     A run that is started again waits at its folder of checkpoints until the one before has left. Whoever still meets

@@ -45,7 +45,7 @@ from vits_trainer.evaluation.speech_metrics import ClipScore
 from vits_trainer.tracking.plots import Sample, alignment_picture, mel_picture
 from vits_trainer.tracking.wandb_run import _staging_in, _unless_set, _wandb_mode, clips_table
 from vits_trainer.utils.errors import ConfigError
-from vits_trainer.utils.files import set_aside, sync, write_whole
+from vits_trainer.utils.files import atomic_write, fsync_dir, move_aside
 from vits_trainer.utils.redaction import redacted
 
 logger = logging.getLogger("vits_trainer")
@@ -59,10 +59,10 @@ _ERROR_COLUMNS = ("update", "epoch", "clip", "kind", "message", "stage", "traceb
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run ended."""
 
-    words: str
+    status: str
     """``done``, ``stopped ...`` or ``failed ...``."""
     update: int
     exit_code: int = 0
@@ -91,7 +91,7 @@ class Tracker:
         self.facts = facts
         self.is_main = is_main
         self.resumed_at = resumed_at
-        self.outcome = Outcome("done", 0)
+        self.outcome = RunOutcome("done", 0)
         """What is said of the run in the end, unless it fails."""
         self._metrics: Any = None
         self._run: Any = None
@@ -114,19 +114,19 @@ class Tracker:
             return self
         self.run_dir.mkdir(parents=True, exist_ok=True)
         # First, as their packages may be missing: then nothing of an earlier run has been touched.
-        self._others = [self._other(name) for name in self.config.trackers if name != "wandb"]
+        self._others = [self._accelerate_tracker(name) for name in self.config.trackers if name != "wandb"]
         self._log_handler = logging.FileHandler(self.run_dir / "train.log", encoding="utf-8")
         self._log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("vits_trainer").addHandler(self._log_handler)
         save_config(self.config, self.run_dir / "config.yaml")
         for name in _LOGS:
-            self._forget_what_comes_again(self.run_dir / name)
+            self._truncate_to_resume_point(self.run_dir / name)
         (self.run_dir / "rejected.jsonl").touch()
         self._metrics = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        write_whole(self.run_dir / "facts.json", json.dumps(redacted(dict(self.facts)), indent=1, default=str) + "\n")
+        atomic_write(self.run_dir / "facts.json", json.dumps(redacted(dict(self.facts)), indent=1, default=str) + "\n")
         if "wandb" in self.config.trackers:
             self._start_wandb()
-        self._write_outcome(Outcome("running", 0))
+        self._write_outcome(RunOutcome("running", 0))
         return self
 
     def __exit__(
@@ -136,14 +136,14 @@ class Tracker:
             return
         if error is not None:
             logger.error("The run failed.", exc_info=error if not isinstance(error, SystemExit) else None)
-            self.outcome = Outcome(f"failed: {type(error).__name__}: {error}", self._update, exit_code=1)
-            self.alert("The run failed", self.outcome.words)
+            self.outcome = RunOutcome(f"failed: {type(error).__name__}: {error}", self._update, exit_code=1)
+            self.alert("The run failed", self.outcome.status)
         self._write_outcome(self.outcome)
-        self.summarise({"outcome": redacted(self.outcome.words)})
+        self.update_summary({"outcome": redacted(self.outcome.status)})
         if self._run is not None:
             if self._untold:
                 self._run.log(self._errors_table())
-            if self.outcome.words.startswith("stopped"):
+            if self.outcome.status.startswith("stopped"):
                 self._run.mark_preempting()
             self._run.finish(exit_code=self.outcome.exit_code)
         for other in self._others:
@@ -153,7 +153,7 @@ class Tracker:
         logging.getLogger("vits_trainer").removeHandler(self._log_handler)
         self._log_handler.close()
 
-    def record(
+    def log(
         self,
         update: int,
         epoch: int,
@@ -186,7 +186,7 @@ class Tracker:
         self._metrics.flush()
         media = self._media(update, samples, spec) if spec else {}
         if scores:
-            write_whole(
+            atomic_write(
                 self.run_dir / "worst_clips.json", json.dumps([clip.to_dict() for clip in scores], indent=1) + "\n"
             )
         rows = [(update, found.speaker, found.clips, found.mel) for found in speakers]
@@ -245,7 +245,7 @@ class Tracker:
         with (self.run_dir / "rejected.jsonl").open("a", encoding="utf-8") as file:
             for found in incidents:
                 record = {"update": update, "epoch": epoch, "clip": found.clip, "kind": found.kind}
-                record |= {"message": found.message, "stage": found.stage, "traceback": found.trace}
+                record |= {"message": found.message, "stage": found.stage, "traceback": found.traceback}
                 file.write(json.dumps(record) + "\n")
                 if self._run is not None:
                     self._untold.append(tuple(redacted(list(record.values()))))
@@ -256,7 +256,9 @@ class Tracker:
         if self._told == 1:
             self.alert("The first incident", f"update {update}: {found}")
         if self._told <= _TOLD:
-            logger.warning("update %d  %s  %s%s", update, found.stage, found, f"\n{found.trace}" if found.trace else "")
+            logger.warning(
+                "update %d  %s  %s%s", update, found.stage, found, f"\n{found.traceback}" if found.traceback else ""
+            )
         if self._told == _TOLD:
             logger.warning("More of them are not shown: see %s", self.run_dir / "rejected.jsonl")
 
@@ -265,7 +267,7 @@ class Tracker:
         if self._run is not None:
             self._run.alert(title=title, text=redacted(text)[:2000], level=level)
 
-    def keep_checkpoint(self, place: Path, is_best: bool) -> None:
+    def log_checkpoint_artifact(self, place: Path, is_best: bool) -> None:
         """Sends a checkpoint to Weights & Biases as an artifact, where that is asked for."""
         if self._run is None or not self.config.wandb_checkpoints:
             return
@@ -273,32 +275,32 @@ class Tracker:
         artifact.add_dir(str(place))  # a copy, in the run's folder: the checkpoint may be pruned before it is sent
         self._run.log_artifact(artifact, aliases=["latest", place.name, *(["best"] if is_best else [])])
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Returns once what was recorded would survive a loss of power: before a checkpoint says that it is there."""
         for path in map(self.run_dir.joinpath, _LOGS if self.is_main else ()):
             if path.exists():
-                sync(path)
+                fsync_dir(path)
 
-    def summarise(self, values: Mapping[str, Any]) -> None:
+    def update_summary(self, values: Mapping[str, Any]) -> None:
         """Sets values of the W&B run's summary."""
         if self._run is not None:
             self._run.summary.update(dict(values))
 
-    def _write_outcome(self, outcome: Outcome) -> None:
-        record = {"outcome": outcome.words, "update": outcome.update}
-        write_whole(self.run_dir / "outcome.json", json.dumps(record) + "\n")
+    def _write_outcome(self, outcome: RunOutcome) -> None:
+        record = {"outcome": outcome.status, "update": outcome.update}
+        atomic_write(self.run_dir / "outcome.json", json.dumps(record) + "\n")
 
-    def _forget_what_comes_again(self, path: Path) -> None:
+    def _truncate_to_resume_point(self, path: Path) -> None:
         """Drops the lines behind the checkpoint that a run is resumed from; puts those of an older run aside."""
         if self.resumed_at is None:
             if path.is_file() and path.stat().st_size:
-                set_aside(path, "earlier")
+                move_aside(path, "earlier")
             return
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         # A line that has no end was being written when the run was killed.
         kept = [line for line in lines if line.endswith(b"\n") and _update_of(line) <= self.resumed_at]
         if lines:
-            write_whole(path, b"".join(kept))
+            atomic_write(path, b"".join(kept))
 
     def _start_wandb(self) -> None:
         """Online, a resumed run goes on as the same run. Offline that cannot be: each start is a run of its own, in
@@ -307,7 +309,7 @@ class Tracker:
         path = self.run_dir / "wandb.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self.resumed_at is not None else {}
         first_id, attempt = known.get("id") or secrets.token_hex(4), known.get("attempts", 0) + 1
-        write_whole(path, json.dumps({"id": first_id, "attempts": attempt}) + "\n")
+        atomic_write(path, json.dumps({"id": first_id, "attempts": attempt}) + "\n")
         self._until_the_end.enter_context(_staging_in(self.run_dir))
         self._run = wandb.init(
             project=self.config.wandb_project,
@@ -333,7 +335,7 @@ class Tracker:
             folder = Path(self._run.dir).parent
             logger.info("Weights & Biases: offline, as %s. Sync with: wandb sync %s", reason, folder)
 
-    def _other(self, name: str) -> Any:
+    def _accelerate_tracker(self, name: str) -> Any:
         """One of Accelerate's trackers, started, with its files in the run's folder.
 
         Raises:

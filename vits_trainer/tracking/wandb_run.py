@@ -22,7 +22,7 @@ def clips_table(update: int, clips: Sequence[ClipScore]) -> Any:
     names = sorted({name for clip in clips for name in clip.figures})
     table = wandb.Table(columns=["update", "clip", "text", "heard", *names])
     for clip in clips:
-        table.add_data(update, clip.clip, clip.text, clip.heard or "", *(clip.figures.get(name) for name in names))
+        table.add_data(update, clip.clip, clip.text, clip.transcript or "", *(clip.figures.get(name) for name in names))
     return table
 
 

@@ -19,9 +19,9 @@ from transformers.utils.hub import extract_commit_hash
 
 from vits_trainer.config.serialization import flatten, to_dict
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.data.dataset import Clip, ClipReader
-from vits_trainer.data.prepared import PreparedSet
-from vits_trainer.data.streaming import StreamedSet, StreamReader
+from vits_trainer.data.dataset import Clip, PreparedClipDataset
+from vits_trainer.data.prepared import PreparedData
+from vits_trainer.data.streaming import ShardedData, StreamingClipDataset
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.stragglers import runs
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE
@@ -64,7 +64,7 @@ _MOST_NAMED = 3
 _TEXT_CHARACTERS = 60
 
 
-def require_same_run(config: TrainConfig, prepared: PreparedSet | StreamedSet, runtime: Runtime) -> None:
+def require_same_run(config: TrainConfig, prepared: PreparedData | ShardedData, runtime: Runtime) -> None:
     """Compares settings and versions, then names, sizes and texts of the clips. Runs on every rank.
 
     Raises:
@@ -94,7 +94,7 @@ def require_same_start(config: TrainConfig, resume_from: Path | None, runtime: R
         _require_same(runtime, _start(config, resume_from), "Copy the voice or the checkpoint to all machines again.")
 
 
-def require_same_recordings(reader: ClipReader | StreamReader, seed: int, runtime: Runtime) -> None:
+def require_same_recordings(reader: PreparedClipDataset | StreamingClipDataset, seed: int, runtime: Runtime) -> None:
     """Compares the contents of some clips that are drawn by the seed. Runs on every rank.
 
     Raises:
@@ -110,7 +110,7 @@ def require_same_recordings(reader: ClipReader | StreamReader, seed: int, runtim
         if time.monotonic() - began > SAMPLE_S:
             break
     # The order is the same everywhere: a rank with a slow disk got less far in it.
-    common = min(runtime.gather(len(own)))
+    common = min(runtime.all_gather_object(len(own)))
     _require_same_entries(lambda: list(own.items())[:common], {}, "recordings", runtime)
 
 
@@ -133,7 +133,7 @@ def differences(found: Sequence[Mapping[str, object]]) -> list[str]:
 
 def _require_same(runtime: Runtime, facts: Mapping[str, object], remedy: str) -> None:
     """Raises :class:`UnequalRanksError` unless ``facts`` are the same everywhere. Runs on every rank."""
-    words = differences(runtime.gather(facts))
+    words = differences(runtime.all_gather_object(facts))
     if words:
         more = f"; and {len(words) - _MOST_TOLD} more" if len(words) > _MOST_TOLD else ""
         raise UnequalRanksError(f"The ranks are not the same. {'; '.join(words[:_MOST_TOLD])}{more}. {remedy}")
@@ -151,10 +151,10 @@ def _versions() -> dict[str, str]:
     return {f"version of {name}": number for name, number in found.items()}
 
 
-def _require_same_clips(prepared: PreparedSet | StreamedSet, runtime: Runtime) -> None:
+def _require_same_clips(prepared: PreparedData | ShardedData, runtime: Runtime) -> None:
     """Compares everything that is known of clips without reading them. Runs on every rank."""
     facts = {
-        "clips": prepared.clips if isinstance(prepared, StreamedSet) else len(prepared.rows),
+        "clips": prepared.clips if isinstance(prepared, ShardedData) else len(prepared.rows),
         "sampling rate": prepared.sampling_rate,
         "speakers in dataset.json": _digest(prepared.summary.get("speaker_clips")),
         "characters in dataset.json": prepared.summary.get("characters"),
@@ -162,9 +162,9 @@ def _require_same_clips(prepared: PreparedSet | StreamedSet, runtime: Runtime) -
     _require_same_entries(lambda: _entries(prepared), facts, "clips", runtime)
 
 
-def _entries(prepared: PreparedSet | StreamedSet) -> Iterator[tuple[str, str]]:
+def _entries(prepared: PreparedData | ShardedData) -> Iterator[tuple[str, str]]:
     """Each clip, or shard of a stream, and what is known of it."""
-    if isinstance(prepared, StreamedSet):
+    if isinstance(prepared, ShardedData):
         for record in prepared.shards.records:
             groups = f"{record.clips} clips in row groups {_digest(record.groups)}"
             yield record.name, f"{record.bytes} bytes, SHA-256 {record.sha256[:12]}, {groups}, {record.longest_samples}"
@@ -189,12 +189,12 @@ def _require_same_entries(
     for entry in entries():
         digest.update(repr(entry).encode())
     order = digest.hexdigest()[:12]
-    if not differences(runtime.gather({**facts, "": order})):
+    if not differences(runtime.all_gather_object({**facts, "": order})):
         return
     own = dict(entries())
-    theirs = runtime.from_main(lambda: own)
+    theirs = runtime.on_main_then_broadcast(lambda: own)
     unlike = [name for name in dict.fromkeys((*theirs, *own)) if own.get(name) != theirs.get(name)]
-    told = runtime.gather(unlike[:_MOST_NAMED])
+    told = runtime.all_gather_object(unlike[:_MOST_NAMED])
     named = list(dict.fromkeys(name for names in told for name in names))[: 2 * _MOST_NAMED]
     counts = {f"{what} unlike rank 0's": f"{len(unlike)} of {len(theirs)}"}
     values = {name: own.get(name, "missing") for name in named}
@@ -237,11 +237,11 @@ def _commit(voice: str) -> str:
     return extract_commit_hash(path, None) or "missing"
 
 
-def _sample(reader: ClipReader | StreamReader, seed: int) -> Iterator[tuple[str, str]]:
+def _sample(reader: PreparedClipDataset | StreamingClipDataset, seed: int) -> Iterator[tuple[str, str]]:
     """Names and digests of clips, or row groups of a stream, in an order that is the same on every rank."""
     prepared = reader.prepared
     draw = np.random.default_rng(seed)
-    if isinstance(prepared, StreamedSet):
+    if isinstance(prepared, ShardedData):
         for group in draw.choice(len(prepared.groups), min(SAMPLED_GROUPS, len(prepared.groups)), replace=False):
             record, number = prepared.shards.place(group)
             columns = prepared.shards.read(group).select(["clip", "audio", "text", "speaker"]).to_pydict()

@@ -37,22 +37,22 @@ from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.models.discriminator import Discriminator, save_discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.models.pretrained import state_on_cpu
-from vits_trainer.training.meter import SavedMeans
-from vits_trainer.training.optim import AVERAGED_UPDATES, Average, Learner
+from vits_trainer.training.meter import DeviceMeansState
+from vits_trainer.training.optim import AVERAGED_UPDATES, Ema, NetworkOptimizer
 from vits_trainer.utils.errors import CheckpointError, SavingError
 from vits_trainer.utils.files import (
     MARKER,
     Kind,
+    atomic_write,
     claim,
+    fsync_dir,
     is_ours,
     mark,
     move,
+    move_aside,
     remove,
-    set_aside,
     sha256,
-    sync,
     sync_tree,
-    write_whole,
 )
 from vits_trainer.utils.finite_weights import require_finite, weights_of
 
@@ -71,7 +71,7 @@ CHECKPOINT = Kind(
     lambda folder: (folder / "voice/config.json").is_file(),
 )
 """Or what becomes one, under a temporary name."""
-_FORMAT = 4
+_FORMAT = 5
 _PATIENCE_S = 60
 _EARLIER = "Take an earlier checkpoint: --resume_from_checkpoint and its path."
 
@@ -105,29 +105,29 @@ class TrainState:
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class RunFingerprint:
     """What a resumed run is compared by with the one that wrote the checkpoint."""
 
-    fixed: Mapping[str, Any]
+    must_match: Mapping[str, Any]
     """Must be equal: the order of clips and the sense of the weights depend on it."""
-    free: Mapping[str, Any]
+    may_change: Mapping[str, Any]
     """May change; what did is said."""
     launch: str
     """Of the launcher that started the run: those that it starts anew may resume unasked."""
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run, in one folder."""
 
     def __init__(
-        self, directory: Path, keep: int, runtime: Runtime, circumstances: Circumstances, config: TrainConfig
+        self, directory: Path, keep: int, runtime: Runtime, fingerprint: RunFingerprint, config: TrainConfig
     ) -> None:
         self.directory = directory
         self.keep = keep
         self.runtime = runtime
-        self.circumstances = circumstances
+        self.fingerprint = fingerprint
         self.config = config
-        self.took_s = 0.0
+        self.last_save_s = 0.0
         """How long the last save took."""
 
     def save(
@@ -135,10 +135,10 @@ class Checkpoints:
         state: TrainState,
         generator: Generator,
         discriminator: Discriminator | None,
-        learners: list[Learner],
+        learners: list[NetworkOptimizer],
         tokenizer: VitsTokenizer,
         plan: Mapping[str, int],
-        losses: SavedMeans,
+        losses: DeviceMeansState,
     ) -> Path:
         """Writes ``checkpoint-<update>`` under a temporary name, renames it, then prunes. Runs on every rank.
 
@@ -155,15 +155,15 @@ class Checkpoints:
             SavingError: it cannot be written, or a weight is not finite.
         """
         began = time.perf_counter()
-        circumstances = asdict(self.circumstances)
-        circumstances["free"]["cpu_threads"] = torch.get_num_threads()
+        fingerprint = asdict(self.fingerprint)
+        fingerprint["may_change"]["cpu_threads"] = torch.get_num_threads()
         record = {
             "format": _FORMAT,
             "state": asdict(state),
             "plan": dict(plan),
-            "circumstances": circumstances,
+            "fingerprint": fingerprint,
             "scales": {learner.name: learner.scaler.state_dict() for learner in learners},
-            "losses": self.runtime.gather(losses),
+            "losses": self.runtime.all_gather_object(losses),
         }
 
         def write() -> Path:
@@ -176,32 +176,36 @@ class Checkpoints:
             write_networks(temporary, generator, discriminator, tokenizer, self.config)
             for learner in learners:
                 save_file(_optimizer_state(learner), temporary / f"optimizer_{learner.name}.safetensors")
-                if learner.average is not None:
-                    save_file(_on_cpu(learner.average.state_dict()), temporary / _AVERAGE)
+                if learner.ema is not None:
+                    save_file(_on_cpu(learner.ema.state_dict()), temporary / _AVERAGE)
             (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
             sync_tree(temporary)
-            write_whole(temporary / MANIFEST, _manifest(temporary))
+            atomic_write(temporary / MANIFEST, _manifest(temporary))
             if place.exists():
-                logger.warning("%s is in the way: moved to %s.", place, set_aside(place, "set-aside").name)
+                logger.warning("%s is in the way: moved to %s.", place, move_aside(place, "set-aside").name)
             move(temporary, place)
-            sync(self.directory)
+            fsync_dir(self.directory)
             self._prune(place)
             return place
 
         try:
-            return self.runtime.from_main(write)
+            return self.runtime.on_main_then_broadcast(write)
         except (OSError, SafetensorError) as error:
             raise SavingError(
                 f"{self.directory}: checkpoint-{state.update} could not be written ({error}). The ones before are as "
                 "they were: make room, then go on with --resume_from_checkpoint latest."
             ) from error
         finally:
-            self.took_s = time.perf_counter() - began
+            self.last_save_s = time.perf_counter() - began
 
     def restore(
-        self, place: Path, generator: Generator, discriminator: Discriminator | None, learners: list[Learner]
-    ) -> tuple[TrainState, list[SavedMeans]]:
-        """Puts weights, optimisers and scalers back where ``place`` left them.
+        self,
+        checkpoint_dir: Path,
+        generator: Generator,
+        discriminator: Discriminator | None,
+        learners: list[NetworkOptimizer],
+    ) -> tuple[TrainState, list[DeviceMeansState]]:
+        """Puts weights, optimisers and scalers back where ``checkpoint_dir`` left them.
 
         Returns:
             How far the run had come, and each rank's losses since the last logging point.
@@ -210,29 +214,34 @@ class Checkpoints:
             CheckpointError: it cannot be read, or is of another run or other networks.
             ModelError: a weight or a moment is not finite.
         """
-        record = read_record(place)
+        record = read_record(checkpoint_dir)
         try:
-            load_networks(place, generator.model, discriminator)
+            load_networks(checkpoint_dir, generator.model, discriminator)
             for learner in learners:
-                _load_optimizer_state(learner, _finite(place / f"optimizer_{learner.name}.safetensors"))
+                _load_optimizer_state(learner, _finite(checkpoint_dir / f"optimizer_{learner.name}.safetensors"))
                 learner.scaler.load_state_dict(record["scales"][learner.name])
-                if learner.average is not None:
-                    _restore_average(place, learner.average)
+                if learner.ema is not None:
+                    _restore_average(checkpoint_dir, learner.ema)
             return TrainState(**record["state"]), record["losses"]
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{place} cannot be read ({error}). Resume from another checkpoint.") from error
+            raise CheckpointError(
+                f"{checkpoint_dir} cannot be read ({error}). Resume from another checkpoint."
+            ) from error
 
     @staticmethod
     def _require_finite(
-        place: Path, generator: Generator, discriminator: Discriminator | None, learners: list[Learner]
+        checkpoint_dir: Path,
+        generator: Generator,
+        discriminator: Discriminator | None,
+        learners: list[NetworkOptimizer],
     ) -> None:
         """Refuses to write what could not be resumed: it would push out checkpoints that can."""
         parts = [weights_of(generator.model)] + ([] if discriminator is None else [weights_of(discriminator)])
         parts += [_moments(learner) for learner in learners]
-        parts += [learner.average.state_dict() for learner in learners if learner.average is not None]
+        parts += [learner.ema.state_dict() for learner in learners if learner.ema is not None]
         remedy = "It was not written, and those before are as they were: go on from one with a lower --learning_rate."
         for part in parts:
-            require_finite(part, place, remedy, SavingError)
+            require_finite(part, checkpoint_dir, remedy, SavingError)
 
     def clear_temporary(self) -> None:
         """Removes what an interrupted save left behind; what is somebody else's there is put aside."""
@@ -240,18 +249,18 @@ class Checkpoints:
             if is_ours(path, CHECKPOINT):
                 remove(path, CHECKPOINT)
             if path.exists():
-                logger.warning("%s is in the way: moved to %s.", path, set_aside(path, "set-aside").name)
+                logger.warning("%s is in the way: moved to %s.", path, move_aside(path, "set-aside").name)
 
     def _prune(self, written: Path) -> None:
         """Deletes all but the newest ``keep`` and the best; ``written`` was the last of them to be made whole."""
-        scores = {place: score for place in newest_first(self.directory) if (score := _score(place)) is not None}
+        scores = {place: score for place in list_newest_first(self.directory) if (score := _score(place)) is not None}
         metric = self.config.best_metric
         sign = -1 if metric in HIGHER_IS_BETTER else 1
         best = min(scores, key=lambda place: sign * scores[place], default=None)
         if best is not None:
             pointer = {"checkpoint": best.name, f"validation/{metric}": scores[best]}
-            write_whole(self.directory / BEST, json.dumps(pointer, indent=1) + "\n")
-        for place in newest_first(self.directory)[self.keep :] if self.keep else []:
+            atomic_write(self.directory / BEST, json.dumps(pointer, indent=1) + "\n")
+        for place in list_newest_first(self.directory)[self.keep :] if self.keep else []:
             if place not in (best, written) and is_ours(place, CHECKPOINT):  # other trainers name theirs alike
                 remove(place, CHECKPOINT)
 
@@ -273,15 +282,15 @@ def write_networks(
     save_config(config, folder / "config.yaml")
 
 
-def load_networks(place: Path, model: VitsModel, discriminator: Discriminator | None) -> None:
+def load_networks(checkpoint_dir: Path, model: VitsModel, discriminator: Discriminator | None) -> None:
     """Puts a checkpoint's weights into networks in training form. Raises as safetensors and ``load_state_dict`` do.
 
     Raises:
         ModelError: a weight is not finite.
     """
-    model.load_state_dict(_finite(place / "generator.safetensors"))
+    model.load_state_dict(_finite(checkpoint_dir / "generator.safetensors"))
     if discriminator is not None:
-        discriminator.load_state_dict(_finite(place / "discriminator.safetensors"))
+        discriminator.load_state_dict(_finite(checkpoint_dir / "discriminator.safetensors"))
 
 
 def _finite(path: Path) -> dict[str, Tensor]:
@@ -290,27 +299,27 @@ def _finite(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_average(place: Path, model: VitsModel) -> None:
+def load_average(checkpoint_dir: Path, model: VitsModel) -> None:
     """Puts a checkpoint's averages into a voice in training form that has its weights: the voice as it is exported.
 
     Does nothing where the run kept none. Raises as safetensors does, and ModelError where one is not finite.
     """
-    if (place / _AVERAGE).is_file():
-        averages = _finite(place / _AVERAGE)
+    if (checkpoint_dir / _AVERAGE).is_file():
+        averages = _finite(checkpoint_dir / _AVERAGE)
         averages.pop(AVERAGED_UPDATES)
         model.load_state_dict(averages, strict=False)
 
 
-def _restore_average(place: Path, average: Average) -> None:
-    if (place / _AVERAGE).is_file():
-        average.load_state_dict(_finite(place / _AVERAGE))
+def _restore_average(checkpoint_dir: Path, average: Ema) -> None:
+    if (checkpoint_dir / _AVERAGE).is_file():
+        average.load_state_dict(_finite(checkpoint_dir / _AVERAGE))
     else:
         average.restart()
-        logger.warning("%s holds no average of the weights: it begins with those of that update.", place)
+        logger.warning("%s holds no average of the weights: it begins with those of that update.", checkpoint_dir)
 
 
 @contextmanager
-def claimed(directory: Path) -> Iterator[None]:
+def exclusive_lock(directory: Path) -> Iterator[None]:
     """Inside, no other run writes to the folder of checkpoints.
 
     Raises:
@@ -332,65 +341,67 @@ def claimed(directory: Path) -> Iterator[None]:
         yield
 
 
-def newest_first(directory: Path) -> list[Path]:
+def list_newest_first(directory: Path) -> list[Path]:
     """The checkpoints in ``directory``."""
     found = [path for path in directory.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=update_of, reverse=True)
 
 
-def verify(place: Path) -> None:
+def verify(checkpoint_dir: Path) -> None:
     """Raises :class:`CheckpointError` unless every file of the checkpoint is there as it was written."""
-    path = place / MANIFEST
+    path = checkpoint_dir / MANIFEST
     try:
         files: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["files"]
         for name, written in files.items():
-            size_bytes = (place / name).stat().st_size
+            size_bytes = (checkpoint_dir / name).stat().st_size
             if size_bytes != written["bytes"]:
-                raise _damaged(place, f"{name} has {size_bytes} bytes, not {written['bytes']}")
-            if sha256(place / name) != written["sha256"]:
-                raise _damaged(place, f"the content of {name} is not what was written (SHA-256)")
+                raise _damaged(checkpoint_dir, f"{name} has {size_bytes} bytes, not {written['bytes']}")
+            if sha256(checkpoint_dir / name) != written["sha256"]:
+                raise _damaged(checkpoint_dir, f"the content of {name} is not what was written (SHA-256)")
     except FileNotFoundError as error:
-        if not (place / "state.json").is_file():
+        if not (checkpoint_dir / "state.json").is_file():
             raise CheckpointError(
-                f"{place} is no checkpoint (it has no state.json). Give a checkpoint-<update> folder."
+                f"{checkpoint_dir} is no checkpoint (it has no state.json). Give a checkpoint-<update> folder."
             ) from error
-        raise _damaged(place, f"{Path(str(error.filename)).name} is missing") from error
+        raise _damaged(checkpoint_dir, f"{Path(str(error.filename)).name} is missing") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(place, f"{path.name} cannot be read ({error})") from error
+        raise _damaged(checkpoint_dir, f"{path.name} cannot be read ({error})") from error
 
 
-def read_record(place: Path) -> dict[str, Any]:
+def read_record(checkpoint_dir: Path) -> dict[str, Any]:
     """state.json of a checkpoint.
 
     Raises:
         CheckpointError: it cannot be read, or is of an older kind.
     """
     try:
-        record: dict[str, Any] = json.loads((place / "state.json").read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((checkpoint_dir / "state.json").read_text(encoding="utf-8"))
         written = record.get("format")
     except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{place}: state.json cannot be read ({error}). Resume from another one.") from error
+        raise CheckpointError(
+            f"{checkpoint_dir}: state.json cannot be read ({error}). Resume from another one."
+        ) from error
     if written != _FORMAT:
         raise CheckpointError(
-            f"{place} was written by another version of vits_trainer (format {written}, now {_FORMAT}). Resume with "
-            "that version, or start a new run."
+            f"{checkpoint_dir} was written by another version of vits_trainer (format {written}, now {_FORMAT}). "
+            "Resume with that version, or start a new run."
         )
     return record
 
 
-def _damaged(place: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{place} is damaged: {what}.")
+def _damaged(checkpoint_dir: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{checkpoint_dir} is damaged: {what}.")
 
 
-def update_of(place: Path) -> int:
+def update_of(checkpoint_dir: Path) -> int:
     """The update in a checkpoint's name."""
-    return int(place.name.partition("-")[2])
+    return int(checkpoint_dir.name.partition("-")[2])
 
 
-def _score(place: Path) -> float | None:
+def _score(checkpoint_dir: Path) -> float | None:
     """The best metric's value, where it was validated."""
     try:
-        score: float | None = read_record(place)["state"]["score"]
+        score: float | None = read_record(checkpoint_dir)["state"]["score"]
     except CheckpointError:  # damaged: named when someone wants to resume from it
         return None
     return score
@@ -405,17 +416,17 @@ def _manifest(directory: Path) -> str:
     return json.dumps({"files": files}, indent=1)
 
 
-def _named_parameters(learner: Learner) -> list[tuple[str, nn.Parameter]]:
+def _named_parameters(learner: NetworkOptimizer) -> list[tuple[str, nn.Parameter]]:
     """The parameters that the optimiser moves, in its order, by the same names however many processes there are."""
     parameters = learner.network.named_parameters()
     return [(name.removeprefix("module."), p) for name, p in parameters if p.requires_grad]
 
 
-def _optimizer_state(learner: Learner) -> dict[str, Tensor]:
+def _optimizer_state(learner: NetworkOptimizer) -> dict[str, Tensor]:
     return _on_cpu(_moments(learner))
 
 
-def _moments(learner: Learner) -> dict[str, Tensor]:
+def _moments(learner: NetworkOptimizer) -> dict[str, Tensor]:
     state = learner.optimizer.state
     return {
         f"{name}/{slot}": value
@@ -428,7 +439,7 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _load_optimizer_state(learner: Learner, tensors: dict[str, Tensor]) -> None:
+def _load_optimizer_state(learner: NetworkOptimizer, tensors: dict[str, Tensor]) -> None:
     slots = {key.rpartition("/")[2] for key in tensors}
     states = {
         index: {slot: tensors[f"{name}/{slot}"] for slot in slots}

@@ -8,7 +8,7 @@ from vits_trainer.training.checkpoint import TrainState
 
 
 @dataclass(frozen=True)
-class Selection:
+class BestCheckpointTracker:
     """By one figure of the validations; what it has seen stands in the run's state, so that a resumed run goes on."""
 
     metric: str
@@ -16,7 +16,7 @@ class Selection:
     patience: int
     """Validations in a row without a better one that end the run; 0 = none do."""
 
-    def heed(self, state: TrainState, found: Mapping[str, float]) -> list[str]:
+    def update(self, state: TrainState, found: Mapping[str, float]) -> list[str]:
         """Takes in the validation of the state's update; before the first update it is what to compare with.
 
         Returns:
@@ -39,7 +39,7 @@ class Selection:
             return [f"validation/{self.metric} is {value:.4f} at update {state.update}, {before}"]
         return []
 
-    def is_over(self, state: TrainState) -> bool:
+    def should_stop(self, state: TrainState) -> bool:
         """Whether there has been nothing better for long enough."""
         return bool(self.patience) and state.validations_since_best >= self.patience
 

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from vits_trainer.data.dataset import Batch
 from vits_trainer.distributed.runtime import Runtime
-from vits_trainer.distributed.stragglers import AloneTime, Share, scalars
+from vits_trainer.distributed.stragglers import ComputeTimer, RankTiming, scalars
 
 
-class SavedMeans(TypedDict):
-    """What a checkpoint keeps of :class:`RunningMeans`."""
+class DeviceMeansState(TypedDict):
+    """What a checkpoint keeps of :class:`DeviceMeans`."""
 
     sums: dict[str, float]
     weights: dict[str, float]
 
 
-class RunningMeans:
+class DeviceMeans:
     """Means over updates of named values, weighted, since the last reset; each rank contributes a share of both."""
 
     def __init__(self, world_size: int = 1) -> None:
@@ -63,13 +63,13 @@ class RunningMeans:
         self._sums.clear()
         self._weights.clear()
 
-    def save(self) -> SavedMeans:
+    def save(self) -> DeviceMeansState:
         """This rank's sums so far, exactly. A CPU-GPU sync point."""
         sums, weights = self.sums().tolist()
         names = self.names()
         return {"sums": dict(zip(names, sums, strict=True)), "weights": dict(zip(names, weights, strict=True))}
 
-    def restore(self, saved: Sequence[SavedMeans], device: torch.device) -> None:
+    def restore(self, saved: Sequence[DeviceMeansState], device: torch.device) -> None:
         """Takes up what :meth:`save` gave, of one rank, or of several to be added up."""
         self.reset()
         for one in saved:
@@ -83,28 +83,28 @@ class RunningMeans:
         self._weights[name] = self._weights[name] + weight if known else weight
 
 
-class Meter:
+class TrainingMetrics:
     """Nothing that is added leaves the device before :meth:`read`."""
 
-    def __init__(self, runtime: Runtime, alone: AloneTime) -> None:
+    def __init__(self, runtime: Runtime, compute_timer: ComputeTimer) -> None:
         """Args:
         runtime: the ranks.
-        alone: of this rank, running in its updates.
+        compute_timer: of this rank, running in its updates.
         """
         self.runtime = runtime
-        self.alone = alone
-        self.means = RunningMeans(runtime.world_size)
+        self.compute_timer = compute_timer
+        self.means = DeviceMeans(runtime.world_size)
         self.seconds_per_update = 0.0
         self.slowest_update_s = 0.0
         """Of all since the start, with what it waited for clips."""
-        self.shares: list[Share] = []
+        self.shares: list[RankTiming] = []
         """Of each rank, in what was read last."""
         self._all_updates, self._all_paused_s = 0, 0.0
         """Since the start."""
         self._asked = time.perf_counter()
         self._restart()
 
-    def timed(self, updates: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+    def time_data_wait(self, updates: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
         """Passes updates through, measuring how long they kept the loop waiting."""
         self._restart()
         while True:
@@ -132,7 +132,7 @@ class Meter:
         self.slowest_update_s = max(self.slowest_update_s, time.perf_counter() - self._asked)
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def excluded_from_throughput(self) -> Iterator[None]:
         """What happens inside (validating, saving) is left out of the throughput."""
         began = time.perf_counter()
         yield
@@ -142,11 +142,13 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """Scalars over all ranks since the last call. Runs on every rank. A CPU-GPU sync point."""
-        found = self.means.means(self.runtime.sum(self.means.sums()))
+        found = self.means.means(self.runtime.all_reduce_sum(self.means.sums()))
         elapsed_s = time.perf_counter() - self._started - self._paused_s
         updates = max(self._updates, 1)
-        share = Share(updates, self._own_clips, self._audio_s, elapsed_s, self._waited_s, self.alone.read())
-        self.shares = self.runtime.gather(share)
+        share = RankTiming(
+            updates, self._own_clips, self._audio_s, elapsed_s, self._waited_s, self.compute_timer.read()
+        )
+        self.shares = self.runtime.all_gather_object(share)
         self._all_updates += self._updates
         self.seconds_per_update = elapsed_s / updates
         found |= {
@@ -160,18 +162,18 @@ class Meter:
         self._restart()
         return found
 
-    def left_s(self, updates: int) -> float:
+    def eta_s(self, updates: int) -> float:
         """Seconds that so many updates will take: as the last ones did, and with pauses as there were so far."""
         return updates * (self.seconds_per_update + self._all_paused_s / max(self._all_updates, 1))
 
-    def save(self) -> SavedMeans:
+    def save(self) -> DeviceMeansState:
         """This rank's losses since the last logging point: a resumed run goes on with them."""
         return self.means.save()
 
-    def restore(self, saved: Sequence[SavedMeans]) -> None:
+    def restore(self, saved: Sequence[DeviceMeansState]) -> None:
         """Takes up what :meth:`save` gave on each rank of the run before; as many ranks or not."""
         mine = saved[self.runtime.rank :][:1] if len(saved) == self.runtime.world_size else saved
-        if len(saved) != self.runtime.world_size and not self.runtime.is_main:
+        if len(saved) != self.runtime.world_size and not self.runtime.is_main_process:
             nothing = dict.fromkeys(saved[0]["sums"], 0.0)
             mine = [{"sums": nothing, "weights": nothing}]
         self.means.restore(mine, self.runtime.device)
@@ -189,7 +191,7 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """For people: ``40 s``, ``12 min`` or ``3.4 h``."""
     if seconds < 100:
         return f"{seconds:.0f} s"

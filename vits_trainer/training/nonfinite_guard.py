@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.data.clip_accounting import Accounts, Incident
+from vits_trainer.data.clip_accounting import ClipAccounting, Incident
 from vits_trainer.data.dataset import Batch
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.tracking.tracker import Tracker
@@ -58,7 +58,7 @@ class _Report(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Pending:
+class _PendingReadback:
     """One update whose values are on their way to the host."""
 
     update: int
@@ -72,7 +72,7 @@ class _Pending:
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _StepResult:
     """The same, arrived."""
 
     update: int
@@ -104,14 +104,14 @@ class _Reading:
         ]
 
 
-class Watch:
+class NonFiniteGuard:
     """Keeps account of the clips, reads the verdicts, tells what went wrong, and ends a run where it is too much."""
 
     def __init__(
         self,
         config: TrainConfig,
         runtime: Runtime,
-        accounts: Accounts,
+        accounts: ClipAccounting,
         tracker: Tracker,
         keep_networks: Callable[[Path], None],
     ) -> None:
@@ -120,8 +120,8 @@ class Watch:
         self.accounts = accounts
         self.tracker = tracker
         self.keep_networks = keep_networks
-        self._pending: deque[_Pending] = deque()
-        self._due: list[_Reading] = []
+        self._pending: deque[_PendingReadback] = deque()
+        self._due: list[_StepResult] = []
         self._overflows_in_a_row = 0
 
     def add(self, update: int, clips: int, batches: Sequence[Batch], found: Sequence[Mapping[str, Tensor]]) -> None:
@@ -139,16 +139,18 @@ class Watch:
         arrived = torch.cuda.Event() if own.is_cuda else None  # type: ignore[no-untyped-call]
         if arrived is not None:
             arrived.record()
-        self._pending.append(_Pending(update, clips, batches, [list(names) for names in found], values, arrived))
-        self.accounts.take((clip for batch in batches for clip in batch.clip_ids), ())
+        self._pending.append(
+            _PendingReadback(update, clips, batches, [list(names) for names in found], values, arrived)
+        )
+        self.accounts.count((clip for batch in batches for clip in batch.clip_ids), ())
 
-    def incidents(self, update: Sequence[Batch]) -> int:
+    def count_pending(self, update: Sequence[Batch]) -> int:
         """How much this rank has to tell before ``update``: of its clips, and of the updates that are due."""
         self._due += self._arrived(leave=LAG_UPDATES)
         return sum(len(batch.rejections) for batch in update) + sum(not reading.is_finite for reading in self._due)
 
-    def heed(self, update: Sequence[Batch], state: TrainState, any_rank: bool) -> None:
-        """Takes up what :meth:`incidents` counted. Runs on every rank.
+    def handle_reports(self, update: Sequence[Batch], state: TrainState, any_rank: bool) -> None:
+        """Takes up what :meth:`count_pending` counted. Runs on every rank.
 
         Args:
             update: the one to come.
@@ -162,23 +164,23 @@ class Watch:
         readings, self._due = self._due, []
         own = [rejection for batch in update for rejection in batch.rejections]
         reports = [report for reading in readings if (report := self._report(reading))]
-        told = self.runtime.gather((own, reports)) if any_rank else []
+        told = self.runtime.all_gather_object((own, reports)) if any_rank else []
         for reading in readings:
-            self._judge(reading, [r for _, found in told for r in found if r.update == reading.update], state)
+            self._handle_result(reading, [r for _, found in told for r in found if r.update == reading.update], state)
         # A clip may come several times an epoch, even in one update: it is told of once.
         fresh = {found.clip: found for founds, _ in told for found in founds if not self.accounts.knows(found.clip)}
         if fresh:
-            self._reject(list(fresh.values()), state.update + 1, update[0].place.epoch, state)
+            self._reject(list(fresh.values()), state.update + 1, update[0].spec.epoch, state)
         # Not before: if that ends the run, they come again when it goes on.
-        self.accounts.take((), (rejection.clip for rejection in own))
+        self.accounts.count((), (rejection.clip for rejection in own))
 
-    def settle(self, state: TrainState) -> None:
+    def flush(self, state: TrainState) -> None:
         """Waits for all verdicts that are out, and takes them up. Runs on every rank. A CPU-GPU sync point."""
         self._due += self._arrived(leave=0)
         own = sum(not reading.is_finite for reading in self._due)
-        self.heed((), state, any_rank=self.runtime.sum(torch.tensor([own])).item() > 0)
+        self.handle_reports((), state, any_rank=self.runtime.all_reduce_sum(torch.tensor([own])).item() > 0)
 
-    def held_out(self, rejections: Sequence[Incident], state: TrainState) -> None:
+    def reject_validation_clips(self, rejections: Sequence[Incident], state: TrainState) -> None:
         """Takes up what validation cannot use, the same on every rank; what is known is not told again."""
         fresh = [rejection for rejection in rejections if not self.accounts.knows(rejection.clip)]
         if fresh:
@@ -191,7 +193,7 @@ class Watch:
             AccountingError: they do not.
             TooManyRejectedError: none was trained on.
         """
-        return self.accounts.close(epoch, self._totals(), not_reached)
+        return self.accounts.finish_epoch(epoch, self._totals(), not_reached)
 
     @staticmethod
     def require_trained(state: TrainState) -> None:
@@ -213,10 +215,10 @@ class Watch:
         return self.accounts.save(self._totals())
 
     def _totals(self) -> NDArray[np.int32]:
-        totals: NDArray[np.int32] = self.runtime.sum(torch.from_numpy(self.accounts.own())).numpy()
+        totals: NDArray[np.int32] = self.runtime.all_reduce_sum(torch.from_numpy(self.accounts.counts())).numpy()
         return totals
 
-    def _arrived(self, leave: int) -> list[_Reading]:
+    def _arrived(self, leave: int) -> list[_StepResult]:
         readings = []
         while len(self._pending) > leave:
             pending = self._pending.popleft()
@@ -224,7 +226,7 @@ class Watch:
                 pending.arrived.synchronize()
             rest = iter(pending.values.tolist())
             values = [{name: next(rest) for name in names} for names in pending.names]
-            readings.append(_Reading(pending.update, pending.clips, pending.batches, values))
+            readings.append(_StepResult(pending.update, pending.clips, pending.batches, values))
         return readings
 
     def _reject(self, rejections: Sequence[Incident], update: int, epoch: int, state: TrainState) -> None:
@@ -232,23 +234,23 @@ class Watch:
         self.accounts.reject(rejections)
         state.clips_rejected += len(rejections)
 
-    def _judge(self, reading: _Reading, reports: Sequence[_Report], state: TrainState) -> None:
+    def _handle_result(self, reading: _StepResult, reports: Sequence[_Report], state: TrainState) -> None:
         """Counts one update, the same on every rank, and tells of it."""
-        self._take_back(reading, state)
+        self._reclassify_as_masked(reading, state)
         if not reports:
             state.nonfinite_in_a_row = state.nonfinite_in_a_row if reading.masked else 0
             return
-        if self.runtime.is_main and reports[0].file:
-            self.keep_networks(self._place(reading.update))
+        if self.runtime.is_main_process and reports[0].file:
+            self.keep_networks(self._batches_file(reading.update))
         state.updates_nonfinite += 1
         state.nonfinite_in_a_row += 1
         # Where a loss is the cause, the ranks that merely heard of it through the gradient keep still.
         causes = [report for report in reports if report.terms] or reports
         incidents = [report.incident() for report in causes]
-        self.tracker.incidents(reading.update, reading.batches[0].place.epoch, incidents)
+        self.tracker.incidents(reading.update, reading.batches[0].spec.epoch, incidents)
         if state.nonfinite_in_a_row > self.config.max_nonfinite_updates:
             for later in self._arrived(leave=0):
-                self._take_back(later, state)
+                self._reclassify_as_masked(later, state)
             raise NonFiniteLossError(
                 f"{state.nonfinite_in_a_row} updates in a row came to no finite number, more than "
                 f"--max_nonfinite_updates {self.config.max_nonfinite_updates}; the last: {incidents[0]}. The weights "
@@ -256,13 +258,13 @@ class Watch:
                 "use --precision fp32."
             )
 
-    def _take_back(self, reading: _Reading, state: TrainState) -> None:
+    def _reclassify_as_masked(self, reading: _StepResult, state: TrainState) -> None:
         if reading.masked:
             state.clips_trained -= reading.clips
             state.clips_masked += reading.clips
             self.accounts.mask(clip for batch in reading.batches for clip in batch.clip_ids)
 
-    def _report(self, reading: _Reading) -> _Report | None:
+    def _report(self, reading: _StepResult) -> _Report | None:
         """What this rank has to say of an update; nothing if all is finite, or fp16's gradient scale was too large."""
         if reading.is_finite:
             self._overflows_in_a_row = 0
@@ -274,7 +276,7 @@ class Watch:
                 return None
         batches = [batch for batch, found in zip(reading.batches, reading.terms, strict=True) if found or not terms]
         clips = tuple(clip for batch in batches for clip in batch.clip_ids)
-        file = self._place(reading.update) / f"rank{self.runtime.rank}.safetensors"
+        file = self._batches_file(reading.update) / f"rank{self.runtime.rank}.safetensors"
         others = [place for place in file.parent.parent.glob("update-*") if place != file.parent]
         if len(others) >= _KEPT:
             return _Report(reading.update, terms, clips, "")
@@ -282,7 +284,7 @@ class Watch:
         write_batches(file, reading.batches, reading.update, self.runtime.rank, self.config.seed)
         return _Report(reading.update, terms, clips, str(file))
 
-    def _place(self, update: int) -> Path:
+    def _batches_file(self, update: int) -> Path:
         return self.tracker.run_dir / "nonfinite" / f"update-{update:06}"
 
 

@@ -16,13 +16,13 @@ from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.options import ObjectiveKind
 from vits_trainer.config.train import LossWeights
 from vits_trainer.data.dataset import Batch
-from vits_trainer.models.generator import Synthesis
+from vits_trainer.models.generator import GeneratorOutput
 from vits_trainer.models.precision import at_least_float32
 from vits_trainer.models.spectrogram import cut_segments, frame_mask, log_mel, spectrogram
 from vits_trainer.training import losses
 
 
-class Normalisers(NamedTuple):
+class LossDenominators(NamedTuple):
     """What the losses' sums are divided by: counts over all micro-batches of an update, on all ranks."""
 
     clips: float
@@ -31,15 +31,15 @@ class Normalisers(NamedTuple):
     segment_frames: float
 
 
-WEIGHTLESS = Normalisers(inf, inf, inf, inf)
+ZERO_WEIGHT = LossDenominators(inf, inf, inf, inf)
 """For a micro-batch in which silence stands in for clips: its losses and their gradients are zero."""
 
 
-class Comparison(NamedTuple):
+class SegmentPair(NamedTuple):
     """Generated segments beside the recorded ones."""
 
-    synthesis: Synthesis
-    normalisers: Normalisers
+    output: GeneratorOutput
+    denominators: LossDenominators
     generated: Tensor
     """(B, 1, segment_samples) silent behind the end of clips that are shorter than a segment."""
     recorded: Tensor
@@ -62,21 +62,21 @@ class Objective:
         self.spec = spec
         self.segment_frames = segment_frames
 
-    def normalisers(self, batch: Batch) -> Normalisers:
+    def denominators(self, batch: Batch) -> LossDenominators:
         """Counts in ``batch``. A CPU-GPU sync point unless it is still on the CPU."""
         if not batch.clip_ids:
-            return Normalisers(0, 0, 0, 0)
+            return LossDenominators(0, 0, 0, 0)
         frames = batch.frame_lengths
         segment_frames = frames.clamp(max=self.segment_frames).sum()
-        return Normalisers(len(frames), int(batch.token_lengths.sum()), int(frames.sum()), int(segment_frames))
+        return LossDenominators(len(frames), int(batch.token_lengths.sum()), int(frames.sum()), int(segment_frames))
 
-    def synthesize(
+    def generator_forward(
         self,
         generator: nn.Module,
         batch: Batch,
         segment_starts: Tensor | None = None,
-        normalisers: Normalisers | None = None,
-    ) -> Comparison:
+        normalisers: LossDenominators | None = None,
+    ) -> SegmentPair:
         """The only forward of the generator in a micro-batch.
 
         Args:
@@ -88,7 +88,7 @@ class Objective:
         with torch.no_grad():
             magnitude = spectrogram(batch.waveform, batch.frame_lengths, self.spec)
             whole_mel = log_mel(magnitude, self.spec)
-        synthesis: Synthesis = generator(
+        synthesis: GeneratorOutput = generator(
             batch.tokens, batch.token_lengths, magnitude, batch.frame_lengths, batch.speaker_ids, segment_starts
         )
         starts = synthesis.segment_starts
@@ -96,9 +96,9 @@ class Objective:
         valid_frames = (batch.frame_lengths - starts).clamp(max=self.segment_frames)
         audible = frame_mask(valid_frames * hop, self.segment_frames * hop)
         generated = at_least_float32(synthesis.waveform) * audible
-        return Comparison(
-            synthesis=synthesis,
-            normalisers=(normalisers or self.normalisers(batch)) if batch.clip_ids else WEIGHTLESS,
+        return SegmentPair(
+            output=synthesis,
+            denominators=(normalisers or self.denominators(batch)) if batch.clip_ids else ZERO_WEIGHT,
             generated=generated,
             recorded=cut_segments(batch.waveform[:, None], starts * hop, self.segment_frames * hop) * audible,
             generated_mel=log_mel(spectrogram(generated[:, 0], valid_frames, self.spec), self.spec),
@@ -106,25 +106,25 @@ class Objective:
             mel_mask=frame_mask(valid_frames, self.segment_frames),
         )
 
-    def discriminator_losses(self, discriminator: nn.Module, comparison: Comparison) -> dict[str, Tensor]:
+    def discriminator_losses(self, discriminator: nn.Module, comparison: SegmentPair) -> dict[str, Tensor]:
         """``real``, ``fake`` and their sum ``total``: this batch's share of the update's. None is the generator's."""
         both = torch.cat([comparison.recorded, comparison.generated.detach()])
         real, fake = discriminator(both).split(len(comparison.recorded))
         real_loss, fake_loss = losses.discriminator_lsgan(real.scores, fake.scores)
-        clips = comparison.normalisers.clips
+        clips = comparison.denominators.clips
         real_loss, fake_loss = real_loss / clips, fake_loss / clips
         return {"real": real_loss, "fake": fake_loss, "total": real_loss + fake_loss}
 
-    def generator_losses(self, discriminator: nn.Module | None, comparison: Comparison) -> dict[str, Tensor]:
+    def generator_losses(self, discriminator: nn.Module | None, comparison: SegmentPair) -> dict[str, Tensor]:
         """Each loss unweighted under its name, and their weighted sum ``total``: this batch's share of the update's.
 
         Added up over the micro-batches of an update and over all ranks, they are the losses of its joined clips.
 
         Args:
             discriminator: the judge, with its parameters frozen (:func:`frozen`); None for the mel objective.
-            comparison: from :meth:`synthesize`.
+            comparison: from :meth:`generator_forward`.
         """
-        s, normalisers = comparison.synthesis, comparison.normalisers
+        s, normalisers = comparison.output, comparison.denominators
         mel = losses.mel_l1(comparison.generated_mel, comparison.recorded_mel, comparison.mel_mask)
         terms = {"mel": mel / normalisers.segment_frames, "duration": s.duration_loss.sum() / normalisers.tokens}
         if self.adversarial:
@@ -136,7 +136,7 @@ class Objective:
             kl = losses.kl_divergence(s.latents, s.posterior_log_std, s.prior_mean, s.prior_log_std, s.frame_mask)
             terms["kl"] = kl / normalisers.frames
             terms["adversarial"] = losses.generator_lsgan(fake.scores) / normalisers.clips
-            matching = losses.feature_matching(real.activations, fake.activations)
+            matching = losses.feature_matching(real.feature_maps, fake.feature_maps)
             terms["feature_matching"] = matching / normalisers.clips
         return terms | {"total": self.total(terms)}
 

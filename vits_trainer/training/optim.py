@@ -17,7 +17,7 @@ AVERAGED_UPDATES = "averaged_updates"
 def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
     """AdamW as VITS has it (betas 0.8 and 0.99, epsilon 1e-9), over the parameters that are trained.
 
-    Fused, as only that one leaves out a step by a verdict on the device (see :meth:`Learner.update`).
+    Fused, as only that one leaves out a step by a verdict on the device (see :meth:`NetworkOptimizer.step`).
     """
     return torch.optim.AdamW(
         [parameter for parameter in parameters if parameter.requires_grad],
@@ -29,7 +29,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> 
     )
 
 
-def learning_rate(config: TrainConfig, epoch: int, update: int, total_updates: int) -> float:
+def learning_rate_at(config: TrainConfig, epoch: int, update: int, total_updates: int) -> float:
     """The learning rate of one update.
 
     Args:
@@ -47,7 +47,7 @@ def learning_rate(config: TrainConfig, epoch: int, update: int, total_updates: i
     return rate * (update + 1) / config.warmup_updates if update < config.warmup_updates else rate
 
 
-class Average:
+class Ema:
     """An exponential moving average of a network's trained parameters (Polyak & Juditsky 1992), on their device.
 
     ``average += (1 - decay) * (weight - average)`` after each update that reached the weights. The decay grows
@@ -80,16 +80,16 @@ class Average:
         torch._foreach_add_(averages, steps)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Inside, the network has the averaged weights; then its own again, to the bit."""
         own = [p.detach().clone() for p in self._parameters.values()]
-        self.put_in_place()
+        self.copy_to_network()
         try:
             yield
         finally:
             self._put(own)
 
-    def put_in_place(self) -> None:
+    def copy_to_network(self) -> None:
         """Gives the network the averaged weights, for good."""
         self._put(list(self.weights.values()))
 
@@ -109,7 +109,7 @@ class Average:
 
 
 @dataclass
-class Learner:
+class NetworkOptimizer:
     """One of the two networks, as it is trained: its parameters, its optimiser, its gradient scaler."""
 
     name: str
@@ -119,7 +119,7 @@ class Learner:
     scaler: torch.amp.GradScaler
     max_grad_norm: float
     """0: the gradient's norm is only measured."""
-    average: Average | None = None
+    ema: Ema | None = None
     """Of its weights, where one is kept."""
 
     def backward(self, loss: Tensor) -> None:
@@ -130,14 +130,14 @@ class Learner:
         """
         self.scaler.scale(loss * (1 + 0 * loss.detach())).backward()  # type: ignore[no-untyped-call]
 
-    def update(self, rate: float) -> Tensor:
+    def step(self, learning_rate: float) -> Tensor:
         """Moves the weights along the accumulated gradient, forgets it, and returns its norm before clipping.
 
         Where the norm is no finite number, weights and moments stay as they are. The host need not know: the verdict
         remains on the device.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
@@ -146,12 +146,12 @@ class Learner:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update(torch.isfinite(norm))
+        if self.ema is not None:
+            self.ema.update(torch.isfinite(norm))
         return norm
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def ema_weights(self) -> Iterator[None]:
         """Inside, the network has its averaged weights, where it keeps any: the voice as it would be exported."""
-        with self.average.in_place() if self.average else nullcontext():
+        with self.ema.swapped_in() if self.ema else nullcontext():
             yield

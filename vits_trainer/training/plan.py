@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.data.sampler import Order
-from vits_trainer.data.streaming_sampler import LaneOrder
+from vits_trainer.data.sampler import BucketBatchSampler
+from vits_trainer.data.streaming_sampler import StreamingBatchSampler
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What the configuration comes to on this data and these processes."""
 
     training_clips: int
@@ -21,24 +21,24 @@ class Plan:
     """Of each process in an update, at most."""
     updates_per_epoch: int
     total_updates: int
-    tunes: bool
+    is_finetuning: bool
     """Whether the voice was trained before."""
-    warmup_updates: int
+    discriminator_warmup_updates: int
     """Updates in which the discriminators learn alone."""
     log_every: int
     validate_every: int
     save_every: int
 
     @classmethod
-    def of(
+    def from_config(
         cls,
         config: TrainConfig,
-        order: Order | LaneOrder,
+        order: BucketBatchSampler | StreamingBatchSampler,
         validation_clips: int,
         fresh_judges: bool,
         seconds_per_update: float = 0,
         kept: Mapping[str, int] | None = None,
-    ) -> "Plan":
+    ) -> "TrainingPlan":
         """Derives it.
 
         Args:
@@ -56,7 +56,7 @@ class Plan:
         warmup_updates = config.discriminator_warmup_updates
         if warmup_updates is None:
             warmup_updates = min(200, total_updates // 10) if fresh_judges else 0
-        decided = {"total_updates": total_updates, "warmup_updates": warmup_updates} | dict(kept or {})
+        decided = {"total_updates": total_updates, "discriminator_warmup_updates": warmup_updates} | dict(kept or {})
         return cls(
             training_clips=order.clips,
             validation_clips=validation_clips,
@@ -64,7 +64,7 @@ class Plan:
             clips_per_update=0 if order.batch_frames else order.update_clips,
             micro_batches=order.accumulation,
             updates_per_epoch=order.updates_per_epoch,
-            tunes=config.model_name is not None,
+            is_finetuning=config.model_name is not None,
             log_every=config.log_every_updates,
             validate_every=config.validate_every_updates,
             save_every=config.save_every_updates,
@@ -94,7 +94,7 @@ class Plan:
 
     def validates_before(self, update: int) -> bool:
         """Once before the first update, where a trained voice is tuned: what it is to be compared with."""
-        return self.tunes and update == 0
+        return self.is_finetuning and update == 0
 
     def validates_at(self, update: int) -> bool:
         """At every ``validate_every``-th update, and at the last."""

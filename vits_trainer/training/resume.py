@@ -10,15 +10,15 @@ import torch
 
 from vits_trainer.config.serialization import flatten, to_dict
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.data.prepared import PreparedSet
-from vits_trainer.data.sampler import Order
-from vits_trainer.data.streaming import StreamedSet
-from vits_trainer.data.streaming_sampler import LaneOrder
+from vits_trainer.data.prepared import PreparedData
+from vits_trainer.data.sampler import BucketBatchSampler
+from vits_trainer.data.streaming import ShardedData
+from vits_trainer.data.streaming_sampler import StreamingBatchSampler
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.shutdown import is_restarted, launch_id
-from vits_trainer.training.checkpoint import BEST, Circumstances, newest_first, read_record, update_of, verify
+from vits_trainer.training.checkpoint import BEST, RunFingerprint, list_newest_first, read_record, update_of, verify
 from vits_trainer.utils.errors import CheckpointError
-from vits_trainer.utils.files import set_aside
+from vits_trainer.utils.files import move_aside
 from vits_trainer.utils.versions import versions
 
 logger = logging.getLogger("vits_trainer")
@@ -28,21 +28,19 @@ _FIXED = (
     "speaker_temperature", "freeze", "extend_speakers", "extend_vocabulary", "language", "phonemes",
 )  # fmt: skip
 """Settings that a resumed run must share with the one before."""
-_ADDED = ("extend_speakers", "extend_vocabulary", "language", "phonemes")
-"""Those of them that checkpoints from before there were these settings lack, and that are off there."""
 
 
-def choose(config: TrainConfig) -> Path | None:
+def select_checkpoint(config: TrainConfig) -> Path | None:
     """The checkpoint to start from. A launcher's restart goes on by itself, with what this very launch has saved."""
     directory, asked = Path(config.checkpoint_dir), config.resume_from_checkpoint
     if asked is None and is_restarted():
-        existing = newest_first(directory)
-        if not existing or read_record(existing[0])["circumstances"]["launch"] == launch_id():
+        existing = list_newest_first(directory)
+        if not existing or read_record(existing[0])["fingerprint"]["launch"] == launch_id():
             asked = "auto"
-    return find(directory, asked)
+    return resolve_checkpoint(directory, asked)
 
 
-def find(directory: Path, asked: str | None) -> Path | None:
+def resolve_checkpoint(directory: Path, asked: str | None) -> Path | None:
     """The checkpoint to start from, verified; None for a new run.
 
     A damaged one is named and the previous good one taken, where no certain one is asked for.
@@ -55,7 +53,7 @@ def find(directory: Path, asked: str | None) -> Path | None:
         CheckpointError: there is none, none is whole, the one asked for is damaged, or a new run would start over
             existing checkpoints.
     """
-    existing = newest_first(directory)
+    existing = list_newest_first(directory)
     if asked is None:
         if existing:
             raise CheckpointError(
@@ -82,49 +80,49 @@ def find(directory: Path, asked: str | None) -> Path | None:
     return place
 
 
-def circumstances(
+def run_fingerprint(
     name: str,
     config: TrainConfig,
-    prepared: PreparedSet | StreamedSet,
+    prepared: PreparedData | ShardedData,
     rows: Sequence[int],
     held_out: Sequence[int],
-    order: Order | LaneOrder,
+    order: BucketBatchSampler | StreamingBatchSampler,
     runtime: Runtime,
-) -> Circumstances:
+) -> RunFingerprint:
     """What a resume compares: the order of clips and the networks must stay, the rest may change and is listed."""
     settings = _settings(config)
     fixed = {setting: settings.pop(setting) for setting in sorted(settings) if setting.split(".")[0] in _FIXED}
     fixed |= {
         "run_name": name,
-        # Checkpoints from before there was one of these have none.
-        "speaker_temperature": None if config.speaker_temperature == 1 else config.speaker_temperature,
         "freeze": ",".join(config.frozen_parts) or None,
-        **{setting: getattr(config, setting) or None for setting in _ADDED},
         "data": prepared.fingerprint(rows)[:16],
         "validation data": prepared.fingerprint(held_out)[:16],
         "clips in an update": None if order.batch_frames else order.update_clips,
         "seconds in an update": config.batch_seconds * order.world_size * order.accumulation or None,
     }
-    if isinstance(order, LaneOrder):
+    if isinstance(order, StreamingBatchSampler):
         fixed["lanes"] = f"{order.world_size * order.accumulation} of {order.batch_size} clips, window {order.window}"
     free = {**settings, "processes": order.world_size, "machine": runtime.describe()}
-    return Circumstances(fixed, free | {f"version of {name}": value for name, value in versions().items()}, launch_id())
+    return RunFingerprint(
+        fixed, free | {f"version of {name}": value for name, value in versions().items()}, launch_id()
+    )
 
 
-def changes(place: Path, now: Circumstances) -> list[str]:
-    """What has changed since ``place`` was written, as ``name was -> now``.
+def diff_fingerprint(checkpoint_dir: Path, now: RunFingerprint) -> list[str]:
+    """What has changed since ``checkpoint_dir`` was written, as ``name was -> now``.
 
     Raises:
         CheckpointError: something that must not.
     """
-    then = read_record(place)["circumstances"]
-    illegal = _differences(then["fixed"], now.fixed)
+    then = read_record(checkpoint_dir)["fingerprint"]
+    illegal = _differences(then["must_match"], now.must_match)
     if illegal:
         raise CheckpointError(
-            f"{place} cannot be resumed, as it is of another run: {'; '.join(illegal)}. Resume with the old settings; "
-            f"or start a new run from its voice (vits-trainer export {place}) with another --checkpoint_dir."
+            f"{checkpoint_dir} cannot be resumed, as it is of another run: {'; '.join(illegal)}. Resume with the old "
+            f"settings; or start a new run from its voice (vits-trainer export {checkpoint_dir}) with another "
+            "--checkpoint_dir."
         )
-    return _differences(then["free"], {**now.free, "cpu_threads": torch.get_num_threads()})
+    return _differences(then["may_change"], {**now.may_change, "cpu_threads": torch.get_num_threads()})
 
 
 def keep_threads(record: Mapping[str, Any], runtime: Runtime) -> None:
@@ -132,26 +130,26 @@ def keep_threads(record: Mapping[str, Any], runtime: Runtime) -> None:
 
     Sums of floating-point numbers depend on it: with another number a resume is not exact to the last bit.
     """
-    threads = record["circumstances"]["free"].get("cpu_threads")
+    threads = record["fingerprint"]["may_change"].get("cpu_threads")
     if threads is not None and runtime.chooses_threads and threads <= torch.get_num_threads():
         runtime.use_threads(threads)
 
 
-def kept_plan(record: Mapping[str, Any], config: TrainConfig) -> dict[str, int]:
+def restored_plan(record: Mapping[str, Any], config: TrainConfig) -> dict[str, int]:
     """What a resumed run keeps of its plan, although speed is measured anew: all for which the same is asked again."""
-    then, now = record["circumstances"]["free"], _settings(config)
+    then, now = record["fingerprint"]["may_change"], _settings(config)
     same = {name for name, value in now.items() if then.get(name) == value}
     kept = {"total_updates"} if same >= {"epochs", "max_updates", "target_hours"} else set()
-    kept |= {"warmup_updates"} if "discriminator_warmup_updates" in same else set()
+    kept |= {"discriminator_warmup_updates"} if "discriminator_warmup_updates" in same else set()
     return {name: record["plan"][name] for name in kept}
 
 
-def make_way(directory: Path, resume_from: Path | None) -> None:
+def set_aside_newer(directory: Path, resume_from: Path | None) -> None:
     """Puts aside the checkpoints newer than the one to go on from: damaged ones, or of a branch that is left."""
     update = -1 if resume_from is None else read_record(resume_from)["state"]["update"]
-    for place in newest_first(directory):
+    for place in list_newest_first(directory):
         if update_of(place) > update:
-            logger.warning("%s is newer than the start: moved to %s.", place, set_aside(place, "set-aside").name)
+            logger.warning("%s is newer than the start: moved to %s.", place, move_aside(place, "set-aside").name)
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

@@ -8,22 +8,22 @@ from torch.nn.utils import parametrize
 
 from vits_trainer.data.dataset import Batch
 from vits_trainer.distributed.runtime import Runtime
-from vits_trainer.distributed.stragglers import AloneTime
+from vits_trainer.distributed.stragglers import ComputeTimer
 from vits_trainer.models.discriminator import Discriminator
-from vits_trainer.training.objective import Normalisers, Objective, frozen
-from vits_trainer.training.optim import Learner
+from vits_trainer.training.objective import LossDenominators, Objective, frozen
+from vits_trainer.training.optim import NetworkOptimizer
 
 
-class Turns:
+class GanTrainStep:
     """The two networks as they learn from one another."""
 
     def __init__(
         self,
         runtime: Runtime,
         objective: Objective,
-        generator: Learner,
+        generator: NetworkOptimizer,
         discriminator: Discriminator | None,
-        discriminator_learner: Learner | None,
+        discriminator_learner: NetworkOptimizer | None,
         compiled: bool = False,
     ) -> None:
         """Args:
@@ -41,57 +41,62 @@ class Turns:
         self.discriminator = discriminator
         self.discriminator_learner = discriminator_learner
         self.compiled = compiled
-        self.alone = AloneTime(runtime.device)
+        self.compute_timer = ComputeTimer(runtime.device)
         """What of an update waits for no other rank."""
 
     @property
-    def learners(self) -> list[Learner]:
+    def learners(self) -> list[NetworkOptimizer]:
         """Both networks as they are trained; the generator alone under the mel objective."""
         return [self.generator, *([self.discriminator_learner] if self.discriminator_learner else [])]
 
-    def take(
-        self, batch: Batch, normalisers: Normalisers, discriminators_alone: bool, closes: bool, rate: float | None
+    def __call__(
+        self,
+        batch: Batch,
+        normalisers: LossDenominators,
+        discriminator_only: bool,
+        sync_gradients: bool,
+        learning_rate: float | None,
     ) -> dict[str, Tensor]:
         """Each network's turn: its share of the update's losses, and of the norms of its gradients. Runs on every rank.
 
         Args:
             batch: on the CPU.
             normalisers: of the update.
-            discriminators_alone: the generator's losses are only measured.
-            closes: whether the ranks' gradients meet.
-            rate: to step with; None where the networks only accumulate.
+            discriminator_only: the generator's losses are only measured.
+            sync_gradients: whether the ranks' gradients meet.
+            learning_rate: to step with; None where the networks only accumulate.
         """
         found: dict[str, Tensor] = {}
         networks = [learner.network for learner in self.learners]
-        with self.runtime.accumulating(*networks, synchronise=closes):
+        with self.runtime.accumulate(*networks, sync_gradients=sync_gradients):
             batch = batch.to(self.runtime.device)
-            with self.runtime.autocast(), torch.set_grad_enabled(not discriminators_alone):
-                comparison = self.objective.synthesize(self.generator.network, batch, normalisers=normalisers)
+            with self.runtime.autocast(), torch.set_grad_enabled(not discriminator_only):
+                comparison = self.objective.generator_forward(self.generator.network, batch, normalisers=normalisers)
             if self.discriminator_learner is not None:
                 with self.runtime.autocast():
                     d_losses = self.objective.discriminator_losses(self.discriminator_learner.network, comparison)
-                found |= _named("discriminator", d_losses) | self._learn(
-                    self.discriminator_learner, d_losses, closes, rate
+                found |= _named("discriminator", d_losses) | self._update_network(
+                    self.discriminator_learner, d_losses, sync_gradients, learning_rate
                 )
             judging = frozen(self.discriminator) if self.discriminator else nullcontext()
             weights_once = nullcontext() if self.compiled else parametrize.cached()
-            with self.runtime.autocast(), judging, weights_once, torch.set_grad_enabled(not discriminators_alone):
+            with self.runtime.autocast(), judging, weights_once, torch.set_grad_enabled(not discriminator_only):
                 g_losses = self.objective.generator_losses(self.discriminator, comparison)
             found |= _named("generator", g_losses)
-            if not discriminators_alone:
-                found |= self._learn(self.generator, g_losses, closes, rate)
+            if not discriminator_only:
+                found |= self._update_network(self.generator, g_losses, sync_gradients, learning_rate)
         return found
 
-    def _learn(
-        self, learner: Learner, losses: dict[str, Tensor], closes: bool, rate: float | None
+    def _update_network(
+        self, learner: NetworkOptimizer, losses: dict[str, Tensor], sync_gradients: bool, learning_rate: float | None
     ) -> dict[str, Tensor]:
-        """One network's backward, and its step where there is a ``rate``: its share of the gradient's norm, then."""
-        with self.alone.interrupted() if closes else nullcontext():
+        """Backward pass of one network, and its optimizer step if ``learning_rate`` is given; then returns the norm."""
+        with self.compute_timer.interrupted() if sync_gradients else nullcontext():
             # DistributedDataParallel gives the mean of the ranks' gradients; the losses are shares of a sum.
             learner.backward(losses["total"] * self.runtime.world_size)
-        if rate is None:
+        if learning_rate is None:
             return {}
-        return {f"grad_norm/{learner.name}": learner.update(rate) / self.runtime.world_size}
+        return {f"grad_norm/{learner.name}": learner.step(learning_rate) / self.runtime.world_size}
 
 
 def _named(network: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:

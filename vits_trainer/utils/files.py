@@ -53,7 +53,7 @@ _TEMPORARY = Kind("temporary", re.compile(r".*", re.DOTALL))
 # Files
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def atomic_write(path: Path, content: str | bytes) -> None:
     """Writes ``path`` so that either the old content or the new is there at any moment."""
     with written_beside(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -66,7 +66,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     Several processes may write the same ``path``: the last one wins. What killed ones left behind is removed.
     """
     for stale in _siblings(path, "part"):
-        file = lock(stale)
+        file = try_lock(stale)
         if file is not None:
             with file:
                 stale.unlink()
@@ -74,17 +74,17 @@ def written_beside(path: Path) -> Iterator[Path]:
     with held:
         try:
             yield part
-            sync(part)
+            fsync_dir(part)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-    sync(path.parent)
+    fsync_dir(path.parent)
 
 
 def _new_part(path: Path) -> tuple[Path, BinaryIO]:
     while True:
         part = _sibling(path, "part")
-        file = lock(part)
+        file = try_lock(part)
         if file is not None:
             return part, file
 
@@ -99,7 +99,7 @@ def discard(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
+def fsync_dir(path: Path) -> None:
     """Returns once a file's content, or the names in a folder, would survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -109,10 +109,10 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """:func:`sync` for a folder and everything in it."""
+    """:func:`fsync_dir` for a folder and everything in it."""
     for path in sorted(directory.rglob("*")):
-        sync(path)
-    sync(directory)
+        fsync_dir(path)
+    fsync_dir(directory)
 
 
 def sha256(path: Path) -> str:
@@ -150,7 +150,7 @@ def marked_kind(folder: Path) -> str | None:
 
 def mark(folder: Path, kind: Kind) -> None:
     """Writes down that this program made ``folder``, and as what."""
-    write_whole(folder / MARKER, _marking(kind))
+    atomic_write(folder / MARKER, _marking(kind))
 
 
 def _marking(kind: Kind) -> str:
@@ -195,7 +195,7 @@ def move(source: Path, target: Path) -> None:
     source.rename(target)
 
 
-def set_aside(path: Path, word: str) -> Path:
+def move_aside(path: Path, word: str) -> Path:
     """Renames ``path`` to ``<word>-<name>``, with a number behind it where that is taken; gives the new path."""
     for number in range(1, 10_000):
         aside = path.with_name(f"{word}-{path.name}" + (f"-{number}" if number > 1 else ""))
@@ -213,11 +213,11 @@ def put(new: Path, place: Path) -> None:
     """
     sync_tree(new)
     move(new, place)
-    sync(place.parent)
+    fsync_dir(place.parent)
 
 
 @contextmanager
-def made_beside(place: Path) -> Iterator[Path]:
+def temporary_sibling_dir(place: Path) -> Iterator[Path]:
     """An empty folder on the file system of ``place``, to fill and move there; afterwards it is gone.
 
     Its name is its own. What killed processes left behind for the same place is removed.
@@ -241,7 +241,7 @@ def _new_container(place: Path) -> tuple[Path, BinaryIO]:
         container.mkdir()
         # Whoever removes what is stale may come in between: then another one is made.
         with suppress(FileNotFoundError):
-            held = lock(container / MARKER)
+            held = try_lock(container / MARKER)
             if held is not None:
                 held.write(_marking(_TEMPORARY).encode())
                 held.flush()
@@ -255,7 +255,7 @@ def _remove_stale(container: Path) -> None:
         with suppress(OSError):
             container.rmdir()  # its process was killed before it could mark it
             return
-        held = lock(container / MARKER)
+        held = try_lock(container / MARKER)
         if held is not None:
             with held:
                 remove(container, _TEMPORARY)
@@ -273,7 +273,7 @@ def _siblings(path: Path, ending: str) -> list[Path]:
 # Locks
 
 
-def lock(path: Path) -> BinaryIO | None:
+def try_lock(path: Path) -> BinaryIO | None:
     """Opens ``path`` for this process alone, whatever is in it; None while another one has it.
 
     The lock goes with the file, and with the process: nothing is held when it is killed.
@@ -293,12 +293,12 @@ def lock(path: Path) -> BinaryIO | None:
 
 
 def claim(path: Path, patience_s: float, place: Path) -> BinaryIO | None:
-    """:func:`lock`, tried for so many seconds, as who is ending may still be saving; None where another one has it."""
+    """Retries :func:`try_lock` for ``patience_s``, as a process that ends may still be saving; None if it stays locked."""
     deadline_s = time.monotonic() + patience_s
-    file = lock(path)
+    file = try_lock(path)
     if file is None and patience_s:
         logger.warning("%s: another process is at work there. Waiting for it to leave.", place)
     while file is None and time.monotonic() < deadline_s:
         time.sleep(_POLL_S)
-        file = lock(path)
+        file = try_lock(path)
     return file

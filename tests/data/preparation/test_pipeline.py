@@ -20,7 +20,7 @@ from tests.support.preparation import contents, lj_speech, prepare_into, rejecte
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import MAX_DECODED_S, MAX_DURATION_S, MIN_DURATION_S, Reason, read_pcm16_wav
 from vits_trainer.data.preparation import pipeline
-from vits_trainer.data.preparation.journal import Ledger
+from vits_trainer.data.preparation.journal import ClipJournal
 from vits_trainer.utils.errors import ConfigError, DataError
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -394,7 +394,7 @@ def test_leftovers_of_other_settings_are_not_gone_on_with(tmp_path: Path, monkey
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     with (
-        Ledger(tmp_path / "out", {}),
+        ClipJournal(tmp_path / "out", {}),
         pytest.raises(DataError, match="Another prepare_data is at work"),
     ):
         prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a"]))

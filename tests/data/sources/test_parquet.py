@@ -113,7 +113,7 @@ def test_parquet_is_read_from_any_row_on_and_a_few_rows_at_a_time(tmp_path: Path
     clips = list(source.clips)
     assert len(clips) == source.clip_count == 15
     for first in range(17):
-        assert list(source.clips_behind(first)) == clips[first:]
+        assert list(source.clips_from(first)) == clips[first:]
 
     many = pa.table({"audio": [bytes(40_000)] * 2000, "text": ["a"] * 2000})
     pq.write_table(many, tmp_path / "many.parquet")
@@ -130,4 +130,4 @@ def test_rows_that_name_files_are_all_looked_at(tmp_path: Path) -> None:
 
     for audio in (["a.wav", "b.wav"], [{"bytes": b"x", "path": "a"}, {"bytes": None, "path": "b"}]):
         pq.write_table(pa.table({"audio": audio, "text": ["a", "b"]}), tmp_path / "a.parquet")
-        assert open_source(PrepareConfig(dataset=str(tmp_path / "a.parquet"))).clips_behind is None
+        assert open_source(PrepareConfig(dataset=str(tmp_path / "a.parquet"))).clips_from is None

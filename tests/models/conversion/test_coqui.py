@@ -29,10 +29,10 @@ def test_symbols_of_another_coqui_voice_are_counted(tmp_path: Path) -> None:
     checkpoint = write_coqui(tmp_path, "single_sdp", Discriminator(SMALL))
     rewrite(tmp_path / "config.json", lambda config: config["characters"].update(characters="abcdefghij" * 5))
     with pytest.raises(ModelError, match="there are 56 symbols, and its embedding has 40"):
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
     change_weights(checkpoint, lambda weights: weights.pop("text_encoder.emb.weight"))
     with pytest.raises(ModelError, match=r"enc_p\.emb\.weight is missing"):
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
 
 
 def test_coquis_symbols_by_vocab_are_those_of_its_configuration(tmp_path: Path) -> None:
@@ -41,7 +41,10 @@ def test_coquis_symbols_by_vocab_are_those_of_its_configuration(tmp_path: Path) 
     rewrite(tmp_path / "config.json", lambda config: config["model_args"].update(unsaid))
     letters = "abcdefghijklmnopqrstuvwxyz"
     (tmp_path / "v.txt").write_text("".join(f"{symbol}\n" for symbol in ["_", *"!.? ", *letters, "<BLNK>"]))
-    own, given = importer.read(str(checkpoint)), importer.read(str(checkpoint), vocab=tmp_path / "v.txt")
+    own, given = (
+        importer.import_voice(str(checkpoint)),
+        importer.import_voice(str(checkpoint), vocab=tmp_path / "v.txt"),
+    )
     assert given.tokenizer.encoder == own.tokenizer.encoder
     assert_same_weights(given.model, own.model)
 
@@ -63,7 +66,7 @@ def test_names_in_the_made_up_coqui_file_are_those_of_its_source() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_coqui_voice_has_the_originals_weights_and_speaks_the_same(tmp_path: Path, case: str) -> None:
     judges = Discriminator(DiscriminatorShape((2, 5), 16))
-    voice = importer.read(str(write_coqui(tmp_path, case, judges)))
+    voice = importer.import_voice(str(write_coqui(tmp_path, case, judges)))
     assert voice.kind == "coqui"
     model, expected = voice.model, expected_model(case)
     assert_same_weights(model, expected, but="text_encoder.embed_tokens.weight")
@@ -86,12 +89,12 @@ def test_coqui_voice_that_has_no_place_here_is_refused_with_the_reason(tmp_path:
     config["model_args"]["use_d_vector_file"] = True
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"use_d_vector_file.*speaker ids"):
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
     config["model_args"]["use_d_vector_file"] = False
     config["characters"]["characters_class"] = "my.Own"
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"characters_class Own.*--vocab.*<BLNK>"):
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
 
 
 def test_symbols_of_coquis_sorted_characters_come_after_the_special_ones(tmp_path: Path) -> None:
@@ -102,6 +105,6 @@ def test_symbols_of_coquis_sorted_characters_come_after_the_special_ones(tmp_pat
         "blank": "<BLNK>", "characters": "bca", "punctuations": "! ", "is_unique": True, "is_sorted": True,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
-    tokenizer = importer.read(str(checkpoint)).tokenizer
+    tokenizer = importer.import_voice(str(checkpoint)).tokenizer
     by_id = sorted(tokenizer.encoder, key=tokenizer.encoder.get)
     assert by_id == ["<BLNK>", "<EOS>", "<BOS>", "<PAD>", "a", "b", "c", "!", " "]

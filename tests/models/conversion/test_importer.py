@@ -24,11 +24,11 @@ def test_voice_without_its_symbols_says_where_to_get_them(tmp_path: Path) -> Non
     checkpoint = write_original(tmp_path)
     (tmp_path / "vocab.txt").rename(tmp_path / "elsewhere.txt")
     with pytest.raises(ModelError, match=r"G_100000\.pth has 40 symbols.*--vocab"):
-        importer.read(str(checkpoint))
-    assert len(importer.read(str(checkpoint), vocab=tmp_path / "elsewhere.txt").tokenizer) == 40
+        importer.import_voice(str(checkpoint))
+    assert len(importer.import_voice(str(checkpoint), vocab=tmp_path / "elsewhere.txt").tokenizer) == 40
     config = json.loads((tmp_path / "config.json").read_text()) | {"symbols": SYMBOLS}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert importer.read(str(checkpoint)).tokenizer.encoder["î"] == SYMBOLS.index("î")
+    assert importer.import_voice(str(checkpoint)).tokenizer.encoder["î"] == SYMBOLS.index("î")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_configuration_of_another_voice_is_named(tmp_path, part, name, value, sa
     config[part][name] = value
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=said):
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
 
 
 def test_weights_that_do_not_fit_are_named_one_by_one(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_weights_that_do_not_fit_are_named_one_by_one(tmp_path: Path) -> None:
     content["model"]["dec.novelty"] = torch.ones(1)
     torch.save(content, checkpoint)
     with pytest.raises(ModelError) as refused:
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
     assert "G_100000.pth" in str(refused.value)
     assert "decoder.novelty has no place" in str(refused.value)
     assert "decoder.conv_post.weight is missing" in str(refused.value)
@@ -69,21 +69,21 @@ def test_voice_stripped_of_a_network_is_refused_by_the_networks_name(tmp_path: P
     content["model"] = {name: t for name, t in content["model"].items() if not name.startswith("enc_q.")}
     torch.save(content, checkpoint)
     with pytest.raises(ModelError, match=r"enc_q\.pre\.weight is missing"):
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
 
 
 def test_what_is_no_voice_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {"layer.weight": torch.ones(1)}}, tmp_path / "G_1.pth")
     with pytest.raises(ModelError, match=r"layer\.weight.*not those of a voice of original or coqui or piper"):
-        importer.read(str(tmp_path / "G_1.pth"))
+        importer.import_voice(str(tmp_path / "G_1.pth"))
     torch.save([1, 2], tmp_path / "G_2.pth")
     with pytest.raises(ModelError, match="neither model nor state_dict"):
-        importer.read(str(tmp_path / "G_2.pth"))
+        importer.import_voice(str(tmp_path / "G_2.pth"))
     with pytest.raises(ModelError, match="no checkpoint of piper"):
-        importer.read(str(tmp_path / "nothing"), "piper")
+        importer.import_voice(str(tmp_path / "nothing"), "piper")
     write_original(tmp_path / "mms")
     with pytest.raises(ModelError, match="not those of a voice of coqui"):
-        importer.read(str(tmp_path / "mms"), "coqui")
+        importer.import_voice(str(tmp_path / "mms"), "coqui")
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,16 @@ def test_weights_that_are_none_are_named(tmp_path, name, value, said) -> None:
     checkpoint = write_original(tmp_path)
     change_weights(checkpoint, lambda weights: weights.update({name: value}))
     with pytest.raises(ModelError, match=said) as refused:
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
     assert "G_100000.pth" in str(refused.value)
 
 
 def test_weights_of_half_precision_become_whole(tmp_path: Path) -> None:
     checkpoint = write_original(tmp_path)
     change_weights(checkpoint, lambda weights: weights.update({name: t.half() for name, t in weights.items()}))
-    assert {tensor.dtype for tensor in importer.read(str(checkpoint)).model.state_dict().values()} == {torch.float32}
+    assert {tensor.dtype for tensor in importer.import_voice(str(checkpoint)).model.state_dict().values()} == {
+        torch.float32
+    }
 
 
 def test_voice_without_its_flow_is_refused(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_voice_without_its_flow_is_refused(tmp_path: Path) -> None:
     content["model"] = {name: t for name, t in content["model"].items() if not name.startswith("flow.")}
     torch.save(content, checkpoint)
     with pytest.raises(ModelError, match=r"flow\.flows\.0\.pre\.weight is missing"):
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -131,10 +133,10 @@ def test_symbols_without_ids_of_their_own_are_refused(tmp_path: Path, ids: objec
     (tmp_path / "vocab.txt").unlink()
     (tmp_path / "vocab.json").write_text(json.dumps(ids))
     with pytest.raises(ModelError, match=r"vocab\.json holds no ids by symbol.*--vocab"):
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
     (tmp_path / "vocab.txt").write_text("")
     with pytest.raises(ModelError, match=r"vocab\.txt is empty"):
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -159,21 +161,21 @@ def test_configuration_of_other_kinds_of_entries_is_refused_by_name(tmp_path, wr
     checkpoint = write(tmp_path, "single_sdp", Discriminator(SMALL))
     rewrite(tmp_path / "config.json", change)
     with pytest.raises(ModelError, match=r"config\.json.* is not as its trainer writes it"):
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
 
 
 def test_sampling_rate_of_nothing_is_refused(tmp_path: Path) -> None:
     checkpoint = write_original(tmp_path)
     rewrite(tmp_path / "config.json", lambda config: config["data"].update(sampling_rate=0))
     with pytest.raises(ModelError, match="the sampling rate is 0"):
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
 
 
 def test_configuration_nested_too_deep_is_refused(tmp_path: Path) -> None:
     checkpoint = write_original(tmp_path)
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ModelError, match=r"config\.json cannot be read"):
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -191,4 +193,4 @@ def test_discriminators_that_are_none_are_refused(tmp_path: Path, weights: objec
     checkpoint = write_original(tmp_path)
     torch.save({"model": weights}, tmp_path / "other.pth")
     with pytest.raises(ModelError, match=r"other\.pth: These are no discriminators"):
-        importer.read(str(checkpoint), discriminator=str(tmp_path / "other.pth"))
+        importer.import_voice(str(checkpoint), discriminator=str(tmp_path / "other.pth"))

@@ -12,7 +12,7 @@ from transformers import VitsConfig, VitsModel
 
 from vits_trainer.models.conversion import onnx as onnx_conversion
 from vits_trainer.models.conversion.onnx import OnnxVoice
-from vits_trainer.models.pretrained import folded, in_training_form
+from vits_trainer.models.pretrained import fold_weight_norm, with_weight_norm
 from vits_trainer.text.tokenizer import build_tokenizer
 from vits_trainer.utils.errors import InstallationError, ModelError
 
@@ -37,7 +37,7 @@ def voice_of(speakers: list[str], stochastic: bool, seed: int = 1) -> VitsModel:
         num_speakers=max(1, len(speakers)), speaker_embedding_size=8 if speakers else 0,
     )  # fmt: skip
     config.speakers = speakers
-    model = in_training_form(VitsModel(config))  # Kaiming's weights
+    model = with_weight_norm(VitsModel(config))  # Kaiming's weights
     for name, parameter in model.named_parameters():
         if name.endswith("cond.weight"):
             nn.init.normal_(parameter, std=0.3)
@@ -54,12 +54,12 @@ def voice_of(speakers: list[str], stochastic: bool, seed: int = 1) -> VitsModel:
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[VitsModel, Path]:
     model = voice_of(*VOICES[request.param])
     path = tmp_path_factory.mktemp("onnx") / "voice.onnx"
-    onnx_conversion.export(model, TOKENIZER, path)
+    onnx_conversion.export_onnx(model, TOKENIZER, path)
     return model, path
 
 
 def spoken_by_transformers(model: VitsModel, ids: np.ndarray, length_scale: float, speaker: int | None) -> np.ndarray:
-    model = folded(model)
+    model = fold_weight_norm(model)
     model.noise_scale = model.noise_scale_duration = 0.0
     with torch.no_grad():
         spoken = model(torch.from_numpy(ids)[None], speaker_id=speaker, speaking_rate=1 / length_scale)
@@ -115,14 +115,14 @@ def test_file_carries_rate_vocabulary_and_speakers(exported: tuple[VitsModel, Pa
 
 def test_comparison_tells_both_times_and_the_difference(exported: tuple[VitsModel, Path]) -> None:
     model, path = exported
-    compared = onnx_conversion.compare(model, path, tokens=40, rounds=1)
+    compared = onnx_conversion.compare_onnx(model, path, tokens=40, rounds=1)
     assert 0 < compared.difference < 1e-3
     assert min(compared.audio_s, compared.onnx_s, compared.torch_s) > 0
     assert "real-time factor" in str(compared)
     names = ["x", "y", "z"] if model.config.num_speakers > 1 else []
     other = voice_of(names, model.config.use_stochastic_duration_prediction, seed=2)
     with pytest.raises(ModelError, match="speaks otherwise"):
-        onnx_conversion.compare(other, path, tokens=40, rounds=1)
+        onnx_conversion.compare_onnx(other, path, tokens=40, rounds=1)
 
 
 def test_missing_packages_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_nothing_is_left_where_the_export_fails(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(torch.onnx, "export", full)
     with pytest.raises(OSError, match="No space"):
-        onnx_conversion.export(voice_of([], False), TOKENIZER, tmp_path / "voice.onnx")
+        onnx_conversion.export_onnx(voice_of([], False), TOKENIZER, tmp_path / "voice.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

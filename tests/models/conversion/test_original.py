@@ -24,7 +24,7 @@ from vits_trainer.text.tokenizer import encode
 @pytest.mark.parametrize("case", CASES)
 def test_original_voice_is_sized_by_its_weights_and_filled_with_them(tmp_path: Path, case: str) -> None:
     judges = Discriminator(SMALL)
-    voice = importer.read(str(write_original(tmp_path, case, judges)))
+    voice = importer.import_voice(str(write_original(tmp_path, case, judges)))
     assert voice.kind == "original"
     assert_same_weights(voice.model, expected_model(case))
     sizes = golden.vits_config(golden_weights(case)[1]).to_dict()
@@ -38,7 +38,7 @@ def test_original_voice_is_sized_by_its_weights_and_filled_with_them(tmp_path: P
 
 def test_symbols_of_mms_are_the_lines_of_vocab_txt(tmp_path: Path) -> None:
     write_original(tmp_path)
-    tokenizer = importer.read(str(tmp_path)).tokenizer  # the folder, whose one checkpoint is found
+    tokenizer = importer.import_voice(str(tmp_path)).tokenizer  # the folder, whose one checkpoint is found
     assert encode(tokenizer, "Şû a").tolist() == [
         0, SYMBOLS.index("ş"), 0, SYMBOLS.index("û"), 0, SYMBOLS.index(" "), 0, SYMBOLS.index("a"), 0
     ]  # fmt: skip
@@ -52,11 +52,11 @@ def test_uroman_and_phonemes_are_known_from_the_configuration(tmp_path: Path) ->
     config = json.loads((tmp_path / "config.json").read_text())
     config["data"]["training_files"] = "train.uroman"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    tokenizer = importer.read(str(tmp_path)).tokenizer
+    tokenizer = importer.import_voice(str(tmp_path)).tokenizer
     assert (tokenizer.is_uroman, tokenizer.phonemize, tokenizer.add_blank) == (True, False, True)
     config["data"] |= {"training_files": "filelists/train.txt", "text_cleaners": ["english_cleaners2", "shout"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    voice = importer.read(str(tmp_path))
+    voice = importer.import_voice(str(tmp_path))
     assert (voice.tokenizer.is_uroman, voice.tokenizer.phonemize) == (False, True)
     assert any("shout" in note for note in voice.notes)
 
@@ -68,4 +68,4 @@ def test_newest_checkpoint_of_a_folder_is_read(tmp_path: Path) -> None:
         content = torch.load(path)
         content["model"]["enc_p.emb.weight"].fill_(value)
         torch.save(content, path)
-    assert importer.read(str(tmp_path)).model.text_encoder.embed_tokens.weight[0, 0] == 2
+    assert importer.import_voice(str(tmp_path)).model.text_encoder.embed_tokens.weight[0, 0] == 2

@@ -13,18 +13,18 @@ from vits_trainer.utils.errors import ModelError
 def test_piper_voice_of_letters_makes_no_phonemes(tmp_path: Path) -> None:
     checkpoint = write_piper(tmp_path, "single_sdp", Discriminator(SMALL))
     rewrite(tmp_path / "config.json", lambda config: config.update(phoneme_type="text"))
-    voice = importer.read(str(checkpoint))
+    voice = importer.import_voice(str(checkpoint))
     assert not voice.tokenizer.phonemize
     assert not any("phonemes of ku" in note for note in voice.notes)
     rewrite(tmp_path / "config.json", lambda config: config["phoneme_id_map"].update(q=[-9]))
     with pytest.raises(ModelError, match="ids of phoneme_id_map are below 0"):
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_piper_voice_has_the_originals_weights(tmp_path: Path, case: str) -> None:
     judges = Discriminator(SMALL)
-    voice = importer.read(str(write_piper(tmp_path, case, judges)))
+    voice = importer.import_voice(str(write_piper(tmp_path, case, judges)))
     assert voice.kind == "piper"
     assert_same_weights(voice.model, expected_model(case))
     assert voice.discriminator is not None
@@ -42,4 +42,4 @@ def test_piper_voice_has_the_originals_weights(tmp_path: Path, case: str) -> Non
 def test_piper_voice_of_medium_quality_is_refused_with_the_reason(tmp_path: Path) -> None:
     checkpoint = write_piper(tmp_path, "single_sdp", Discriminator(SMALL), resblock="2")
     with pytest.raises(ModelError, match=r"residual blocks of type 2 .*high quality"):
-        importer.read(str(checkpoint))
+        importer.import_voice(str(checkpoint))

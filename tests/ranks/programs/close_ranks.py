@@ -12,7 +12,7 @@ def threads() -> int:
 
 if __name__ == "__main__":
     runtime = Runtime("fp32", 1)
-    runtime.gather("something")
+    runtime.all_gather_object("something")
     before = threads()
     runtime.close()
     Path(f"threads-{runtime.rank}").write_text(f"{before} {threads()}")

@@ -15,16 +15,16 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from tests.support.small_networks import SIZES, first_segments
 from vits_trainer.config.architecture import Architecture, DiscriminatorShape
 from vits_trainer.config.train import LossWeights
-from vits_trainer.data.dataset import ClipReader
+from vits_trainer.data.dataset import PreparedClipDataset
 from vits_trainer.data.prepared import open_prepared
-from vits_trainer.data.sampler import MicroBatch
+from vits_trainer.data.sampler import MicroBatchSpec
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.models.initialization import new_model
 from vits_trainer.models.pretrained import audio_spec
 from vits_trainer.text.tokenizer import build_tokenizer
-from vits_trainer.training.objective import Normalisers, Objective, frozen
+from vits_trainer.training.objective import LossDenominators, Objective, frozen
 
 PARTS = [[(0, 1, 2), (3,)], [(4,), ()]]
 """Rows of each rank's two micro-batches: five unequal clips, and silence."""
@@ -47,33 +47,33 @@ def main(data_dir: Path) -> None:
     generator.forward = first_segments(generator)
     judge = Discriminator(DiscriminatorShape((2, 3), 8)).double().eval()
     spec = audio_spec(model.config)
-    objective, reader = Objective("vits", LossWeights(), spec, 16), ClipReader(prepared, tokenizer, spec, None)
+    objective, reader = Objective("vits", LossWeights(), spec, 16), PreparedClipDataset(prepared, tokenizer, spec, None)
 
     def batches(parts: list[tuple[int, ...]]) -> list:
-        read = [reader.__getitems__(MicroBatch(rows, 0, 0, rows == parts[-1]))[0] for rows in parts]
+        read = [reader.__getitems__(MicroBatchSpec(rows, 0, 0, rows == parts[-1]))[0] for rows in parts]
         moved = [batch.to(runtime.device) for batch in read]
         return [replace(batch, waveform=batch.waveform.double()) for batch in moved]
 
-    def turns(networks: dict[str, nn.Module], own: list, counts: Normalisers, scale: float) -> dict[str, Tensor]:
+    def turns(networks: dict[str, nn.Module], own: list, counts: LossDenominators, scale: float) -> dict[str, Tensor]:
         for batch in own:
-            with runtime.accumulating(*networks.values(), synchronise=batch is own[-1]):
-                comparison = objective.synthesize(networks["generator"], batch, normalisers=counts)
+            with runtime.accumulate(*networks.values(), sync_gradients=batch is own[-1]):
+                comparison = objective.generator_forward(networks["generator"], batch, normalisers=counts)
                 (objective.discriminator_losses(networks["discriminator"], comparison)["total"] * scale).backward()
                 with frozen(judge):
                     (objective.generator_losses(judge, comparison)["total"] * scale).backward()
         return {name: gradient(network) for name, network in networks.items()}
 
     everything = batches([tuple(row for rank in PARTS for rows in rank for row in rows)])
-    counts = objective.normalisers(everything[0])
+    counts = objective.denominators(everything[0])
     # Not wrapped yet: each rank has the joined batch for itself.
-    comparison = objective.synthesize(generator, everything[0], normalisers=counts)
+    comparison = objective.generator_forward(generator, everything[0], normalisers=counts)
     objective.discriminator_losses(judge, comparison)["total"].backward()
     with frozen(judge):
         objective.generator_losses(judge, comparison)["total"].backward()
     joined = {"generator": gradient(generator), "discriminator": gradient(judge)}
     for network in (generator, judge):
         network.zero_grad(set_to_none=True)
-    networks = {"generator": runtime.wrap(generator), "discriminator": runtime.wrap(judge)}
+    networks = {"generator": runtime.prepare_model(generator), "discriminator": runtime.prepare_model(judge)}
     calls = dict.fromkeys(networks, 0)
     for name, network in networks.items():
         network.register_comm_hook(None, _counting(calls, name))
@@ -84,7 +84,7 @@ def main(data_dir: Path) -> None:
         network.zero_grad(set_to_none=True)
     calls.update(dict.fromkeys(calls, 0))
     found = turns(networks, own, counts, runtime.world_size)
-    if runtime.is_main:
+    if runtime.is_main_process:
         for name in networks:
             distance = ((found[name] - joined[name]).norm() / joined[name].norm()).item()
             print(f"{name} {calls[name]} of {buckets[name]} {distance:.2e}", flush=True)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 from vits_trainer.cli.main import entry_point
 from vits_trainer.data.dataset import Batch
-from vits_trainer.training.objective import Normalisers
+from vits_trainer.training.objective import LossDenominators
 from vits_trainer.training.trainer import Trainer
 
 works = Trainer.step
 
 
-def recorded(self: Trainer, update: Sequence[Batch], normalisers: Normalisers) -> None:
+def recorded(self: Trainer, update: Sequence[Batch], normalisers: LossDenominators) -> None:
     clips = [sorted(batch.clip_ids) for batch in update]
     line = json.dumps({"update": self.state.update + 1, "clips": clips}) + "\n"
     with (self.tracker.run_dir / f"clips-{self.runtime.rank}.jsonl").open("a", encoding="utf-8") as file:

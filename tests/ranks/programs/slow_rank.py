@@ -4,10 +4,10 @@ import os
 import time
 
 from vits_trainer.cli.main import entry_point
-from vits_trainer.data.dataset import ClipReader
+from vits_trainer.data.dataset import PreparedClipDataset
 from vits_trainer.training.objective import Objective
 
-OWNERS = {"reading": (ClipReader, "__getitems__"), "computing": (Objective, "synthesize")}
+OWNERS = {"reading": (PreparedClipDataset, "__getitems__"), "computing": (Objective, "synthesize")}
 
 
 def slow_down(owner, name):

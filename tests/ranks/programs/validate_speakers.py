@@ -18,6 +18,6 @@ if __name__ == "__main__":
     Tensor.float = Tensor.double
     ranks = Runtime("fp32", 1)
     found = judged(ranks, Path(sys.argv[1]))
-    if ranks.is_main:
+    if ranks.is_main_process:
         Path(sys.argv[2]).write_text(json.dumps([found.scalars, [vars(speaker) for speaker in found.speakers]]))
     ranks.close()

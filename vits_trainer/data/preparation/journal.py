@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from vits_trainer.data.audio import PCM16_BYTES, WAV_HEADER_BYTES, Reason
 from vits_trainer.utils.errors import DataError
-from vits_trainer.utils.files import discard, lock
+from vits_trainer.utils.files import discard, try_lock
 
 logger = logging.getLogger("vits_trainer")
 
@@ -19,7 +19,7 @@ JOURNAL = ".preparing.jsonl"
 _Own = TypeVar("_Own", bound="Journal")
 
 
-class Accepted(NamedTuple):
+class AcceptedClip(NamedTuple):
     """A clip that was written."""
 
     text: str
@@ -28,7 +28,7 @@ class Accepted(NamedTuple):
     text_changed: bool
 
 
-class LeftOut(NamedTuple):
+class RejectedClip(NamedTuple):
     """A clip that was not."""
 
     clip_id: str
@@ -46,18 +46,18 @@ class Journal(ABC):
     unit = "entries"
     """What a line tells of, in the log."""
 
-    def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, fingerprint: Mapping[str, Any]) -> None:
         """Args:
         path: of the file, whose folder is made if need be.
-        asked: what decides the content. That of another preparation is forgotten.
+        fingerprint: what decides the content. That of another preparation is forgotten.
         """
         self.path = path
-        self.asked = dict(asked)
+        self.fingerprint = dict(fingerprint)
         self._file: Any = None
 
     def __enter__(self: _Own) -> _Own:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = lock(self.path)
+        self._file = try_lock(self.path)
         if self._file is None:
             raise DataError(
                 f"Another prepare_data is at work in {self.path.parent}. Wait for it, or choose another --output_dir."
@@ -88,7 +88,7 @@ class Journal(ABC):
         self._file.seek(0)
         lines = self._file.read().splitlines(keepends=True)
         trusted = kept = 0
-        if lines and lines[0] == (json.dumps({"asked": self.asked}) + "\n").encode():
+        if lines and lines[0] == (json.dumps({"asked": self.fingerprint}) + "\n").encode():
             trusted = len(lines[0])
             for line in lines[1:]:
                 record = _whole(line)
@@ -99,44 +99,44 @@ class Journal(ABC):
             logger.info("Going on with %s, where %d %s were done.", self.path.parent, kept, self.unit)
         self._file.truncate(trusted)
         if not trusted:
-            self._write({"asked": self.asked})
+            self._write({"asked": self.fingerprint})
 
 
-class Ledger(Journal):
+class ClipJournal(Journal):
     """The outcomes of the clips so far, in the order of the source."""
 
     unit = "clips"
 
-    def __init__(self, output_dir: Path, asked: Mapping[str, Any]) -> None:
+    def __init__(self, output_dir: Path, fingerprint: Mapping[str, Any]) -> None:
         """Args:
         output_dir: of the preparation, made if need be; wavs/ is in it.
-        asked: what decides the outcomes. Those of another preparation are forgotten.
+        fingerprint: what decides the outcomes. Those of another preparation are forgotten.
         """
-        super().__init__(output_dir / JOURNAL, asked)
+        super().__init__(output_dir / JOURNAL, fingerprint)
         self.output_dir = output_dir
-        self.accepted: list[Accepted] = []
-        self.entries: list[Accepted | LeftOut] = []
+        self.accepted: list[AcceptedClip] = []
+        self.entries: list[AcceptedClip | RejectedClip] = []
 
-    def add(self, entry: Accepted | LeftOut) -> None:
+    def add(self, entry: AcceptedClip | RejectedClip) -> None:
         """Writes down what has become of the next clip; the file of an accepted one lies in its place already."""
         self._add(entry)
-        self._write({"accepted" if isinstance(entry, Accepted) else "left_out": entry})
+        self._write({"accepted" if isinstance(entry, AcceptedClip) else "left_out": entry})
 
-    def _add(self, entry: Accepted | LeftOut) -> None:
+    def _add(self, entry: AcceptedClip | RejectedClip) -> None:
         self.entries.append(entry)
-        if isinstance(entry, Accepted):
+        if isinstance(entry, AcceptedClip):
             self.accepted.append(entry)
 
     def _keep(self, record: Any) -> bool:
-        entry = Accepted(*record["accepted"]) if "accepted" in record else left_out(record["left_out"])
+        entry = AcceptedClip(*record["accepted"]) if "accepted" in record else left_out(record["left_out"])
         trusted = self._is_there(entry)
         if trusted:
             self._add(entry)
         return trusted
 
-    def _is_there(self, entry: Accepted | LeftOut) -> bool:
+    def _is_there(self, entry: AcceptedClip | RejectedClip) -> bool:
         """Whether a clip's file is whole: after a loss of power it may be empty."""
-        if isinstance(entry, LeftOut):
+        if isinstance(entry, RejectedClip):
             return True
         file = self.output_dir / "wavs" / wav_name(len(self.accepted))
         return file.is_file() and file.stat().st_size == WAV_HEADER_BYTES + PCM16_BYTES * entry.samples
@@ -147,10 +147,10 @@ def wav_name(number: int, part: str = "") -> str:
     return f"audio_{part}{number:06d}.wav"
 
 
-def left_out(line: tuple[str, str, str]) -> LeftOut:
-    """What JSON made of a :class:`LeftOut`."""
+def left_out(line: tuple[str, str, str]) -> RejectedClip:
+    """What JSON made of a :class:`RejectedClip`."""
     clip_id, reason, detail = line
-    return LeftOut(clip_id, Reason(reason), detail)
+    return RejectedClip(clip_id, Reason(reason), detail)
 
 
 def _whole(line: bytes) -> Any:

@@ -11,25 +11,25 @@ from tqdm import tqdm
 
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import Rejection
-from vits_trainer.data.preparation.journal import JOURNAL, Ledger, LeftOut, wav_name
+from vits_trainer.data.preparation.journal import JOURNAL, ClipJournal, RejectedClip, wav_name
 from vits_trainer.data.preparation.sharded import prepare_shards, remove_journals
 from vits_trainer.data.preparation.summary import (
+    PreparationStats,
     PreparationSummary,
-    Tally,
-    asked_of,
+    already_prepared_message,
     dataset_json,
     finished_before,
-    in_the_way,
-    nothing_left,
+    no_clips_message,
+    preparation_fingerprint,
     refuse_foreign,
     rejected_csv,
 )
-from vits_trainer.data.preparation.workers import accepted_clip, convert_clip, in_processes, judged
+from vits_trainer.data.preparation.workers import convert_clip, map_in_processes, prescreen, to_accepted
 from vits_trainer.data.shards import FOLDER
 from vits_trainer.data.sources.base import Source
 from vits_trainer.data.sources.detect import open_source
 from vits_trainer.utils.errors import DataError
-from vits_trainer.utils.files import Kind, discard, remove, replace_file, write_whole
+from vits_trainer.utils.files import Kind, atomic_write, discard, remove, replace_file
 
 WAVS = Kind(
     "wavs",
@@ -61,7 +61,7 @@ def prepare(config: PrepareConfig) -> PreparationSummary:
     output_dir = Path(config.output_dir).expanduser()
     if source.root is not None and output_dir.resolve() == source.root.resolve():
         raise DataError(f"--output_dir {output_dir} is the data set itself. Choose another --output_dir.")
-    asked = asked_of(source, config, output_dir)
+    asked = preparation_fingerprint(source, config, output_dir)
     finished = finished_before(output_dir, asked)
     if finished is not None:
         discard(output_dir / JOURNAL)  # of one that was killed when all was done
@@ -83,30 +83,30 @@ def _prepare_wavs(
 ) -> PreparationSummary:
     wavs = output_dir / "wavs"
     if (output_dir / "metadata.csv").exists() and not (output_dir / JOURNAL).exists():
-        raise DataError(in_the_way(output_dir, "metadata.csv"))
+        raise DataError(already_prepared_message(output_dir, "metadata.csv"))
     refuse_foreign(wavs, WAVS)
-    with Ledger(output_dir, asked) as ledger:
+    with ClipJournal(output_dir, asked) as ledger:
         if not ledger.entries:
             _clear(wavs)
         wavs.mkdir(exist_ok=True)
         _convert_all(source, config, wavs, ledger)
-        write_whole(output_dir / "rejected.csv", rejected_csv(ledger.entries))
-        tally = Tally()
+        atomic_write(output_dir / "rejected.csv", rejected_csv(ledger.entries))
+        tally = PreparationStats()
         for entry in ledger.entries:
             tally.add(entry)
         summary = tally.summary(output_dir, config.target_sr)
         if not summary.accepted:
             _clear(wavs)
             ledger.remove()
-            raise DataError(nothing_left(summary))
-        write_whole(output_dir / "metadata.csv", _metadata_csv(ledger))
+            raise DataError(no_clips_message(summary))
+        atomic_write(output_dir / "metadata.csv", _metadata_csv(ledger))
         os.sync()  # thousands of files: one by one it would take minutes
-        write_whole(output_dir / "dataset.json", dataset_json(summary, tally, source, config, asked))
+        atomic_write(output_dir / "dataset.json", dataset_json(summary, tally, source, config, asked))
         ledger.remove()
     return summary
 
 
-def _convert_all(source: Source, config: PrepareConfig, wavs: Path, ledger: Ledger) -> None:
+def _convert_all(source: Source, config: PrepareConfig, wavs: Path, ledger: ClipJournal) -> None:
     total = min((count for count in (config.max_samples, source.clip_count) if count), default=None)
     accepted, done = len(ledger.accepted), len(ledger.entries)
 
@@ -118,14 +118,14 @@ def _convert_all(source: Source, config: PrepareConfig, wavs: Path, ledger: Ledg
         bar.update(accepted if config.max_samples else done)
         if accepted == config.max_samples > 0:
             return
-        clips = judged(source, done)
-        with closing(in_processes(clips, convert_clip, lambda place: (part(place),), config)) as outcomes:
+        clips = prescreen(source, done)
+        with closing(map_in_processes(clips, convert_clip, lambda place: (part(place),), config)) as outcomes:
             for place, (clip, outcome) in enumerate(outcomes):
                 if isinstance(outcome, Rejection):
-                    ledger.add(LeftOut(clip.clip_id, *outcome))
+                    ledger.add(RejectedClip(clip.clip_id, *outcome))
                 else:
                     replace_file(part(place), wavs / wav_name(accepted))
-                    ledger.add(accepted_clip(clip, outcome))
+                    ledger.add(to_accepted(clip, outcome))
                     accepted += 1
                 bar.update((accepted if config.max_samples else len(ledger.entries)) - bar.n)
                 if accepted == config.max_samples > 0:
@@ -140,7 +140,7 @@ def _clear(wavs: Path) -> None:
         remove(wavs, WAVS)
 
 
-def _metadata_csv(ledger: Ledger) -> str:
+def _metadata_csv(ledger: ClipJournal) -> str:
     several = len({entry.speaker for entry in ledger.accepted}) > 1
     return "".join(
         "|".join([wav_name(number), entry.text, *([entry.speaker] if several else [])]) + "\n"

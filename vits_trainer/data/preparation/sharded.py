@@ -24,24 +24,33 @@ from tqdm import tqdm
 
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import RecordingError, Rejection
-from vits_trainer.data.preparation.journal import Journal, LeftOut, left_out, wav_name
+from vits_trainer.data.preparation.journal import Journal, RejectedClip, left_out, wav_name
 from vits_trainer.data.preparation.summary import (
+    PreparationStats,
     PreparationSummary,
-    Tally,
+    already_prepared_message,
     dataset_json,
     differences,
     finished_before,
-    in_the_way,
-    nothing_left,
+    no_clips_message,
     refuse_foreign,
     rejected_csv,
 )
-from vits_trainer.data.preparation.workers import accepted_clip, in_processes, judged, to_pcm
-from vits_trainer.data.shards import FOLDER, MANIFEST, Manifest, ShardRecord, ShardWriter, cut, encode_audio, shard_name
+from vits_trainer.data.preparation.workers import map_in_processes, prescreen, to_accepted, to_pcm
+from vits_trainer.data.shards import (
+    FOLDER,
+    MANIFEST,
+    Manifest,
+    ShardRecord,
+    ShardWriter,
+    encode_audio,
+    shard_name,
+    shard_sizes,
+)
 from vits_trainer.data.sources.base import Source, SourceClip
 from vits_trainer.data.sources.detect import open_source
 from vits_trainer.utils.errors import DataError
-from vits_trainer.utils.files import Kind, discard, lock, sha256, write_whole
+from vits_trainer.utils.files import Kind, atomic_write, discard, sha256, try_lock
 
 logger = logging.getLogger("vits_trainer")
 
@@ -60,7 +69,7 @@ class ShardOutcome:
 
     record: ShardRecord | None
     """None where not one of them could be used."""
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[RejectedClip, ...]
     texts_changed: int
     speaker_clips: dict[str, int]
     characters: str
@@ -77,9 +86,9 @@ class ShardOutcome:
             characters=line["characters"],
         )
 
-    def tally(self) -> Tally:
+    def tally(self) -> PreparationStats:
         """Its figures."""
-        return Tally(
+        return PreparationStats(
             rejected=Counter(entry.reason for entry in self.left_out),
             texts_changed=self.texts_changed,
             samples=self.record.samples if self.record else 0,
@@ -136,8 +145,8 @@ def prepare_shards(
         finished = finished_before(output_dir, asked)
         if finished is None:
             _write_shards(source, config, folder, journal)
-            with _alone(folder):
-                finished = finished_before(output_dir, asked) or _put_together(source, config, output_dir, asked)
+            with _merge_lock(folder):
+                finished = finished_before(output_dir, asked) or _merge_parts(source, config, output_dir, asked)
         if finished.missing_parts:
             return finished
         remove_journals(folder)
@@ -155,7 +164,7 @@ def _refuse_others(output_dir: Path, config: PrepareConfig) -> None:
         )
     for name in ("metadata.csv", *([] if journals else [MANIFEST])):
         if (output_dir / name).exists():
-            raise DataError(in_the_way(output_dir, name))
+            raise DataError(already_prepared_message(output_dir, name))
     refuse_foreign(folder, SHARDS)
 
 
@@ -169,19 +178,19 @@ def _write_shards(source: Source, config: PrepareConfig, folder: Path, journal: 
     to_do = numbers[len(journal.outcomes) :]
     if not to_do:
         return
-    ranges = cut(_clip_count(source, config), config.shards)
+    ranges = shard_sizes(_clip_count(source, config), config.shards)
     if min(ranges) == 0:
         raise DataError(
             f"--shards {config.shards}: the source has {sum(ranges)} clips, not one for each shard. Ask for fewer."
         )
     begin, wanted = sum(ranges[: to_do[0]]), sum(ranges[number] for number in to_do)
     # The last shard takes what the source may have beyond the number that it gives.
-    clips = islice(judged(source, begin), None if to_do[-1] == config.shards - 1 else wanted)
+    clips = islice(prescreen(source, begin), None if to_do[-1] == config.shards - 1 else wanted)
     names = _names(config, journal)
     total = sum(ranges[number] for number in numbers)
     with (
         tqdm(desc="prepare_data", total=total, initial=total - wanted, unit="clip", disable=None) as bar,
-        closing(in_processes(clips, encode_clip, lambda _: (), config)) as outcomes,
+        closing(map_in_processes(clips, encode_clip, lambda _: (), config)) as outcomes,
     ):
         for number in to_do:
             own = islice(outcomes, None if number == config.shards - 1 else ranges[number])
@@ -214,16 +223,16 @@ def _counted(outcomes: Iterable[Outcome], bar: "tqdm[Any]") -> Iterator[Outcome]
 
 
 def _write_shard(path: Path, clips: Iterable[Outcome], names: Iterator[str], config: PrepareConfig) -> ShardOutcome:
-    tally, rejected = Tally(), []
+    tally, rejected = PreparationStats(), []
     with ShardWriter(path, config.target_sr, config.encoding) as writer:
         for clip, outcome in clips:
             if isinstance(outcome, Rejection):
-                entry = LeftOut(clip.clip_id, *outcome)
+                entry = RejectedClip(clip.clip_id, *outcome)
                 rejected.append(entry)
                 tally.add(entry)
             else:
                 audio, samples = outcome
-                accepted = accepted_clip(clip, samples)
+                accepted = to_accepted(clip, samples)
                 writer.add_encoded(next(names), audio, accepted.text, accepted.speaker, samples)
                 tally.add(accepted)
         if tally.speaker_clips:
@@ -254,15 +263,15 @@ def encode_clip(audio: Path | bytes, tokens: int, config: PrepareConfig) -> tupl
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _merge_lock(folder: Path) -> Iterator[None]:
     """Waits for its turn: parts that end at once must not write the same files."""
-    while (turn := lock(folder / _LOCK)) is None:
+    while (turn := try_lock(folder / _LOCK)) is None:
         time.sleep(_POLL_S)
     with turn:
         yield
 
 
-def _put_together(
+def _merge_parts(
     source: Source, config: PrepareConfig, output_dir: Path, asked: Mapping[str, Any]
 ) -> PreparationSummary:
     """Writes what stands for the whole, dataset.json last; or says which parts are missing."""
@@ -274,22 +283,22 @@ def _put_together(
     missing = [f"{number}/{config.parts}" for number, found in parts.items() if len(found) < per_part]
     outcomes = parts[config.part_number] if missing else [outcome for found in parts.values() for outcome in found]
     records = tuple(outcome.record for outcome in outcomes if outcome.record)
-    tally = Tally()
+    tally = PreparationStats()
     for outcome in outcomes:
         tally.add_all(outcome.tally())
     summary = tally.summary(output_dir, config.target_sr, len(records), missing)
     if missing:
         return summary
     _require_there(folder, records)
-    write_whole(output_dir / "rejected.csv", rejected_csv(entry for outcome in outcomes for entry in outcome.left_out))
+    atomic_write(output_dir / "rejected.csv", rejected_csv(entry for outcome in outcomes for entry in outcome.left_out))
     if not records:
         remove_journals(folder)
-        raise DataError(nothing_left(summary))
+        raise DataError(no_clips_message(summary))
     for stray in folder.glob("shard_*"):
         if stray.name not in {record.name for record in records}:  # of an earlier preparation that was given up
             discard(stray)
     Manifest(config.target_sr, config.encoding, records).write(output_dir)
-    write_whole(output_dir / "dataset.json", dataset_json(summary, tally, source, config, asked))
+    atomic_write(output_dir / "dataset.json", dataset_json(summary, tally, source, config, asked))
     return summary
 
 

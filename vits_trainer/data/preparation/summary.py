@@ -18,7 +18,7 @@ import soxr
 from vits_trainer import __version__
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import Reason
-from vits_trainer.data.preparation.journal import Accepted, LeftOut
+from vits_trainer.data.preparation.journal import AcceptedClip, RejectedClip
 from vits_trainer.data.sources.base import Source
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import Kind, is_ours, others_files
@@ -61,7 +61,7 @@ class PreparationSummary:
 
 
 @dataclass
-class Tally:
+class PreparationStats:
     """Figures of the clips so far."""
 
     rejected: Counter[Reason] = field(default_factory=Counter)
@@ -70,9 +70,9 @@ class Tally:
     speaker_clips: Counter[str] = field(default_factory=Counter)
     characters: set[str] = field(default_factory=set)
 
-    def add(self, entry: Accepted | LeftOut) -> None:
+    def add(self, entry: AcceptedClip | RejectedClip) -> None:
         """Counts one more clip."""
-        if isinstance(entry, LeftOut):
+        if isinstance(entry, RejectedClip):
             self.rejected[entry.reason] += 1
             return
         self.texts_changed += entry.text_changed
@@ -80,7 +80,7 @@ class Tally:
         self.speaker_clips[entry.speaker] += 1
         self.characters.update(entry.text)
 
-    def add_all(self, other: "Tally") -> None:
+    def add_all(self, other: "PreparationStats") -> None:
         """Counts what ``other`` has counted."""
         self.rejected += other.rejected
         self.texts_changed += other.texts_changed
@@ -107,7 +107,7 @@ class Tally:
 # What was asked for
 
 
-def asked_of(source: Source, config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
+def preparation_fingerprint(source: Source, config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
     """What decides the bytes that are written: the settings, and the source as it lies there."""
     unused = _NO_SETTINGS if config.shards else _NO_SETTINGS | _ONLY_OF_SHARDS
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in unused}
@@ -151,9 +151,9 @@ def finished_before(output_dir: Path, asked: Mapping[str, Any]) -> PreparationSu
         then = {**record["settings"], "dataset": record["source"]["dataset"], "source": record["source"]["state"]}
         changed = differences(then, asked)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(in_the_way(output_dir, "dataset.json")) from error
+        raise DataError(already_prepared_message(output_dir, "dataset.json")) from error
     if changed:
-        raise DataError(f"{in_the_way(output_dir, 'dataset.json')} It is of something else: {changed}.")
+        raise DataError(f"{already_prepared_message(output_dir, 'dataset.json')} It is of something else: {changed}.")
     logger.info("%s was prepared before, from the same source with the same settings: it is left as it is.", output_dir)
     return PreparationSummary(
         output_dir=output_dir,
@@ -166,7 +166,7 @@ def finished_before(output_dir: Path, asked: Mapping[str, Any]) -> PreparationSu
     )
 
 
-def in_the_way(output_dir: Path, name: str) -> str:
+def already_prepared_message(output_dir: Path, name: str) -> str:
     """Why nothing is prepared where ``name`` lies."""
     return f"{output_dir} already holds a prepared set ({name}). Delete it, or choose another --output_dir."
 
@@ -183,19 +183,23 @@ def refuse_foreign(folder: Path, kind: Kind) -> None:
 # What is written
 
 
-def rejected_csv(entries: Iterable[Accepted | LeftOut]) -> str:
+def rejected_csv(entries: Iterable[AcceptedClip | RejectedClip]) -> str:
     """Every clip left out, with its reason."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(("clip", "reason", "detail"))
     for entry in entries:
-        if isinstance(entry, LeftOut):
+        if isinstance(entry, RejectedClip):
             writer.writerow((csv_cell(entry.clip_id), entry.reason, csv_cell(entry.detail)))
     return content.getvalue()
 
 
 def dataset_json(
-    summary: PreparationSummary, tally: Tally, source: Source, config: PrepareConfig, asked: Mapping[str, Any]
+    summary: PreparationSummary,
+    tally: PreparationStats,
+    source: Source,
+    config: PrepareConfig,
+    asked: Mapping[str, Any],
 ) -> str:
     """Counts, lengths, settings, versions; all speakers and characters, for training that reads clips as they come."""
     return (
@@ -234,7 +238,7 @@ def dataset_json(
     )
 
 
-def nothing_left(summary: PreparationSummary) -> str:
+def no_clips_message(summary: PreparationSummary) -> str:
     """What to do where every clip was left out."""
     counts = ", ".join(f"{count} {reason}" for reason, count in summary.rejected.items())
     return (

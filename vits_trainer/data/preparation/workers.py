@@ -31,7 +31,7 @@ from vits_trainer.data.audio import (
     trim_silence,
     write_pcm16_wav,
 )
-from vits_trainer.data.preparation.journal import Accepted
+from vits_trainer.data.preparation.journal import AcceptedClip
 from vits_trainer.data.sources.base import Source, SourceClip
 from vits_trainer.utils.errors import VitsTrainerError
 from vits_trainer.utils.strings import one_line
@@ -42,19 +42,19 @@ HOP_SAMPLES = 256
 _CLIPS_IN_FLIGHT_PER_PROCESS = 4
 _UNKNOWN_SPEAKER = "unknown"
 
-Judged = tuple[SourceClip, Rejection | None]
+ScreenedClip = tuple[SourceClip, Rejection | None]
 """A clip, and the reason to leave it out where that shows without opening the audio."""
 Converted = TypeVar("Converted")
 
 
-def judged(source: Source, behind: int = 0) -> Iterator[Judged]:
+def prescreen(source: Source, behind: int = 0) -> Iterator[ScreenedClip]:
     """The clips behind the first ``behind``, judged by what is known of them; those may stand for what is repeated."""
-    if behind and source.clips_behind is not None:
-        return _judged(source.clips_behind(behind))
-    return islice(_judged(source.clips), behind, None)
+    if behind and source.clips_from is not None:
+        return _prescreened(source.clips_from(behind))
+    return islice(_prescreened(source.clips), behind, None)
 
 
-def _judged(clips: Iterator[SourceClip]) -> Iterator[Judged]:
+def _prescreened(clips: Iterator[SourceClip]) -> Iterator[ScreenedClip]:
     seen: set[Path] = set()
     for clip in clips:
         rejection = clip.rejection
@@ -67,8 +67,8 @@ def _judged(clips: Iterator[SourceClip]) -> Iterator[Judged]:
         yield clip, rejection
 
 
-def in_processes(
-    clips: Iterable[Judged],
+def map_in_processes(
+    clips: Iterable[ScreenedClip],
     convert: Callable[..., Converted | Rejection],
     arguments: Callable[[int], tuple[Any, ...]],
     config: PrepareConfig,
@@ -108,10 +108,10 @@ def in_processes(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def accepted_clip(clip: SourceClip, samples: int) -> Accepted:
+def to_accepted(clip: SourceClip, samples: int) -> AcceptedClip:
     """A clip that was converted to so many samples, as it is written down."""
     text = one_line(clip.text)
-    return Accepted(text, one_line(clip.speaker or "") or _UNKNOWN_SPEAKER, samples, text != clip.text)
+    return AcceptedClip(text, one_line(clip.speaker or "") or _UNKNOWN_SPEAKER, samples, text != clip.text)
 
 
 def _finished(

@@ -10,11 +10,11 @@ from vits_trainer.data.sources.base import (
     Source,
     SourceClip,
     _lines,
+    audio_file_finder,
     filled_lines,
-    finder,
     named_columns,
+    require_clips,
     row_clip,
-    some,
 )
 from vits_trainer.utils.errors import DataError
 
@@ -38,12 +38,14 @@ def open_audio_folder(folder: Path, config: PrepareConfig) -> Source:
     _, names = next(rows, (1, []))
     columns = Columns.of(f"{metadata} line 1", names, config, audio=("file_name",))
     clip_count = sum(1 for _ in rows)
-    return Source("audio-folder", folder, some(clip_count, metadata), _audio_folder_clips(folder, columns, config))
+    return Source(
+        "audio-folder", folder, require_clips(clip_count, metadata), _audio_folder_clips(folder, columns, config)
+    )
 
 
 def _audio_folder_clips(folder: Path, columns: Columns, config: PrepareConfig) -> Iterator[SourceClip]:
     metadata = folder / "metadata.csv"
-    find, rows = finder(folder, (".",)), _csv_rows(metadata)
+    find, rows = audio_file_finder(folder, (".",)), _csv_rows(metadata)
     _, names = next(rows, (1, []))
     for number, fields in rows:
         yield row_clip(dict(zip(names, fields, strict=True)), f"{metadata} line {number}", columns, find, config)

@@ -39,12 +39,12 @@ class Source:
     """The Hub's commit that is read."""
     files: Sequence[Path] | None = None
     """All that is read, where it is not the whole of ``root``."""
-    clips_behind: Callable[[int], Iterator[SourceClip]] | None = None
+    clips_from: Callable[[int], Iterator[SourceClip]] | None = None
     """The clips behind the first so many, without looking at those; None where a file may be named twice: a clip is
     known for a repetition only by those before it."""
 
 
-Find = Callable[[str], Path | Rejection]
+FileFinder = Callable[[str], Path | Rejection]
 """From the name of a recording to its file."""
 
 
@@ -114,7 +114,9 @@ def require_named_columns(place: object, names: Sequence[str], config: PrepareCo
 # From a row to a clip
 
 
-def row_clip(row: Mapping[str, Any], place: str, columns: Columns, find: Find, config: PrepareConfig) -> SourceClip:
+def row_clip(
+    row: Mapping[str, Any], place: str, columns: Columns, find: FileFinder, config: PrepareConfig
+) -> SourceClip:
     """A row as a clip; ``find`` gives the file that it names, where it does not hold the recording itself.
 
     Raises:
@@ -162,7 +164,7 @@ def _judge_votes(up_votes: int, down_votes: int, config: PrepareConfig) -> Rejec
 # What the kinds share
 
 
-def finder(root: Path, folders: Sequence[str]) -> Find:
+def audio_file_finder(root: Path, folders: Sequence[str]) -> FileFinder:
     """A function that finds an audio file by its name, with or without its ending, in ``folders`` of ``root``.
 
     Whoever wrote the metadata must not make us read, and hand on as speech, a file that lies outside ``root``.
@@ -215,7 +217,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def some(clip_count: int, place: Path) -> int:
+def require_clips(clip_count: int, place: Path) -> int:
     """``clip_count``; raises :class:`DataError` where it is 0."""
     if clip_count == 0:
         raise DataError(f"{place}: no clip in it. Give a data set with at least one.")

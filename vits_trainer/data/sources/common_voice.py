@@ -8,11 +8,11 @@ from vits_trainer.data.sources.base import (
     Columns,
     Source,
     SourceClip,
+    audio_file_finder,
     filled_lines,
-    finder,
+    require_clips,
     require_named_columns,
     row_clip,
-    some,
 )
 from vits_trainer.utils.errors import DataError
 
@@ -23,7 +23,7 @@ def open_common_voice(folder: Path, config: PrepareConfig) -> Source:
     """``validated.tsv`` has a header, tabs, and no quoting: a ``"`` in a sentence is a ``"``."""
     metadata = folder / "validated.tsv"
     clip_count = sum(1 for _ in _release_rows(metadata, config))
-    return Source("common-voice", folder, some(clip_count, metadata), _common_voice_clips(folder, config))
+    return Source("common-voice", folder, require_clips(clip_count, metadata), _common_voice_clips(folder, config))
 
 
 def _release_columns(config: PrepareConfig) -> Columns:
@@ -33,7 +33,7 @@ def _release_columns(config: PrepareConfig) -> Columns:
 
 
 def _common_voice_clips(folder: Path, config: PrepareConfig) -> Iterator[SourceClip]:
-    find, columns = finder(folder, ("clips",)), _release_columns(config)
+    find, columns = audio_file_finder(folder, ("clips",)), _release_columns(config)
     for number, row in _release_rows(folder / "validated.tsv", config):
         yield row_clip(row, f"line {number}", columns, find, config)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vits_trainer.data.audio import AUDIO_ENDINGS
-from vits_trainer.data.sources.base import Source, clip_of, finder
+from vits_trainer.data.sources.base import Source, audio_file_finder, clip_of
 from vits_trainer.utils.errors import DataError
 
 # Corrections
@@ -12,7 +12,7 @@ from vits_trainer.utils.errors import DataError
 def _open_corrections(folder: Path) -> Source:
     """``NAME.txt`` beside ``NAME.wav`` (or another audio file): what users recorded. One alone is a rejection."""
     names = _correction_names(folder)
-    find = finder(folder, (".",))
+    find = audio_file_finder(folder, (".",))
     clips = (clip_of(name, _text_of(folder / f"{name}.txt"), find(name), speaker=None) for name in names)
     return Source("corrections", folder, len(names), clips)
 

@@ -46,7 +46,7 @@ def open_hub(config: PrepareConfig) -> Source:
     def clips_behind(first: int) -> Iterator[SourceClip]:
         return _hub_clips(wanted.skip(first) if first else wanted, first, columns, config)
 
-    return Source("hub", None, clip_count, clips_behind(0), revision=commit, clips_behind=clips_behind)
+    return Source("hub", None, clip_count, clips_behind(0), revision=commit, clips_from=clips_behind)
 
 
 def _hub_commit(config: PrepareConfig) -> str | None:

@@ -4,7 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vits_trainer.config.prepare import PrepareConfig
-from vits_trainer.data.sources.base import Source, SourceClip, clip_of, filled_lines, finder, named_columns, some
+from vits_trainer.data.sources.base import (
+    Source,
+    SourceClip,
+    audio_file_finder,
+    clip_of,
+    filled_lines,
+    named_columns,
+    require_clips,
+)
 from vits_trainer.utils.errors import DataError
 
 # LJ Speech
@@ -32,11 +40,11 @@ def _open_lj_speech(folder: Path, config: PrepareConfig) -> Source:
                 f"clip's id, but found {line[:80]!r}. Correct the line ('|' may not stand in a text)."
             )
         clip_count += 1
-    return Source("lj-speech", folder, some(clip_count, metadata), _lj_speech_clips(folder))
+    return Source("lj-speech", folder, require_clips(clip_count, metadata), _lj_speech_clips(folder))
 
 
 def _lj_speech_clips(folder: Path) -> Iterator[SourceClip]:
-    find = finder(folder, ("wavs", "audio", "."))
+    find = audio_file_finder(folder, ("wavs", "audio", "."))
     for _, line in filled_lines(folder / "metadata.csv"):
         clip_id, text, *normalised = line.split("|")
         spoken = normalised[0] if normalised and normalised[0].strip() else text

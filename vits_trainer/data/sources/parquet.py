@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vits_trainer.config.prepare import PrepareConfig
-from vits_trainer.data.sources.base import Columns, Source, SourceClip, finder, row_clip, some
+from vits_trainer.data.sources.base import Columns, Source, SourceClip, audio_file_finder, require_clips, row_clip
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.strings import first_line
 
@@ -42,10 +42,10 @@ def open_parquet(files: Sequence[Path], config: PrepareConfig) -> Source:
     return Source(
         kind="parquet",
         root=files[0].parent,
-        clip_count=some(sum(rows_of), files[0]),
+        clip_count=require_clips(sum(rows_of), files[0]),
         clips=clips_behind(0),
         files=files,
-        clips_behind=clips_behind if embedded else None,
+        clips_from=clips_behind if embedded else None,
     )
 
 
@@ -64,7 +64,7 @@ def _holds_recordings(metadata: Any, audio: str) -> bool:
 
 def _clips(file: Path, columns: Columns, config: PrepareConfig, behind: int) -> Iterator[SourceClip]:
     """The clips behind the first ``behind`` rows; a few are in memory at a time, however large a row group is."""
-    find = finder(file.parent, (".",))
+    find = audio_file_finder(file.parent, (".",))
     number = behind
     try:
         # Read page by page: pre-buffering would take whole row groups into memory.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vits_trainer.models.conversion.layout import (
-    Parts,
+    ForeignCheckpoint,
     _by_id,
     _notes_on_audio,
     _notes_on_phonemes,
@@ -20,7 +20,9 @@ from vits_trainer.utils.errors import ModelError
 _COQUIS_BLANK = "<BLNK>"
 
 
-def coqui_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Path | None, vocab: Path | None) -> Parts:
+def coqui_parts(
+    content: Mapping[str, Any], checkpoint: Path, config_file: Path | None, vocab: Path | None
+) -> ForeignCheckpoint:
     """Of Coqui TTS: ``model_file.pth`` or ``best_model.pth`` with config.json.
 
     Raises:
@@ -70,7 +72,7 @@ def coqui_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Path 
             f"its text cleaner ({config['text_cleaner']}) is not carried over: give texts as it would leave them"
         )
     speakers = _speakers_of_coqui(checkpoint)
-    return Parts(
+    return ForeignCheckpoint(
         weights,
         judges,
         stated | ({"speakers": speakers} if speakers else {}),

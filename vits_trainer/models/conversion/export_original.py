@@ -12,7 +12,7 @@ from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.parameter_names import to_original_discriminator, to_original_generator
 from vits_trainer.utils import safe_pickle
 from vits_trainer.utils.errors import ModelError
-from vits_trainer.utils.files import made_beside, put
+from vits_trainer.utils.files import put, temporary_sibling_dir
 from vits_trainer.utils.finite_weights import require_finite
 
 _BUILT_IN = {
@@ -31,7 +31,9 @@ _BUILT_IN = {
 """Sizes that stand in the original's code, not in its configuration (``models.py``, ``attentions.py``)."""
 
 
-def write(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discriminator | None, directory: Path) -> None:
+def write_original(
+    model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discriminator | None, directory: Path
+) -> None:
     """Writes a voice that the original's code loads, with the very numbers of the training form, and reads it back.
 
     Args:
@@ -60,7 +62,7 @@ def write(model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discriminat
         networks["D_0.pth"] = to_original_discriminator(pretrained.state_on_cpu(discriminator))
     for name, weights in networks.items():
         require_finite(weights, directory / name, "Convert an earlier version of the voice.")
-    with made_beside(directory) as temporary:
+    with temporary_sibling_dir(directory) as temporary:
         for name, weights in networks.items():
             checkpoint = {"model": weights, "iteration": 0, "optimizer": None, "learning_rate": 2e-4}
             torch.save(checkpoint, temporary / name)

@@ -12,7 +12,7 @@ from transformers import VitsConfig, VitsModel, VitsTokenizer
 
 from vits_trainer.models import pretrained, pretrained_discriminator
 from vits_trainer.models.conversion.coqui import coqui_parts
-from vits_trainer.models.conversion.layout import Parts
+from vits_trainer.models.conversion.layout import ForeignCheckpoint
 from vits_trainer.models.conversion.original import original_parts
 from vits_trainer.models.conversion.piper import piper_parts
 from vits_trainer.models.discriminator import Discriminator
@@ -31,7 +31,7 @@ _USUAL = ("G_*.pth", "*.ckpt", "model_file.pth", "best_model*.pth", "checkpoint_
 
 
 @dataclass(frozen=True)
-class ForeignVoice:
+class ImportedVoice:
     """A voice in this package's form, and what came with it."""
 
     model: VitsModel
@@ -44,13 +44,13 @@ class ForeignVoice:
     """What is lost or must be known, for people."""
 
 
-def read(
+def import_voice(
     source: str,
     kind: str = "auto",
     config_file: Path | None = None,
     vocab: Path | None = None,
     discriminator: str | None = None,
-) -> ForeignVoice:
+) -> ImportedVoice:
     """Reads a voice from wherever it was trained.
 
     Args:
@@ -85,7 +85,7 @@ def read(
         parts = _READERS[found[0]](content, path, config_file, vocab)
     except _MISUNDERSTOOD as error:
         raise _not_understood(path, config_file, error) from error
-    if discriminator is None and not parts.judges and found[0] == "original":
+    if discriminator is None and not parts.discriminator_weights and found[0] == "original":
         beside = path.with_name(path.name.replace("G_", "D_", 1))
         discriminator = str(beside) if beside != path and beside.is_file() else None
     return _assembled(parts, path, found[0], config_file, discriminator)
@@ -112,21 +112,21 @@ def _number(path: Path) -> int:
     return max((int(digits) for digits in re.findall(r"\d+", path.stem)), default=-1)
 
 
-def _hugging_face(source: str, discriminator: str | None) -> ForeignVoice:
+def _hugging_face(source: str, discriminator: str | None) -> ImportedVoice:
     folder = str(Path(source).parent) if source.endswith(".safetensors") else source
     judges = None
     model = pretrained.load_model(folder)
     if discriminator is not None or pretrained_discriminator.has_discriminator(folder):
         judges = pretrained_discriminator.read_discriminator(discriminator or folder)
-    return ForeignVoice(model, load_tokenizer(folder), judges, "hf")
+    return ImportedVoice(model, load_tokenizer(folder), judges, "hf")
 
 
 def _assembled(
-    parts: Parts, path: Path, kind: str, config_file: Path | None, discriminator: str | None
-) -> ForeignVoice:
+    parts: ForeignCheckpoint, path: Path, kind: str, config_file: Path | None, discriminator: str | None
+) -> ImportedVoice:
     try:
-        config = config_of(parts.weights, parts.stated)
-        model = pretrained.in_training_form(VitsModel(config))
+        config = infer_config(parts.weights, parts.config_values)
+        model = pretrained.with_weight_norm(VitsModel(config))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     except _MISUNDERSTOOD as error:
@@ -150,14 +150,16 @@ def _assembled(
         )
     if discriminator is not None:
         judges: Discriminator | None = pretrained_discriminator.read_discriminator(discriminator)
-    elif parts.judges:
-        judges = pretrained_discriminator.discriminator_from_original(parts.judges, str(path), parts.periods)
+    elif parts.discriminator_weights:
+        judges = pretrained_discriminator.discriminator_from_original(
+            parts.discriminator_weights, str(path), parts.periods
+        )
     else:
         judges = None
-    return ForeignVoice(model.eval(), tokenizer_of(parts.symbols, **parts.tokenizing), judges, kind, notes)
+    return ImportedVoice(model.eval(), tokenizer_of(parts.symbols, **parts.tokenizer_options), judges, kind, notes)
 
 
-def config_of(weights: Mapping[str, Tensor], stated: Mapping[str, Any]) -> VitsConfig:
+def infer_config(weights: Mapping[str, Tensor], stated: Mapping[str, Any]) -> VitsConfig:
     """A voice's configuration: sizes from the shapes of its own weights, the rest as stated.
 
     Args:

@@ -18,18 +18,18 @@ _MOST_SYMBOLS = 1 << 20
 
 
 @dataclass
-class Parts:
+class ForeignCheckpoint:
     """A voice taken apart."""
 
     weights: dict[str, Tensor]
     """The generator's, by the original's names."""
-    judges: dict[str, Tensor]
+    discriminator_weights: dict[str, Tensor]
     """The discriminators', likewise; empty where there are none."""
-    stated: dict[str, Any]
+    config_values: dict[str, Any]
     """What its configuration says, by the names of ``VitsConfig``."""
     symbols: list[str]
     """By id; the first is the blank."""
-    tokenizing: dict[str, Any] = field(default_factory=dict)
+    tokenizer_options: dict[str, Any] = field(default_factory=dict)
     """``add_blank``, ``phonemize``, ``language`` (of the phonemes), ``is_uroman``."""
     notes: list[str] = field(default_factory=list)
     """What is lost or must be known, for people."""

@@ -22,9 +22,9 @@ from transformers import VitsModel, VitsTokenizer
 
 from vits_trainer.models.duration_predictor import log_durations
 from vits_trainer.models.encoders import encode_text, reversed_flow
-from vits_trainer.models.pretrained import LONGEST_TOKEN_S, audio_spec, folded, unhurried
+from vits_trainer.models.pretrained import LONGEST_TOKEN_S, audio_spec, clamp_token_durations, fold_weight_norm
 from vits_trainer.utils.errors import InstallationError, ModelError
-from vits_trainer.utils.files import made_beside, replace_file
+from vits_trainer.utils.files import replace_file, temporary_sibling_dir
 
 OPSET = 18
 """Known to onnxruntime since 1.14 (2023)."""
@@ -79,7 +79,7 @@ class SpokenVoice(nn.Module):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class OnnxComparison:
     """A text spoken by both."""
 
     difference: float
@@ -106,7 +106,7 @@ def require_packages() -> None:
         raise InstallationError(f"ONNX needs {', '.join(missing)}: pip install 'vits-trainer[onnx]'.")
 
 
-def export(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
+def export_onnx(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
     """Writes ``path``, whole or not at all.
 
     Its inputs are those of :class:`SpokenVoice`, its output ``waveform``. Its metadata are JSON each: sampling_rate,
@@ -124,7 +124,7 @@ def export(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
     require_packages()
     import onnx  # noqa: PLC0415 - optional
 
-    voice = SpokenVoice(folded(model)).eval()
+    voice = SpokenVoice(fold_weight_norm(model)).eval()
     example: dict[str, Tensor] = {
         "tokens": torch.arange(24)[None] % model.config.vocab_size,
         "noise_scale": torch.tensor(model.config.noise_scale),
@@ -136,7 +136,7 @@ def export(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
     free: dict[str, Any] = dict.fromkeys(example)
     free["tokens"] = {1: torch.export.Dim("text", min=2, max=_LONGEST_TEXT)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nobody needs here
-    with made_beside(path) as folder:
+    with temporary_sibling_dir(path) as folder:
         part = folder / path.name
         with torch.no_grad():
             torch.onnx.export(
@@ -196,7 +196,7 @@ class OnnxVoice:
             raise ModelError(f"{path}: onnxruntime cannot open it ({' '.join(str(error).split())[:200]}).") from error
         said = self.session.get_modelmeta().custom_metadata_map
         self.metadata: dict[str, Any] = {name: json.loads(value) for name, value in said.items()}
-        """As :func:`export` wrote them."""
+        """As :func:`export_onnx` wrote them."""
 
     def speak(
         self,
@@ -230,26 +230,26 @@ def _onnxruntime_errors() -> tuple[type[Exception], ...]:
     return kinds
 
 
-def compare(model: VitsModel, path: Path, tokens: int = 150, rounds: int = 3) -> Comparison:
+def compare_onnx(model: VitsModel, path: Path, tokens: int = 150, rounds: int = 3) -> OnnxComparison:
     """Speaks one text of ``tokens`` ids by both, noise off, after one round to warm up.
 
     Args:
         model: in training form.
-        path: what :func:`export` wrote of it.
+        path: what :func:`export_onnx` wrote of it.
         tokens: of the made-up text, blanks among them.
         rounds: that are timed.
 
     Raises:
         ModelError: they differ by more than :data:`TOLERANCE`, or in length.
     """
-    torch_voice, onnx_voice = folded(model), OnnxVoice(path)
+    torch_voice, onnx_voice = fold_weight_norm(model), OnnxVoice(path)
     torch_voice.noise_scale = torch_voice.noise_scale_duration = 0.0
     ids = np.zeros(tokens, dtype=np.int64)
     ids[1::2] = 1 + np.arange(len(ids[1::2])) % max(1, model.config.vocab_size - 1)
     speaker = 0 if model.config.num_speakers > 1 else None
 
     def by_torch() -> NDArray[np.float32]:
-        with torch.inference_mode(), unhurried(torch_voice):
+        with torch.inference_mode(), clamp_token_durations(torch_voice):
             spoken = torch_voice(torch.from_numpy(ids)[None], speaker_id=speaker, speaking_rate=1.0).waveform
         samples: NDArray[np.float32] = spoken[0].numpy()
         return samples
@@ -265,7 +265,7 @@ def compare(model: VitsModel, path: Path, tokens: int = 150, rounds: int = 3) ->
             f"up to {difference:.1e}. Do not use it; try another version of torch or onnxruntime."
         )
     audio_s = len(expected) / model.config.sampling_rate
-    return Comparison(
+    return OnnxComparison(
         difference, audio_s, _median_s(by_onnx, rounds), _median_s(by_torch, rounds), torch.get_num_threads()
     )
 

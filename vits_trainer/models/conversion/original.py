@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vits_trainer.models.conversion.layout import Parts, _notes_on_audio, _tensors, read_json, symbols_from
+from vits_trainer.models.conversion.layout import ForeignCheckpoint, _notes_on_audio, _tensors, read_json, symbols_from
 from vits_trainer.utils.errors import ModelError
 
 
-def original_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Path | None, vocab: Path | None) -> Parts:
+def original_parts(
+    content: Mapping[str, Any], checkpoint: Path, config_file: Path | None, vocab: Path | None
+) -> ForeignCheckpoint:
     """Of original VITS or MMS-TTS: ``G_*.pth`` with config.json, and the symbols in a file of their own.
 
     Raises:
@@ -39,7 +41,7 @@ def original_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Pa
     if left:
         notes.append(f"its text cleaners ({', '.join(left)}) are not carried over: give texts as they would leave them")
     weights = _tensors(content["model"], checkpoint)
-    return Parts(
+    return ForeignCheckpoint(
         weights,
         {},
         stated,

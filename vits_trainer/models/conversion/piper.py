@@ -6,7 +6,7 @@ from typing import Any
 
 from vits_trainer.models.conversion.layout import (
     _MOST_SYMBOLS,
-    Parts,
+    ForeignCheckpoint,
     _by_id,
     _in_places,
     _notes_on_phonemes,
@@ -18,7 +18,9 @@ from vits_trainer.models.conversion.original import _stated_by_original
 from vits_trainer.utils.errors import ModelError
 
 
-def piper_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Path | None, vocab: Path | None) -> Parts:
+def piper_parts(
+    content: Mapping[str, Any], checkpoint: Path, config_file: Path | None, vocab: Path | None
+) -> ForeignCheckpoint:
     """Of Piper: a checkpoint of Lightning's, which holds its own sizes, with config.json for the phonemes.
 
     Raises:
@@ -47,7 +49,7 @@ def piper_parts(content: Mapping[str, Any], checkpoint: Path, config_file: Path 
     speakers = _by_id(config.get("speaker_id_map"))
     framing = "Piper begins each sentence with ^ and ends it with $; here sentences have no such marks"
     notes = [framing]
-    return Parts(
+    return ForeignCheckpoint(
         {name.removeprefix("model_g."): t for name, t in everything.items() if name.startswith("model_g.")},
         {name.removeprefix("model_d."): t for name, t in everything.items() if name.startswith("model_d.")},
         stated | ({"speakers": speakers} if len(speakers) > 1 else {}),
