@@ -13,7 +13,7 @@ class DemoConfig:
 
     output_dir: str = "demo"
     """Where everything goes; an earlier demo there is replaced."""
-    updates: int = 200
+    updates: int = 120
     """Updates to train for."""
     text: str = "The old boat crossed the quiet river."
     """What the trained voice says at the end."""

@@ -293,7 +293,7 @@ def try_lock(path: Path) -> BinaryIO | None:
 
 
 def claim(path: Path, patience_s: float, place: Path) -> BinaryIO | None:
-    """Retries :func:`try_lock` for ``patience_s``, as a process that ends may still be saving; None if it stays locked."""
+    """Retries :func:`try_lock` for ``patience_s``; None if the path stays locked."""
     deadline_s = time.monotonic() + patience_s
     file = try_lock(path)
     if file is None and patience_s:
