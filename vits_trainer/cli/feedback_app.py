@@ -9,7 +9,7 @@ from pathlib import Path
 from vits_trainer.config.feedback import FeedbackAppConfig
 from vits_trainer.feedback.corrections import Corrections, Limits
 from vits_trainer.feedback.served_voice import ServedVoice
-from vits_trainer.feedback.training_process import TrainingProcess, train_feedback_command, verdict_file
+from vits_trainer.feedback.training_process import TrainingProcess, train_feedback_command, work_folder
 from vits_trainer.utils.errors import require
 
 
@@ -34,7 +34,7 @@ def run(config: FeedbackAppConfig) -> int:
     voice = ServedVoice(config.model_dir)
     feedback = Path(config.feedback_dir)
     corrections = Corrections(feedback, voice.rate_hz, limits)
-    learner = TrainingProcess(train_feedback_command(config), verdict_file(config.output_dir))
+    learner = TrainingProcess(train_feedback_command(config), work_folder(config.output_dir))
     with tempfile.TemporaryDirectory(prefix="vits_trainer_") as uploads:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}
         from vits_trainer.feedback.app import FeedbackPage, serve  # noqa: PLC0415 - gradio reads these first

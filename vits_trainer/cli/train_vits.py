@@ -1,9 +1,9 @@
-"""``train_vits``: a prepared folder and a voice (or an architecture) into a trained voice."""
+"""``train_vits``: trains a voice on prepared data."""
 
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.training import run as training_run
+from vits_trainer.training.run import train
 
 
 def run(config: TrainConfig) -> int:
-    """Trains, exports, and returns 0; or the code of what stopped it before. Runs on every rank."""
-    return training_run.train(config)
+    """Trains and exports; returns 0, or the exit code of what stopped the run. Runs on every rank."""
+    return train(config).exit_code

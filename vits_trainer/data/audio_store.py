@@ -1,7 +1,6 @@
 """Where a prepared folder keeps its recordings: files in wavs/, or row groups of shards. Both give clips by row."""
 
 import os
-import shutil
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 import soundfile as sf
 from numpy.typing import NDArray
 
-from vits_trainer.data.audio import PCM16_BYTES, WAV_HEADER_BYTES, Reason, read_pcm16_wav, reject, write_pcm16_wav
+from vits_trainer.data.audio import PCM16_BYTES, WAV_HEADER_BYTES, Reason, read_pcm16_wav, reject
 from vits_trainer.data.shards import FOLDER, Manifest, decode_audio
 from vits_trainer.utils.errors import DataError
 
@@ -29,13 +28,6 @@ class AudioStore(Protocol):
 
     def read(self, row: int) -> tuple[NDArray[np.int16], int]:
         """A recording's samples, (T,), and their rate in Hz.
-
-        Raises:
-            RecordingError: it cannot be used.
-        """
-
-    def export_wav(self, row: int, place: Path) -> None:
-        """Makes ``place`` a WAV file of the row's recording.
 
         Raises:
             RecordingError: it cannot be used.
@@ -58,14 +50,6 @@ class WavAudioStore:
     def read(self, row: int) -> tuple[NDArray[np.int16], int]:
         """A recording's samples, (T,), and their rate in Hz; :class:`RecordingError` where it cannot be used."""
         return read_pcm16_wav(self._path(self._names[row]))
-
-    def export_wav(self, row: int, place: Path) -> None:
-        """Links the row's file to ``place``, or copies it there."""
-        path = self._path(self._names[row])
-        try:
-            os.link(path, place)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(path, place)
 
     def _path(self, name: str) -> Path:
         """A clip's file; :class:`RecordingError` where it lies outside the folder, as a symbolic link may."""
@@ -94,9 +78,23 @@ class AudioSubset:
         """A recording's samples, (T,), and their rate in Hz; :class:`RecordingError` where it cannot be used."""
         return self._recordings.read(self._rows[row])
 
-    def export_wav(self, row: int, place: Path) -> None:
-        """Makes ``place`` a WAV file of the row's recording."""
-        self._recordings.export_wav(self._rows[row], place)
+
+class JoinedAudioStore:
+    """Rows of several stores, one store after another."""
+
+    def __init__(self, stores: Sequence[AudioStore]) -> None:
+        self._stores = stores
+        self._ends = list(accumulate(len(store.sizes_bytes) for store in stores))
+
+    @cached_property
+    def sizes_bytes(self) -> list[int]:
+        """Size of each row's file; 0 if it is missing."""
+        return [size for store in self._stores for size in store.sizes_bytes]
+
+    def read(self, row: int) -> tuple[NDArray[np.int16], int]:
+        """Samples, (T,), and their rate in Hz; raises :class:`RecordingError` if they cannot be read."""
+        number = bisect_right(self._ends, row)
+        return self._stores[number].read(row - (self._ends[number - 1] if number else 0))
 
 
 class _Group(NamedTuple):
@@ -142,11 +140,6 @@ class ShardAudioStore:
         if len(pcm) != self._samples[row]:
             reject(Reason.TRUNCATED_AUDIO, f"{self._folder / name}: {len(pcm)} of {self._samples[row]} samples")
         return pcm, self._manifest.sampling_rate
-
-    def export_wav(self, row: int, place: Path) -> None:
-        """Writes the row's recording to ``place`` as a WAV file."""
-        pcm, rate_hz = self.read(row)
-        write_pcm16_wav(place, pcm, rate_hz)
 
     def _audio(self, number: int) -> Any:
         """The column of row group ``number``. The last one is kept: who reads in order reads each group once."""

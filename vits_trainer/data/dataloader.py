@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch.utils.data import DataLoader
@@ -12,14 +12,13 @@ from vits_trainer.data.dataset import Batch, ClipDataset
 from vits_trainer.data.sampler import MicroBatchSpec
 
 
-def build_dataloader(
-    reader: ClipDataset, places: Iterator[MicroBatchSpec] | list[MicroBatchSpec], workers: int
-) -> Iterator[Batch]:
-    """Reads batches in the order of ``places``, ahead of their use where there are workers."""
+def build_dataloader(dataset: ClipDataset, specs: Iterable[MicroBatchSpec], workers: int) -> Iterator[Batch]:
+    """Reads the batches that ``specs`` schedule, in their order; ``workers`` processes read ahead."""
     loader = DataLoader(
-        reader,
-        batch_sampler=places,  # type: ignore[arg-type]
-        collate_fn=_only,
+        dataset,
+        sampler=specs,
+        batch_size=None,  # the dataset makes whole batches
+        collate_fn=_unchanged,  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_leave_signals_to_the_process,
@@ -44,8 +43,8 @@ def group_by_update(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
             update = []
 
 
-def _only(batches: list[Batch]) -> Batch:
-    return batches[0]
+def _unchanged(batch: Batch) -> Batch:
+    return batch
 
 
 def _leave_signals_to_the_process(worker: int) -> None:  # noqa: ARG001 - what a DataLoader calls it with

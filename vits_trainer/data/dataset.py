@@ -1,6 +1,7 @@
 """The torch dataset of prepared clips, and the batches that it makes."""
 
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -106,8 +107,8 @@ def _received(sent: dict[str, Any]) -> Batch:
     return Batch(**whole)
 
 
-class ClipDataset(Dataset[Clip | Incident]):
-    """What readers of clips share: tokens, speakers, and what is asked of a clip."""
+class ClipDataset(Dataset[Batch], ABC):
+    """Reads the batches that a sampler schedules. Damaged clips become :class:`Incident` records, never exceptions."""
 
     def __init__(self, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None) -> None:
         self.tokenizer = tokenizer
@@ -117,6 +118,26 @@ class ClipDataset(Dataset[Clip | Incident]):
         """Of texts that were read before: the tokenizer takes 1 ms for each."""
         silence = np.zeros(spec.minimum_frames * spec.hop, dtype=np.int16)
         self.placeholder_clip = Clip("", np.zeros(1, dtype=np.int64), silence, None if speaker_ids is None else 0)
+
+    @abstractmethod
+    def read(self, row: int) -> Clip | Incident:
+        """Reads one clip, or returns why it cannot be used."""
+
+    @abstractmethod
+    def text(self, row: int) -> str:
+        """Text of a clip."""
+
+    @abstractmethod
+    def speaker(self, row: int) -> str:
+        """Speaker name of a clip."""
+
+    def read_all(self, spec: MicroBatchSpec) -> list[Clip | Incident]:
+        """Reads the clips of a micro-batch."""
+        return [self.read(row) for row in spec.indices]
+
+    def __getitem__(self, spec: MicroBatchSpec) -> Batch:
+        """Reads a micro-batch: the sampler's items are whole micro-batches."""
+        return collate(self.read_all(spec), spec, self.spec, self.placeholder_clip)
 
     def clip(self, clip_id: str, pcm: NDArray[np.int16], text: str, speaker: str) -> Clip:
         """A clip as it goes into a batch; ``pcm`` is (T,).
@@ -159,11 +180,11 @@ class PreparedClipDataset(ClipDataset):
         """A clip's speaker, by name."""
         return str(self._speakers[row])
 
-    def __getitem__(self, index: int) -> Clip | Incident:
-        """The clip of row ``index`` as a good or a bad record."""
-        clip_id = self._ids[index]
+    def read(self, row: int) -> Clip | Incident:
+        """Reads one clip, or returns why it cannot be used."""
+        clip_id = self._ids[row]
         try:
-            return self._read(clip_id, index)
+            return self._read(clip_id, row)
         except RecordingError as error:
             return Incident(clip_id, "read", str(error.rejection.reason), error.rejection.detail)
         except UNEXPECTED as error:
@@ -174,10 +195,6 @@ class PreparedClipDataset(ClipDataset):
         if rate_hz != self.spec.sampling_rate:
             reject(Reason.WRONG_RATE, f"{rate_hz} Hz, not {self.spec.sampling_rate}")
         return self.clip(clip_id, pcm, self._texts[index], self._speakers[index])
-
-    def __getitems__(self, place: MicroBatchSpec) -> list[Batch]:
-        """What a DataLoader calls with the sampler's whole item. One batch, in a list as it asks for one."""
-        return [collate([self[index] for index in place.indices], place, self.spec, self.placeholder_clip)]
 
 
 def collate(

@@ -46,6 +46,29 @@ class MicroBatchSpec:
 class UpdateSampler(ABC):
     """Updates that follow one another epoch by epoch."""
 
+    world_size: int
+    accumulation: int
+    """Micro-batches per process in an update, at most."""
+    batch_frames: int
+    """Padded frames per micro-batch; 0 if the number of clips decides."""
+    expected_counts: Callable[[int], ClipPositions] | None
+    """Returns how often an epoch trains on each clip (None = each once)."""
+
+    @property
+    @abstractmethod
+    def clips(self) -> int:
+        """Training clips."""
+
+    @property
+    @abstractmethod
+    def epoch_clips(self) -> int:
+        """Clips that an epoch trains on, each as often as it is drawn."""
+
+    @property
+    @abstractmethod
+    def update_clips(self) -> int:
+        """Clips per update if the number of clips decides."""
+
     @property
     @abstractmethod
     def updates_per_epoch(self) -> int:
@@ -53,7 +76,22 @@ class UpdateSampler(ABC):
 
     @abstractmethod
     def epoch(self, epoch: int, rank: int, done: int = 0) -> Iterator[MicroBatchSpec]:
-        """What process ``rank`` takes in epoch ``epoch`` once ``done`` of its updates are done."""
+        """Yields the micro-batches of process ``rank`` in epoch ``epoch``, after ``done`` of its updates."""
+
+    @abstractmethod
+    def clips_left(self, updates: int) -> int:
+        """Clips of the current epoch that wait after ``updates``, at least 1, each as often as it is drawn."""
+
+    @abstractmethod
+    def dry_run_batches(self, rank: int) -> list[MicroBatchSpec]:
+        """Two micro-batches that process ``rank`` tries first: the one with the longest clips, and a typical one.
+
+        Each closes its update, as the processes' gradients meet in the very first backward pass, or never.
+        """
+
+    def fingerprint(self) -> dict[str, object]:
+        """What a resumed run must share, so that its updates have the same clips."""
+        return {"clips in an update": None if self.batch_frames else self.update_clips}
 
     def after(self, updates: int, until: int, rank: int) -> Iterator[MicroBatchSpec]:
         """What process ``rank`` takes once ``updates`` are done, up to update ``until``."""
@@ -90,13 +128,18 @@ class BucketBatchSampler(UpdateSampler):
     """Padded frames in a process's micro-batch, instead of ``batch_size`` (0 = off). A micro-batch may be longer by
     part of a clip, as an update is filled as a whole; a longer clip has an update of its own."""
     draw_epoch: Callable[[int], ClipPositions] | None = None
-    """Gives the clips that an epoch takes, as many as there are, some of them several times (None = each once). Not
+    """Gives the clips that an epoch takes, equally many in each, some of them several times (None = each once). Not
     with ``batch_frames``, as epochs would have more updates or fewer with the lengths that they draw."""
 
     @property
     def clips(self) -> int:
         """To train on, in all."""
         return len(self.rows)
+
+    @cached_property
+    def epoch_clips(self) -> int:
+        """Clips that an epoch trains on, each as often as it is drawn."""
+        return len(self._drawn_clips(0))
 
     @property
     def update_clips(self) -> int:
@@ -111,8 +154,8 @@ class BucketBatchSampler(UpdateSampler):
     def updates(self, epoch: int) -> list[ClipPositions]:
         """The clips of each update of an epoch, from short to long."""
         draw = np.random.default_rng([self.seed, epoch])
-        shuffled = self._drawn_clips(epoch)[draw.permutation(len(self.rows))]
-        whole, rest = np.split(shuffled, [len(self.rows) - self._left_over])
+        shuffled = self._drawn_clips(epoch)[draw.permutation(self.epoch_clips)]
+        whole, rest = np.split(shuffled, [self.epoch_clips - self._left_over])
         by_size = whole[np.argsort(self._sizes[whole], kind="stable")]
         groups = np.split(by_size, self._cuts)
         updates = [groups[index] for index in draw.permutation(len(groups))]
@@ -147,7 +190,7 @@ class BucketBatchSampler(UpdateSampler):
         by_length = sorted(self.updates(0), key=lambda places: self._sizes[places[-1]])
         if self.draw_epoch is not None:  # the first epoch may leave out the longest clips
             clips = np.repeat(np.arange(len(self.rows)), self.expected_counts(0).clip(min=1))
-            by_length.append(clips[np.argsort(self._sizes[clips])][-min(self.update_clips, len(self.rows)) :])
+            by_length.append(clips[np.argsort(self._sizes[clips])][-min(self.update_clips, self.epoch_clips) :])
         found = []
         for places in (by_length[-1], by_length[len(by_length) // 2]):
             shares = np.array_split(places, self._micro_batches(places) * self.world_size)
@@ -166,14 +209,14 @@ class BucketBatchSampler(UpdateSampler):
     @property
     def _left_over(self) -> int:
         """Clips that fill no whole update."""
-        clips = len(self.rows)
+        clips = self.epoch_clips
         return 0 if self.batch_frames or clips < self.update_clips else clips % self.update_clips
 
     @cached_property
     def _cuts(self) -> ClipPositions:
         """Where the clips of an epoch, from short to long, are cut into updates."""
         if not self.batch_frames:
-            return np.arange(self.update_clips, len(self.rows) - self._left_over, self.update_clips)
+            return np.arange(self.update_clips, self.epoch_clips - self._left_over, self.update_clips)
         sizes = np.sort(self._sizes)
         budget = self.batch_frames * self.world_size * self.accumulation
         cuts, start = [], 0

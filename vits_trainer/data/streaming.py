@@ -26,7 +26,7 @@ from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.prepare import HUB_NAME
 from vits_trainer.data.audio import Reason, RecordingError, reject
 from vits_trainer.data.clip_accounting import UNREADABLE, Incident
-from vits_trainer.data.dataset import UNEXPECTED, Batch, Clip, ClipDataset, collate
+from vits_trainer.data.dataset import UNEXPECTED, Clip, ClipDataset
 from vits_trainer.data.remote_shards import RemoteFolder, ShardReader, metadata_of
 from vits_trainer.data.sampler import MicroBatchSpec
 from vits_trainer.data.shards import FOLDER, MANIFEST, SCHEMA, Encoding, Manifest, ShardRecord, decode_audio
@@ -293,30 +293,27 @@ class StreamingClipDataset(ClipDataset):
             self._words[row] = {name: str(table[name][place]) for name in ("text", "speaker")}
         return self._words[row][column]
 
-    def __getitem__(self, index: int) -> Clip | Incident:
-        """The clip of row ``index`` as a good or a bad record; it is kept."""
-        if index not in self._single:
-            group, _ = self.prepared.group_of(index)
+    def read(self, row: int) -> Clip | Incident:
+        """Reads one clip and keeps it, or returns why it cannot be used."""
+        if row not in self._single:
+            group, _ = self.prepared.group_of(row)
             try:
-                found = self._record(index, {group: self._table(group)})
+                record = self._record(row, {group: self._table(group)})
             except UnreadableShardError as error:
                 return _unreadable(error)
-            self._single[index] = found
-        return self._single[index]
+            self._single[row] = record
+        return self._single[row]
 
-    def __getitems__(self, place: MicroBatchSpec) -> list[Batch]:
-        """What a DataLoader calls with the sampler's whole item. One batch, in a list as it asks for one."""
-        return [collate(self._records(place), place, self.spec, self.placeholder_clip)]
-
-    def _records(self, place: MicroBatchSpec) -> list[Clip | Incident]:
-        if not isinstance(place, StreamedBatchSpec):
-            return [self[index] for index in place.indices]
+    def read_all(self, spec: MicroBatchSpec) -> list[Clip | Incident]:
+        """Reads the clips of a micro-batch: of listed rows, or of a part of a window."""
+        if not isinstance(spec, StreamedBatchSpec):
+            return super().read_all(spec)
         try:
-            tables = self._tables_of(place)
+            tables = self._tables_of(spec)
         except UnreadableShardError as error:
             return [_unreadable(error)]
-        records = [self._record(row, tables) for row in self._part(place, tables)]
-        return [self._stretched(record) for record in records] if place.stretched else records
+        records = [self._record(row, tables) for row in self._part(spec, tables)]
+        return [self._stretched(record) for record in records] if spec.stretched else records
 
     def _part(self, place: StreamedBatchSpec, tables: dict[int, pa.Table]) -> list[int]:
         """Rows of the part of a window that this micro-batch is."""

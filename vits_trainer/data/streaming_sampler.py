@@ -1,13 +1,14 @@
 """The order of clips that are streamed: known without their lengths, and read row group by row group.
 
-Row groups are put in random order, and their clips laid end to end. This sequence is cut into lanes of equal length,
-:data:`SUBSTREAMS_PER_SLOT` for each micro-batch of an update. An update takes one micro-batch from each lane of its
-turn, so a row group is read by one rank, and there by one data worker (those at a cut by two). The clips that fill no whole update are
-dealt evenly and make the epoch's last. All of it is a pure function of the seed, the epoch and how many clips there are
-in each row group: equal numbers of updates on all ranks, whatever the shards hold, and nothing to store for a resume.
+Row groups are put in random order, and their clips laid end to end. This sequence is cut into substreams of equal
+length, :data:`SUBSTREAMS_PER_SLOT` for each micro-batch of an update. An update takes one micro-batch from each
+substream of its turn, so a row group is read by one rank, and there by one data worker (those at a cut by two). The
+clips that fill no whole update are dealt evenly and make the epoch's last. All of it is a pure function of the seed, the
+epoch and the number of clips in each row group: equal numbers of updates on all ranks, and nothing to store for a
+resume.
 
-A window of a lane holds the clips of several of its micro-batches. Whoever reads it sorts it by length and cuts it. In
-an update all ranks take the same part of their windows, so their lengths are alike.
+A window of a substream holds the clips of several of its micro-batches. The dataset worker sorts the window by length
+and cuts it into micro-batches. In an update all ranks read the same part of their windows, so lengths are similar.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -96,6 +97,17 @@ class StreamingBatchSampler(UpdateSampler):
 
     batch_frames = 0
     """Lengths are not known beforehand: clips are counted."""
+    expected_counts = None
+
+    @property
+    def epoch_clips(self) -> int:
+        """Clips that an epoch trains on: each once."""
+        return self.clips
+
+    def fingerprint(self) -> dict[str, object]:
+        """What a resumed run must share, so that its updates have the same clips."""
+        lanes = f"{self.world_size * self.accumulation} of {self.batch_size} clips, window {self.window}"
+        return {**super().fingerprint(), "lanes": lanes}
 
     @property
     def update_clips(self) -> int:

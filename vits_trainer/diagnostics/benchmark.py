@@ -155,7 +155,7 @@ def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[GanTrainStep,
     for name, network in (("generator", generator), ("discriminator", discriminator)):
         network.to(runtime.device)
         optimizer = build_optimizer(network.parameters(), training)
-        learners.append(NetworkOptimizer(name, network, optimizer, runtime.gradient_scaler(), 0.0))
+        learners.append(NetworkOptimizer(name, network, optimizer, runtime.accelerator, runtime.gradient_scaler(), 0.0))
     turns = GanTrainStep(runtime, objective, learners[0], discriminator, learners[1], config.compile)
     batch = workload(config)
     normalisers = objective.denominators(batch)

@@ -33,7 +33,7 @@ from vits_trainer.utils.cpu_threads import STARVED_REMEDY, available_cpus, time_
 from vits_trainer.utils.errors import CheckFailedError
 from vits_trainer.utils.versions import versions
 
-Train = Callable[[TrainConfig], int]
+Train = Callable[[TrainConfig], object]
 
 SMALL = Architecture(
     hidden_size=32,
@@ -155,7 +155,7 @@ def _gradients(prepared_dir: Path) -> str:
     discriminator = Discriminator(DISCRIMINATOR)
     objective = Objective("vits", TrainConfig().loss_weights, spec, 32)
     reader = PreparedClipDataset(prepared, tokenizer, spec, None)
-    (batch,) = reader.__getitems__(MicroBatchSpec((0, 1, 2, 3), 0, 0, closes_update=True))
+    batch = reader[MicroBatchSpec((0, 1, 2, 3), 0, 0, closes_update=True)]
     parts = {name: getattr(generator.model, name) for name in PARTS} | {"discriminator": discriminator}
     before = {name: [p.detach().clone() for p in part.parameters()] for name, part in parts.items()}
     optimizer = torch.optim.AdamW([*generator.parameters(), *discriminator.parameters()], lr=1e-3)

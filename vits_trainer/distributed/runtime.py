@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.distributed.rendezvous import rendezvous
@@ -75,6 +75,8 @@ class Runtime:
             self.accelerator = Accelerator(
                 cpu=not on_gpu,
                 mixed_precision="no",
+                # backward() must not divide the loss, whatever a launcher's file says.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
                 # Neither network has buffers to broadcast, and no parameter of theirs goes unused. A static graph needs
                 # its first backward pass to be a synchronised one (torch 2.14): Trainer.rehearse has it.
                 kwargs_handlers=[

@@ -1,16 +1,21 @@
-"""The clips of one round of feedback: new corrections, and clips that the voice knows."""
+"""What one round of feedback trains on: the new corrections, and clips that the voice knows."""
 
 import hashlib
-import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import datasets
 import numpy as np
 
+from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.audio import AUDIO_ENDINGS
+from vits_trainer.data.audio_store import AudioSubset, JoinedAudioStore
 from vits_trainer.data.prepared import PreparedData
+from vits_trainer.data.sampler import ClipPositions
+from vits_trainer.data.training_data import PreparedTrainingData
 
 
 class CorrectionFiles(NamedTuple):
@@ -22,7 +27,7 @@ class CorrectionFiles(NamedTuple):
 
 
 def find_corrections(folder: Path) -> list[CorrectionFiles]:
-    """All in the folder, sorted by name; one without a text or a recording is among them, to be rejected."""
+    """Returns a folder's corrections by name, also those that lack a text or a recording: preparing rejects them."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix.lower() in (".txt", *AUDIO_ENDINGS):
@@ -39,62 +44,83 @@ def _digest(paths: Sequence[Path]) -> str:
 
 
 def not_yet_learnt(corrections: Sequence[CorrectionFiles], learnt: Mapping[str, str]) -> list[CorrectionFiles]:
-    """Those that a voice has not learnt; one whose files have changed is new."""
+    """Returns those that a voice has not learnt; one whose files have changed is new."""
     return [correction for correction in corrections if learnt.get(correction.name) != correction.sha256]
 
 
 def copy_corrections(corrections: Sequence[CorrectionFiles], folder: Path) -> None:
-    """Into a folder of their own, made anew."""
+    """Copies the files into a new folder."""
     folder.mkdir(parents=True)
     for correction in corrections:
         for file in correction.files:
             shutil.copyfile(file, folder / file.name)
 
 
-def write_replay_mix(
-    folder: Path,
-    corrections: PreparedData,
-    others: Sequence[tuple[PreparedData, Sequence[int]]],
-    replay_fraction: float,
-    passes: int,
-    seed: int,
-) -> int:
-    """Writes a prepared folder to learn from: each pass all corrections, and among them clips that the voice knows.
+@dataclass(frozen=True)
+class ReplayDraw:
+    """What an epoch trains on: each correction once, and ``replayed`` known clips in turn.
 
-    Each clip is a name for the same file, a pass a name; clips are replayed in turn, none twice before all were.
+    Known clips are replayed in random order, and none again before all others were: a pure function of seed and epoch.
+    """
+
+    corrections: int
+    """Rows from 0 on."""
+    known: int
+    """Rows after them."""
+    replayed: int
+    """Per epoch."""
+    seed: int
+
+    def __call__(self, epoch: int) -> ClipPositions:
+        """Returns the positions of an epoch, sorted."""
+        turns = np.arange(epoch * self.replayed, (epoch + 1) * self.replayed)
+        rounds = {number: self._round(number) for number in set((turns // max(self.known, 1)).tolist())}
+        replayed = [self.corrections + rounds[turn // self.known][turn % self.known] for turn in turns.tolist()]
+        return np.sort(np.concatenate([np.arange(self.corrections), np.array(replayed, dtype=np.int64)]))
+
+    def _round(self, number: int) -> ClipPositions:
+        return np.random.default_rng([self.seed, number]).permutation(self.known)
+
+
+def replay_data(
+    config: TrainConfig,
+    corrections: PreparedData,
+    known: Sequence[tuple[PreparedData, Sequence[int]]],
+    replay_fraction: float,
+) -> PreparedTrainingData:
+    """Returns training data whose epochs hold all corrections, mixed with replayed clips that the voice knows.
+
+    Validation is on the corrections: its curves show what is learnt. The decision measures other clips, too.
 
     Args:
-        folder: made; on the file system of the others where they are to take no room.
+        config: of the training.
         corrections: prepared.
-        others: prepared sets, and the rows of each that may be replayed.
-        replay_fraction: this part of a pass are replayed clips.
-        passes: over the corrections.
-        seed: of which clips are replayed.
-
-    Returns:
-        How many of the clips are replayed ones.
+        known: prepared data, and the rows of each that may be replayed.
+        replay_fraction: replayed part of an epoch.
     """
-    (folder / "wavs").mkdir(parents=True)
-    pool = [(prepared, row) for prepared, rows in others for row in rows]
-    each = round(len(corrections.rows) * replay_fraction / (1 - replay_fraction)) if pool else 0
-    turns = _in_turn(pool, seed)
-    lines, replayed = [], 0
-    several = len({speaker for prepared in (corrections, *(p for p, _ in others)) for speaker in prepared.speakers}) > 1
-    for number in range(passes):
-        learnt = [(corrections, row) for row in range(len(corrections.rows))]
-        for place, (prepared, row) in enumerate([*learnt, *(next(turns) for _ in range(each))]):
-            name, clip = f"pass{number:03}_{place:05}.wav", prepared.rows[row]
-            prepared.recordings.export_wav(row, folder / "wavs" / name)
-            lines.append("|".join([name, clip["text"], *([clip["speaker"]] if several else [])]) + "\n")
-        replayed += each
-    (folder / "metadata.csv").write_text("".join(lines), encoding="utf-8")
-    summary = {"sampling_rate": corrections.sampling_rate, "clips": len(lines), "replayed": replayed, "passes": passes}
-    (folder / "dataset.json").write_text(json.dumps(summary), encoding="utf-8")
-    return replayed
+    count = len(corrections.rows)
+    replayable = sum(len(rows) for _, rows in known)
+    replayed = round(count * replay_fraction / (1 - replay_fraction)) if replayable else 0
+    joined = _join([(corrections, range(count)), *known])
+    joined.summary.update(clips=count + replayed, replayed=replayed, passes=config.epochs)
+    return PreparedTrainingData(
+        config,
+        joined,
+        rows=range(count + replayable),
+        validation_rows=range(min(count, config.validation_max_clips)),
+        draw_epoch=ReplayDraw(count, replayable, replayed, config.seed),
+    )
 
 
-def _in_turn(pool: Sequence[tuple[PreparedData, int]], seed: int) -> Iterator[tuple[PreparedData, int]]:
-    rng = np.random.default_rng(seed)
-    while True:
-        for place in rng.permutation(len(pool)):
-            yield pool[place]
+def _join(parts: Sequence[tuple[PreparedData, Sequence[int]]]) -> PreparedData:
+    """Joins rows of prepared data; names are preceded by the number of their part, so that no two are alike."""
+    columns: dict[str, list[str]] = {"filename": [], "text": [], "speaker": []}
+    for number, (prepared, rows) in enumerate(parts):
+        part = prepared.rows.select(list(rows))[:]
+        columns["filename"] += [f"{number}/{name}" for name in part["filename"]]
+        columns["text"] += part["text"]
+        columns["speaker"] += part["speaker"]
+    first = parts[0][0]
+    recordings = JoinedAudioStore([AudioSubset(prepared.recordings, rows) for prepared, rows in parts])
+    summary = {"sampling_rate": first.sampling_rate}
+    return PreparedData(first.root, datasets.Dataset.from_dict(columns), first.sampling_rate, summary, recordings)

@@ -1,4 +1,4 @@
-"""``train_feedback`` as a process of its own: its progress, its end, and the verdict it leaves. No torch, no gradio."""
+"""``train_feedback`` as a separate process: start, progress, stop, and how it ended. Imports no torch and no gradio."""
 
 import contextlib
 import json
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from vits_trainer.config.feedback import PASSWORD_VARIABLE, FeedbackAppConfig
+from vits_trainer.feedback.decision import Decision
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import Kind, discard
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vits_trainer")
 
 SHOWN_LINES = 15
 WORK = Kind(
@@ -32,29 +33,29 @@ WORK = Kind(
     ),
     lambda folder: {"corrections_source", "corrections"} <= {path.name for path in folder.iterdir()},
 )
-"""train_feedback's own folder, made anew each time."""
-_UPDATE = re.compile(r"\bupdate (\d+)/(\d+)\b")
-_LONGEST_LINE = 500
-_MAX_VERDICT_BYTES = 2**20
+"""The work folder of train_feedback, new in each round."""
+_MAX_LINE = 500
+_TAIL_BYTES = 4096
+"""Read from the end of metrics.jsonl: more than its last line takes."""
 
 
 class Stage(StrEnum):
-    """Where learning stands."""
+    """State of the training process."""
 
     IDLE = "idle"
-    """Not started since the program was."""
+    """Not started since the page was."""
     RUNNING = "running"
     STOPPING = "stopping"
-    """It was asked to stop, and saves."""
+    """It saves after a request to stop."""
     ACCEPTED = "accepted"
     """The new voice is served."""
     NOTHING_NEW = "nothing new"
     """The voice had learnt every correction before."""
     REFUSED = "refused"
-    """The new voice was measured and not taken."""
+    """The new voice was measured and rejected."""
     CANCELLED = "cancelled"
     MISTAKE = "mistake"
-    """The command says what to mend."""
+    """An error that the user can correct: the message says how."""
     FAILED = "failed"
 
 
@@ -62,159 +63,158 @@ AT_WORK = (Stage.RUNNING, Stage.STOPPING)
 
 
 @dataclass(frozen=True)
-class FigureChange:
-    """A measure of the voice, less is better, before and after."""
-
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
-class DecisionRecord:
-    """What ``train_feedback`` found of the new voice."""
-
-    accepted: bool
-    words: str
-    """One sentence with the figures."""
-    corrections: FigureChange | None = None
-    held_out: FigureChange | None = None
-    """On clips that are in no correction; None where none were given."""
-    learnt: tuple[str, ...] = ()
-    """Names of the corrections."""
-    version: int | None = None
-    """Of the voice that is served now."""
-
-
-@dataclass(frozen=True)
 class Progress:
-    """Learning as it stands at one moment."""
+    """Snapshot of the training process."""
 
     stage: Stage = Stage.IDLE
     lines: tuple[str, ...] = ()
-    """The last ones that it wrote."""
+    """Its last lines of output."""
     update: int = 0
     total_updates: int = 0
-    """0 while it is not known."""
+    """0 while it is unknown."""
     elapsed_s: float = 0.0
-    words: str = ""
+    message: str = ""
     """How it ended, in one sentence."""
-    verdict: DecisionRecord | None = None
+    decision: Decision | None = None
 
 
 class TrainingProcess:
-    """Runs one command at a time. Several threads may use it."""
+    """Runs one command at a time. Thread-safe."""
 
-    def __init__(self, command: Sequence[str], verdict_file: Path) -> None:
+    def __init__(self, command: Sequence[str], work_dir: Path) -> None:
         """Args:
-        command: what to run, as a list of words.
-        verdict_file: where the command leaves its verdict.
+        command: to run, with its arguments.
+        work_dir: the command's work folder: its run, and verdict.json.
         """
         self.command = list(command)
-        self.verdict_file = verdict_file
+        self.work_dir = work_dir
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._lines: deque[str] = deque(maxlen=SHOWN_LINES)
         self._ended = Progress()
         self._stopping = False
-        self._update, self._total_updates = 0, 0
         self._started_s = 0.0
+        self._started_at = 0.0
 
     def start(self) -> None:
-        """Begins; an older verdict is removed first.
+        """Starts the command, after removing an older decision.
 
         Raises:
-            DataError: it is at work already, or the command cannot be started.
+            DataError: it is running, or cannot be started.
         """
         with self._lock:
             if self._process is not None:
-                raise DataError("Learning is under way already: wait for its verdict, or stop it.")
+                raise DataError("Training is running: wait until it ends, or stop it.")
             self._lines.clear()
-            self._stopping, self._update, self._total_updates = False, 0, 0
-            self._started_s = time.monotonic()
-            # The page's password is none of the child's business.
+            self._stopping = False
+            self._started_s, self._started_at = time.monotonic(), time.time()
+            # The child must not inherit the page's password.
             environment = {name: value for name, value in os.environ.items() if name != PASSWORD_VARIABLE}
             try:
-                if read_verdict(self.verdict_file) is not None:
-                    discard(self.verdict_file)
+                if Decision.read(self._verdict) is not None:
+                    discard(self._verdict)
                 self._process = subprocess.Popen(  # noqa: S603 - our own command, no shell  # nosec B603
                     self.command,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
-                    text=True,  # also takes the \r of a progress bar for a line's end
+                    text=True,  # a progress bar's \r ends a line, too
                     encoding="utf-8",
                     errors="replace",
                     env=environment | {"PYTHONUNBUFFERED": "1"},
-                    start_new_session=True,  # Ctrl-C ends the page, which then stops it once
+                    start_new_session=True,  # Ctrl-C ends the page, which then stops the process once
                 )
             except OSError as error:
-                raise DataError(f"Learning could not be started: {error.strerror}.") from error
-            logger.info("learning starts: %s", " ".join(self.command))
-            self._reader = threading.Thread(target=self._follow, args=(self._process,), name="learning", daemon=True)
+                raise DataError(f"Training could not be started: {error.strerror}.") from error
+            logger.info("training starts: %s", " ".join(self.command))
+            self._reader = threading.Thread(target=self._follow, args=(self._process,), name="training", daemon=True)
             self._reader.start()
 
     def cancel(self) -> None:
-        """Asks it to save and stop (SIGTERM); does nothing where none is at work."""
+        """Sends SIGTERM, on which the command saves and stops; does nothing if it is not running."""
         with self._lock:
             if self._process is not None:
                 self._stopping = True
                 self._process.send_signal(signal.SIGTERM)
 
     def close(self, patience_s: float = 60.0) -> None:
-        """Stops what is at work, waits for its save, and kills it when that takes longer than ``patience_s``."""
+        """Stops the command, waits until it has saved, and kills it after ``patience_s``."""
         self.cancel()
         process, reader = self._process, self._reader
         if process is None or reader is None:
             return
         reader.join(patience_s)
         if reader.is_alive():
-            logger.warning("learning has not stopped within %.0f s: killed", patience_s)
+            logger.warning("training has not stopped within %.0f s: killed", patience_s)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # its workers, too: they hold the pipe open
             reader.join(patience_s)
 
     def progress(self) -> Progress:
-        """As it stands now."""
+        """Returns the current state."""
         with self._lock:
             if self._process is None:
                 return self._ended
             stage = Stage.STOPPING if self._stopping else Stage.RUNNING
             elapsed_s = time.monotonic() - self._started_s
-            return Progress(stage, tuple(self._lines), self._update, self._total_updates, elapsed_s)
+            return Progress(stage, tuple(self._lines), *read_updates(self.work_dir, self._started_at), elapsed_s)
+
+    @property
+    def _verdict(self) -> Path:
+        return self.work_dir / "verdict.json"
 
     def _follow(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None  # noqa: S101 - a pipe was asked for  # nosec B101
         with process.stdout:
-            for line in process.stdout:
-                self._take(" ".join(line.split())[:_LONGEST_LINE])
+            for output in process.stdout:
+                line = " ".join(output.split())[:_MAX_LINE]
+                if line:
+                    logger.info("training: %s", line)
+                    with self._lock:
+                        self._lines.append(line)
         exit_code = process.wait()
-        verdict = read_verdict(self.verdict_file)
+        decision = Decision.read(self._verdict)
         with self._lock:
-            stage = outcome(exit_code, verdict, self._stopping)
+            stage = outcome(exit_code, decision, self._stopping)
             last = self._lines[-1] if self._lines else ""
-            words = verdict.words if verdict and stage in (Stage.ACCEPTED, Stage.REFUSED) else _plain(last)
-            words = words or f"It ended with exit code {exit_code} and without a word."
+            decided = decision is not None and stage in (Stage.ACCEPTED, Stage.REFUSED)
+            message = decision.message if decision is not None and decided else _without_prefix(last)
+            message = message or f"It ended with exit code {exit_code} and no message."
             elapsed_s = time.monotonic() - self._started_s
-            self._ended = Progress(
-                stage, tuple(self._lines), self._update, self._total_updates, elapsed_s, words, verdict
-            )
+            updates = read_updates(self.work_dir, self._started_at)
+            self._ended = Progress(stage, tuple(self._lines), *updates, elapsed_s, message, decision)
             self._process = None
-        logger.info("learning ended with exit code %d (%s): %s", exit_code, stage, words)
+        logger.info("training ended with exit code %d (%s): %s", exit_code, stage, message)
 
-    def _take(self, line: str) -> None:
-        if not line:
-            return
-        logger.info("learning: %s", line)
-        found = _UPDATE.search(line)
-        with self._lock:
-            self._lines.append(line)
-            if found and int(found[2]) > 0:
-                self._update, self._total_updates = min(int(found[1]), int(found[2])), int(found[2])
+
+def read_updates(work_dir: Path, since: float) -> tuple[int, int]:
+    """Reads from a run's files how far it is.
+
+    Args:
+        work_dir: of train_feedback.
+        since: runs whose files are older (seconds since the epoch) are of an earlier round.
+
+    Returns:
+        Updates done and in total, as of the last logged update; zeros if there is no run yet.
+    """
+    for facts in (work_dir / "runs").glob("*/facts.json"):
+        try:
+            if facts.stat().st_mtime < since - 1:  # file systems round times
+                continue
+            total_updates = int(json.loads(facts.read_text(encoding="utf-8"))["plan"]["total_updates"])
+            with facts.with_name("metrics.jsonl").open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                lines = file.read().split(b"\n")[:-1]  # the last one may be incomplete
+            update = int(json.loads(lines[-1])["update"]) if lines else 0
+        except (OSError, ValueError, LookupError, TypeError):  # being written: next time
+            continue
+        return min(update, total_updates), total_updates
+    return 0, 0
 
 
 def train_feedback_command(config: FeedbackAppConfig) -> list[str]:
-    """The words to start ``train_feedback`` with; what ``config`` leaves open is not among them."""
+    """Returns the command line of ``train_feedback``, without settings that ``config`` leaves open."""
     settings: dict[str, Any] = {
         "feedback_dir": config.feedback_dir,
         "model_dir": config.model_dir,
@@ -228,54 +228,30 @@ def train_feedback_command(config: FeedbackAppConfig) -> list[str]:
 
 
 def work_folder(output_dir: str) -> Path:
-    """Where ``train_feedback`` leaves what is not the voice: beside its output folder."""
+    """Returns the work folder of ``train_feedback``, next to its output folder."""
     output = Path(output_dir)
     output = output.resolve() if output.name in ("", "..") else output
     return output.parent / f"{output.name}_work"
 
 
 def verdict_file(output_dir: str) -> Path:
-    """Where ``train_feedback`` leaves its verdict."""
+    """Returns the file of the decision."""
     return work_folder(output_dir) / "verdict.json"
 
 
-def outcome(exit_code: int, verdict: DecisionRecord | None, stopping: bool) -> Stage:
+def outcome(exit_code: int, decision: Decision | None, stopping: bool) -> Stage:
     """What an exit code means: 0 without a verdict, that there was nothing to learn."""
     if exit_code in (-signal.SIGTERM, 128 + signal.SIGTERM) or (stopping and exit_code < 0):
         return Stage.CANCELLED
     if exit_code == 0:
-        if verdict is None:
+        if decision is None:
             return Stage.NOTHING_NEW
-        return Stage.ACCEPTED if verdict.accepted else Stage.REFUSED
-    if exit_code == 2:  # a user's mistake, in every command
+        return Stage.ACCEPTED if decision.accepted else Stage.REFUSED
+    if exit_code == 2:  # an error that the user can correct, in every command
         return Stage.MISTAKE
-    return Stage.REFUSED if exit_code == 1 and verdict and not verdict.accepted else Stage.FAILED
+    return Stage.REFUSED if exit_code == 1 and decision and not decision.accepted else Stage.FAILED
 
 
-def read_verdict(path: Path) -> DecisionRecord | None:
-    """The verdict in ``path``; None where there is none, or one that cannot be read, which the log then says."""
-    try:
-        with path.open("rb") as file:
-            content = json.loads(file.read(_MAX_VERDICT_BYTES))
-        return DecisionRecord(
-            accepted=content["accepted"] is True,
-            words=" ".join(str(content["words"]).split()),
-            corrections=_change(content.get("corrections")),
-            held_out=_change(content.get("held_out")),
-            learnt=tuple(map(str, content.get("learnt") or ())),
-            version=None if content.get("version") is None else int(content["version"]),
-        )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        logger.warning("%s is no verdict (%s: %s)", path, type(error).__name__, error)
-        return None
-
-
-def _change(content: Any) -> FigureChange | None:
-    return None if content is None else FigureChange(float(content["before"]), float(content["after"]))
-
-
-def _plain(line: str) -> str:
-    """A line of the command's output without the program's name or a time stamp before it."""
+def _without_prefix(line: str) -> str:
+    """Returns a line of output without the program's name or a time stamp."""
     return re.sub(r"^(vits-trainer: |\d{4}-\d\d-\d\d[T ][\d:,.]+ (\w+ )?)", "", line)

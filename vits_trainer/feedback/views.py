@@ -8,7 +8,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vits_trainer.feedback.corrections import Correction
-from vits_trainer.feedback.training_process import AT_WORK, FigureChange, Progress, Stage
+from vits_trainer.feedback.decision import MetricChange
+from vits_trainer.feedback.training_process import AT_WORK, Progress, Stage
 
 SHOWN_CORRECTIONS = 200
 
@@ -100,7 +101,7 @@ def learning(progress: Progress) -> str:
 def _verdict(progress: Progress) -> str:
     kind, title = _ENDED[progress.stage]
     role = "alert" if kind == "bad" else "status"
-    found = progress.verdict if progress.stage in (Stage.ACCEPTED, Stage.REFUSED) else None
+    found = progress.decision if progress.stage in (Stage.ACCEPTED, Stage.REFUSED) else None
     figures = ""
     if found:
         measured = (("Corrections", found.corrections), ("Held-out clips", found.held_out))
@@ -112,10 +113,10 @@ def _verdict(progress: Progress) -> str:
         facts = [f"{len(found.learnt)} corrections learnt"] if found.learnt and found.accepted else []
         facts += [f"version {found.version} of the voice"] if found.version is not None and found.accepted else []
         figures += f'<p class="hint">{escape(", ".join(facts))} in {_clock(progress.elapsed_s)}.</p>' if facts else ""
-    return f'<div class="notice {kind}" role="{role}"><h3>{title}</h3><p>{escape(progress.words)}</p>{figures}</div>'
+    return f'<div class="notice {kind}" role="{role}"><h3>{title}</h3><p>{escape(progress.message)}</p>{figures}</div>'
 
 
-def _figures(name: str, change: FigureChange) -> str:
+def _figures(name: str, change: MetricChange) -> str:
     return f'<tr><th scope="row">{name}</th><td>{change.before:.3f}</td><td>{change.after:.3f}</td></tr>'
 
 

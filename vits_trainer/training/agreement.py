@@ -7,26 +7,24 @@ difference ends the run on every rank. A rank that trains alone compares nothing
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from sys import version_info
-from typing import Any
 
-import numpy as np
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from vits_trainer.config.serialization import flatten, to_dict
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.data.dataset import Clip, PreparedClipDataset
-from vits_trainer.data.prepared import PreparedData
-from vits_trainer.data.streaming import ShardedData, StreamingClipDataset
+from vits_trainer.data.dataset import ClipDataset
+from vits_trainer.data.training_data import TrainingData
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.stragglers import runs
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE
 from vits_trainer.utils.errors import UnequalRanksError
 from vits_trainer.utils.files import sha256
+from vits_trainer.utils.strings import short_digest
 from vits_trainer.utils.versions import versions
 
 NOT_COMPARED = frozenset(
@@ -41,9 +39,6 @@ NOT_COMPARED = frozenset(
     )
 )  # fmt: skip
 """Settings that ranks need not share."""
-SAMPLED_CLIPS = 256
-SAMPLED_GROUPS = 16
-"""Row groups of a stream, each of about a minute of speech."""
 SAMPLE_S = 5.0
 """No further recording is read for the sample after so many seconds."""
 _TEXT_PACKAGES = ("numpy", "num2words", "phonemizer-fork", "espeakng-loader", "uroman")
@@ -61,10 +56,9 @@ _VOICE_FILES = (
 _MOST_TOLD = 12
 _MOST_NAMED = 3
 """Clips, of each rank."""
-_TEXT_CHARACTERS = 60
 
 
-def require_same_run(config: TrainConfig, prepared: PreparedData | ShardedData, runtime: Runtime) -> None:
+def require_same_run(config: TrainConfig, data: TrainingData, runtime: Runtime) -> None:
     """Compares settings and versions, then names, sizes and texts of the clips. Runs on every rank.
 
     Raises:
@@ -76,7 +70,7 @@ def require_same_run(config: TrainConfig, prepared: PreparedData | ShardedData, 
     settings["precision"] = runtime.precision  # as "auto" comes to on this device
     facts = {f"--{name}": value for name, value in settings.items()}
     _require_same(runtime, facts | _versions(), "Start all ranks with the same settings and the same packages.")
-    _require_same_clips(prepared, runtime)
+    _require_same_clips(data, runtime)
 
 
 def require_same_start(config: TrainConfig, resume_from: Path | None, runtime: Runtime) -> None:
@@ -94,7 +88,7 @@ def require_same_start(config: TrainConfig, resume_from: Path | None, runtime: R
         _require_same(runtime, _start(config, resume_from), "Copy the voice or the checkpoint to all machines again.")
 
 
-def require_same_recordings(reader: PreparedClipDataset | StreamingClipDataset, seed: int, runtime: Runtime) -> None:
+def require_same_recordings(data: TrainingData, dataset: ClipDataset, seed: int, runtime: Runtime) -> None:
     """Compares the contents of some clips that are drawn by the seed. Runs on every rank.
 
     Raises:
@@ -105,7 +99,7 @@ def require_same_recordings(reader: PreparedClipDataset | StreamingClipDataset, 
         return
     began = time.monotonic()
     own: dict[str, str] = {}
-    for name, content in _sample(reader, seed):
+    for name, content in data.sample_contents(dataset, seed):
         own[name] = content
         if time.monotonic() - began > SAMPLE_S:
             break
@@ -151,31 +145,15 @@ def _versions() -> dict[str, str]:
     return {f"version of {name}": number for name, number in found.items()}
 
 
-def _require_same_clips(prepared: PreparedData | ShardedData, runtime: Runtime) -> None:
+def _require_same_clips(data: TrainingData, runtime: Runtime) -> None:
     """Compares everything that is known of clips without reading them. Runs on every rank."""
     facts = {
-        "clips": prepared.clips if isinstance(prepared, ShardedData) else len(prepared.rows),
-        "sampling rate": prepared.sampling_rate,
-        "speakers in dataset.json": _digest(prepared.summary.get("speaker_clips")),
-        "characters in dataset.json": prepared.summary.get("characters"),
+        "clips": data.clip_count,
+        "sampling rate": data.sampling_rate,
+        "speakers in dataset.json": short_digest(data.summary.get("speaker_clips")),
+        "characters in dataset.json": data.summary.get("characters"),
     }
-    _require_same_entries(lambda: _entries(prepared), facts, "clips", runtime)
-
-
-def _entries(prepared: PreparedData | ShardedData) -> Iterator[tuple[str, str]]:
-    """Each clip, or shard of a stream, and what is known of it."""
-    if isinstance(prepared, ShardedData):
-        for record in prepared.shards.records:
-            groups = f"{record.clips} clips in row groups {_digest(record.groups)}"
-            yield record.name, f"{record.bytes} bytes, SHA-256 {record.sha256[:12]}, {groups}, {record.longest_samples}"
-        return
-    # All at once: a column of a Dataset takes 80 us a row to be gone through.
-    columns = prepared.rows[:]
-    names, texts, speakers = (columns[name] for name in ("filename", "text", "speaker"))
-    for name, text, speaker, size_bytes in zip(names, texts, speakers, prepared.recordings.sizes_bytes, strict=True):
-        # Two long texts may begin alike.
-        shown = repr(text) if len(text) <= _TEXT_CHARACTERS else f"{text[:_TEXT_CHARACTERS]!r}... {_digest(text)}"
-        yield name, f"{shown} ({size_bytes} bytes{f', {speaker}' if speaker else ''})"
+    _require_same_entries(data.entries, facts, "clips", runtime)
 
 
 def _require_same_entries(
@@ -235,27 +213,3 @@ def _commit(voice: str) -> str:
     except OSError:  # neither a folder nor a name of the Hub: told when it is loaded
         return "missing"
     return extract_commit_hash(path, None) or "missing"
-
-
-def _sample(reader: PreparedClipDataset | StreamingClipDataset, seed: int) -> Iterator[tuple[str, str]]:
-    """Names and digests of clips, or row groups of a stream, in an order that is the same on every rank."""
-    prepared = reader.prepared
-    draw = np.random.default_rng(seed)
-    if isinstance(prepared, ShardedData):
-        for group in draw.choice(len(prepared.groups), min(SAMPLED_GROUPS, len(prepared.groups)), replace=False):
-            record, number = prepared.shards.place(group)
-            columns = prepared.shards.read(group).select(["clip", "audio", "text", "speaker"]).to_pydict()
-            yield f"{record.name} row group {number}", _digest(columns)
-        return
-    for row in draw.choice(len(prepared.rows), min(SAMPLED_CLIPS, len(prepared.rows)), replace=False).tolist():
-        clip = reader[row]
-        name = str(prepared.rows[row]["filename"])
-        if isinstance(clip, Clip):
-            yield name, _digest((clip.tokens.tolist(), clip.speaker_id, clip.pcm.tobytes()))
-        else:
-            yield name, clip.kind
-
-
-def _digest(value: Any) -> str:
-    """Of plain values, the same in every process."""
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:12]

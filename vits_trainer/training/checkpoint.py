@@ -37,6 +37,7 @@ from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.models.discriminator import Discriminator, save_discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.models.pretrained import state_on_cpu
+from vits_trainer.training.early_stopping import Selection
 from vits_trainer.training.meter import DeviceMeansState
 from vits_trainer.training.optim import AVERAGED_UPDATES, Ema, NetworkOptimizer
 from vits_trainer.utils.errors import CheckpointError, SavingError
@@ -94,14 +95,7 @@ class TrainState:
     nonfinite_in_a_row: int = 0
     accounts: dict[str, Any] = field(default_factory=dict)
     """What has become of each clip of the epoch; filled in when it is saved."""
-    score: float | None = None
-    """The best metric's value at this very update, where it was validated."""
-    score_before: float | None = None
-    """Before the first update."""
-    best_score: float | None = None
-    """Of all updates validated so far."""
-    best_update: int = 0
-    validations_since_best: int = 0
+    selection: Selection = field(default_factory=Selection)
 
 
 @dataclass(frozen=True)
@@ -222,7 +216,8 @@ class CheckpointManager:
                 learner.scaler.load_state_dict(record["scales"][learner.name])
                 if learner.ema is not None:
                     _restore_average(checkpoint_dir, learner.ema)
-            return TrainState(**record["state"]), record["losses"]
+            state = {**record["state"], "selection": Selection(**record["state"]["selection"])}
+            return TrainState(**state), record["losses"]
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{checkpoint_dir} cannot be read ({error}). Resume from another checkpoint."
@@ -401,7 +396,7 @@ def update_of(checkpoint_dir: Path) -> int:
 def _score(checkpoint_dir: Path) -> float | None:
     """The best metric's value, where it was validated."""
     try:
-        score: float | None = read_record(checkpoint_dir)["state"]["score"]
+        score: float | None = read_record(checkpoint_dir)["state"]["selection"]["score"]
     except CheckpointError:  # damaged: named when someone wants to resume from it
         return None
     return score

@@ -1,51 +1,68 @@
-"""Which update is the best so far by a validation's figure, and when to stop looking for a better one."""
+"""Selection of the best update by one validation metric, and early stopping."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vits_trainer.config.options import HIGHER_IS_BETTER
-from vits_trainer.training.checkpoint import TrainState
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What validations have shown so far; part of the run's state, so that a resumed run continues it."""
+
+    score: float | None = None
+    """The metric at this very update; None if it was not validated."""
+    score_before: float | None = None
+    """Before the first update."""
+    best_score: float | None = None
+    """Of all updates validated so far."""
+    best_update: int = 0
+    validations_since_best: int = 0
 
 
 @dataclass(frozen=True)
 class BestCheckpointTracker:
-    """By one figure of the validations; what it has seen stands in the run's state, so that a resumed run goes on."""
+    """Compares validations by one metric."""
 
     metric: str
     """Without ``validation/``."""
     patience: int
-    """Validations in a row without a better one that end the run; 0 = none do."""
+    """Consecutive validations without improvement that end the run; 0 disables early stopping."""
 
-    def update(self, state: TrainState, found: Mapping[str, float]) -> list[str]:
-        """Takes in the validation of the state's update; before the first update it is what to compare with.
+    def update(self, update: int, selection: Selection, metrics: Mapping[str, float]) -> tuple[Selection, str]:
+        """Adds a validation.
+
+        Args:
+            update: that was validated; 0 is the baseline before training.
+            selection: of the validations before.
+            metrics: of this validation, by name with ``validation/``.
 
         Returns:
-            What is worth telling: that the voice became better than the one that the run began with.
+            The new selection, and a message if the voice became better than before training.
         """
-        value = found.get(f"validation/{self.metric}")
-        if value is None:  # as of speech without any voice
-            return []
-        if state.update == 0:
-            state.score_before = value
-            return []
-        state.score = value
-        if state.best_score is not None and not self.is_better(value, state.best_score):
-            state.validations_since_best += 1
-            return []
-        was_better = self._beats_start(state.best_score, state)
-        state.best_score, state.best_update, state.validations_since_best = value, state.update, 0
-        if self._beats_start(value, state) and not was_better:
-            before = f"{state.score_before:.4f} before training"
-            return [f"validation/{self.metric} is {value:.4f} at update {state.update}, {before}"]
-        return []
+        value = metrics.get(f"validation/{self.metric}")
+        if value is None:  # for example a metric of speech, and no clip was voiced
+            return selection, ""
+        if update == 0:
+            return replace(selection, score_before=value), ""
+        if selection.best_score is not None and not self.is_better(value, selection.best_score):
+            waited = selection.validations_since_best + 1
+            return replace(selection, score=value, validations_since_best=waited), ""
+        was_better = self._beats_start(selection.best_score, selection)
+        now = replace(selection, score=value, best_score=value, best_update=update, validations_since_best=0)
+        if self._beats_start(value, now) and not was_better:
+            before = f"{now.score_before:.4f} before training"
+            return now, f"validation/{self.metric} is {value:.4f} at update {update}, {before}"
+        return now, ""
 
-    def should_stop(self, state: TrainState) -> bool:
-        """Whether there has been nothing better for long enough."""
-        return bool(self.patience) and state.validations_since_best >= self.patience
+    def should_stop(self, selection: Selection) -> bool:
+        """Whether ``patience`` validations have brought no improvement."""
+        return bool(self.patience) and selection.validations_since_best >= self.patience
 
     def is_better(self, value: float, than: float) -> bool:
-        """Than another value of the figure."""
+        """Whether one value of the metric is better than another."""
         return value > than if self.metric in HIGHER_IS_BETTER else value < than
 
-    def _beats_start(self, value: float | None, state: TrainState) -> bool:
-        return value is not None and state.score_before is not None and self.is_better(value, state.score_before)
+    def _beats_start(self, value: float | None, selection: Selection) -> bool:
+        before = selection.score_before
+        return value is not None and before is not None and self.is_better(value, before)

@@ -1,7 +1,8 @@
-"""Sees to it that nothing fails in silence: updates that came to no finite number, and clips that cannot be used.
+"""Guard against NaN and Inf: counts masked updates and rejected clips, logs them, and ends a run that has too many.
 
-An update whose losses or gradients are no finite numbers is masked on the device (:meth:`Learner.update`). What it came
-to is read a few updates later, when that costs no waiting, and only then told.
+The device masks an update with NaN or Inf losses or gradients (:meth:`NetworkOptimizer.step`). Its values are read back
+a few updates later, when reading costs no wait. Per update the trainer calls, in this order: ``collect`` (local),
+one sum over the ranks, ``exchange``, the step, ``add``.
 """
 
 import json
@@ -23,77 +24,97 @@ from vits_trainer.data.clip_accounting import ClipAccounting, Incident
 from vits_trainer.data.dataset import Batch
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.tracking.tracker import Tracker
-from vits_trainer.training.checkpoint import TrainState
-from vits_trainer.utils.errors import NonFiniteLossError, NothingTrainedError
+from vits_trainer.utils.errors import (
+    NonFiniteLossError,
+    TooManyRejectedError,
+    UnreadableShardError,
+    VitsTrainerError,
+)
 
 LAG_UPDATES = 2
-"""So long the host leaves the device's verdict unread."""
-_KEPT = 3
-"""As many masked updates of a run are kept to be replayed; each takes the size of both networks."""
-_SCALINGS = 20
-"""Halvings of fp16's gradient scale from 65536 to below 1: its overflows are worth no word up to then."""
+"""Updates after which the host reads a result back."""
+_MAX_KEPT = 3
+"""Masked updates of a run that are kept for replay; each takes the size of both networks on disk."""
+_SILENT_OVERFLOWS = 20
+"""Halvings of fp16's gradient scale from 65536 to below 1: its overflows are not reported up to then."""
+
+
+@dataclass
+class StateChange:
+    """Counts that reports change, the same on every rank. The trainer adds them to its state."""
+
+    nonfinite_in_a_row: int
+    """The new value, not a difference."""
+    clips_masked: int = 0
+    """Counted as trained before."""
+    clips_rejected: int = 0
+    updates_nonfinite: int = 0
+    error: VitsTrainerError | None = None
+    """Ends the run once the state is updated."""
 
 
 class _Report(NamedTuple):
-    """What a rank has to say of one of its updates."""
+    """NaN or Inf in one update of one rank."""
 
     update: int
-    terms: Mapping[str, float]
-    """Losses that are no finite numbers."""
+    losses: Mapping[str, float]
+    """The NaN and Inf ones; empty if only the gradient is."""
     clips: tuple[str, ...]
-    """Of the micro-batches with these losses; all of the update's if only the gradient is none."""
+    """Of the micro-batches with these losses; all of the update's if only the gradient is NaN or Inf."""
     file: str
-    """Where the update's micro-batches are kept; nowhere if empty."""
+    """Where the update's micro-batches are kept for replay; empty if they are not."""
 
     def incident(self) -> Incident:
-        """For the record."""
-        found = ", ".join(f"{name} is {value}" for name, value in self.terms.items())
-        kept = f"; look closer with: vits-trainer check --replay {self.file}" if self.file else ""
+        """Returns the record for rejected.jsonl."""
+        values = ", ".join(f"{name} is {value}" for name, value in self.losses.items())
+        replay = f"; replay with: vits-trainer check --replay {self.file}" if self.file else ""
         return Incident(
             clip=", ".join(self.clips) or "no clip",
             stage="update",
-            kind="non-finite-loss" if self.terms else "non-finite-gradient",
-            message=f"{found or 'the losses are finite, their gradient is not'}; update {self.update} was masked{kept}",
+            kind="non-finite-loss" if self.losses else "non-finite-gradient",
+            message=f"{values or 'losses are finite, the gradient is not'}; update {self.update} was masked{replay}",
         )
 
 
 @dataclass(frozen=True)
 class _PendingReadback:
-    """One update whose values are on their way to the host."""
+    """One update whose values are being copied to the host."""
 
     update: int
     clips: int
     """On all ranks."""
+    epoch: int
     batches: Sequence[Batch]
     names: Sequence[Sequence[str]]
-    """Of each micro-batch's values."""
+    """Names of each micro-batch's values."""
     values: Tensor
-    arrived: torch.cuda.Event | None
+    copied: torch.cuda.Event | None
 
 
 @dataclass(frozen=True)
 class _StepResult:
-    """The same, arrived."""
+    """The same update, with its values on the host."""
 
     update: int
     clips: int
+    epoch: int
     batches: Sequence[Batch]
     values: Sequence[Mapping[str, float]]
-    """Of each micro-batch: this rank's shares of the losses; with the last, of the gradients' norms."""
+    """Per micro-batch: this rank's shares of the losses; with the last, of the gradient norms."""
 
     @property
     def is_finite(self) -> bool:
-        """Whether all of this rank's values are."""
+        """Whether all values of this rank are."""
         return all(isfinite(value) for values in self.values for value in values.values())
 
     @property
     def masked(self) -> bool:
-        """Whether a network's step was left out: the same on every rank."""
+        """Whether a network's step was masked: the same on every rank."""
         return any(not isfinite(value) for name, value in self.values[-1].items() if name.startswith("grad_norm/"))
 
     @property
-    def terms(self) -> list[dict[str, float]]:
-        """Of each micro-batch, the losses that are no finite numbers; their weighted sums are left out."""
+    def nonfinite_losses(self) -> list[dict[str, float]]:
+        """Per micro-batch, the losses that are NaN or Inf, without their weighted sums."""
         return [
             {
                 name: value
@@ -104,187 +125,194 @@ class _StepResult:
         ]
 
 
+class LocalReports(NamedTuple):
+    """What this rank has to report before an update."""
+
+    results: Sequence[_StepResult]
+    """Earlier updates that were read back."""
+    rejections: Sequence[Incident]
+    """Clips of the coming update that cannot be used."""
+
+    @property
+    def total(self) -> int:
+        """Reports of this rank; if it is 0 on all ranks, nothing has to be exchanged."""
+        return len(self.rejections) + sum(not result.is_finite for result in self.results)
+
+
 class NonFiniteGuard:
-    """Keeps account of the clips, reads the verdicts, tells what went wrong, and ends a run where it is too much."""
+    """Accounts for clips, reads results back, logs incidents, and ends a run that has too many of them."""
 
     def __init__(
         self,
         config: TrainConfig,
         runtime: Runtime,
-        accounts: ClipAccounting,
+        accounting: ClipAccounting,
         tracker: Tracker,
-        keep_networks: Callable[[Path], None],
+        save_networks: Callable[[Path], None],
     ) -> None:
         self.config = config
         self.runtime = runtime
-        self.accounts = accounts
+        self.accounting = accounting
         self.tracker = tracker
-        self.keep_networks = keep_networks
+        self.save_networks = save_networks
         self._pending: deque[_PendingReadback] = deque()
-        self._due: list[_StepResult] = []
         self._overflows_in_a_row = 0
 
-    def add(self, update: int, clips: int, batches: Sequence[Batch], found: Sequence[Mapping[str, Tensor]]) -> None:
-        """Takes in an update just done. Reads nothing back.
+    def add(self, update: int, clips: int, batches: Sequence[Batch], values: Sequence[Mapping[str, Tensor]]) -> None:
+        """Queues the values of an update for reading. Does not wait for the device.
 
         Args:
             update: its number.
             clips: in it, on all ranks.
             batches: this rank's micro-batches, on the CPU.
-            found: what each of them came to.
+            values: losses and gradient norms of each of them.
         """
-        own = torch.stack([value.detach().float() for values in found for value in values.values()])
-        values = torch.empty(own.shape, pin_memory=own.is_cuda)
-        values.copy_(own, non_blocking=True)
-        arrived = torch.cuda.Event() if own.is_cuda else None  # type: ignore[no-untyped-call]
-        if arrived is not None:
-            arrived.record()
-        self._pending.append(
-            _PendingReadback(update, clips, batches, [list(names) for names in found], values, arrived)
-        )
-        self.accounts.count((clip for batch in batches for clip in batch.clip_ids), ())
+        own = torch.stack([value.detach().float() for named in values for value in named.values()])
+        on_host = torch.empty(own.shape, pin_memory=own.is_cuda)
+        on_host.copy_(own, non_blocking=True)
+        copied = torch.cuda.Event() if own.is_cuda else None  # type: ignore[no-untyped-call]
+        if copied is not None:
+            copied.record()
+        names = [list(named) for named in values]
+        self._pending.append(_PendingReadback(update, clips, batches[0].spec.epoch, batches, names, on_host, copied))
+        self.accounting.count((clip for batch in batches for clip in batch.clip_ids), ())
 
-    def count_pending(self, update: Sequence[Batch]) -> int:
-        """How much this rank has to tell before ``update``: of its clips, and of the updates that are due."""
-        self._due += self._arrived(leave=LAG_UPDATES)
-        return sum(len(batch.rejections) for batch in update) + sum(not reading.is_finite for reading in self._due)
+    def collect(self, update: Sequence[Batch]) -> LocalReports:
+        """Returns what this rank has to report before ``update``."""
+        rejections = [rejection for batch in update for rejection in batch.rejections]
+        return LocalReports(self._read_back(leave=LAG_UPDATES), rejections)
 
-    def handle_reports(self, update: Sequence[Batch], state: TrainState, any_rank: bool) -> None:
-        """Takes up what :meth:`count_pending` counted. Runs on every rank.
+    def exchange(
+        self, own: LocalReports, any_rank: bool, update: int, epoch: int, nonfinite_in_a_row: int
+    ) -> StateChange:
+        """Shares the reports of all ranks, logs them and counts them. Runs on every rank.
 
         Args:
-            update: the one to come.
-            state: what was counted too early is taken back in it.
-            any_rank: whether any rank has something to tell.
-
-        Raises:
-            NonFiniteLossError: too many updates in a row came to no finite number.
-            TooManyRejectedError: too many clips cannot be used.
+            own: reports of this rank.
+            any_rank: whether any rank has one.
+            update: number of the coming update.
+            epoch: of the coming update.
+            nonfinite_in_a_row: consecutive NaN or Inf updates so far.
         """
-        readings, self._due = self._due, []
-        own = [rejection for batch in update for rejection in batch.rejections]
-        reports = [report for reading in readings if (report := self._report(reading))]
-        told = self.runtime.all_gather_object((own, reports)) if any_rank else []
-        for reading in readings:
-            self._handle_result(reading, [r for _, found in told for r in found if r.update == reading.update], state)
-        # A clip may come several times an epoch, even in one update: it is told of once.
-        fresh = {found.clip: found for founds, _ in told for found in founds if not self.accounts.knows(found.clip)}
-        if fresh:
-            self._reject(list(fresh.values()), state.update + 1, update[0].spec.epoch, state)
-        # Not before: if that ends the run, they come again when it goes on.
-        self.accounts.count((), (rejection.clip for rejection in own))
+        reports = [report for result in own.results if (report := self._report(result))]
+        gathered = self.runtime.all_gather_object((list(own.rejections), reports)) if any_rank else []
+        change = StateChange(nonfinite_in_a_row)
+        for result in own.results:
+            of_update = [report for _, theirs in gathered for report in theirs if report.update == result.update]
+            self._count(result, of_update, change)
+            if change.error is not None:
+                return change
+        # A clip may occur several times per epoch, even in one update: it is reported once.
+        rejections = {incident.clip: incident for incidents, _ in gathered for incident in incidents}
+        self._reject(list(rejections.values()), update, epoch, change)
+        if change.error is None:  # otherwise they come again when the run is resumed
+            self.accounting.count((), (rejection.clip for rejection in own.rejections))
+        return change
 
-    def flush(self, state: TrainState) -> None:
-        """Waits for all verdicts that are out, and takes them up. Runs on every rank. A CPU-GPU sync point."""
-        self._due += self._arrived(leave=0)
-        own = sum(not reading.is_finite for reading in self._due)
-        self.handle_reports((), state, any_rank=self.runtime.all_reduce_sum(torch.tensor([own])).item() > 0)
+    def flush(self, update: int, epoch: int, nonfinite_in_a_row: int) -> StateChange:
+        """Reads back all pending updates and exchanges them. Runs on every rank. A CPU-GPU sync point."""
+        own = LocalReports(self._read_back(leave=0), ())
+        any_rank = self.runtime.all_reduce_sum(torch.tensor([own.total])).item() > 0
+        return self.exchange(own, any_rank, update, epoch, nonfinite_in_a_row)
 
-    def reject_validation_clips(self, rejections: Sequence[Incident], state: TrainState) -> None:
-        """Takes up what validation cannot use, the same on every rank; what is known is not told again."""
-        fresh = [rejection for rejection in rejections if not self.accounts.knows(rejection.clip)]
-        if fresh:
-            self._reject(fresh, state.update, state.epoch, state)
+    def reject_validation_clips(
+        self, incidents: Sequence[Incident], update: int, epoch: int, nonfinite_in_a_row: int
+    ) -> StateChange:
+        """Rejects validation clips, the same on every rank; known ones are not reported again."""
+        change = StateChange(nonfinite_in_a_row)
+        self._reject(incidents, update, epoch, change)
+        return change
 
     def close_epoch(self, epoch: int, not_reached: int = 0) -> str:
-        """How the clips of an epoch add up, in words. Runs on every rank.
+        """Returns the sum of an epoch's clips as a log line. Runs on every rank.
 
         Raises:
-            AccountingError: they do not.
+            AccountingError: the clips do not add up.
             TooManyRejectedError: none was trained on.
         """
-        return self.accounts.finish_epoch(epoch, self._totals(), not_reached)
-
-    @staticmethod
-    def require_trained(state: TrainState) -> None:
-        """Refuses a run, with those that it resumed, of which no update reached the weights. Same on every rank.
-
-        Raises:
-            NothingTrainedError: gives the counts.
-        """
-        if not state.clips_trained:
-            raise NothingTrainedError(
-                f"Nothing was trained in {state.update} update(s): {state.clips_masked} clips were in masked updates "
-                f"and {state.clips_rejected} were rejected, as rejected.jsonl of the run says. No voice was written, "
-                "and what was in its place is as it was. Mend the data (run prepare_data again), or lower "
-                "--learning_rate, and start anew with another --checkpoint_dir."
-            )
+        return self.accounting.finish_epoch(epoch, self._totals(), not_reached)
 
     def save(self) -> dict[str, object]:
-        """The accounts of all ranks, for a checkpoint. Runs on every rank."""
-        return self.accounts.save(self._totals())
+        """Returns the accounting of all ranks for a checkpoint. Runs on every rank."""
+        return self.accounting.save(self._totals())
 
     def _totals(self) -> NDArray[np.int32]:
-        totals: NDArray[np.int32] = self.runtime.all_reduce_sum(torch.from_numpy(self.accounts.counts())).numpy()
+        totals: NDArray[np.int32] = self.runtime.all_reduce_sum(torch.from_numpy(self.accounting.counts())).numpy()
         return totals
 
-    def _arrived(self, leave: int) -> list[_StepResult]:
-        readings = []
+    def _read_back(self, leave: int) -> list[_StepResult]:
+        results = []
         while len(self._pending) > leave:
             pending = self._pending.popleft()
-            if pending.arrived is not None:
-                pending.arrived.synchronize()
+            if pending.copied is not None:
+                pending.copied.synchronize()
             rest = iter(pending.values.tolist())
             values = [{name: next(rest) for name in names} for names in pending.names]
-            readings.append(_StepResult(pending.update, pending.clips, pending.batches, values))
-        return readings
+            results.append(_StepResult(pending.update, pending.clips, pending.epoch, pending.batches, values))
+        return results
 
-    def _reject(self, rejections: Sequence[Incident], update: int, epoch: int, state: TrainState) -> None:
-        self.tracker.incidents(update, epoch, rejections)
-        self.accounts.reject(rejections)
-        state.clips_rejected += len(rejections)
+    def _reject(self, incidents: Sequence[Incident], update: int, epoch: int, change: StateChange) -> None:
+        new = [incident for incident in incidents if not self.accounting.knows(incident.clip)]
+        if not new:
+            return
+        self.tracker.incidents(update, epoch, new)
+        try:
+            self.accounting.reject(new)
+        except (TooManyRejectedError, UnreadableShardError) as error:
+            change.error = error
+        else:
+            change.clips_rejected += len(new)
 
-    def _handle_result(self, reading: _StepResult, reports: Sequence[_Report], state: TrainState) -> None:
-        """Counts one update, the same on every rank, and tells of it."""
-        self._reclassify_as_masked(reading, state)
+    def _count(self, result: _StepResult, reports: Sequence[_Report], change: StateChange) -> None:
+        """Counts one update, the same on every rank, and logs it."""
+        self._reclassify_as_masked(result, change)
         if not reports:
-            state.nonfinite_in_a_row = state.nonfinite_in_a_row if reading.masked else 0
+            change.nonfinite_in_a_row = change.nonfinite_in_a_row if result.masked else 0
             return
         if self.runtime.is_main_process and reports[0].file:
-            self.keep_networks(self._batches_file(reading.update))
-        state.updates_nonfinite += 1
-        state.nonfinite_in_a_row += 1
-        # Where a loss is the cause, the ranks that merely heard of it through the gradient keep still.
-        causes = [report for report in reports if report.terms] or reports
+            self.save_networks(self._replay_folder(result.update))
+        change.updates_nonfinite += 1
+        change.nonfinite_in_a_row += 1
+        # If a loss is the cause, ranks that only see it through the averaged gradient report nothing.
+        causes = [report for report in reports if report.losses] or reports
         incidents = [report.incident() for report in causes]
-        self.tracker.incidents(reading.update, reading.batches[0].spec.epoch, incidents)
-        if state.nonfinite_in_a_row > self.config.max_nonfinite_updates:
-            for later in self._arrived(leave=0):
-                self._reclassify_as_masked(later, state)
-            raise NonFiniteLossError(
-                f"{state.nonfinite_in_a_row} updates in a row came to no finite number, more than "
+        self.tracker.incidents(result.update, result.epoch, incidents)
+        if change.nonfinite_in_a_row > self.config.max_nonfinite_updates:
+            for later in self._read_back(leave=0):
+                self._reclassify_as_masked(later, change)
+            change.error = NonFiniteLossError(
+                f"{change.nonfinite_in_a_row} consecutive updates had NaN or Inf losses or gradients, more than "
                 f"--max_nonfinite_updates {self.config.max_nonfinite_updates}; the last: {incidents[0]}. The weights "
-                "are as they were before. Look at these clips; or lower --learning_rate, give --max_grad_norm 10, or "
-                "use --precision fp32."
+                "are those before these updates. Check these clips; or lower --learning_rate, set --max_grad_norm 10, "
+                "or use --precision fp32."
             )
 
-    def _reclassify_as_masked(self, reading: _StepResult, state: TrainState) -> None:
-        if reading.masked:
-            state.clips_trained -= reading.clips
-            state.clips_masked += reading.clips
-            self.accounts.mask(clip for batch in reading.batches for clip in batch.clip_ids)
+    def _reclassify_as_masked(self, result: _StepResult, change: StateChange) -> None:
+        if result.masked:
+            change.clips_masked += result.clips
+            self.accounting.mask(clip for batch in result.batches for clip in batch.clip_ids)
 
-    def _report(self, reading: _StepResult) -> _Report | None:
-        """What this rank has to say of an update; nothing if all is finite, or fp16's gradient scale was too large."""
-        if reading.is_finite:
+    def _report(self, result: _StepResult) -> _Report | None:
+        """Returns this rank's report of an update; None if all is finite, or fp16's gradient scale was too large."""
+        if result.is_finite:
             self._overflows_in_a_row = 0
             return None
-        terms = {name: value for found in reading.terms for name, value in found.items()}
-        if not terms and self.runtime.precision == "fp16":
+        losses = {name: value for named in result.nonfinite_losses for name, value in named.items()}
+        if not losses and self.runtime.precision == "fp16":
             self._overflows_in_a_row += 1
-            if self._overflows_in_a_row <= _SCALINGS:
+            if self._overflows_in_a_row <= _SILENT_OVERFLOWS:
                 return None
-        batches = [batch for batch, found in zip(reading.batches, reading.terms, strict=True) if found or not terms]
-        clips = tuple(clip for batch in batches for clip in batch.clip_ids)
-        file = self._batches_file(reading.update) / f"rank{self.runtime.rank}.safetensors"
-        others = [place for place in file.parent.parent.glob("update-*") if place != file.parent]
-        if len(others) >= _KEPT:
-            return _Report(reading.update, terms, clips, "")
-        # All of them, as each draws its random numbers behind those before it.
-        write_batches(file, reading.batches, reading.update, self.runtime.rank, self.config.seed)
-        return _Report(reading.update, terms, clips, str(file))
+        by_batch = zip(result.batches, result.nonfinite_losses, strict=True)
+        clips = tuple(clip for batch, named in by_batch if named or not losses for clip in batch.clip_ids)
+        file = self._replay_folder(result.update) / f"rank{self.runtime.rank}.safetensors"
+        others = [folder for folder in file.parent.parent.glob("update-*") if folder != file.parent]
+        if len(others) >= _MAX_KEPT:
+            return _Report(result.update, losses, clips, "")
+        # All micro-batches, as each draws its random numbers after those before it.
+        write_batches(file, result.batches, result.update, self.runtime.rank, self.config.seed)
+        return _Report(result.update, losses, clips, str(file))
 
-    def _batches_file(self, update: int) -> Path:
+    def _replay_folder(self, update: int) -> Path:
         return self.tracker.run_dir / "nonfinite" / f"update-{update:06}"
 
 
@@ -292,7 +320,7 @@ _TENSORS = ("tokens", "token_lengths", "waveform", "frame_lengths", "speaker_ids
 
 
 def write_batches(file: Path, batches: Sequence[Batch], update: int, rank: int, seed: int) -> None:
-    """Keeps one rank's micro-batches of an update, and what its random numbers came from."""
+    """Writes one rank's micro-batches of an update, and what its random numbers follow from."""
     tensors = {
         f"{number}/{name}": tensor.contiguous()
         for number, batch in enumerate(batches)

@@ -1,4 +1,4 @@
-"""Optimisers, and the learning rate as a pure function of the update."""
+"""Optimizers, EMA of the weights, and the learning rate as a pure function of the update."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,18 +6,19 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vits_trainer.config.train import TrainConfig
 
 AVERAGED_UPDATES = "averaged_updates"
-"""Beside the averages of a checkpoint: how many updates are in them."""
+"""Key of a checkpoint's averages: the number of updates in them."""
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW as VITS has it (betas 0.8 and 0.99, epsilon 1e-9), over the parameters that are trained.
+    """Returns the AdamW of VITS (betas 0.8 and 0.99, epsilon 1e-9) over the trainable parameters.
 
-    Fused, as only that one leaves out a step by a verdict on the device (see :meth:`NetworkOptimizer.step`).
+    Fused, as only the fused one skips a step by a flag on the device (see :meth:`NetworkOptimizer.step`).
     """
     return torch.optim.AdamW(
         [parameter for parameter in parameters if parameter.requires_grad],
@@ -30,13 +31,13 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> 
 
 
 def learning_rate_at(config: TrainConfig, epoch: int, update: int, total_updates: int) -> float:
-    """The learning rate of one update.
+    """Returns the learning rate of one update.
 
     Args:
-        config: the schedule, and how long the rate rises at first.
+        config: the schedule and its warm-up.
         epoch: of the update, from 0.
         update: from 0.
-        total_updates: of the run: where the cosine comes to 0.
+        total_updates: of the run, where the cosine schedule reaches 0.
     """
     rate = config.learning_rate
     if config.schedule == "exponential":
@@ -50,9 +51,9 @@ def learning_rate_at(config: TrainConfig, epoch: int, update: int, total_updates
 class Ema:
     """An exponential moving average of a network's trained parameters (Polyak & Juditsky 1992), on their device.
 
-    ``average += (1 - decay) * (weight - average)`` after each update that reached the weights. The decay grows
-    as ``(1 + n) / (10 + n)`` with the number ``n`` of updates averaged, from 2/11 up to its full height: a short run's
-    average would else be little but the weights that it began with.
+    ``average += (1 - decay) * (weight - average)`` after each update that reached the weights. The decay grows as
+    ``(1 + n) / (10 + n)`` with the number ``n`` of averaged updates, from 2/11 to ``decay``: otherwise the average of a
+    short run would be mostly its initial weights.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -64,13 +65,13 @@ class Ema:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """From the weights as they are now."""
+        """Restarts the average at the current weights."""
         self.weights = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._updates = torch.zeros((), dtype=torch.float64, device=next(iter(self.weights.values())).device)
 
     @torch.no_grad()
     def update(self, reached: Tensor) -> None:
-        """Takes the weights in, where ``reached``, a 0-dimensional truth on their device, says that they moved."""
+        """Adds the current weights if ``reached``, () bool on their device, is true."""
         counted = reached.to(self._updates.dtype)
         self._updates += counted
         share = counted * (1 - ((1 + self._updates) / (10 + self._updates)).clamp(max=self.decay))
@@ -81,7 +82,7 @@ class Ema:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Inside, the network has the averaged weights; then its own again, to the bit."""
+        """Inside, the network has the averaged weights; afterwards its own again, bit for bit."""
         own = [p.detach().clone() for p in self._parameters.values()]
         self.copy_to_network()
         try:
@@ -90,15 +91,15 @@ class Ema:
             self._put(own)
 
     def copy_to_network(self) -> None:
-        """Gives the network the averaged weights, for good."""
+        """Copies the averaged weights into the network."""
         self._put(list(self.weights.values()))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages under the parameters' names, and how many updates are in them, as a checkpoint has them."""
+        """Returns the averages by parameter name, and the number of averaged updates."""
         return {**self.weights, AVERAGED_UPDATES: self._updates}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes what :meth:`state_dict` gave; raises KeyError for a parameter that it lacks."""
+        """Restores :meth:`state_dict`; raises KeyError for a missing parameter."""
         for name, average in self.weights.items():
             average.copy_(tensors[name])
         self._updates.copy_(tensors[AVERAGED_UPDATES])
@@ -110,38 +111,43 @@ class Ema:
 
 @dataclass
 class NetworkOptimizer:
-    """One of the two networks, as it is trained: its parameters, its optimiser, its gradient scaler."""
+    """One of the two networks with its optimizer and gradient scaler.
+
+    Each network has its own scaler (fp16): Accelerate's single one would lower both scales if one network overflows,
+    and would be updated twice per update.
+    """
 
     name: str
     network: nn.Module
-    """As wrapped for several processes."""
+    """As returned by :meth:`Runtime.prepare_model`."""
     optimizer: torch.optim.AdamW
+    """Not prepared by Accelerate: masking a step needs ``found_inf`` on the fused AdamW itself."""
+    accelerator: Accelerator
     scaler: torch.amp.GradScaler
     max_grad_norm: float
-    """0: the gradient's norm is only measured."""
+    """0: the norm is only measured."""
     ema: Ema | None = None
-    """Of its weights, where one is kept."""
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of ``loss`` to what has been accumulated.
+        """Accumulates the gradient of ``loss``.
 
-        A loss that is no finite number makes its gradient NaN, whatever it would have been: where the ranks' gradients
-        meet, all of them learn of it without another exchange.
+        A NaN or Inf loss makes the whole gradient NaN: averaging the gradients then tells all ranks without another
+        collective.
         """
-        self.scaler.scale(loss * (1 + 0 * loss.detach())).backward()  # type: ignore[no-untyped-call]
+        self.accelerator.backward(self.scaler.scale(loss * (1 + 0 * loss.detach())))
 
     def step(self, learning_rate: float) -> Tensor:
-        """Moves the weights along the accumulated gradient, forgets it, and returns its norm before clipping.
+        """Unscales and clips the gradient, steps AdamW and zeroes the gradient; returns the norm before clipping.
 
-        Where the norm is no finite number, weights and moments stay as they are. The host need not know: the verdict
-        remains on the device.
+        If the norm is NaN or Inf, weights and moments stay unchanged; the flag stays on the device, so that the host
+        does not wait.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
-        if not self.scaler.is_enabled():  # the scaler tells the optimiser by itself
+        norm: Tensor = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
+        if not self.scaler.is_enabled():  # an enabled scaler sets it
             self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -152,6 +158,6 @@ class NetworkOptimizer:
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
-        """Inside, the network has its averaged weights, where it keeps any: the voice as it would be exported."""
+        """Inside, the network has its averaged weights, if it keeps any: the voice as it would be exported."""
         with self.ema.swapped_in() if self.ema else nullcontext():
             yield

@@ -1,78 +1,98 @@
-"""What a configuration comes to on its data and processes: how long, and when what is due."""
+"""Training plan: total updates, and when to log, validate and save."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.data.sampler import BucketBatchSampler
-from vits_trainer.data.streaming_sampler import StreamingBatchSampler
+from vits_trainer.data.sampler import UpdateSampler
+
+_MAX_WARMUP_UPDATES = 200
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What the configuration comes to on this data and these processes."""
+    """Length and schedule of a run."""
 
     training_clips: int
+    """Clips per epoch, each as often as it is drawn."""
     validation_clips: int
     world_size: int
     clips_per_update: int
-    """0 where their seconds decide."""
+    """0 if seconds per batch decide."""
     micro_batches: int
-    """Of each process in an update, at most."""
+    """Per process in an update, at most."""
     updates_per_epoch: int
     total_updates: int
     is_finetuning: bool
-    """Whether the voice was trained before."""
+    """Whether training starts from a trained voice."""
     discriminator_warmup_updates: int
-    """Updates in which the discriminators learn alone."""
+    """Updates that train the discriminator only."""
     log_every: int
     validate_every: int
     save_every: int
+    target_hours: float = 0.0
+    """Training time that decides ``total_updates`` once the speed is known; 0 if the configuration decides it."""
+    has_default_warmup: bool = False
+    """Whether the discriminator's warm-up follows from ``total_updates``."""
 
     @classmethod
     def from_config(
         cls,
         config: TrainConfig,
-        order: BucketBatchSampler | StreamingBatchSampler,
+        sampler: UpdateSampler,
         validation_clips: int,
-        fresh_judges: bool,
-        seconds_per_update: float = 0,
-        kept: Mapping[str, int] | None = None,
+        fresh_discriminator: bool,
+        restored: Mapping[str, int] | None = None,
     ) -> "TrainingPlan":
-        """Derives it.
+        """Builds the plan.
 
         Args:
-            config: what was asked for.
-            order: of the training clips.
-            validation_clips: held out.
-            fresh_judges: whether fresh discriminators meet a trained voice.
-            seconds_per_update: as measured; ``target_hours`` becomes whole epochs by it, at least one.
-            kept: what a checkpoint's plan came to, as far as the same was asked for then.
+            config: of the run.
+            sampler: of the training clips.
+            validation_clips: number of clips.
+            fresh_discriminator: whether a trained voice meets a discriminator that was not trained with it.
+            restored: values of a checkpoint's plan that stay (:func:`~vits_trainer.training.resume.restored_plan`).
         """
-        epochs = config.epochs
-        if config.target_hours and seconds_per_update:
-            epochs = max(1, int(config.target_hours * 3600 / (seconds_per_update * order.updates_per_epoch)))
-        total_updates = config.max_updates or epochs * order.updates_per_epoch
-        warmup_updates = config.discriminator_warmup_updates
-        if warmup_updates is None:
-            warmup_updates = min(200, total_updates // 10) if fresh_judges else 0
-        decided = {"total_updates": total_updates, "discriminator_warmup_updates": warmup_updates} | dict(kept or {})
-        return cls(
-            training_clips=order.clips,
+        restored = restored or {}
+        plan = cls(
+            training_clips=sampler.epoch_clips,
             validation_clips=validation_clips,
-            world_size=order.world_size,
-            clips_per_update=0 if order.batch_frames else order.update_clips,
-            micro_batches=order.accumulation,
-            updates_per_epoch=order.updates_per_epoch,
+            world_size=sampler.world_size,
+            clips_per_update=0 if sampler.batch_frames else sampler.update_clips,
+            micro_batches=sampler.accumulation,
+            updates_per_epoch=sampler.updates_per_epoch,
+            total_updates=0,
             is_finetuning=config.model_name is not None,
+            discriminator_warmup_updates=config.discriminator_warmup_updates or 0,
             log_every=config.log_every_updates,
             validate_every=config.validate_every_updates,
             save_every=config.save_every_updates,
-            **decided,
+            target_hours=0.0 if config.max_updates or "total_updates" in restored else config.target_hours or 0.0,
+            has_default_warmup=fresh_discriminator
+            and config.discriminator_warmup_updates is None
+            and "discriminator_warmup_updates" not in restored,
+        )
+        plan = plan.with_total(config.max_updates or config.epochs * sampler.updates_per_epoch)
+        return replace(plan, **restored)  # type: ignore[arg-type]
+
+    def with_speed(self, seconds_per_update: float) -> "TrainingPlan":
+        """Returns the plan with as many whole epochs as fit into ``target_hours``, at least 1."""
+        if not self.target_hours:
+            return self
+        epochs = max(1, int(self.target_hours * 3600 / (seconds_per_update * self.updates_per_epoch)))
+        return self.with_total(epochs * self.updates_per_epoch)
+
+    def with_total(self, total_updates: int) -> "TrainingPlan":
+        """Returns the plan with another number of updates."""
+        warmup = min(_MAX_WARMUP_UPDATES, total_updates // 10)
+        return replace(
+            self,
+            total_updates=total_updates,
+            discriminator_warmup_updates=warmup if self.has_default_warmup else self.discriminator_warmup_updates,
         )
 
     def __str__(self) -> str:
-        """For people."""
+        """One line for the log."""
         clips = self.clips_per_update or self.training_clips // self.updates_per_epoch
         average = "" if self.clips_per_update else " on the average"
         each = ""

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,8 @@ import torch
 
 from vits_trainer.config.serialization import flatten, to_dict
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.data.prepared import PreparedData
-from vits_trainer.data.sampler import BucketBatchSampler
-from vits_trainer.data.streaming import ShardedData
-from vits_trainer.data.streaming_sampler import StreamingBatchSampler
+from vits_trainer.data.sampler import UpdateSampler
+from vits_trainer.data.training_data import TrainingData
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.shutdown import is_restarted, launch_id
 from vits_trainer.training.checkpoint import BEST, RunFingerprint, list_newest_first, read_record, update_of, verify
@@ -81,28 +79,19 @@ def resolve_checkpoint(directory: Path, asked: str | None) -> Path | None:
 
 
 def run_fingerprint(
-    name: str,
-    config: TrainConfig,
-    prepared: PreparedData | ShardedData,
-    rows: Sequence[int],
-    held_out: Sequence[int],
-    order: BucketBatchSampler | StreamingBatchSampler,
-    runtime: Runtime,
+    name: str, config: TrainConfig, data: TrainingData, sampler: UpdateSampler, runtime: Runtime
 ) -> RunFingerprint:
-    """What a resume compares: the order of clips and the networks must stay, the rest may change and is listed."""
+    """Returns what a resume compares: clip order and networks must match, other changes are logged."""
     settings = _settings(config)
     fixed = {setting: settings.pop(setting) for setting in sorted(settings) if setting.split(".")[0] in _FIXED}
     fixed |= {
         "run_name": name,
         "freeze": ",".join(config.frozen_parts) or None,
-        "data": prepared.fingerprint(rows)[:16],
-        "validation data": prepared.fingerprint(held_out)[:16],
-        "clips in an update": None if order.batch_frames else order.update_clips,
-        "seconds in an update": config.batch_seconds * order.world_size * order.accumulation or None,
+        **data.fingerprint(),
+        **sampler.fingerprint(),
+        "seconds in an update": config.batch_seconds * sampler.world_size * sampler.accumulation or None,
     }
-    if isinstance(order, StreamingBatchSampler):
-        fixed["lanes"] = f"{order.world_size * order.accumulation} of {order.batch_size} clips, window {order.window}"
-    free = {**settings, "processes": order.world_size, "machine": runtime.describe()}
+    free = {**settings, "processes": sampler.world_size, "machine": runtime.describe()}
     return RunFingerprint(
         fixed, free | {f"version of {name}": value for name, value in versions().items()}, launch_id()
     )

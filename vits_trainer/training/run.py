@@ -1,45 +1,28 @@
-"""A training run from its configuration to the saved voice."""
+"""A training run, from its configuration to the exported voice."""
 
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from transformers import VitsModel
 
 from vits_trainer.config.framing import AudioSpec, check_segment
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.data.clip_accounting import ClipAccounting
-from vits_trainer.data.dataset import PreparedClipDataset
-from vits_trainer.data.prepared import (
-    PreparedData,
-    open_prepared,
-    require_rate,
-    select_speakers,
-    train_validation_split,
-    with_speaker_name,
-)
-from vits_trainer.data.sampler import BucketBatchSampler
-from vits_trainer.data.speaker_sampling import SpeakerTemperatureSampler
-from vits_trainer.data.streaming import ShardedData, StreamingClipDataset, TrainedNames, open_stream
-from vits_trainer.data.streaming_sampler import StreamingBatchSampler
+from vits_trainer.data.training_data import TrainingData, open_training_data
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.shutdown import ShutdownRequest
 from vits_trainer.distributed.stragglers import describe_topology
-from vits_trainer.models import extension, initialization, pretrained, pretrained_discriminator
+from vits_trainer.models import extension, initialization, pretrained, pretrained_discriminator, voice_versions
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE, Discriminator, load_discriminator
-from vits_trainer.models.extension import add_speakers
 from vits_trainer.models.generator import Generator
-from vits_trainer.models.voice_versions import exclusive as claimed_voice
-from vits_trainer.models.voice_versions import require_place
 from vits_trainer.text import vocabulary
 from vits_trainer.text.languages import espeak_name
 from vits_trainer.text.tokenizer import VoiceTokenizer, build_tokenizer, load_tokenizer
-from vits_trainer.text.vocabulary import MissingCharacter
 from vits_trainer.tracking import hub, model_card, run_folder
 from vits_trainer.tracking.model_card import ModelCardInfo
 from vits_trainer.tracking.tracker import RunOutcome, Tracker
@@ -50,7 +33,7 @@ from vits_trainer.training.objective import Objective
 from vits_trainer.training.plan import TrainingPlan
 from vits_trainer.training.trainer import Trainer
 from vits_trainer.training.validation import Validation
-from vits_trainer.utils.errors import ConfigError
+from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import followed
 from vits_trainer.utils.logging import log_to_console
 from vits_trainer.utils.versions import versions
@@ -60,336 +43,267 @@ logger = logging.getLogger("vits_trainer")
 DONE = "done"
 
 
-def train(config: TrainConfig) -> int:
-    """Trains, exports, and returns 0; or the code of what stopped it before. Runs on every rank."""
-    data = _data(config)
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended, the same on every rank."""
+
+    status: str
+    """``done``, or why the run stopped before its last update."""
+    update: int
+    """Updates done."""
+    exit_code: int
+    """What the command line ends with: 0 if the run is done."""
+    run_dir: Path
+    """metrics.jsonl, train.log, samples and the W&B run."""
+    voice: Path | None
+    """The exported voice; None if the run stopped before its last update."""
+
+
+def train(config: TrainConfig, data: TrainingData | None = None) -> TrainingResult:
+    """Trains a voice and exports it to ``output_dir``. Runs on every rank.
+
+    Args:
+        config: of the run.
+        data: what to train on (None: opened from the configuration).
+
+    Raises:
+        VitsTrainerError: the configuration, the data or the machine do not allow it, or training failed; what was
+            trained before is saved.
+    """
+    data = data or open_training_data(config)
     runtime = Runtime(config.precision, config.gradient_accumulation_steps, config.deterministic, config.rank_timeout_s)
     log_to_console(runtime.is_main_process)
     with runtime.report_failure_to_peers():
-        agreement.require_same_run(config, data.prepared, runtime)
-        _refuse_dropped_layers(config, runtime)
-        # Only the main rank's machine need be logged in.
+        agreement.require_same_run(config, data, runtime)
+        _require_no_layerdrop(config, runtime)
+        # Only the machine of the main rank has to be logged in.
         runtime.on_main_then_broadcast(lambda: hub.check_can_push(config))
-        with runtime.on_main(lambda: _claimed(config)):
-            outcome = _train(config, data, runtime)
+        with runtime.on_main(lambda: _exclusive_outputs(config)):
+            result = _train(config, data, runtime)
     is_main = runtime.is_main_process
     runtime.close()
-    # When all is recorded and no other rank waits: an upload may take long, or fail.
-    if config.push_to_hub and is_main and outcome.status == DONE:
-        address = hub.push(Path(config.output_dir), config.push_to_hub, config.hub_private)
-        logger.info("The voice on the Hub: %s", address)
-    return outcome.exit_code
+    # After the process group is closed: an upload may take long or fail, and no rank waits for it.
+    if config.push_to_hub and is_main and result.voice is not None:
+        address = hub.push(result.voice, config.push_to_hub, config.hub_private)
+        logger.info("Pushed the voice to %s", address)
+    return result
 
 
-@contextmanager
-def _claimed(config: TrainConfig) -> Iterator[None]:
-    """Inside, no other process writes to the folders of the checkpoints and of the voice."""
-    output, start = Path(config.output_dir), config.model_name
-    kept = {
-        "--data_dir": config.data_dir if Path(config.data_dir).exists() else None,
-        "--checkpoint_dir": config.checkpoint_dir,
-        "--runs_dir": _runs_dir(config),
-        # Where the new voice takes the place of the very one that it began with, that one becomes a version.
-        "--model_name": start if start and Path(start).exists() and followed(Path(start)) != followed(output) else None,
-    }
-    require_place(output, "output_dir", kept)
-    with checkpoint.exclusive_lock(Path(config.checkpoint_dir)), claimed_voice(output):
-        yield
-
-
-def _train(config: TrainConfig, data: "_Data", runtime: Runtime) -> RunOutcome:
-    """Builds the parts, trains, exports. Runs on every rank."""
-    prepared, rows, held_out = data
+def _train(config: TrainConfig, data: TrainingData, runtime: Runtime) -> TrainingResult:
+    """Builds the parts, trains and exports. Runs on every rank."""
     resume_from = runtime.on_main_then_broadcast(lambda: resume.select_checkpoint(config))
     agreement.require_same_start(config, resume_from, runtime)
-    if resume_from is not None:
-        resume.keep_threads(checkpoint.read_record(resume_from), runtime)
-    torch.manual_seed(config.seed)  # fresh weights, equal on all ranks; what updates draw has seeds of its own
-    model, tokenizer = _voice(config, prepared, resume_from)
-    spec = pretrained.audio_spec(model.config)
-    require_rate(prepared, spec)
-    check_segment(config.segment_frames, spec.sampling_rate, spec.n_fft, spec.hop)
-    objective = Objective(config.objective, config.loss_weights, spec, config.segment_frames)
-    discriminator, fresh_judges = _discriminator(config, resume_from) if objective.adversarial else (None, False)
-    generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
-    initialization.freeze(model, config.frozen_parts)
-
-    balance = _balance(config, data)
-    order = _order(config, data, spec, runtime.world_size, balance)
-    kept = {} if resume_from is None else resume.restored_plan(checkpoint.read_record(resume_from), config)
-    plan = TrainingPlan.from_config(config, order, len(held_out), fresh_judges, kept=kept)
-    # Of a stream without dataset.json, nobody reads all shards for a voice of one speaker.
-    speakers = prepared.speakers if model.config.num_speakers > 1 else []
-    reader = _reader(prepared, tokenizer, spec, pretrained.speaker_ids(model.config, speakers))
-    agreement.require_same_recordings(reader, config.seed, runtime)
-    validation = Validation(runtime, objective, reader, held_out, config.batch_size, config.seed)
-    name = _run_name(config, resume_from, runtime)
-    now = resume.run_fingerprint(name, config, prepared, rows, held_out, order, runtime)
-    changes = [] if resume_from is None else resume.diff_fingerprint(resume_from, now)
-    checkpoints = CheckpointManager(Path(config.checkpoint_dir), config.keep_checkpoints, runtime, now, config)
+    record = None if resume_from is None else checkpoint.read_record(resume_from)
+    if record is not None:
+        resume.keep_threads(record, runtime)
+    torch.manual_seed(config.seed)  # for fresh weights; updates draw from seeds that follow from (seed, update, rank)
+    networks = _build_networks(config, data, resume_from)
+    model, tokenizer, spec = networks.generator.model, networks.tokenizer, networks.spec
+    sampler = data.sampler(spec, runtime.world_size)
+    restored = {} if record is None else resume.restored_plan(record, config)
+    plan = TrainingPlan.from_config(config, sampler, len(data.validation_rows), networks.fresh_discriminator, restored)
+    # Without dataset.json the speakers of shards are known only after reading all: not for a voice of one speaker.
+    speakers = data.speakers if model.config.num_speakers > 1 else []
+    dataset = data.dataset(tokenizer, spec, pretrained.speaker_ids(model.config, speakers))
+    agreement.require_same_recordings(data, dataset, config.seed, runtime)
+    validation = Validation(runtime, networks.objective, dataset, data.validation_rows, config.batch_size, config.seed)
+    name = _run_name(config, record, runtime)
     run_dir = _runs_dir(config) / name
-    facts = {"plan": asdict(plan), "versions": versions(), "machine": runtime.describe(), "data": prepared.summary}
-    resumed_at = None if resume_from is None else int(checkpoint.read_record(resume_from)["state"]["update"])
-    interruption = ShutdownRequest(run_dir / "STOP", config.save_before_s)
-    # Signals are noted up to the end, as a launcher sends one where another rank has failed: this one must still tell.
+    fingerprint = resume.run_fingerprint(name, config, data, sampler, runtime)
+    changes = [] if resume_from is None else resume.diff_fingerprint(resume_from, fingerprint)
+    checkpoints = CheckpointManager(Path(config.checkpoint_dir), config.keep_checkpoints, runtime, fingerprint, config)
+    facts = {"plan": asdict(plan), "versions": versions(), "machine": runtime.describe(), "data": data.summary}
+    resumed_at = None if record is None else int(record["state"]["update"])
+    # Signals are recorded until the end: a launcher sends one if another rank fails, and this rank must still report.
+    shutdown = ShutdownRequest(run_dir / "STOP", config.save_before_s)
     tracked = Tracker(run_dir, config, facts, runtime.is_main_process, resumed_at)
-    with interruption, runtime.on_main(lambda: run_folder.exclusive_run(run_dir)), tracked as tracker:
+    with shutdown, runtime.on_main(lambda: run_folder.exclusive_run(run_dir)), tracked as tracker:
         trainer = Trainer(
-            config, plan, runtime, objective, generator, discriminator, tokenizer, order, reader,
-            _accounts(config, data, order), validation, checkpoints, tracker, interruption,
+            config, plan, runtime, networks.objective, networks.generator, networks.discriminator, tokenizer, sampler,
+            dataset, data.accounting(sampler), validation, checkpoints, tracker, shutdown,
         )  # fmt: skip
         runtime.on_main_then_broadcast(lambda: resume.set_aside_newer(checkpoints.directory, resume_from))
         if resume_from is not None:
             trainer.resume(resume_from)
         trainer.drop_unreadable_validation_clips()
         seconds_per_update = trainer.dry_run()
-        trainer.plan = TrainingPlan.from_config(config, order, len(held_out), fresh_judges, seconds_per_update, kept)
         if runtime.is_main_process:
-            _log_introduction(
-                trainer, seconds_per_update, config, _missing(prepared, tokenizer), balance, resume_from, changes
-            )
+            _log_introduction(trainer, data, seconds_per_update, resume_from, changes)
+        voice = None
         if trainer.fit():
             tracker.outcome = RunOutcome(DONE, trainer.state.update)
+            voice = Path(config.output_dir)
             if runtime.is_main_process:
-                update = _load_final_weights(trainer, model, discriminator)
-                pretrained.export(model, tokenizer, discriminator, Path(config.output_dir), config.keep_versions)
-                story = ModelCardInfo(
-                    config=config,
-                    data=prepared.summary,
-                    training_clips=order.clips,
-                    speakers=tuple(pretrained.speaker_names(model.config)),
-                    phonemes_of=espeak_name(tokenizer.language) if tokenizer.phonemize else None,
-                    sampling_rate=spec.sampling_rate,
-                    update=update,
-                    versions=versions(),
-                    run_dir=tracker.run_dir,
-                )
-                model_card.write_model_card(Path(config.output_dir), story)
-                logger.info("The voice: %s   The run: %s", config.output_dir, tracker.run_dir)
-    return tracker.outcome
+                _export(trainer, data, voice)
+    outcome = tracker.outcome
+    return TrainingResult(outcome.status, outcome.update, outcome.exit_code, run_dir, voice)
 
 
-def _load_final_weights(trainer: Trainer, model: VitsModel, discriminator: Discriminator | None) -> int:
-    """Puts the weights that the run is for into the networks: the averaged ones, and with patience the best update's.
+@dataclass(frozen=True)
+class _Networks:
+    """What is trained, and by what."""
 
-    Returns:
-        The update that they are of.
-    """
-    trainer.apply_ema()
-    if not trainer.config.patience:
-        return trainer.state.update
-    best = trainer.checkpoints.directory / f"checkpoint-{trainer.state.best_update}"
-    if not best.is_dir():  # a run that was resumed from another folder has its best there
-        logger.warning("The best update's %s is not there: the voice is that of the last one.", best)
-        return trainer.state.update
-    checkpoint.load_networks(best, model, discriminator)
-    checkpoint.load_average(best, model)
-    logger.info("The voice is that of the best update, %s.", best)
-    return trainer.state.best_update
+    generator: Generator
+    discriminator: Discriminator | None
+    fresh_discriminator: bool
+    """Whether a trained voice meets a discriminator that was not trained with it."""
+    tokenizer: VoiceTokenizer
+    spec: AudioSpec
+    objective: Objective
 
 
-def _refuse_dropped_layers(config: TrainConfig, runtime: Runtime) -> None:
+def _build_networks(config: TrainConfig, data: TrainingData, resume_from: Path | None) -> _Networks:
+    model, tokenizer = _load_voice(config, data, resume_from)
+    spec = pretrained.audio_spec(model.config)
+    if data.sampling_rate != spec.sampling_rate:
+        raise DataError(
+            f"{data.location} is at {data.sampling_rate} Hz, the voice at {spec.sampling_rate} Hz: prepare the data "
+            f"again with --target_sr {spec.sampling_rate}."
+        )
+    check_segment(config.segment_frames, spec.sampling_rate, spec.n_fft, spec.hop)
+    objective = Objective(config.objective, config.loss_weights, spec, config.segment_frames)
+    discriminator, is_fresh = _load_discriminator(config, resume_from) if objective.adversarial else (None, False)
+    generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
+    initialization.freeze(model, config.frozen_parts)
+    return _Networks(generator, discriminator, is_fresh, tokenizer, spec, objective)
+
+
+def _load_voice(config: TrainConfig, data: TrainingData, resume_from: Path | None) -> tuple[VitsModel, VoiceTokenizer]:
+    """Returns the voice to train, with weight norm: of the checkpoint, of ``model_name``, or a new one."""
+    if resume_from is not None:
+        return pretrained.model_to_restore(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
+    if config.architecture is not None:
+        tokenizer = build_tokenizer(data.texts, config.language, config.phonemes)
+        return initialization.new_model(config.architecture, tokenizer, data.speakers, config.layerdrop), tokenizer
+    model = pretrained.load_model(str(config.model_name), config.layerdrop)
+    if config.extend_speakers:
+        model = extension.add_speakers(model, data.speakers)
+    tokenizer = load_tokenizer(str(config.model_name), config.language)
+    if config.extend_vocabulary:
+        if tokenizer.rewrites and not data.knows_texts:
+            raise ConfigError(
+                "--extend_vocabulary with --streaming: the voice reads texts as phonemes or in Latin letters, and the "
+                "symbols of streamed texts are not known before training. Leave out one of the two."
+            )
+        tokenizer = extension.add_characters(model, tokenizer, data.texts)
+    return model, tokenizer
+
+
+def _load_discriminator(config: TrainConfig, resume_from: Path | None) -> tuple[Discriminator, bool]:
+    """Returns the discriminator, and whether it is fresh although the voice is trained."""
+    if resume_from is not None and (resume_from / DISCRIMINATOR_FILE).is_file():
+        # The file that it first came from may be gone.
+        return load_discriminator(resume_from / DISCRIMINATOR_FILE), False
+    discriminator = pretrained_discriminator.discriminator_for(
+        config.model_name, config.discriminator, config.discriminator_from
+    )
+    belongs = config.discriminator_from is not None or config.model_name is None
+    return discriminator, not belongs and not pretrained_discriminator.has_discriminator(str(config.model_name))
+
+
+def _export(trainer: Trainer, data: TrainingData, voice: Path) -> None:
+    """Writes the voice and its model card. Runs on the main rank."""
+    model, tokenizer, config = trainer.generator.model, trainer.tokenizer, trainer.config
+    update = trainer.load_final_weights()
+    pretrained.export(model, tokenizer, trainer.discriminator, voice, config.keep_versions)
+    info = ModelCardInfo(
+        config=config,
+        data=data.summary,
+        training_clips=trainer.sampler.clips,
+        speakers=tuple(pretrained.speaker_names(model.config)),
+        phonemes_of=espeak_name(tokenizer.language) if tokenizer.phonemize else None,
+        sampling_rate=trainer.objective.spec.sampling_rate,
+        update=update,
+        versions=versions(),
+        run_dir=trainer.tracker.run_dir,
+    )
+    model_card.write_model_card(voice, info)
+    logger.info("Voice: %s   Run: %s", voice, trainer.tracker.run_dir)
+
+
+@contextmanager
+def _exclusive_outputs(config: TrainConfig) -> Iterator[None]:
+    """Inside, no other process writes to the folders of checkpoints and of the voice."""
+    output, start = Path(config.output_dir), config.model_name
+    kept = {
+        "--data_dir": config.data_dir if Path(config.data_dir).exists() else None,
+        "--checkpoint_dir": config.checkpoint_dir,
+        "--runs_dir": _runs_dir(config),
+        # If the new voice replaces the voice that training starts from, the old one becomes a version.
+        "--model_name": start if start and Path(start).exists() and followed(Path(start)) != followed(output) else None,
+    }
+    voice_versions.require_place(output, "output_dir", kept)
+    with checkpoint.exclusive_lock(Path(config.checkpoint_dir)), voice_versions.exclusive(output):
+        yield
+
+
+def _require_no_layerdrop(config: TrainConfig, runtime: Runtime) -> None:
     if config.layerdrop and runtime.world_size > 1:
         raise ConfigError(
-            f"--layerdrop {config.layerdrop} with {runtime.world_size} processes: a layer that one of them leaves out "
-            "has no gradient to share. Leave it at 0, as VITS has it."
+            f"--layerdrop {config.layerdrop} with {runtime.world_size} processes: a layer that one process drops has "
+            "no gradient to average. Leave it at 0, as in VITS."
         )
-
-
-class _Data(NamedTuple):
-    """What to train on."""
-
-    prepared: PreparedData | ShardedData
-    rows: list[int]
-    """To train on; of a stream, all that are not held out."""
-    held_out: list[int]
-
-
-def _data(config: TrainConfig) -> _Data:
-    if config.streaming:
-        stream = open_stream(config.data_dir)
-        return _Data(stream, [], stream.hold_out(config.validation_fraction, config.validation_max_clips, config.seed))
-    prepared = open_prepared(Path(config.data_dir), config.max_samples)
-    prepared = with_speaker_name(prepared) if config.extend_speakers else prepared
-    prepared = select_speakers(prepared, config.only_speakers, config.max_clips_per_speaker, config.seed)
-    rows, held_out = train_validation_split(
-        prepared, config.validation_fraction, config.validation_max_clips, config.seed
-    )
-    return _Data(prepared, rows, rows[: config.validation_max_clips] if config.validate_on_training_clips else held_out)
 
 
 def _runs_dir(config: TrainConfig) -> Path:
-    """Where runs' records lie: with the data by default, where these are a folder of this machine."""
+    """The folder of runs: by default in a local --data_dir, else next to the checkpoints."""
     folder = Path(config.data_dir)
-    beside = folder if folder.is_dir() else Path(config.checkpoint_dir).parent
-    return Path(config.runs_dir or beside / "runs")
+    parent = folder if folder.is_dir() else Path(config.checkpoint_dir).parent
+    return Path(config.runs_dir or parent / "runs")
 
 
-def _reader(
-    prepared: PreparedData | ShardedData, tokenizer: VoiceTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
-) -> PreparedClipDataset | StreamingClipDataset:
-    if isinstance(prepared, ShardedData):
-        return StreamingClipDataset(prepared, tokenizer, spec, speaker_ids)
-    return PreparedClipDataset(prepared, tokenizer, spec, speaker_ids)
-
-
-def _accounts(config: TrainConfig, data: _Data, order: BucketBatchSampler | StreamingBatchSampler) -> ClipAccounting:
-    prepared, rows, held_out = data
-    if isinstance(prepared, ShardedData):
-        training = TrainedNames(prepared, held_out)
-        names = [prepared.name(row) for row in held_out]
-        return ClipAccounting(training, names, config.max_rejected_fraction, place=training.place)
-    names = prepared.rows["filename"]
-    trained = set(rows)
-    apart = [names[row] for row in held_out if row not in trained]
-    due = None if isinstance(order, StreamingBatchSampler) else order.expected_counts
-    return ClipAccounting([names[row] for row in rows], apart, config.max_rejected_fraction, expected=due)
-
-
-def _balance(config: TrainConfig, data: _Data) -> SpeakerTemperatureSampler | None:
-    """How the speakers share an epoch; of a stream each clip comes once."""
-    prepared, rows, _ = data
-    if isinstance(prepared, ShardedData):
-        return None
-    speakers = prepared.rows["speaker"]
-    balance = SpeakerTemperatureSampler([speakers[row] for row in rows], config.speaker_temperature, config.seed)
-    if config.speaker_temperature < 1 and balance.speaker_count == 1:
-        raise ConfigError(
-            f"--speaker_temperature {config.speaker_temperature:g}: all clips of {prepared.root} that are trained on "
-            "are of one speaker. Leave it out; or prepare the data with --speaker_column."
-        )
-    return balance
-
-
-def _order(
-    config: TrainConfig, data: _Data, spec: AudioSpec, world_size: int, balance: SpeakerTemperatureSampler | None
-) -> BucketBatchSampler | StreamingBatchSampler:
-    prepared, rows, held_out = data
-    if isinstance(prepared, ShardedData):
-        return StreamingBatchSampler(
-            groups=prepared.groups,
-            shard_of_group=prepared.shard_of_group,
-            held_out=held_out,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            world_size=world_size,
-            accumulation=config.gradient_accumulation_steps,
-            window=config.streaming_window,
-        )
-    return BucketBatchSampler(
-        rows=rows,
-        frames=prepared.frames(rows, spec.hop),
-        seed=config.seed,
-        batch_size=config.batch_size,
-        world_size=world_size,
-        accumulation=config.gradient_accumulation_steps,
-        batch_frames=round(config.batch_seconds * spec.sampling_rate / spec.hop),
-        draw_epoch=balance.draw if balance is not None and config.speaker_temperature < 1 else None,
-    )
-
-
-def _voice(
-    config: TrainConfig, prepared: PreparedData | ShardedData, resume_from: Path | None
-) -> tuple[VitsModel, VoiceTokenizer]:
-    """The voice to train, in training form: of the checkpoint, of ``model_name``, or a new one."""
-    if resume_from is not None:
-        return pretrained.model_to_restore(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
-    if config.architecture is None:
-        model = pretrained.load_model(str(config.model_name), config.layerdrop)
-        model = add_speakers(model, prepared.speakers) if config.extend_speakers else model
-        tokenizer = load_tokenizer(str(config.model_name), config.language)
-        if config.extend_vocabulary and config.streaming and tokenizer.rewrites:
-            raise ConfigError(
-                "--extend_vocabulary with --streaming: the voice reads texts as phonemes or in Latin letters, and what "
-                "a stream comes to so is not known beforehand. Leave one of them out."
-            )
-        return model, extension.add_characters(
-            model, tokenizer, prepared.texts
-        ) if config.extend_vocabulary else tokenizer
-    tokenizer = build_tokenizer(prepared.texts, config.language, config.phonemes)
-    return initialization.new_model(config.architecture, tokenizer, prepared.speakers, config.layerdrop), tokenizer
-
-
-def _discriminator(config: TrainConfig, resume_from: Path | None) -> tuple[Discriminator, bool]:
-    """The discriminators, and whether fresh ones meet a trained voice; of a checkpoint, as large as those it brings."""
-    if resume_from is not None and (resume_from / DISCRIMINATOR_FILE).is_file():
-        # What they once came from may be gone by now.
-        return load_discriminator(resume_from / DISCRIMINATOR_FILE), False
-    judges = pretrained_discriminator.discriminator_for(
-        config.model_name, config.discriminator, config.discriminator_from
-    )
-    theirs = config.discriminator_from is not None or config.model_name is None
-    return judges, not theirs and not pretrained_discriminator.has_discriminator(str(config.model_name))
-
-
-def _missing(prepared: PreparedData | ShardedData, tokenizer: VoiceTokenizer) -> list[MissingCharacter]:
-    """What the vocabulary lacks of the texts; of a stream as far as that is known without reading all shards."""
-    if not isinstance(prepared, ShardedData):
-        return vocabulary.missing_characters(tokenizer, prepared.texts, vocabulary.SAMPLE)
-    if tokenizer.rewrites or not prepared.summary.get("characters"):
-        return []
-    return [replace(found, count=0, example="") for found in vocabulary.missing_characters(tokenizer, prepared.texts)]
-
-
-def _run_name(config: TrainConfig, resume_from: Path | None, runtime: Runtime) -> str:
-    """One name on every rank: as given, as before, or from the time. Runs on every rank."""
-    if config.run_name is None and resume_from is not None:
-        return str(checkpoint.read_record(resume_from)["fingerprint"]["must_match"]["run_name"])
+def _run_name(config: TrainConfig, record: dict[str, Any] | None, runtime: Runtime) -> str:
+    """One name on every rank: as given, of the resumed run, or from the time. Runs on every rank."""
+    if config.run_name is None and record is not None:
+        return str(record["fingerprint"]["must_match"]["run_name"])
     return config.run_name or runtime.on_main_then_broadcast(lambda: run_folder.new_name(_runs_dir(config)))
 
 
 def _log_introduction(
-    trainer: Trainer,
-    seconds_per_update: float,
-    config: TrainConfig,
-    missing: Sequence[MissingCharacter],
-    balance: SpeakerTemperatureSampler | None,
-    resumed_from: Path | None,
-    changes: list[str],
+    trainer: Trainer, data: TrainingData, seconds_per_update: float, resumed_from: Path | None, changes: Sequence[str]
 ) -> None:
-    """Says what is going to happen, what it takes, and what a constant spectrum would reach."""
+    """Logs what the run will do, how long it takes, and the baseline to beat."""
+    config, plan, tracker = trainer.config, trainer.plan, trainer.tracker
     if resumed_from is not None:
         logger.info("Resumed from %s at update %d.", resumed_from, trainer.state.update)
     if changes:
-        logger.warning("Changed since then (was -> now): %s", "; ".join(changes))
-    plan = trainer.plan
-    left = plan.total_updates - trainer.state.update
-    directory = trainer.checkpoints.directory.resolve()
-    existing = next(place for place in (directory, *directory.parents) if place.exists())
-    free_gib = shutil.disk_usage(existing).free / 2**30
+        logger.warning("Settings changed since the checkpoint (was -> now): %s", "; ".join(changes))
     seats = trainer.stragglers.seats
-    places = (
-        f"{describe_topology(seats)}, {trainer.runtime.precision}" if len(seats) > 1 else trainer.runtime.describe()
-    )
-    trainer.tracker.update_summary({"ranks": places})
+    ranks = f"{describe_topology(seats)}, {trainer.runtime.precision}" if len(seats) > 1 else trainer.runtime.describe()
+    tracker.update_summary({"ranks": ranks})
     threads = f", {torch.get_num_threads()} CPU thread(s)" if trainer.runtime.device.type == "cpu" else ""
-    logger.info("%s%s", places, threads)
+    logger.info("%s%s", ranks, threads)
     logger.info("%s", plan)
+    balance = data.speaker_balance
     if balance is not None and balance.speaker_count > 1:
         logger.info("%s", balance)
-    logger.info("expected time %s (%.2f s an update)", format_duration(left * seconds_per_update), seconds_per_update)
+    remaining_s = (plan.total_updates - trainer.state.update) * seconds_per_update
+    logger.info("ETA %s (%.2f s/update)", format_duration(remaining_s), seconds_per_update)
+    directory = trainer.checkpoints.directory.resolve()
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
     logger.info(
-        "checkpoints of %.2f GiB each, %s kept; %.1f GiB of disk are free",
+        "%.2f GiB per checkpoint, %s kept; %.1f GiB of disk are free",
         trainer.checkpoint_gib,
         config.keep_checkpoints or "all",
-        free_gib,
+        shutil.disk_usage(existing).free / 2**30,
     )
     speakers = trainer.validation.speakers if balance is None else balance.speaker_count
     if speakers > 1 and trainer.generator.model.config.num_speakers <= 1:
         logger.warning(
-            "The voice has one speaker and the data several: all of them will train the one. --extend_speakers true "
-            "makes it a voice of several; --only_speakers NAME trains on one."
+            "The voice has one speaker, the data several: all of them train the same one. --extend_speakers true "
+            "adds speakers to the voice; --only_speakers NAME trains on one."
         )
-    vocabulary.write_missing(trainer.tracker.run_dir / "vocabulary.csv", missing)
+    missing = data.missing_characters(trainer.tokenizer)
+    vocabulary.write_missing(tracker.run_dir / "vocabulary.csv", missing)
     for line in vocabulary.describe_missing(missing):
         logger.warning("%s", line)
     if config.frozen_parts:
         logger.info("Frozen: %s.", ", ".join(config.frozen_parts))
     if config.ema_decay:
-        logger.info("The voice will be an average of the weights (decay %g).", config.ema_decay)
+        logger.info("The exported voice is an exponential moving average of the weights (decay %g).", config.ema_decay)
     if plan.discriminator_warmup_updates:
-        logger.info("The discriminators learn alone for the first %d updates.", plan.discriminator_warmup_updates)
+        logger.info("Only the discriminator is trained for the first %d updates.", plan.discriminator_warmup_updates)
     if plan.validation_clips:
         baseline = trainer.validation.constant_frame_mel
-        trainer.tracker.update_summary({"constant_frame_mel": baseline})
-        logger.info("Mel L1 of the best constant frame on the validation clips, to be beaten: %.4f", baseline)
+        tracker.update_summary({"constant_frame_mel": baseline})
+        logger.info("Baseline on the validation clips: mel L1 of the best constant frame %.4f", baseline)

@@ -13,9 +13,8 @@ from transformers import VitsModel
 
 from vits_trainer.data.clip_accounting import Incident
 from vits_trainer.data.dataloader import build_dataloader
-from vits_trainer.data.dataset import Batch, PreparedClipDataset
+from vits_trainer.data.dataset import Batch, ClipDataset
 from vits_trainer.data.sampler import validation_batches
-from vits_trainer.data.streaming import StreamingClipDataset
 from vits_trainer.distributed.runtime import Runtime, seed_all
 from vits_trainer.evaluation.speakers import SpeakerMel, curves
 from vits_trainer.evaluation.speech_metrics import ClipScore, SpeechMetrics, worst_first
@@ -46,18 +45,18 @@ class Validation:
         self,
         runtime: Runtime,
         objective: Objective,
-        reader: PreparedClipDataset | StreamingClipDataset,
+        dataset: ClipDataset,
         rows: Sequence[int],
         batch_size: int,
         seed: int,
     ) -> None:
         self.runtime = runtime
         self.objective = objective
-        self.reader = reader
+        self.dataset = dataset
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
-        self._speaker_of = {row: reader.speaker(row) for row in rows}
+        self._speaker_of = {row: dataset.speaker(row) for row in rows}
 
     @property
     def speakers(self) -> int:
@@ -71,7 +70,7 @@ class Validation:
             Why, for each that is left out, on every rank the same.
         """
         bad = self.runtime.on_main_then_broadcast(
-            lambda: {row: record for row in self.rows if isinstance(record := self.reader[row], Incident)}
+            lambda: {row: record for row in self.rows if isinstance(record := self.dataset.read(row), Incident)}
         )
         self.rows = [row for row in self.rows if row not in bad]
         return [replace(incident, stage="validation") for incident in bad.values()]
@@ -84,7 +83,7 @@ class Validation:
         if not self.rows:
             return ValidationResult({}, ())
         places = validation_batches(self.rows, self.batch_size, self.runtime.rank, self.runtime.world_size)
-        batches = list(build_dataloader(self.reader, places, workers=0))
+        batches = list(build_dataloader(self.dataset, places, workers=0))
         own = [self.objective.denominators(batch) for batch in batches]
         counts = torch.tensor(own, dtype=torch.float64).reshape(-1, len(LossDenominators._fields)).sum(0)
         normalisers = LossDenominators(*self.runtime.all_reduce_sum(counts).tolist())
@@ -125,7 +124,7 @@ class Validation:
         spoken = copy.copy(generator)  # shares the model; a new Generator would freeze its posterior encoder
         spoken.decode_from = "prior"
         objective = Objective("mel", self.objective.loss_weights, self.objective.spec, generator.segment_frames)
-        alone = Validation(self.runtime, objective, self.reader, self.rows, self.batch_size, self.seed)
+        alone = Validation(self.runtime, objective, self.dataset, self.rows, self.batch_size, self.seed)
         return alone.run(spoken, None).scalars["validation/mel"]
 
     def samples(self, generator: Generator, count: int) -> list[Sample]:
@@ -138,7 +137,7 @@ class Validation:
         torch.manual_seed(self.seed)
         with torch.no_grad():
             places = validation_batches(self.rows[:count], 1, 0, 1)
-            batches = build_dataloader(self.reader, places, workers=0)
+            batches = build_dataloader(self.dataset, places, workers=0)
             found = [
                 self._sample(generator.model, batch.trimmed(self.objective.spec.hop).to(self.runtime.device))
                 for batch in batches
@@ -158,7 +157,7 @@ class Validation:
         places = validation_batches(mine, 1, 0, 1)
         found = [
             self._score(generator.model, batch.trimmed(self.objective.spec.hop).to(self.runtime.device), row, jury)
-            for row, batch in zip(mine, build_dataloader(self.reader, places, workers=0), strict=True)
+            for row, batch in zip(mine, build_dataloader(self.dataset, places, workers=0), strict=True)
         ]
         generator.train(training)
         return worst_first([score for told in self.runtime.all_gather_object(found) for score in told])
@@ -176,7 +175,7 @@ class Validation:
         with torch.no_grad(), clamp_token_durations(model):
             mask = torch.ones_like(batch.tokens)
             spoken = model(batch.tokens, attention_mask=mask, speaker_id=speaker).waveform[0].float().cpu().numpy()
-        text = self.reader.text(row)
+        text = self.dataset.text(row)
         judgement = jury.measure(text, batch.waveform[0].cpu().numpy(), spoken)
         return ClipScore(batch.clip_ids[0], text, judgement.transcript, judgement.figures)
 
@@ -190,7 +189,7 @@ class Validation:
         with clamp_token_durations(model):
             speech = model(batch.tokens, attention_mask=torch.ones_like(batch.tokens), speaker_id=speaker).waveform
         waveforms = {"recorded": batch.waveform, "decoded": synthesis.waveform[:, 0], "spoken from text": speech}
-        tokenizer = self.reader.tokenizer
+        tokenizer = self.dataset.tokenizer
         return Sample(
             text=tokenizer.decode(batch.tokens[0]),
             recorded=batch.waveform[0].cpu().numpy(),
@@ -215,7 +214,7 @@ class Validation:
         What a voice must beat to have learnt anything: no single spectrum is closer to the clips.
         """
         places = validation_batches(self.rows, 1, 0, 1)
-        batches = build_dataloader(self.reader, places, workers=0)
+        batches = build_dataloader(self.dataset, places, workers=0)
         hop = self.objective.spec.hop
         mels = [self._mel(batch.trimmed(hop).to(torch.device("cpu")).waveform) for batch in batches]
         frames = torch.from_numpy(np.concatenate(mels, axis=1))

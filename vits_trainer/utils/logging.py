@@ -1,14 +1,16 @@
 """Logging to the console."""
 
 import logging
-
-import transformers
+import sys
 
 logger = logging.getLogger("vits_trainer")
 
 
-def log_to_console(is_main: bool) -> None:
-    """What the package says goes to stderr: everything on the main rank, warnings elsewhere."""
+def log_to_console(is_main: bool = True) -> None:
+    """Sends the package's log to stderr: everything on the main rank, warnings and errors on the others."""
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if is_main else logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
+    if "transformers" in sys.modules:  # its progress bars would cut ours
+        from transformers.utils import logging as transformers_logging  # noqa: PLC0415 - takes seconds to import
+
+        transformers_logging.disable_progress_bar()

@@ -1,7 +1,9 @@
 """Small helpers for lines of text."""
 
+import hashlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 
 def first_line(error: BaseException) -> str:
@@ -31,3 +33,8 @@ def some(names: Sequence[str]) -> str:
     """For a message: the names, or the first of many and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
+
+
+def short_digest(value: Any) -> str:
+    """Returns a SHA-256 prefix of a plain value's ``repr``, the same in every process."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
