@@ -52,7 +52,7 @@ def test_shards_are_the_same_data_as_wavs(tmp_path: Path, several: bool, encodin
     assert wavs.frames(rows, 256) == shards.frames(rows, 256)
     assert train_validation_split(wavs, 0.2, 64, 1) == train_validation_split(shards, 0.2, 64, 1)
     place = MicroBatchSpec((31, 2, 17), 0, 0, closes_update=True)
-    (ours,), (theirs,) = (reader_of(prepared).__getitems__(place) for prepared in (wavs, shards))
+    ours, theirs = (reader_of(prepared)[place] for prepared in (wavs, shards))
     assert batch_bytes(ours) == batch_bytes(theirs)
     assert ours.clip_ids == theirs.clip_ids != ()
 
@@ -71,7 +71,7 @@ def test_only_the_first_clips_where_that_is_asked_for(tmp_path: Path) -> None:
 
 
 def _sum_of(reader: PreparedClipDataset, rows: list[int]) -> int:
-    return sum(int(reader[row].pcm.astype(np.int64).sum()) for row in rows)
+    return sum(int(reader.read(row).pcm.astype(np.int64).sum()) for row in rows)
 
 
 def test_forked_workers_read_what_the_process_has_read_before(tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_reading_in_order_reads_each_row_group_once(tmp_path: Path, monkeypatch:
 
 def test_damaged_page_makes_bad_records_and_never_other_audio(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "set", [8, 8], group_clips=4)
-    whole = [reader_of(open_prepared(folder))[row] for row in range(16)]
+    whole = [reader_of(open_prepared(folder)).read(row) for row in range(16)]
     damage(folder / "shards" / "shard_00001.parquet", 0.2)
-    records = [reader_of(open_prepared(folder))[row] for row in range(16)]
+    records = [reader_of(open_prepared(folder)).read(row) for row in range(16)]
     bad = [row for row, record in enumerate(records) if isinstance(record, Incident)]
     assert bad == [8, 9, 10, 11]
     assert records[8].kind == "unreadable-audio"

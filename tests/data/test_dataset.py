@@ -21,7 +21,7 @@ def folder(tmp_path):
 
 
 def test_good_clip_is_read_in_whole_frames(folder):
-    clip = reader_of(folder)[1]
+    clip = reader_of(folder).read(1)
     assert isinstance(clip, Clip)
     assert clip.clip_id == "1.wav"
     assert clip.tokens.tolist() == reader_of(folder).tokenizer("ab 1").input_ids
@@ -33,7 +33,7 @@ def test_good_clip_is_read_in_whole_frames(folder):
 def test_speakers_become_their_ids(tmp_path):
     write_clip(tmp_path / "wavs" / "0.wav", 8000)
     write_folder(tmp_path, ["0.wav|ab|mem"])
-    assert reader_of(tmp_path, {"ava": 0, "mem": 1})[0].speaker_id == 1
+    assert reader_of(tmp_path, {"ava": 0, "mem": 1}).read(0).speaker_id == 1
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_speakers_become_their_ids(tmp_path):
 def test_bad_clip_is_a_record_with_its_reason(tmp_path, reason, samples, rate, text):
     write_clip(tmp_path / "wavs" / "bad.wav", samples, rate)
     write_folder(tmp_path, [f"bad.wav|{text}"])
-    record = reader_of(tmp_path)[0]
+    record = reader_of(tmp_path).read(0)
     assert isinstance(record, Incident)
     assert (record.clip, record.kind) == ("bad.wav", reason)
 
@@ -56,7 +56,7 @@ def test_bad_clip_is_a_record_with_its_reason(tmp_path, reason, samples, rate, t
 def test_trap_6_text_that_just_fits_is_kept(tmp_path):
     write_clip(tmp_path / "wavs" / "0.wav", 9 * 256)
     write_folder(tmp_path, ["0.wav|abab"])
-    assert len(reader_of(tmp_path)[0].tokens) == 9
+    assert len(reader_of(tmp_path).read(0).tokens) == 9
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_unreadable_clip_is_a_record(tmp_path, content, kind):
     else:
         path.write_bytes(path.read_bytes()[:3000] if content == "truncated" else content)
     write_folder(tmp_path, ["bad.wav|ab"])
-    record = reader_of(tmp_path)[0]
+    record = reader_of(tmp_path).read(0)
     assert isinstance(record, Incident)
     assert record.kind == kind
     assert "bad.wav" in record.message
@@ -106,7 +106,7 @@ def test_clip_outside_the_folder_is_a_record(folder, tmp_path_factory):
     write_clip(elsewhere, 8000)
     (folder / "wavs" / "3.wav").unlink()
     (folder / "wavs" / "3.wav").symlink_to(elsewhere)
-    assert reader_of(folder)[3].kind == "path-outside"
+    assert reader_of(folder).read(3).kind == "path-outside"
 
 
 def test_batch_is_padded_to_a_common_size_and_keeps_bad_records():

@@ -195,7 +195,7 @@ def test_planned_frames_are_those_of_the_clips(folder):
     (folder / "wavs" / "5.wav").unlink()
     reader = reader_of(folder)
     planned = reader.prepared.frames(range(6), SPEC.hop)
-    assert planned == [*(len(reader[n].pcm) // SPEC.hop for n in range(5)), 1]
+    assert planned == [*(len(reader.read(n).pcm) // SPEC.hop for n in range(5)), 1]
 
 
 def test_fingerprint_changes_with_a_clips_length(folder):
@@ -233,8 +233,6 @@ def test_chosen_clips_keep_their_own_recordings(tmp_path):
         samples = np.frombuffer(path.read_bytes()[WAV_HEADER_BYTES:], dtype=np.int16)
         np.testing.assert_array_equal(cem.recordings.read(row)[0], samples)
         assert cem.recordings.sizes_bytes[row] == path.stat().st_size
-        cem.recordings.export_wav(row, tmp_path / f"{row}.wav")
-        assert (tmp_path / f"{row}.wav").read_bytes() == path.read_bytes()
 
 
 def test_unknown_speaker_is_refused_with_those_that_there_are(tmp_path):

@@ -140,7 +140,7 @@ def test_reader_holds_no_more_than_its_lanes_need(folder, monkeypatch):
     prepared = open_stream(str(folder))
     reader, order = reader_of(prepared), order_of(prepared)
     for place in order.after(0, 3 * order.updates_per_epoch, 0):
-        reader.__getitems__(place)
+        reader[place]
         assert len(reader._lanes) <= 8
         assert all(len(held) <= 3 for held in reader._lanes.values())
 
@@ -159,17 +159,17 @@ def test_damaged_shard_is_found_and_named(tmp_path, encoding):
 def test_clip_that_cannot_be_used_is_a_record(tmp_path):
     folder = write_shards(tmp_path / "set", [4], base_s=0.05)  # too short for its text
     reader = reader_of(open_stream(str(folder)))
-    found = reader[0]
+    found = reader.read(0)
     assert isinstance(found, Incident)
     assert (found.clip, found.kind) == ("shard_00000.parquet:0", "text-too-long")
     unknown = StreamingClipDataset(reader.prepared, build_tokenizer(["Silav"]), SPEC, {"somebody else": 0})
-    assert unknown[3].kind in ("KeyError", "text-too-long", "no-known-characters")
+    assert unknown.read(3).kind in ("KeyError", "text-too-long", "no-known-characters")
 
 
 def test_rehearsal_is_as_long_as_the_longest_clip(folder):
     prepared = open_stream(str(folder))
     reader = reader_of(prepared)
-    longest, typical = (reader.__getitems__(place)[0] for place in order_of(prepared).dry_run_batches(0))
+    longest, typical = (reader[place] for place in order_of(prepared).dry_run_batches(0))
     assert int(longest.frame_lengths.min()) == prepared.longest_samples // 256
     assert int(typical.frame_lengths.max()) < prepared.longest_samples // 256
     clips = [record.longest_samples for record in prepared.shards.records]
@@ -198,9 +198,9 @@ def test_fingerprint_changes_with_a_shard_and_the_rows(folder, tmp_path):
 
 def test_reader_travels_to_workers_that_are_not_forked(folder):
     reader = reader_of(open_stream(str(folder)))
-    before = reader.__getitems__(MicroBatchSpec((3, 4), 0, 0, True))[0]
+    before = reader[MicroBatchSpec((3, 4), 0, 0, True)]
     copied = pickle.loads(pickle.dumps(reader))  # noqa: S301
-    assert isinstance(copied[3], Clip)
-    assert copied.__getitems__(MicroBatchSpec((3, 4), 0, 0, True))[0].clip_ids == before.clip_ids
+    assert isinstance(copied.read(3), Clip)
+    assert copied[MicroBatchSpec((3, 4), 0, 0, True)].clip_ids == before.clip_ids
     place = next(iter(order_of(copied.prepared).epoch(0, 0)))
-    assert copied.__getitems__(place)[0].clip_ids == reader.__getitems__(place)[0].clip_ids
+    assert copied[place].clip_ids == reader[place].clip_ids

@@ -36,7 +36,7 @@ def told(stragglers: StragglerDetector, logs: list[list[RankTiming]]) -> list[tu
 
 
 READS_LATE = with_one(2, waited_s=4.1)
-COMPUTES_LATE = with_one(3, alone_s=4.8)
+COMPUTES_LATE = with_one(3, compute_s=4.8)
 ALIKE = with_one(0)
 
 
@@ -72,12 +72,12 @@ def test_slow_computer_is_named_with_its_host_and_by_how_much() -> None:
         ALIKE,
         with_one(1, waited_s=0.55),  # 5.5 times the others, and 4.5 % of the time
         [replace(share, waited_s=8.0) for share in ALIKE],  # a disk that is slow for all
-        with_one(1, alone_s=3.8),  # 1.27 times
+        with_one(1, compute_s=3.8),  # 1.27 times
         [replace(share, compute_s=share.compute_s / 10) for share in COMPUTES_LATE],  # 1.6 times, and 1.8 % of the time
-        with_one(3, alone_s=4.8, audio_s=300.0),  # 1.6 times as long for 1.5 times as much
-        with_one(3, alone_s=2.0, audio_s=50.0),  # what a short clip costs beside its length
-        with_one(3, alone_s=1.0, audio_s=0.0, clips=0),  # silence stood in
-        with_one(3, alone_s=1.0),  # a faster one
+        with_one(3, compute_s=4.8, audio_s=300.0),  # 1.6 times as long for 1.5 times as much
+        with_one(3, compute_s=2.0, audio_s=50.0),  # what a short clip costs beside its length
+        with_one(3, compute_s=1.0, audio_s=0.0, clips=0),  # silence stood in
+        with_one(3, compute_s=1.0),  # a faster one
     ],
 )
 def test_nobody_is_named_for_what_is_no_fault_of_a_rank(log: list[RankTiming]) -> None:
@@ -100,12 +100,12 @@ def test_named_again_once_it_has_recovered_for_as_long() -> None:
 
 def test_of_two_ranks_the_slow_one_is_named_although_it_is_half_of_them() -> None:
     # Of both, 1.5 and 1.0, the median were 1.25, and 1.5 not 1.3 times it.
-    (only,) = told(StragglerDetector(seats(2)), [with_one(1, count=2, alone_s=4.5)] * 5)
+    (only,) = told(StragglerDetector(seats(2)), [with_one(1, count=2, compute_s=4.5)] * 5)
     assert "rank 1 on host node0" in only[1]
 
 
 def test_two_slow_ranks_of_eight_are_both_named_each_by_its_cause() -> None:
-    log = with_one(3, count=8, alone_s=6.0)
+    log = with_one(3, count=8, compute_s=6.0)
     log[6] = replace(USUAL, waited_s=3.0)
     found = [words.partition(":")[0] for _, words in told(StragglerDetector(seats(8)), [log] * 5)]
     assert found == [

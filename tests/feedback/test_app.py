@@ -420,7 +420,7 @@ def answers(model: Path, tmp_path: Path) -> Iterator[Any]:
     config = FeedbackAppConfig(feedback_dir=str(tmp_path / "feedback"), model_dir=str(model))
     store = Corrections(tmp_path / "feedback", 16000, Limits(max_upload_bytes=2**16))
     built = FeedbackPage(
-        config, ServedVoice(str(model)), store, TrainingProcess([sys.executable], tmp_path / "verdict.json")
+        config, ServedVoice(str(model)), store, TrainingProcess([sys.executable], tmp_path)
     )
     built.build()
     yield built

@@ -12,14 +12,13 @@ import pytest
 
 from vits_trainer.config.feedback import FeedbackAppConfig
 from vits_trainer.feedback import views
+from vits_trainer.feedback.decision import Decision, MetricChange
 from vits_trainer.feedback.training_process import (
-    DecisionRecord,
-    FigureChange,
     Progress,
     Stage,
     TrainingProcess,
     outcome,
-    read_verdict,
+    read_updates,
     train_feedback_command,
     verdict_file,
 )
@@ -33,7 +32,7 @@ VERDICT = {
     "learnt": ["one", "two"],
     "version": 2,
 }
-ACCEPTED = DecisionRecord(True, VERDICT["words"], FigureChange(1.23, 0.95), FigureChange(0.8, 0.801), ("one", "two"), 2)  # type: ignore[arg-type]
+ACCEPTED = Decision(True, VERDICT["words"], MetricChange(1.23, 0.95), MetricChange(0.8, 0.801), ("one", "two"), 2)  # type: ignore[arg-type]
 WAITS = "import time; print('update 1/4', flush=True); time.sleep(60)"
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}"
 
@@ -45,7 +44,7 @@ class Started:
         script = folder / "stand_in.py"
         script.write_text(source, encoding="utf-8")
         self.verdict = folder / "verdict.json"
-        self.learner = TrainingProcess([sys.executable, str(script)], self.verdict)
+        self.learner = TrainingProcess([sys.executable, str(script)], folder)
         self.learner.start()
 
     def until(self, *stages: Stage, line: str = "") -> Progress:
@@ -66,6 +65,26 @@ def started(tmp_path: Path) -> Iterator[list[Started]]:
     yield all_of_them
     for one in all_of_them:
         one.learner.close(5)
+
+
+def write_run(work_dir: Path, total_updates: int, updates: list[int]) -> Path:
+    """Files of a run as train_vits writes them."""
+    run = work_dir / "runs/a-run"
+    run.mkdir(parents=True)
+    (run / "facts.json").write_text(json.dumps({"plan": {"total_updates": total_updates}}))
+    (run / "metrics.jsonl").write_text("".join(f'{{"update": {update}}}\n' for update in updates) + '{"upd')
+    return run
+
+
+def test_updates_are_read_from_the_files_of_the_run(tmp_path: Path) -> None:
+    assert read_updates(tmp_path, since=0) == (0, 0)
+    run = write_run(tmp_path, 40, [])
+    assert read_updates(tmp_path, since=0) == (0, 40)
+    (run / "metrics.jsonl").write_text('{"update": 41}\n')  # of a plan that was shortened since
+    assert read_updates(tmp_path, since=0) == (40, 40)
+    assert read_updates(tmp_path, since=time.time() + 60) == (0, 0)
+    (run / "facts.json").write_text("{")
+    assert read_updates(tmp_path, since=0) == (0, 0)
 
 
 def leaves(verdict: object, folder: Path, exit_code: int) -> str:
@@ -96,6 +115,7 @@ def test_progress_is_read_while_it_runs(tmp_path: Path, started: list[Started]) 
         "import sys, time\nfor n in range(30): print('line', n)\n"
         "sys.stderr.write('bar 1\\rbar 2\\r'); print('update 12/40  mel 0.9 ...', flush=True)\ntime.sleep(60)"
     )
+    write_run(tmp_path, total_updates=40, updates=[1, 10, 12])
     started.append(Started(tmp_path, source))
     shown = started[0].until(Stage.RUNNING, line="update")
     assert (shown.update, shown.total_updates, shown.elapsed_s > 0) == (12, 40, True)
@@ -112,7 +132,7 @@ def test_verdict_is_taken_with_its_figures(tmp_path: Path, started: list[Started
     started.append(Started(tmp_path, leaves(verdict, tmp_path, 0 if accepted else 1)))
     ended = started[0].end()
     assert ended.stage is (Stage.ACCEPTED if accepted else Stage.REFUSED)
-    assert ended.words == "<b>Mel 1.23 to 0.95.</b>"
+    assert ended.message == "<b>Mel 1.23 to 0.95.</b>"
     html = views.learning(ended)
     assert "&lt;b&gt;Mel 1.23 to 0.95.&lt;/b&gt;" in html
     assert "<td>1.230</td><td>0.950</td>" in html
@@ -127,27 +147,27 @@ def test_verdict_is_taken_with_its_figures(tmp_path: Path, started: list[Started
         ("print('noise'); print('The voice: there')", Stage.NOTHING_NEW, "The voice: there"),
         ("raise SystemExit('vits-trainer: It did not fit.')", Stage.FAILED, "It did not fit."),
         ("print('vits-trainer: no correction'); raise SystemExit(2)", Stage.MISTAKE, "no correction"),
-        ("raise SystemExit(1)", Stage.FAILED, "It ended with exit code 1 and without a word."),
-        ("import os; os.kill(os.getpid(), 9)", Stage.FAILED, "It ended with exit code -9 and without a word."),
+        ("raise SystemExit(1)", Stage.FAILED, "It ended with exit code 1 and no message."),
+        ("import os; os.kill(os.getpid(), 9)", Stage.FAILED, "It ended with exit code -9 and no message."),
     ],
 )
 def test_end_without_a_verdict(tmp_path: Path, started: list[Started], source: str, stage: Stage, words: str) -> None:
     started.append(Started(tmp_path, source))
     ended = started[0].end()
-    assert (ended.stage, ended.words, ended.verdict) == (stage, words, None)
+    assert (ended.stage, ended.message, ended.decision) == (stage, words, None)
 
 
 def test_old_verdict_is_not_taken_for_the_new(tmp_path: Path, started: list[Started]) -> None:
     (tmp_path / "verdict.json").write_text(json.dumps(VERDICT))
     started.append(Started(tmp_path, "print('no verdict'); raise SystemExit(1)"))
     ended = started[0].end()
-    assert (ended.stage, ended.verdict) == (Stage.FAILED, None)
+    assert (ended.stage, ended.decision) == (Stage.FAILED, None)
 
 
 def test_one_at_a_time_and_again_after_its_end(tmp_path: Path, started: list[Started]) -> None:
     started.append(Started(tmp_path, WAITS))
     started[0].until(Stage.RUNNING, line="update")
-    with pytest.raises(DataError, match="under way"):
+    with pytest.raises(DataError, match="Training is running"):
         started[0].learner.start()
     started[0].learner.cancel()
     assert started[0].end().stage is Stage.CANCELLED
@@ -165,7 +185,7 @@ def test_cancelling_lets_it_save(tmp_path: Path, started: list[Started]) -> None
     started[0].until(Stage.RUNNING, line="ready")
     started[0].learner.cancel()
     ended = started[0].end()
-    assert (ended.stage, ended.words) == (Stage.CANCELLED, "saved")
+    assert (ended.stage, ended.message) == (Stage.CANCELLED, "saved")
     assert (tmp_path / "saved").exists()
     assert "the old voice goes on speaking" in views.learning(ended)
 
@@ -184,11 +204,11 @@ def test_password_is_not_handed_down(
 ) -> None:
     monkeypatch.setenv("VITS_TRAINER_PASSWORD", "open sesame")
     started.append(Started(tmp_path, "import os; print(os.environ.get('VITS_TRAINER_PASSWORD'))"))
-    assert started[0].end().words == "None"
+    assert started[0].end().message == "None"
 
 
 def test_command_that_cannot_be_started_is_said(tmp_path: Path) -> None:
-    learner = TrainingProcess([str(tmp_path / "absent")], tmp_path / "verdict.json")
+    learner = TrainingProcess([str(tmp_path / "absent")], tmp_path)
     with pytest.raises(DataError, match="could not be started"):
         learner.start()
     assert learner.progress().stage is Stage.IDLE
@@ -198,7 +218,7 @@ def test_command_that_cannot_be_started_is_said(tmp_path: Path) -> None:
     ("content", "verdict"),
     [
         (json.dumps(VERDICT), ACCEPTED),
-        ('{"accepted": false, "words": "a\\n b", "held_out": null}', DecisionRecord(False, "a b")),
+        ('{"accepted": false, "words": "a\\n b", "held_out": null}', Decision(False, "a b")),
         ("{", None),
         ("[]", None),
         ('{"accepted": true}', None),
@@ -207,16 +227,16 @@ def test_command_that_cannot_be_started_is_said(tmp_path: Path) -> None:
         ("\x00\x01", None),
     ],
 )
-def test_verdict_file_of_any_content(tmp_path: Path, content: str, verdict: DecisionRecord | None) -> None:
+def test_verdict_file_of_any_content(tmp_path: Path, content: str, verdict: Decision | None) -> None:
     (tmp_path / "verdict.json").write_text(content)
-    assert read_verdict(tmp_path / "verdict.json") == verdict
+    assert Decision.read(tmp_path / "verdict.json") == verdict
 
 
 @pytest.mark.parametrize(
     ("exit_code", "verdict", "stopping", "stage"),
     [
         (0, ACCEPTED, False, Stage.ACCEPTED),
-        (0, DecisionRecord(False, "no"), False, Stage.REFUSED),
+        (0, Decision(False, "no"), False, Stage.REFUSED),
         (1, ACCEPTED, False, Stage.FAILED),
         (143, None, True, Stage.CANCELLED),
         (-signal.SIGTERM, None, False, Stage.CANCELLED),
@@ -225,5 +245,5 @@ def test_verdict_file_of_any_content(tmp_path: Path, content: str, verdict: Deci
         (2, None, False, Stage.MISTAKE),
     ],
 )
-def test_what_an_exit_code_means(exit_code: int, verdict: DecisionRecord | None, stopping: bool, stage: Stage) -> None:
+def test_what_an_exit_code_means(exit_code: int, verdict: Decision | None, stopping: bool, stage: Stage) -> None:
     assert outcome(exit_code, verdict, stopping) is stage

@@ -120,13 +120,13 @@ def counted(function):
     return call
 for name in ("rename", "replace", "unlink", "mkdir", "rmdir"):
     setattr(Path, name, counted(getattr(Path, name)))
-files.sync = counted(files.sync)
-versions.exchange = counted(versions.exchange)
+files.fsync_dir = counted(files.fsync_dir)
+voice_versions.atomic_swap = counted(voice_versions.atomic_swap)
 root = Path(sys.argv[1])
 place = root / "final_model"
 if sys.argv[3] == "renames":
-    versions.ctypes.CDLL = lambda _: object()
-with versions.claimed(place), versions.replacing(place, 1) as folder:
+    voice_versions.ctypes.CDLL = lambda _: object()
+with voice_versions.exclusive(place), voice_versions.replacing(place, 1) as folder:
     for path in (root / "new").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
 print("installed")
@@ -144,7 +144,7 @@ def test_killed_at_any_step_nothing_is_lost(tmp_path: Path, way: str):
         voice(root / "final_model", "trained")
         (root / "final_model/MY_NOTES.md").write_text("mine")
         voice(root / "new", "one")
-        environment = os.environ | {"PYTHONPATH": str(Path(voice_versions.__file__).parents[1])}
+        environment = os.environ | {"PYTHONPATH": str(Path(voice_versions.__file__).parents[2])}
         arguments = [sys.executable, str(script), str(root), str(limit), way]
         ended = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
         at_once = way == "exchange" and content(root / "final_model")
@@ -170,8 +170,8 @@ CLAIMS = """
 import sys
 from pathlib import Path
 from vits_trainer.models import voice_versions
-versions._PATIENCE_S = 0.1
-with versions.claimed(Path(sys.argv[1])):
+voice_versions._PATIENCE_S = 0.1
+with voice_versions.exclusive(Path(sys.argv[1])):
     print("claimed")
 """
 
@@ -179,7 +179,7 @@ with versions.claimed(Path(sys.argv[1])):
 def test_one_process_at_a_time(tmp_path: Path):
     def other() -> subprocess.CompletedProcess[str]:
         arguments = [sys.executable, "-c", CLAIMS, str(tmp_path / "link")]
-        return subprocess.run(arguments, capture_output=True, text=True, cwd=Path(voice_versions.__file__).parents[1])
+        return subprocess.run(arguments, capture_output=True, text=True, cwd=Path(voice_versions.__file__).parents[2])
 
     (tmp_path / "link").symlink_to(tmp_path / "voice")  # another name for it
     with voice_versions.exclusive(tmp_path / "voice"), voice_versions.exclusive(tmp_path / "nested/../voice/"):
@@ -287,7 +287,7 @@ def test_read_only_place_is_refused(tmp_path: Path) -> None:
     script = (
         "import os, sys; os.chdir('/'); from pathlib import Path; from vits_trainer.models import voice_versions\n"
         "os.setresuid(65534, 65534, 65534); place = Path(sys.argv[1])\n"
-        "versions.require_place(place, 'output_dir', {})\nversions.claimed(place).__enter__()"
+        "voice_versions.require_place(place, 'output_dir', {})\nvoice_versions.exclusive(place).__enter__()"
     )
     for parent in [tmp_path, *tmp_path.parents][:-2]:
         parent.chmod(parent.stat().st_mode | 0o055)

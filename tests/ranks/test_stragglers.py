@@ -52,7 +52,7 @@ def test_rank_that_is_slow_at_reading_is_named_once_and_both_are_in_the_one_wand
     assert f"2 process(es) on 1 host(s): {host} 0-1 (CPU), fp32" in ended.stderr
     # 16 clips, 8 in an update, half of them on each rank.
     assert (
-        "8 clips an update, 2 updates an epoch, 8 updates in all; each process takes 4 clips an update" in ended.stderr
+        "8 clips/update, 2 updates/epoch, 8 updates total; per process: 4 clips/update" in ended.stderr
     )
     assert "micro-batch(es), and 8 an epoch" in ended.stderr
     (named,) = warnings(ended.stderr)

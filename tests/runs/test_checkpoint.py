@@ -117,7 +117,7 @@ def test_best_is_the_one_with_the_best_validation_and_is_never_pruned(trained: P
     # Make the second look better than it is: the next saves keep it beside the newest.
     place = folder / "checkpoints/checkpoint-2"
     record = json.loads((place / "state.json").read_text())
-    record["state"]["score"] = 0.001
+    record["state"]["selection"]["score"] = 0.001
     (place / "state.json").write_text(json.dumps(record))
     flags = train_flags(folder, save_every_updates=1, keep_checkpoints=1, resume_from_checkpoint="latest")
     assert main(["train_vits", *flags]) == 0

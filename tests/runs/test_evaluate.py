@@ -188,7 +188,7 @@ def test_patience_begins_when_the_voice_begins_to_learn(tmp_path: Path) -> None:
     assert len({mels[update] for update in range(1, 5)}) == 1
     assert max(mels) >= 6
     state = json.loads((tmp_path / f"checkpoints/checkpoint-{max(mels)}/state.json").read_text())["state"]
-    assert state["best_update"] > 4
+    assert state["selection"]["best_update"] > 4
 
 
 def test_tensorboard_and_trackio_get_the_same_scalars(tmp_path: Path) -> None:

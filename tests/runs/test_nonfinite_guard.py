@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from tests.support.poison import Poison, poisoned
 from tests.support.voices import ended_wandb_run, metrics, prepared_folder, train_flags, wandb_history
 from vits_trainer.cli.main import main
-from vits_trainer.training.checkpoint import TrainState
 from vits_trainer.training.nonfinite_guard import LAG_UPDATES, NonFiniteGuard
 from vits_trainer.training.objective import Objective
 from vits_trainer.training.train_step import GanTrainStep
@@ -70,14 +69,14 @@ def test_verdict_is_read_a_few_updates_later_without_waiting(
 ) -> None:
     poison("all", "2")
     seen: list[int] = []
-    heed = NonFiniteGuard.handle_reports
+    exchange = NonFiniteGuard.exchange
 
-    def heard(self: NonFiniteGuard, update: Any, state: TrainState, any_rank: bool) -> None:
+    def recorded(self: NonFiniteGuard, own: Any, any_rank: bool, update: int, *rest: Any) -> Any:
         if any_rank:
-            seen.append(state.update)
-        heed(self, update, state, any_rank)
+            seen.append(update - 1)
+        return exchange(self, own, any_rank, update, *rest)
 
-    monkeypatch.setattr(NonFiniteGuard, "handle_reports", heard)
+    monkeypatch.setattr(NonFiniteGuard, "exchange", recorded)
     lazily = {"log_every_updates": 100, "max_updates": 12, "batch_size": 2}  # nothing else reads the device
     assert main(["train_vits", *flags(tmp_path, prepared, **lazily)]) == 0
     assert seen == [2 + LAG_UPDATES]
@@ -135,7 +134,7 @@ def test_bad_numbers_in_a_row_end_the_run_saved_and_told(
     poison("all", "4,5,6,7,8,9")
     given = {"max_updates": 30, "log_every_updates": 100, "max_nonfinite_updates": 1}
     assert main(["train_vits", *flags(tmp_path, prepared, **given)]) == 1
-    assert "2 updates in a row came to no finite number" in capsys.readouterr().err
+    assert "2 consecutive updates had NaN or Inf losses or gradients" in capsys.readouterr().err
     (place,) = (tmp_path / "checkpoints").glob("checkpoint-*")
     assert all(tensor.isfinite().all() for tensor in load_file(place / "generator.safetensors").values())
     run = tmp_path / "training/runs/run"

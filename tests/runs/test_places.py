@@ -16,7 +16,7 @@ import yaml
 from tests.support.audio import encode, voice
 from tests.support.voices import MINIATURE, prepared_folder, train_flags
 from vits_trainer.cli.main import main
-from vits_trainer.feedback.acceptance import AcceptanceDecision
+from vits_trainer.feedback import decision
 from vits_trainer.models import pretrained, voice_versions
 from vits_trainer.tracking import run_folder
 from vits_trainer.utils import files
@@ -219,7 +219,7 @@ def test_feedback_leaves_others_files_alone_learnt_or_refused(folder: Path, monk
     shutil.copytree(folder / "final_model", folder / "new")
     before = hashes(folder / "final_model")
     for text, complaints in (("number 2", []), ("number 3", ["it is worse"]), ("number 4", [])):
-        monkeypatch.setattr(AcceptanceDecision, "reasons_to_reject", complaints)
+        monkeypatch.setattr(decision, "reasons_to_reject", lambda *_, reasons=complaints: reasons)
         assert learn(folder) == len(complaints)
         for place in ("new", "final_model"):
             assert (folder / place / "MY_NOTES.md").read_text() == "mine"

@@ -64,8 +64,8 @@ def test_better_voice_takes_the_place_and_can_go_back(served: Path, trained: Pat
     assert hashes(tmp_path / "final_model_versions/0") == before
 
     # half of what was learnt from were clips that the voice knew, none of them held out
-    mix = json.loads((tmp_path / "new_work/mix/dataset.json").read_text())
-    assert (mix["clips"], mix["replayed"], mix["passes"]) == (10 * 8, 10 * 4, 10)
+    mix = json.loads((tmp_path / "new_work/runs/learnt/facts.json").read_text())["data"]
+    assert (mix["clips"], mix["replayed"], mix["passes"]) == (8, 4, 10)
 
     # again: nothing is new. A changed file is new, and it alone.
     capsys.readouterr()
@@ -94,7 +94,7 @@ def test_voice_that_forgets_is_refused_and_the_served_one_untouched(
     asked = {"data_dir": trained / "training", "replay_fraction": 0, "epochs": 10, "max_regression": 0}
     assert main(flags(served, feedback, tmp_path / "new", **asked)) == 1
     told = capsys.readouterr().err.splitlines()[-1]
-    assert "REFUSED" in told
+    assert "REJECTED" in told
     assert "->" in told
     assert hashes(served) == before
     assert not (tmp_path / "new").exists()
@@ -116,8 +116,8 @@ def test_corrections_learnt_before_are_replayed(served: Path, tmp_path: Path) ->
     assert main(flags(served, feedback, tmp_path / "new")) == 0
     corrections(feedback, count=4)
     assert main(flags(served, feedback, tmp_path / "new", epochs=3)) in (0, 1)
-    mix = json.loads((tmp_path / "new_work/mix/dataset.json").read_text())
-    assert (mix["clips"], mix["replayed"]) == (12, 6)
+    mix = json.loads((tmp_path / "new_work/runs/learnt/facts.json").read_text())["data"]
+    assert (mix["clips"], mix["replayed"], mix["passes"]) == (4, 2, 3)
 
 
 def test_bad_corrections_are_rejected_like_any_clip_and_not_learnt(served: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_no_correction_is_said(served: Path, tmp_path: Path, capsys: pytest.Capt
 def test_served_voice_is_never_the_output(served: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     feedback = corrections(tmp_path / "feedback")
     assert main(flags(served, feedback, served)) == 2
-    assert "Name another folder" in capsys.readouterr().err
+    assert "Choose another folder" in capsys.readouterr().err
 
 
 def test_several_processes_are_refused(served: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -131,7 +131,7 @@ def test_exported_weights_are_the_last_checkpoints(trained: Path) -> None:
 def test_run_folder_tells_the_run(trained: Path) -> None:
     run = trained / "training/runs/run"
     assert yaml.safe_load((run / "config.yaml").read_text())["max_updates"] == 4
-    assert "to be beaten" in (run / "train.log").read_text()
+    assert "Baseline on the validation clips" in (run / "train.log").read_text()
     assert (run / "rejected.jsonl").read_text() == ""
 
 
@@ -180,7 +180,7 @@ def test_fresh_discriminators_of_a_trained_voice_learn_alone_first(trained: Path
     (voice / "discriminator.safetensors").unlink()
     flags = train_flags(tmp_path, data_dir=trained / "training", run_name="fresh", max_updates=20)
     assert main(["train_vits", *flags, "--model_name", str(voice), "--architecture", "null"]) == 0
-    assert "learn alone for the first 2 updates" in (trained / "training/runs/fresh/train.log").read_text()
+    assert "Only the discriminator is trained for the first 2 updates" in (trained / "training/runs/fresh/train.log").read_text()
 
 
 def test_resumed_run_ends_with_the_uninterrupted_runs_weights(trained: Path, folder: Path) -> None:
@@ -341,7 +341,8 @@ def test_the_number_of_cpu_threads_is_measured_once_and_kept_on_resume(folder: P
     resumed = train_with_free_threads(folder, "--max_updates", "2", "--resume_from_checkpoint", "latest")
     assert "CPU threads:" not in resumed
     assert f"on CPU, fp32, {chosen} CPU thread(s)" in resumed
-    assert "Changed since then (was -> now): max_updates 1 -> 2; save_every_updates 1 -> 500\n" in resumed
+    changed = "Settings changed since the checkpoint (was -> now): max_updates 1 -> 2; save_every_updates 1 -> 500\n"
+    assert changed in resumed
 
 
 @pytest.mark.skipif(available_cpus() < 2, reason="one CPU: there is no number of threads to choose")

@@ -16,6 +16,7 @@ from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.dataset import PreparedClipDataset
 from vits_trainer.data.prepared import open_prepared
+from vits_trainer.data.training_data import PreparedTrainingData
 from vits_trainer.text.tokenizer import build_tokenizer
 from vits_trainer.training import agreement
 from vits_trainer.training.agreement import NOT_COMPARED, differences, require_same_recordings, require_same_run
@@ -65,9 +66,14 @@ def told(*checks: Callable[[Any], None]) -> str | None:
 CONFIG = TrainConfig()
 
 
+def data_of(folder: Path) -> PreparedTrainingData:
+    prepared = open_prepared(folder)
+    return PreparedTrainingData(CONFIG, prepared, range(len(prepared.rows)), [])
+
+
 @pytest.fixture
-def clips(folder: Path) -> Any:
-    return open_prepared(folder / "training")
+def clips(folder: Path) -> PreparedTrainingData:
+    return data_of(folder / "training")
 
 
 def run_of(config: TrainConfig, prepared: Any) -> Callable[[Any], None]:
@@ -133,7 +139,7 @@ def lines_changed(folder: Path, change: Callable[[list[str]], Sequence[str]]) ->
     path = folder / "training/metadata.csv"
     lines = path.read_text("utf-8").splitlines()
     path.write_text("".join(f"{line}\n" for line in change(lines)), "utf-8")
-    return open_prepared(folder / "training")
+    return data_of(folder / "training")
 
 
 @pytest.mark.parametrize(
@@ -155,9 +161,9 @@ def test_other_lines_are_named(folder: Path, clips: Any, change: Any, words: str
 
 
 def test_missing_file_is_another_size(folder: Path, clips: Any) -> None:
-    assert clips.recordings.sizes_bytes  # of before
+    assert clips.prepared.recordings.sizes_bytes  # of before
     next(iter(sorted((folder / "training/wavs").iterdir()))).unlink()
-    other = open_prepared(folder / "training")
+    other = data_of(folder / "training")
     assert "'number 0 speaks' (0 bytes) on rank 1" in str(told(run_of(CONFIG, clips), run_of(CONFIG, other)))
 
 
@@ -167,7 +173,8 @@ def reader_of(data: Path) -> PreparedClipDataset:
 
 
 def samples(reader: PreparedClipDataset) -> Callable[[Any], None]:
-    return lambda runtime: require_same_recordings(reader, 1, runtime)
+    data = PreparedTrainingData(CONFIG, reader.prepared, range(len(reader.prepared.rows)), [])
+    return lambda runtime: require_same_recordings(data, reader, 1, runtime)
 
 
 def copy_of(folder: Path) -> Path:
@@ -202,9 +209,9 @@ def test_slow_rank_bounds_what_is_compared(folder: Path, monkeypatch: pytest.Mon
     slow = reader_of(folder / "training")
 
     class Slow(PreparedClipDataset):
-        def __getitem__(self, index: int) -> Any:
+        def read(self, row: int) -> Any:
             threading.Event().wait(0.5)
-            return super().__getitem__(index)
+            return super().read(row)
 
     slow.__class__ = Slow
     monkeypatch.setattr(agreement, "SAMPLE_S", 0.4)
@@ -214,7 +221,7 @@ def test_slow_rank_bounds_what_is_compared(folder: Path, monkeypatch: pytest.Mon
 def test_rank_alone_reads_nothing() -> None:
     alone = SimpleNamespace(world_size=1)
     require_same_run(CONFIG, None, alone)  # type: ignore[arg-type]
-    require_same_recordings(None, 1, alone)  # type: ignore[arg-type]
+    require_same_recordings(None, None, 1, alone)  # type: ignore[arg-type]
     agreement.require_same_start(replace(CONFIG, model_name="nowhere"), None, alone)  # type: ignore[arg-type]
 
 

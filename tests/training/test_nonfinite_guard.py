@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from vits_trainer.config.train import TrainConfig
@@ -15,7 +16,8 @@ def learner(scaler: torch.amp.GradScaler | None = None) -> NetworkOptimizer:
     torch.manual_seed(0)
     network = nn.Linear(3, 2)
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-    return NetworkOptimizer("x", network, build_optimizer(network.parameters(), TrainConfig()), scaler, 0)
+    optimizer = build_optimizer(network.parameters(), TrainConfig())
+    return NetworkOptimizer("x", network, optimizer, Accelerator(cpu=True), scaler, 0)
 
 
 def state(one: NetworkOptimizer) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from vits_trainer.config.train import TrainConfig
@@ -126,7 +127,7 @@ def learner(value: float, max_grad_norm: float = 0.0) -> tuple[NetworkOptimizer,
     nn.init.constant_(network.weight, value)
     optimizer = build_optimizer(network.parameters(), TrainConfig(weight_decay=0.0))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return NetworkOptimizer("network", network, optimizer, scaler, max_grad_norm), network.weight
+    return NetworkOptimizer("network", network, optimizer, Accelerator(cpu=True), scaler, max_grad_norm), network.weight
 
 
 def test_update_takes_the_given_rate_and_forgets_the_gradient():

@@ -7,10 +7,11 @@ from vits_trainer.data.sampler import BucketBatchSampler
 from vits_trainer.training.plan import TrainingPlan
 
 
-def plan(seconds_per_update: float = 0, fresh_judges: bool = False, **settings: object) -> TrainingPlan:
+def plan(seconds_per_update: float = 0, fresh_discriminator: bool = False, **settings: object) -> TrainingPlan:
     config = TrainConfig(**settings)
     order = BucketBatchSampler(range(100), [50] * 100, 1, config.batch_size, 2, config.gradient_accumulation_steps)
-    return TrainingPlan.from_config(config, order, 5, fresh_judges, seconds_per_update)
+    made = TrainingPlan.from_config(config, order, 5, fresh_discriminator)
+    return made.with_speed(seconds_per_update) if seconds_per_update else made
 
 
 def test_epochs_become_updates() -> None:
@@ -26,10 +27,10 @@ def test_max_updates_decides_over_epochs() -> None:
 def test_plan_says_what_falls_to_each_process() -> None:
     # 64 clips an update on 2 processes, in 8 micro-batches of 4; 100 clips an epoch.
     assert str(plan(epochs=3)).endswith(
-        "; each process takes 32 clips an update, in at most 8 micro-batch(es), and 50 an epoch"
+        "; per process: 32 clips/update in at most 8 micro-batch(es), 50 clips/epoch"
     )
     alone = BucketBatchSampler(range(100), [50] * 100, 1, 4, 1, 8)
-    assert "each process" not in str(TrainingPlan.from_config(TrainConfig(), alone, 5, False))
+    assert "per process" not in str(TrainingPlan.from_config(TrainConfig(), alone, 5, False))
 
 
 @pytest.mark.parametrize(("hours", "updates"), [(1.0, 360), (0.001, 2), (0.5, 180)])
@@ -49,19 +50,14 @@ def test_due_moments() -> None:
     ("asked", "fresh", "warmup"), [(None, True, 10), (None, False, 0), (7, False, 7), (0, True, 0)]
 )
 def test_warmup_is_for_fresh_discriminators_and_a_tenth_of_the_run(asked: int | None, fresh: bool, warmup: int) -> None:
-    assert (
-        plan(fresh_judges=fresh, max_updates=100, discriminator_warmup_updates=asked).discriminator_warmup_updates
-        == warmup
-    )
-    assert plan(fresh_judges=True, max_updates=10000).discriminator_warmup_updates == 200
+    made = plan(fresh_discriminator=fresh, max_updates=100, discriminator_warmup_updates=asked)
+    assert made.discriminator_warmup_updates == warmup
+    assert plan(fresh_discriminator=True, max_updates=10000).discriminator_warmup_updates == 200
 
 
 def test_resumed_run_keeps_its_plan_whatever_the_speed_is_now() -> None:
     config = TrainConfig(target_hours=1.0)
     kept = {"total_updates": 123, "discriminator_warmup_updates": 7}
     order = BucketBatchSampler(range(100), [50] * 100, 1, 4, 2, 8)
-    assert TrainingPlan.from_config(config, order, 5, True, seconds_per_update=2, kept=kept).total_updates == 123
-    assert (
-        TrainingPlan.from_config(config, order, 5, True, seconds_per_update=2, kept=kept).discriminator_warmup_updates
-        == 7
-    )
+    resumed = TrainingPlan.from_config(config, order, 5, True, kept).with_speed(2)
+    assert (resumed.total_updates, resumed.discriminator_warmup_updates) == (123, 7)

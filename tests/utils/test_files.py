@@ -174,7 +174,7 @@ with getattr(files, sys.argv[1])(Path(sys.argv[2])) as part:
 """
 
 
-@pytest.mark.parametrize("way", ["made_beside", "written_beside"])
+@pytest.mark.parametrize("way", ["temporary_sibling_dir", "written_beside"])
 def test_what_is_left_of_killed_processes_goes_and_of_living_ones_stays(tmp_path: Path, way: str) -> None:
     place = tmp_path / "voice [1]"  # glob's own signs
     foreign = tmp_path / f".{place.name}.mine.tmp"

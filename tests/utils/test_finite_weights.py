@@ -181,5 +181,5 @@ def test_resume_of_a_finished_run_says_so_and_gives_the_same_voice(
     before = sha256(copied / "final_model/model.safetensors")
     shutil.rmtree(copied / "final_model")
     assert main(["train_vits", *train_flags(copied, **AVERAGED, resume_from_checkpoint="latest")]) == 0
-    assert "Nothing is left to train: the run ends at update 2, and 2 are done." in caplog.text
+    assert "Nothing left to train: the run ends at update 2, and 2 are done." in caplog.text
     assert sha256(copied / "final_model/model.safetensors") == before

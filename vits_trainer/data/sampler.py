@@ -136,10 +136,10 @@ class BucketBatchSampler(UpdateSampler):
         """To train on, in all."""
         return len(self.rows)
 
-    @cached_property
+    @property
     def epoch_clips(self) -> int:
         """Clips that an epoch trains on, each as often as it is drawn."""
-        return len(self._drawn_clips(0))
+        return self._epoch_clips
 
     @property
     def update_clips(self) -> int:
@@ -197,6 +197,10 @@ class BucketBatchSampler(UpdateSampler):
             rows = tuple(int(self.rows[place]) for place in shares[rank - self.world_size])
             found.append(MicroBatchSpec(rows, 0, 0, closes_update=True))
         return found
+
+    @cached_property
+    def _epoch_clips(self) -> int:
+        return len(self._drawn_clips(0))
 
     def _drawn_clips(self, epoch: int) -> ClipPositions:
         return np.arange(len(self.rows)) if self.draw_epoch is None else self.draw_epoch(epoch)

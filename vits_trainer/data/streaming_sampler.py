@@ -3,8 +3,8 @@
 Row groups are put in random order, and their clips laid end to end. This sequence is cut into substreams of equal
 length, :data:`SUBSTREAMS_PER_SLOT` for each micro-batch of an update. An update takes one micro-batch from each
 substream of its turn, so a row group is read by one rank, and there by one data worker (those at a cut by two). The
-clips that fill no whole update are dealt evenly and make the epoch's last. All of it is a pure function of the seed, the
-epoch and the number of clips in each row group: equal numbers of updates on all ranks, and nothing to store for a
+clips that fill no whole update are dealt evenly and make the epoch's last. All of it is a pure function of seed,
+epoch and number of clips per row group: equal numbers of updates on all ranks, and nothing to store for a
 resume.
 
 A window of a substream holds the clips of several of its micro-batches. The dataset worker sorts the window by length

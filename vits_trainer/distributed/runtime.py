@@ -5,6 +5,7 @@ scaling and schedules stay ours, as it would count the steps of two networks wro
 them and step schedules once a process.
 """
 
+import logging
 import os
 import random
 import warnings
@@ -27,6 +28,8 @@ from vits_trainer.distributed.heartbeat import RankHeartbeats
 from vits_trainer.distributed.shutdown import is_restarted
 from vits_trainer.utils import cpu_threads
 from vits_trainer.utils.errors import ConfigError, OtherRankError, UnequalRanksError, VitsTrainerError
+
+logger = logging.getLogger("vits_trainer")
 
 Value = TypeVar("Value")
 
@@ -262,6 +265,24 @@ class Runtime:
         """Whether the number of CPU threads is open: one process on the CPU, and no ``OMP_NUM_THREADS``."""
         is_open = self.device.type == "cpu" and self.world_size == 1 and cpu_threads.NUMBER not in os.environ
         return is_open and torch.get_num_threads() > 1
+
+    def choose_threads(self, work: Callable[[], float]) -> float:
+        """Computes with one CPU thread or with all from now on, whichever does ``work`` faster.
+
+        The sums of a convolution depend on the number, so a resumed run keeps it.
+
+        Args:
+            work: to time; returns its seconds.
+
+        Returns:
+            Seconds that ``work`` takes with the chosen number.
+        """
+        times = cpu_threads.time_threads(work, torch.get_num_threads(), torch.set_num_threads)
+        self.use_threads(times.fastest)
+        logger.info("CPU threads: %d (a micro-batch takes %s)", times.fastest, times)
+        if times.is_starved:
+            logger.warning("%s", cpu_threads.STARVED_REMEDY)
+        return min(times.all_s, times.one_s)
 
     def use_threads(self, threads: int) -> None:
         """Computes with ``threads`` CPU threads from now on, as do later runs and child processes of this process."""

@@ -6,12 +6,14 @@ difference ends the run on every rank. A rank that trains alone compares nothing
 """
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from sys import version_info
 
+from torch import nn
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
@@ -22,10 +24,12 @@ from vits_trainer.data.training_data import TrainingData
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.stragglers import runs
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE
-from vits_trainer.utils.errors import UnequalRanksError
+from vits_trainer.utils.errors import DivergedRanksError, UnequalRanksError
 from vits_trainer.utils.files import sha256
 from vits_trainer.utils.strings import short_digest
 from vits_trainer.utils.versions import versions
+
+logger = logging.getLogger("vits_trainer")
 
 NOT_COMPARED = frozenset(
     (
@@ -106,6 +110,22 @@ def require_same_recordings(data: TrainingData, dataset: ClipDataset, seed: int,
     # The order is the same everywhere: a rank with a slow disk got less far in it.
     common = min(runtime.all_gather_object(len(own)))
     _require_same_entries(lambda: list(own.items())[:common], {}, "recordings", runtime)
+
+
+def require_same_weights(networks: Iterable[nn.Module], runtime: Runtime) -> None:
+    """Compares the weights at the end of training, and logs their digest. Runs on every rank.
+
+    Raises:
+        DivergedRanksError: they differ between the ranks.
+    """
+    digest = hashlib.sha256()
+    for network in networks:
+        for parameter in network.parameters():
+            digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    digests = runtime.all_gather_object(digest.hexdigest())
+    if len(set(digests)) > 1:
+        raise DivergedRanksError(f"The weights differ between the ranks at the end of training ({digests}).")
+    logger.info("weights of all %d rank(s): sha256 %s", len(digests), digests[0])
 
 
 def differences(found: Sequence[Mapping[str, object]]) -> list[str]:

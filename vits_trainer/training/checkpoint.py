@@ -18,7 +18,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -96,6 +96,16 @@ class TrainState:
     accounts: dict[str, Any] = field(default_factory=dict)
     """What has become of each clip of the epoch; filled in when it is saved."""
     selection: Selection = field(default_factory=Selection)
+
+
+def checkpoint_gib(learners: Iterable[NetworkOptimizer]) -> float:
+    """Size of one checkpoint: float32 weights, and two AdamW moments and the average of each trained one."""
+    numbers = 0
+    for learner in learners:
+        moments_and_average = 3 if learner.ema else 2
+        for p in learner.network.parameters():
+            numbers += p.numel() * (1 + moments_and_average * p.requires_grad)
+    return numbers * 4 / 2**30
 
 
 @dataclass(frozen=True)

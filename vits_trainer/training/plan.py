@@ -94,34 +94,33 @@ class TrainingPlan:
     def __str__(self) -> str:
         """One line for the log."""
         clips = self.clips_per_update or self.training_clips // self.updates_per_epoch
-        average = "" if self.clips_per_update else " on the average"
+        average = "" if self.clips_per_update else " on average"
         each = ""
         if self.world_size > 1:
-            in_update, in_epoch = (_even(count, self.world_size) for count in (clips, self.training_clips))
+            in_update, in_epoch = (_share(count, self.world_size) for count in (clips, self.training_clips))
             each = (
-                f"; each process takes {in_update} clips an update{average}, in at most {self.micro_batches} "
-                f"micro-batch(es), and {in_epoch} an epoch"
+                f"; per process: {in_update} clips/update{average} in at most {self.micro_batches} micro-batch(es), "
+                f"{in_epoch} clips/epoch"
             )
         return (
-            f"{self.training_clips} clips to train on, {self.validation_clips} to validate with; "
-            f"{clips} clips an update{average}, {self.updates_per_epoch} updates an epoch, "
-            f"{self.total_updates} updates in all{each}"
+            f"{self.training_clips} training clips, {self.validation_clips} validation clips; {clips} clips/update"
+            f"{average}, {self.updates_per_epoch} updates/epoch, {self.total_updates} updates total{each}"
         )
 
     def logs_at(self, update: int) -> bool:
-        """At the first update, at every ``log_every``-th, and at the last."""
+        """Whether to log: at the first update, every ``log_every``-th, and the last."""
         return update in (1, self.total_updates) or update % self.log_every == 0
 
     def validates_before(self, update: int) -> bool:
-        """Once before the first update, where a trained voice is tuned: what it is to be compared with."""
+        """Whether to validate before training: a trained voice is the baseline of its fine-tuning."""
         return self.is_finetuning and update == 0
 
     def validates_at(self, update: int) -> bool:
-        """At every ``validate_every``-th update, and at the last."""
+        """Whether to validate: every ``validate_every``-th update, and the last."""
         return _is_due(update, self.validate_every, self.total_updates)
 
     def saves_at(self, update: int) -> bool:
-        """At every ``save_every``-th update, and at the last."""
+        """Whether to save: every ``save_every``-th update, and the last."""
         return _is_due(update, self.save_every, self.total_updates)
 
 
@@ -129,6 +128,6 @@ def _is_due(update: int, every: int, last: int) -> bool:
     return update == last or (every > 0 and update % every == 0)
 
 
-def _even(clips: int, processes: int) -> str:
-    """How many clips a process takes of so many: processes differ by one where they do not go round."""
+def _share(clips: int, processes: int) -> str:
+    """Clips per process; the processes differ by at most one."""
     return f"{clips // processes}" if clips % processes == 0 else f"{clips // processes} or {clips // processes + 1}"

@@ -17,6 +17,7 @@ from vits_trainer.data.training_data import TrainingData, open_training_data
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.shutdown import ShutdownRequest
 from vits_trainer.distributed.stragglers import describe_topology
+from vits_trainer.evaluation.speech_metrics import SpeechMetrics
 from vits_trainer.models import extension, initialization, pretrained, pretrained_discriminator, voice_versions
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE, Discriminator, load_discriminator
 from vits_trainer.models.generator import Generator
@@ -106,7 +107,11 @@ def _train(config: TrainConfig, data: TrainingData, runtime: Runtime) -> Trainin
     speakers = data.speakers if model.config.num_speakers > 1 else []
     dataset = data.dataset(tokenizer, spec, pretrained.speaker_ids(model.config, speakers))
     agreement.require_same_recordings(data, dataset, config.seed, runtime)
-    validation = Validation(runtime, networks.objective, dataset, data.validation_rows, config.batch_size, config.seed)
+    scorer = SpeechMetrics(config.scores, spec.sampling_rate, config.asr) if config.scores else None
+    validation = Validation(
+        runtime, networks.objective, dataset, data.validation_rows, config.batch_size, config.seed, scorer,
+        config.validation_score_clips,
+    )  # fmt: skip
     name = _run_name(config, record, runtime)
     run_dir = _runs_dir(config) / name
     fingerprint = resume.run_fingerprint(name, config, data, sampler, runtime)
@@ -204,7 +209,7 @@ def _load_discriminator(config: TrainConfig, resume_from: Path | None) -> tuple[
 def _export(trainer: Trainer, data: TrainingData, voice: Path) -> None:
     """Writes the voice and its model card. Runs on the main rank."""
     model, tokenizer, config = trainer.generator.model, trainer.tokenizer, trainer.config
-    update = trainer.load_final_weights()
+    update = _load_final_weights(trainer)
     pretrained.export(model, tokenizer, trainer.discriminator, voice, config.keep_versions)
     info = ModelCardInfo(
         config=config,
@@ -219,6 +224,27 @@ def _export(trainer: Trainer, data: TrainingData, voice: Path) -> None:
     )
     model_card.write_model_card(voice, info)
     logger.info("Voice: %s   Run: %s", voice, trainer.tracker.run_dir)
+
+
+def _load_final_weights(trainer: Trainer) -> int:
+    """Loads the weights to export: of the EMA if there is one, and with ``patience`` of the best update.
+
+    Returns:
+        Their update.
+    """
+    ema, state = trainer.train_step.generator.ema, trainer.state
+    if ema is not None:
+        ema.copy_to_network()
+    if not trainer.config.patience:
+        return state.update
+    best = trainer.checkpoints.directory / f"checkpoint-{state.selection.best_update}"
+    if not best.is_dir():  # of a run that was resumed from another folder
+        logger.warning("%s, the best checkpoint, does not exist: exporting the last update's weights.", best)
+        return state.update
+    checkpoint.load_networks(best, trainer.generator.model, trainer.discriminator)
+    checkpoint.load_average(best, trainer.generator.model)
+    logger.info("Exporting the weights of the best checkpoint, %s.", best)
+    return state.selection.best_update
 
 
 @contextmanager
@@ -283,7 +309,7 @@ def _log_introduction(
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     logger.info(
         "%.2f GiB per checkpoint, %s kept; %.1f GiB of disk are free",
-        trainer.checkpoint_gib,
+        checkpoint.checkpoint_gib(trainer.train_step.learners),
         config.keep_checkpoints or "all",
         shutil.disk_usage(existing).free / 2**30,
     )

@@ -1,9 +1,8 @@
 """The training loop: per update one step of the discriminator, then one of the generator."""
 
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,20 +22,14 @@ from vits_trainer.distributed.runtime import Runtime, is_out_of_memory
 from vits_trainer.distributed.shutdown import ShutdownRequest
 from vits_trainer.distributed.stragglers import RankInfo, StragglerDetector
 from vits_trainer.distributed.watchdog import StallWatchdog
-from vits_trainer.evaluation.speakers import SpeakerMel, worst
-from vits_trainer.evaluation.speech_metrics import ClipScore, SpeechMetrics, means
+from vits_trainer.evaluation.speakers import worst
 from vits_trainer.models.compile import compile_fixed_shapes, compiler_failure
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.text.tokenizer import VoiceTokenizer
 from vits_trainer.tracking.tracker import RunOutcome, Tracker
-from vits_trainer.training.checkpoint import (
-    CheckpointManager,
-    TrainState,
-    load_average,
-    load_networks,
-    write_networks,
-)
+from vits_trainer.training import agreement
+from vits_trainer.training.checkpoint import CheckpointManager, TrainState, checkpoint_gib, write_networks
 from vits_trainer.training.early_stopping import BestCheckpointTracker
 from vits_trainer.training.meter import TrainingMetrics, format_duration
 from vits_trainer.training.nonfinite_guard import LocalReports, NonFiniteGuard, StateChange
@@ -44,10 +37,8 @@ from vits_trainer.training.objective import LossDenominators, Objective
 from vits_trainer.training.optim import Ema, NetworkOptimizer, build_optimizer, learning_rate_at
 from vits_trainer.training.plan import TrainingPlan
 from vits_trainer.training.train_step import GanTrainStep
-from vits_trainer.training.validation import Validation
-from vits_trainer.utils.cpu_threads import STARVED_REMEDY, time_threads
+from vits_trainer.training.validation import Validation, ValidationResult
 from vits_trainer.utils.errors import (
-    DivergedRanksError,
     NonFiniteLossError,
     NothingTrainedError,
     OutOfMemoryError,
@@ -113,8 +104,6 @@ class Trainer:
         self.sampler = sampler
         self.dataset = dataset
         self.validation = validation
-        scorer = SpeechMetrics(config.scores, objective.spec.sampling_rate, config.asr) if config.scores else None
-        self.speech_metrics = scorer
         # Records
         self.checkpoints = checkpoints
         self.tracker = tracker
@@ -146,7 +135,7 @@ class Trainer:
             # Only now: workers that a signal reaches while they start have the handlers of this process.
             updates = group_by_update(build_dataloader(self.dataset, specs, self.config.data_workers))
             if self.plan.validates_before(self.state.update):
-                self._log(*self._validate())
+                self._log({}, self._validate())
             for update in self.metrics.time_data_wait(updates):
                 reports = self.guard.collect(update)
                 agreed = self._sync_before_step(update, reports)
@@ -164,7 +153,7 @@ class Trainer:
                 watchdog.reset()
                 if self.state.update == self.plan.total_updates:  # early stopping shortens the plan
                     break
-        self._assert_ranks_in_sync()
+        agreement.require_same_weights((learner.network for learner in self.train_step.learners), self.runtime)
         self._require_trained()
         return True
 
@@ -229,42 +218,12 @@ class Trainer:
         for batch in batches:
             took_s = self._time_pass_s(batch)
         if self.runtime.chooses_threads and not self.config.deterministic:
-            took_s = self._choose_threads(lambda: self._time_pass_s(batches[-1]))
+            took_s = self.runtime.choose_threads(lambda: self._time_pass_s(batches[-1]))
         for learner in self.train_step.learners:
             learner.optimizer.zero_grad(set_to_none=True)
         seconds_per_update = float(max(self.runtime.all_gather_object(took_s))) * self.sampler.accumulation
         self.plan = self.plan.with_speed(seconds_per_update)
         return seconds_per_update
-
-    def load_final_weights(self) -> int:
-        """Loads the weights to export: of the EMA if there is one, and with ``patience`` of the best update.
-
-        Returns:
-            Their update.
-        """
-        ema = self.train_step.generator.ema
-        if ema is not None:
-            ema.copy_to_network()
-        if not self.config.patience:
-            return self.state.update
-        best = self.checkpoints.directory / f"checkpoint-{self.state.selection.best_update}"
-        if not best.is_dir():  # of a run that was resumed from another folder
-            logger.warning("%s, the best checkpoint, does not exist: exporting the last update's weights.", best)
-            return self.state.update
-        load_networks(best, self.generator.model, self.discriminator)
-        load_average(best, self.generator.model)
-        logger.info("Exporting the weights of the best checkpoint, %s.", best)
-        return self.state.selection.best_update
-
-    @property
-    def checkpoint_gib(self) -> float:
-        """Size of one checkpoint: float32 weights, and two AdamW moments and the average of each trained one."""
-        counted = 0
-        for learner in self.train_step.learners:
-            moments_and_average = 3 if learner.ema else 2
-            for p in learner.network.parameters():
-                counted += p.numel() * (1 + moments_and_average * p.requires_grad)
-        return counted * 4 / 2**30
 
     # Before an update
 
@@ -272,7 +231,7 @@ class Trainer:
         """Sums over the ranks what they must agree on, in one collective on the host. Runs on every rank."""
         counts = [self.objective.denominators(batch) for batch in update]
         # The last save's time, or at first that of a slow disk.
-        saving_s = self.checkpoints.last_save_s or 5 + 20 * self.checkpoint_gib
+        saving_s = self.checkpoints.last_save_s or 5 + 20 * checkpoint_gib(self.train_step.learners)
         reason = self.shutdown.reason_to_stop(needs_s=2 * (self.metrics.slowest_update_s + saving_s))
         own = [*(sum(column) for column in zip(*counts, strict=True)), reports.total, bool(reason)]
         *totals, any_reports, stops = self.runtime.all_reduce_sum(torch.tensor(own, dtype=torch.float64)).tolist()
@@ -354,22 +313,6 @@ class Trainer:
             torch.cuda.synchronize(self.runtime.device)
         return time.perf_counter() - began_s
 
-    def _choose_threads(self, work: Callable[[], float]) -> float:
-        """Chooses one CPU thread or all, whichever is faster.
-
-        The sums of a convolution depend on the number, so a resumed run keeps it
-        (:func:`~vits_trainer.training.resume.keep_threads`).
-
-        Returns:
-            Seconds that ``work`` takes with it.
-        """
-        times = time_threads(work, torch.get_num_threads(), torch.set_num_threads)
-        self.runtime.use_threads(times.fastest)
-        logger.info("CPU threads: %d (a micro-batch takes %s)", times.fastest, times)
-        if times.is_starved:
-            logger.warning("%s", STARVED_REMEDY)
-        return min(times.all_s, times.one_s)
-
     # After an update
 
     def _run_periodic_actions(self, progress: "tqdm[NoReturn]") -> None:
@@ -383,16 +326,14 @@ class Trainer:
             self._report_stragglers()
         self.state.selection = replace(self.state.selection, score=None)
         with self.metrics.excluded_from_throughput():
-            scores: list[ClipScore] = []
-            speakers: tuple[SpeakerMel, ...] = ()
+            validated = ValidationResult({})
             if plan.validates_at(update):
-                validated, scores, speakers = self._validate()
-                scalars |= validated
+                validated = self._validate()
                 self._check_early_stopping()
             if ends_epoch or update == self.plan.total_updates:
                 left = self.sampler.clips_left(update)
                 logger.info("%s", self.guard.close_epoch(self.state.epoch, left))
-            self._log(scalars, scores, speakers)
+            self._log(scalars, validated)
             if self.plan.saves_at(update) or self._is_best_now:
                 self._save()
 
@@ -427,27 +368,28 @@ class Trainer:
             if notice.is_slow:
                 self.tracker.alert("A rank is slow", notice.words)
 
-    def _log(
-        self, scalars: dict[str, float], scores: Sequence[ClipScore] = (), speakers: Sequence[SpeakerMel] = ()
-    ) -> None:
+    def _log(self, scalars: dict[str, float], validated: ValidationResult) -> None:
         """Sends the metrics of the update just done to the tracker, with samples if it was validated."""
+        scalars = scalars | validated.scalars
         if not scalars or not self.runtime.is_main_process:
             return
-        wanted = self.config.validation_samples if "validation/mel" in scalars else 0
+        wanted = self.config.validation_samples if validated.scalars else 0
         with self.train_step.generator.ema_weights():
             samples = self.validation.samples(self.generator, wanted)
         spec = self.objective.spec
-        self.tracker.log(self.state.update, self.state.epoch, scalars, samples, spec, scores, speakers)
+        update, epoch = self.state.update, self.state.epoch
+        self.tracker.log(update, epoch, scalars, samples, spec, validated.scores, validated.speakers)
 
     # Validation
 
-    def _validate(self) -> tuple[dict[str, float], list[ClipScore], tuple[SpeakerMel, ...]]:
+    def _validate(self) -> ValidationResult:
         """Validates the voice as it would be exported, and selects the best update. Runs on every rank."""
         learner = self.train_step.generator
         with learner.ema_weights():
-            scalars, scores, speakers = self._validation_metrics()
+            result = self.validation.measure(self.generator, self.discriminator)
+        scalars = result.scalars
         if not scalars:
-            return {}, [], ()
+            return result
         if learner.ema:
             raw = self.validation.run(self.generator, self.discriminator).scalars
             scalars["validation/mel_raw"] = raw["validation/mel"]
@@ -458,25 +400,9 @@ class Trainer:
                 self.tracker.alert("Better than before", improvement, "INFO")
         shown = {name.partition("/")[2]: value for name, value in scalars.items()}
         message = " ".join(f"{name} {value:.4f}" for name, value in shown.items() if "/" not in name)
-        message += f"; the worst speaker: {worst(speakers)}" if speakers else ""
+        message += f"; the worst speaker: {worst(result.speakers)}" if result.speakers else ""
         logger.info("update %d  validation: %s", self.state.update, message)
-        return scalars, scores, speakers
-
-    def _validation_metrics(self) -> tuple[dict[str, float], list[ClipScore], tuple[SpeakerMel, ...]]:
-        """Metrics of the current weights on the validation clips. Runs on every rank."""
-        result = self.validation.run(self.generator, self.discriminator)
-        scalars = result.scalars
-        if not scalars:
-            return {}, [], ()
-        if self.objective.adversarial:
-            scalars["validation/mel_from_text"] = self.validation.mel_from_text(self.generator)
-        scalars["validation/constant_frame_mel"] = self.validation.constant_frame_mel
-        scores: list[ClipScore] = []
-        if self.speech_metrics is not None:
-            count = self.config.validation_score_clips
-            scores = self.validation.scores(self.generator, self.speech_metrics, count)
-            scalars |= {f"validation/{name}": value for name, value in means(scores).items()}
-        return scalars, scores, result.speakers
+        return result
 
     def _select_best(self, scalars: dict[str, float]) -> str:
         """Updates the best score; returns a message if the voice became better than at the start."""
@@ -559,17 +485,6 @@ class Trainer:
                 "and an earlier one is unchanged. Correct the data (run prepare_data again), or lower "
                 "--learning_rate, and start again with another --checkpoint_dir."
             )
-
-    def _assert_ranks_in_sync(self) -> None:
-        """Raises :class:`DivergedRanksError` if the weights differ between ranks. Runs on every rank."""
-        digest = hashlib.sha256()
-        for learner in self.train_step.learners:
-            for parameter in learner.network.parameters():
-                digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
-        digests = self.runtime.all_gather_object(digest.hexdigest())
-        if len(set(digests)) > 1:
-            raise DivergedRanksError(f"The weights differ between the ranks at the end of training ({digests}).")
-        logger.info("weights of all %d rank(s): sha256 %s", len(digests), digests[0])
 
     def _progress_bar(self) -> "tqdm[NoReturn]":
         return tqdm(

@@ -1,7 +1,8 @@
-"""Validation: held-out clips through the same objective, with the same noise and segments each time."""
+"""Validation: the objective on clips that are not trained on, with the same noise and segments each time."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,7 +18,7 @@ from vits_trainer.data.dataset import Batch, ClipDataset
 from vits_trainer.data.sampler import validation_batches
 from vits_trainer.distributed.runtime import Runtime, seed_all
 from vits_trainer.evaluation.speakers import SpeakerMel, curves
-from vits_trainer.evaluation.speech_metrics import ClipScore, SpeechMetrics, worst_first
+from vits_trainer.evaluation.speech_metrics import ClipScore, SpeechMetrics, means, worst_first
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.models.pretrained import clamp_token_durations
@@ -30,16 +31,18 @@ from vits_trainer.utils.errors import TooManyRejectedError
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What came of the held-out clips."""
+    """Metrics of one voice on the validation clips."""
 
     scalars: dict[str, float]
-    """Each generator loss as ``validation/<loss>``, and the speakers' curves; empty where no clip is held out."""
-    speakers: tuple[SpeakerMel, ...]
-    """In the order of their names; empty where the held-out clips are of one."""
+    """By name as logged, ``validation/<name>``; empty if there is no validation clip."""
+    speakers: tuple[SpeakerMel, ...] = ()
+    """In the order of their names; empty if the clips are of one speaker."""
+    scores: Sequence[ClipScore] = ()
+    """Speech metrics of sentences generated from text, worst first."""
 
 
 class Validation:
-    """The held-out clips, and how to judge networks by them."""
+    """Measures networks on the validation clips, with the same noise and segments each time."""
 
     def __init__(
         self,
@@ -49,25 +52,39 @@ class Validation:
         rows: Sequence[int],
         batch_size: int,
         seed: int,
+        speech_metrics: SpeechMetrics | None = None,
+        scored_clips: int = 0,
     ) -> None:
+        """Args:
+        runtime: the ranks, which share the clips.
+        objective: whose losses are measured.
+        dataset: reads the clips.
+        rows: of the validation clips.
+        batch_size: clips per batch.
+        seed: of noise and segments.
+        speech_metrics: of sentences generated from text (None: not measured).
+        scored_clips: number of these sentences.
+        """
         self.runtime = runtime
         self.objective = objective
         self.dataset = dataset
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
+        self.speech_metrics = speech_metrics
+        self.scored_clips = scored_clips
         self._speaker_of = {row: dataset.speaker(row) for row in rows}
 
     @property
     def speakers(self) -> int:
-        """How many of them the held-out clips are of."""
+        """Number of speakers of the validation clips."""
         return len(set(self._speaker_of.values()))
 
     def find_unreadable(self) -> list[Incident]:
-        """Reads all held-out clips once: those that cannot be used are left out from now on. Runs on every rank.
+        """Reads all validation clips once and drops those that cannot be used. Runs on every rank.
 
         Returns:
-            Why, for each that is left out, on every rank the same.
+            Why each dropped clip cannot be used, the same on every rank.
         """
         bad = self.runtime.on_main_then_broadcast(
             lambda: {row: record for row in self.rows if isinstance(record := self.dataset.read(row), Incident)}
@@ -75,109 +92,121 @@ class Validation:
         self.rows = [row for row in self.rows if row not in bad]
         return [replace(incident, stage="validation") for incident in bad.values()]
 
-    def run(self, generator: Generator, discriminator: Discriminator | None) -> ValidationResult:
-        """Each generator loss over all held-out clips, and the mel L1 of each speaker. Runs on every rank.
+    def measure(self, generator: Generator, discriminator: Discriminator | None) -> ValidationResult:
+        """Returns all metrics: losses, mel from text, the baseline, and speech metrics. Runs on every rank."""
+        result = self.run(generator, discriminator)
+        scalars = dict(result.scalars)
+        if not scalars:
+            return result
+        if self.objective.adversarial:
+            scalars["validation/mel_from_text"] = self.mel_from_text(generator)
+        scalars["validation/constant_frame_mel"] = self.constant_frame_mel
+        scores = self._scores(generator)
+        scalars |= {f"validation/{name}": value for name, value in means(scores).items()}
+        return ValidationResult(scalars, result.speakers, scores)
 
-        Leaves the networks in the mode they were in, and the random generators elsewhere.
+    def run(self, generator: Generator, discriminator: Discriminator | None) -> ValidationResult:
+        """Returns each generator loss over all validation clips, and the mel L1 of each speaker. Runs on every rank.
+
+        Restores the networks' mode; leaves the random generators in another state.
         """
+        return self._run(generator, discriminator, self.objective)
+
+    def mel_from_text(self, generator: Generator) -> float:
+        """Returns the mel L1 of segments decoded from text, along the recordings' alignments. Runs on every rank."""
+        from_text = copy.copy(generator)  # shares the model; a new Generator would freeze its posterior encoder
+        from_text.decode_from = "prior"
+        objective = Objective("mel", self.objective.loss_weights, self.objective.spec, generator.segment_frames)
+        return self._run(from_text, None, objective).scalars["validation/mel"]
+
+    def _run(self, generator: Generator, discriminator: Discriminator | None, objective: Objective) -> ValidationResult:
         if not self.rows:
-            return ValidationResult({}, ())
-        places = validation_batches(self.rows, self.batch_size, self.runtime.rank, self.runtime.world_size)
-        batches = list(build_dataloader(self.dataset, places, workers=0))
-        own = [self.objective.denominators(batch) for batch in batches]
-        counts = torch.tensor(own, dtype=torch.float64).reshape(-1, len(LossDenominators._fields)).sum(0)
-        normalisers = LossDenominators(*self.runtime.all_reduce_sum(counts).tolist())
-        lost = [rejection for batch in batches for rejection in batch.rejections]
-        if self.runtime.all_reduce_sum(torch.tensor([len(lost)])).item():
-            told = [rejection for found in self.runtime.all_gather_object(lost) for rejection in found]
-            raise TooManyRejectedError(
-                f"Held-out clips that were good at the start cannot be read any more: {'; '.join(map(str, told[:5]))}. "
-                "Put the files back, then --resume_from_checkpoint auto."
-            )
-        names = self.objective.generator_loss_names
+            return ValidationResult({})
+        batches = self._read()
+        denominators = self._denominators(batches, objective)
+        names = objective.generator_loss_names
         totals = dict.fromkeys(names, torch.zeros((), dtype=torch.float64))
         speakers = sorted(set(self._speaker_of.values()))
         by_speaker = torch.zeros(len(speakers), 3, dtype=torch.float64)
-        training = generator.training
-        generator.eval()
-        torch.manual_seed(self.seed)
-        with torch.no_grad():
+        with _evaluating(generator, self.seed):
             for batch in batches:
                 with self.runtime.autocast():
-                    comparison = self.objective.generator_forward(
-                        generator, batch.to(self.runtime.device), normalisers=normalisers
+                    pair = objective.generator_forward(
+                        generator, batch.to(self.runtime.device), normalisers=denominators
                     )
-                    found = self.objective.generator_losses(discriminator, comparison)
-                totals = {name: totals[name] + found[name].double().cpu() for name in names}
-                for row, parts in zip(batch.spec.indices, self._mel_by_clip(comparison), strict=True):
+                    by_name = objective.generator_losses(discriminator, pair)
+                totals = {name: totals[name] + by_name[name].double().cpu() for name in names}
+                for row, parts in zip(batch.spec.indices, self._mel_by_clip(pair), strict=True):
                     by_speaker[speakers.index(self._speaker_of[row])] += parts
-        generator.train(training)
         sums = self.runtime.all_reduce_sum(torch.stack([totals[name] for name in names])).tolist()
         table = zip(speakers, self.runtime.all_reduce_sum(by_speaker).tolist(), strict=True)
-        met = tuple(SpeakerMel(name, int(clips), mel / frames) for name, (clips, frames, mel) in table if clips)
-        met = met if len(met) > 1 else ()
+        by_name_mel = tuple(SpeakerMel(name, int(clips), mel / frames) for name, (clips, frames, mel) in table if clips)
+        several = by_name_mel if len(by_name_mel) > 1 else ()
         scalars = {f"validation/{name}": value for name, value in zip(names, sums, strict=True)}
-        return ValidationResult(scalars | curves(met), met)
+        return ValidationResult(scalars | curves(several), several)
 
-    def mel_from_text(self, generator: Generator) -> float:
-        """Mel L1 of segments decoded from the text alone, along the recordings' alignments. Runs on every rank."""
-        spoken = copy.copy(generator)  # shares the model; a new Generator would freeze its posterior encoder
-        spoken.decode_from = "prior"
-        objective = Objective("mel", self.objective.loss_weights, self.objective.spec, generator.segment_frames)
-        alone = Validation(self.runtime, objective, self.dataset, self.rows, self.batch_size, self.seed)
-        return alone.run(spoken, None).scalars["validation/mel"]
+    def _read(self) -> list[Batch]:
+        """Reads this rank's validation batches. Runs on every rank."""
+        specs = validation_batches(self.rows, self.batch_size, self.runtime.rank, self.runtime.world_size)
+        batches = list(build_dataloader(self.dataset, specs, workers=0))
+        lost = [rejection for batch in batches for rejection in batch.rejections]
+        if self.runtime.all_reduce_sum(torch.tensor([len(lost)])).item():
+            everywhere = [rejection for of_rank in self.runtime.all_gather_object(lost) for rejection in of_rank]
+            raise TooManyRejectedError(
+                "Validation clips that could be read at the start cannot be read any more: "
+                f"{'; '.join(map(str, everywhere[:5]))}. Restore the files, then --resume_from_checkpoint auto."
+            )
+        return batches
+
+    def _denominators(self, batches: Sequence[Batch], objective: Objective) -> LossDenominators:
+        own = [objective.denominators(batch) for batch in batches]
+        counts = torch.tensor(own, dtype=torch.float64).reshape(-1, len(LossDenominators._fields)).sum(0)
+        return LossDenominators(*self.runtime.all_reduce_sum(counts).tolist())
 
     def samples(self, generator: Generator, count: int) -> list[Sample]:
-        """The first ``count`` held-out sentences as the voice has them now. Needs no other rank.
+        """Returns the first ``count`` validation sentences as the voice generates them. Involves no other rank.
 
-        Leaves the networks in the mode they were in, and the random generators elsewhere.
+        Restores the networks' mode; leaves the random generators in another state.
         """
-        training = generator.training
-        generator.eval()
-        torch.manual_seed(self.seed)
-        with torch.no_grad():
-            places = validation_batches(self.rows[:count], 1, 0, 1)
-            batches = build_dataloader(self.dataset, places, workers=0)
-            found = [
-                self._sample(generator.model, batch.trimmed(self.objective.spec.hop).to(self.runtime.device))
-                for batch in batches
+        batches = build_dataloader(self.dataset, validation_batches(self.rows[:count], 1, 0, 1), workers=0)
+        hop = self.objective.spec.hop
+        with _evaluating(generator, self.seed):
+            return [self._sample(generator.model, batch.trimmed(hop).to(self.runtime.device)) for batch in batches]
+
+    def _scores(self, generator: Generator) -> list[ClipScore]:
+        """Generates the first validation sentences from text and measures them, worst first. Runs on every rank.
+
+        Each sentence has its own seed. Restores the networks' mode; leaves the random generators in another state.
+        """
+        metrics = self.speech_metrics
+        if metrics is None:
+            return []
+        rows = list(self.rows[: self.scored_clips])[self.runtime.rank :: self.runtime.world_size]
+        batches = build_dataloader(self.dataset, validation_batches(rows, 1, 0, 1), workers=0)
+        hop, device = self.objective.spec.hop, self.runtime.device
+        with _evaluating(generator, self.seed):
+            scores = [
+                self._score(generator.model, batch.trimmed(hop).to(device), row, metrics)
+                for row, batch in zip(rows, batches, strict=True)
             ]
-        generator.train(training)
-        return found
+        return worst_first([score for of_rank in self.runtime.all_gather_object(scores) for score in of_rank])
 
-    def scores(self, generator: Generator, jury: SpeechMetrics, count: int) -> list[ClipScore]:
-        """What a jury says of the first ``count`` held-out sentences, spoken now: the worst first. Runs on every rank.
-
-        Each is spoken with noise of its own, the same each time. Leaves the networks in the mode they were in, and the
-        random generators elsewhere.
-        """
-        training = generator.training
-        generator.eval()
-        mine = list(self.rows[:count])[self.runtime.rank :: self.runtime.world_size]
-        places = validation_batches(mine, 1, 0, 1)
-        found = [
-            self._score(generator.model, batch.trimmed(self.objective.spec.hop).to(self.runtime.device), row, jury)
-            for row, batch in zip(mine, build_dataloader(self.dataset, places, workers=0), strict=True)
-        ]
-        generator.train(training)
-        return worst_first([score for told in self.runtime.all_gather_object(found) for score in told])
-
-    def _mel_by_clip(self, comparison: SegmentPair) -> Tensor:
-        """(B, 3) float64: one clip, its segment's frames, its mel L1 summed over them. A CPU-GPU sync point."""
-        clips = zip(comparison.generated_mel, comparison.recorded_mel, comparison.mel_mask, strict=True)
+    def _mel_by_clip(self, pair: SegmentPair) -> Tensor:
+        """Returns (B, 3) float64: 1, the segment's frames, the mel L1 summed over them. A CPU-GPU sync point."""
+        clips = zip(pair.generated_mel, pair.recorded_mel, pair.mel_mask, strict=True)
         mels = [losses.mel_l1(generated[None], recorded[None], mask[None]) for generated, recorded, mask in clips]
-        frames = comparison.mel_mask.sum(dim=(1, 2))
+        frames = pair.mel_mask.sum(dim=(1, 2))
         return torch.stack([torch.ones_like(frames), frames, torch.stack(mels)], dim=1).double().cpu()
 
-    def _score(self, model: VitsModel, batch: Batch, row: int, jury: SpeechMetrics) -> ClipScore:
+    def _score(self, model: VitsModel, batch: Batch, row: int, metrics: SpeechMetrics) -> ClipScore:
         speaker = None if batch.speaker_ids is None else int(batch.speaker_ids)
         seed_all(self.seed, row)
         with torch.no_grad(), clamp_token_durations(model):
             mask = torch.ones_like(batch.tokens)
             spoken = model(batch.tokens, attention_mask=mask, speaker_id=speaker).waveform[0].float().cpu().numpy()
         text = self.dataset.text(row)
-        judgement = jury.measure(text, batch.waveform[0].cpu().numpy(), spoken)
-        return ClipScore(batch.clip_ids[0], text, judgement.transcript, judgement.figures)
+        measured = metrics.measure(text, batch.waveform[0].cpu().numpy(), spoken)
+        return ClipScore(batch.clip_ids[0], text, measured.transcript, measured.figures)
 
     def _sample(self, model: VitsModel, batch: Batch) -> Sample:
         spec = self.objective.spec
@@ -209,9 +238,9 @@ class Validation:
 
     @cached_property
     def constant_frame_mel(self) -> float:
-        """Mel L1 of the best constant: each band's median over the frames of these very clips.
+        """Baseline: mel L1 of each band's median over the frames of these clips.
 
-        What a voice must beat to have learnt anything: no single spectrum is closer to the clips.
+        No single spectrum is closer to the clips, so a voice that has learnt anything is below it.
         """
         places = validation_batches(self.rows, 1, 0, 1)
         batches = build_dataloader(self.dataset, places, workers=0)
@@ -219,3 +248,16 @@ class Validation:
         mels = [self._mel(batch.trimmed(hop).to(torch.device("cpu")).waveform) for batch in batches]
         frames = torch.from_numpy(np.concatenate(mels, axis=1))
         return float((frames - frames.median(dim=1, keepdim=True).values).abs().mean())
+
+
+@contextmanager
+def _evaluating(generator: Generator, seed: int) -> Iterator[None]:
+    """Inside, the generator is in eval mode, seeded, and builds no graph."""
+    training = generator.training
+    generator.eval()
+    torch.manual_seed(seed)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        generator.train(training)

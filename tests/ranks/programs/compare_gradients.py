@@ -50,7 +50,7 @@ def main(data_dir: Path) -> None:
     objective, reader = Objective("vits", LossWeights(), spec, 16), PreparedClipDataset(prepared, tokenizer, spec, None)
 
     def batches(parts: list[tuple[int, ...]]) -> list:
-        read = [reader.__getitems__(MicroBatchSpec(rows, 0, 0, rows == parts[-1]))[0] for rows in parts]
+        read = [reader[MicroBatchSpec(rows, 0, 0, rows == parts[-1])] for rows in parts]
         moved = [batch.to(runtime.device) for batch in read]
         return [replace(batch, waveform=batch.waveform.double()) for batch in moved]
 

@@ -7,7 +7,7 @@ from vits_trainer.cli.main import entry_point
 from vits_trainer.data.dataset import PreparedClipDataset
 from vits_trainer.training.objective import Objective
 
-OWNERS = {"reading": (PreparedClipDataset, "__getitems__"), "computing": (Objective, "synthesize")}
+OWNERS = {"reading": (PreparedClipDataset, "__getitem__"), "computing": (Objective, "generator_forward")}
 
 
 def slow_down(owner, name):
