@@ -162,7 +162,8 @@ def test_four_in_a_row_end_the_run_with_finite_weights(dozen: Path, tmp_path: Pa
     flags = flags_of(tmp_path, dozen, batch_size=6, max_updates=20, validation_fraction=0)
     ended = run(2, "poison_clips", flags, POISON="all", POISON_RANK="1", POISON_UPDATES="3,4,5,6,7,8,9,10")
     assert ended.returncode == 1
-    assert "4 consecutive updates had NaN or Inf losses or gradients, more than --max_nonfinite_updates 3" in ended.stderr
+    message = "4 consecutive updates had NaN or Inf losses or gradients, more than --max_nonfinite_updates 3"
+    assert message in ended.stderr
     (place,) = (tmp_path / "checkpoints").glob("checkpoint-*")
     assert int(place.name.split("-")[1]) <= 6 + 3  # the fourth, and those under way when it was read
     for name in ("generator", "discriminator", "optimizer_generator", "optimizer_discriminator"):

@@ -180,7 +180,8 @@ def test_fresh_discriminators_of_a_trained_voice_learn_alone_first(trained: Path
     (voice / "discriminator.safetensors").unlink()
     flags = train_flags(tmp_path, data_dir=trained / "training", run_name="fresh", max_updates=20)
     assert main(["train_vits", *flags, "--model_name", str(voice), "--architecture", "null"]) == 0
-    assert "Only the discriminator is trained for the first 2 updates" in (trained / "training/runs/fresh/train.log").read_text()
+    log = (trained / "training/runs/fresh/train.log").read_text()
+    assert "Only the discriminator is trained for the first 2 updates" in log
 
 
 def test_resumed_run_ends_with_the_uninterrupted_runs_weights(trained: Path, folder: Path) -> None:
