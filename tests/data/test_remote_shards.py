@@ -137,9 +137,9 @@ def test_addresses_that_lead_to_no_shards_are_explained(tmp_path, folder):
     foreign = pq.read_table(folder / "shards" / "shard_00000.parquet").replace_schema_metadata()
     pq.write_table(foreign, mixed / "c/f.parquet")
     for address, said in (
-        (tmp_path / "empty", "holds no shards.json. Make shards with"),
-        (tmp_path / "nowhere", "holds no shards.json"),
-        (f"{tmp_path}/empty/*.parquet", "leads to no file"),
+        (tmp_path / "empty", "contains no shards.json. Create shards with"),
+        (tmp_path / "nowhere", "contains no shards.json"),
+        (f"{tmp_path}/empty/*.parquet", "matches no file"),
         (f"{mixed}/*/shards/*.parquet", "pcm16 at 16000 Hz and pcm16 at 22050 Hz"),
         (f"{mixed}/c/*.parquet", "f.parquet: is no shard of prepare_data"),
         ("unheard://of", "unheard"),

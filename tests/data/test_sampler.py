@@ -97,8 +97,8 @@ def test_clips_of_an_update_are_of_like_length_and_updates_follow_at_random():
 
 def test_order_is_the_same_in_another_process():
     code = (
-        "from vits_trainer.data.sampler import Order; "
-        "print([m.indices for m in Order(range(20), range(50, 70), 5, 3, 2, 2).epoch(4, 1)])"
+        "from vits_trainer.data.sampler import BucketBatchSampler; "
+        "print([m.indices for m in BucketBatchSampler(range(20), range(50, 70), 5, 3, 2, 2).epoch(4, 1)])"
     )
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]

@@ -105,7 +105,7 @@ def test_row_group_is_read_by_one_worker(accumulation, workers):
     readers: dict[int, set[tuple[int, int]]] = {}
     for rank in range(2):
         for number, micro_batch in enumerate(order.epoch(0, rank)):
-            if micro_batch.lane is None:
+            if micro_batch.substream is None:
                 continue
             for group in {row // 16 for row in micro_batch.indices}:
                 readers.setdefault(group, set()).add((rank, number % workers))
@@ -118,8 +118,8 @@ def test_what_lies_ahead_is_what_the_lane_takes_next():
     order = order_of([16] * 100, 8)
     of_lane: dict[int, list[StreamedBatchSpec]] = {}
     for micro_batch in order.after(0, 2 * order.updates_per_epoch, 0):
-        if micro_batch.lane is not None:
-            of_lane.setdefault(micro_batch.lane, []).append(micro_batch)
+        if micro_batch.substream is not None:
+            of_lane.setdefault(micro_batch.substream, []).append(micro_batch)
     for parts in of_lane.values():
         for now, then in pairwise(parts):
             needed = {row // 16 for row in then.indices}
@@ -153,7 +153,7 @@ def test_few_clips_are_dealt_to_all_ranks():
     order = order_of([5], 1, (), 2, 3, 2)
     ranks = [list(order.epoch(0, rank)) for rank in range(3)]
     assert [[len(m.indices) for m in micro_batches] for micro_batches in ranks] == [[2], [2], [1]]
-    assert all(micro_batch.lane is None for micro_batch in chain(*ranks))
+    assert all(micro_batch.substream is None for micro_batch in chain(*ranks))
 
 
 def test_order_of_millions_of_clips_takes_little_memory():

@@ -49,20 +49,20 @@ class ClipAccounting:
         held_out: Sequence[str],
         max_rejected_fraction: float,
         expected: Callable[[int], NDArray[np.int64]] | None = None,
-        place: Callable[[str], int] | None = None,
+        position: Callable[[str], int] | None = None,
     ) -> None:
         """Args:
         training: ids of the clips to train on, each once.
         held_out: ids of those to validate with; none of them is trained on.
         max_rejected_fraction: of all clips; more end the run.
         expected: how often each training clip comes in an epoch (None = once).
-        place: finds an id's place in ``training``, or raises KeyError; for where they are too many to be listed.
+        position: finds an id's place in ``training``, or raises KeyError; for where they are too many to be listed.
         """
         self.max_rejected_fraction = max_rejected_fraction
         self.clips = len(training) + len(held_out)
         self._expected = expected
         self._names = training
-        self._place = place or {name: place for place, name in enumerate(training)}.__getitem__
+        self._place = position or {name: place for place, name in enumerate(training)}.__getitem__
         self._held_out = set(held_out)
         self._counts = self._nothing()
         self._rejections: dict[str, Incident] = {}

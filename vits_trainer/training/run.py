@@ -238,7 +238,7 @@ def _accounts(config: TrainConfig, data: _Data, order: BucketBatchSampler | Stre
     if isinstance(prepared, ShardedData):
         training = TrainedNames(prepared, held_out)
         names = [prepared.name(row) for row in held_out]
-        return ClipAccounting(training, names, config.max_rejected_fraction, place=training.place)
+        return ClipAccounting(training, names, config.max_rejected_fraction, position=training.position)
     names = prepared.rows["filename"]
     trained = set(rows)
     apart = [names[row] for row in held_out if row not in trained]
