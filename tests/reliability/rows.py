@@ -271,8 +271,8 @@ def _shard(number: int) -> str:
 
 STREAMED = (
     CallRow("folder without shards", "exit 2", "contains no shards.json. Create shards with", _streamed(lambda folder: (folder / "shards.json").unlink())),
-    CallRow("manifest that is cut short", "exit 2", "is no manifest of shards", _streamed(lambda folder: os.truncate(folder / "shards.json", 200))),
-    CallRow("manifest that leads out of the folder", "exit 2", "is no name of a shard", _streamed(lambda folder: (folder / "shards.json").write_text((folder / "shards.json").read_text().replace("shard_00001", "../shard_00001")))),
+    CallRow("manifest that is cut short", "exit 2", "is not a shard manifest", _streamed(lambda folder: os.truncate(folder / "shards.json", 200))),
+    CallRow("manifest that leads out of the folder", "exit 2", "is not a valid name", _streamed(lambda folder: (folder / "shards.json").write_text((folder / "shards.json").read_text().replace("shard_00001", "../shard_00001")))),
     CallRow("shard that is gone", "exit 1", "shard_00001.parquet: cannot be read", _streamed(lambda folder: (folder / _shard(1)).unlink())),
     CallRow("shard that ends too early", "exit 1", "shard_00001.parquet: cannot be read", _streamed(lambda folder: os.truncate(folder / _shard(1), 9000))),
     CallRow("shard with a flipped bit", "exit 1", "shard_00000.parquet: cannot be read", _streamed(lambda folder: damage(folder / _shard(0)))),

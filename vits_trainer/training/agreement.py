@@ -243,7 +243,7 @@ def _sample(reader: PreparedClipDataset | StreamingClipDataset, seed: int) -> It
     draw = np.random.default_rng(seed)
     if isinstance(prepared, ShardedData):
         for group in draw.choice(len(prepared.groups), min(SAMPLED_GROUPS, len(prepared.groups)), replace=False):
-            record, number = prepared.shards.place(group)
+            record, number = prepared.shards.locate(group)
             columns = prepared.shards.read(group).select(["clip", "audio", "text", "speaker"]).to_pydict()
             yield f"{record.name} row group {number}", _digest(columns)
         return
