@@ -71,7 +71,7 @@ def test_which_clips_come_more_often_depends_on_seed_and_epoch_alone() -> None:
 def test_temperature_one_is_the_order_without_it_bit_for_bit(order: BucketBatchSampler) -> None:
     speakers = [f"{n % 5}" for n in range(len(order.rows))]
     settings = {name: value for name, value in vars(order).items() if not name.startswith("_")}
-    balanced = BucketBatchSampler(**{**settings, "drawn": SpeakerTemperatureSampler(speakers, 1.0, 3).draw})
+    balanced = BucketBatchSampler(**{**settings, "draw_epoch": SpeakerTemperatureSampler(speakers, 1.0, 3).draw})
     for epoch in range(3):
         assert list(balanced.epoch(epoch, 0)) == list(order.epoch(epoch, 0))
     assert balanced.expected_counts(0).tolist() == [1] * len(order.rows)

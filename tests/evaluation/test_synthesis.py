@@ -283,7 +283,7 @@ def test_minutes_of_ogg_are_written(tmp_path: Path) -> None:
 
 
 def test_rate_that_a_format_lacks_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"20000 Hz: write .wav or .flac"):
+    with pytest.raises(ConfigError, match=r"20000 Hz: use .wav or .flac"):
         write_speech(tmp_path / "x.mp3", np.zeros(4000, np.float32), 20000)
     assert list(tmp_path.iterdir()) == []
 

@@ -526,7 +526,7 @@ PLACES = (
     CallRow("checkpoint exported over other files", "exit 2", "and is no voice", _into("notes", "export")),
     CallRow("corrections learnt in the data's place", "exit 2", "is or holds --feedback_dir", _correcting("--output_dir", "{place}")),
     CallRow("work folder of somebody else", "exit 2", "is not its own", _someone_elses_work),
-    CallRow("run folder of somebody else", "exit 2", "holds config.yaml, and is no run's folder", _trained(_config_of_someone_else)),
+    CallRow("run folder of somebody else", "exit 2", "contains config.yaml, but is not a run folder", _trained(_config_of_someone_else)),
     CallRow("recordings named like ours in the output folder", "exit 2", "wavs was not written by prepare_data", _named_like_ours),
 )  # fmt: skip
 

@@ -78,7 +78,7 @@ def test_failed_upload_leaves_the_voice_and_ends_the_run_in_an_error(
         client_of(monkeypatch, hub.address)
         assert main(["train_vits", *train_flags(folder, max_updates=1, push_to_hub="owner/name")]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vits-trainer: ")]
-    assert f"Send it with: hf upload --private owner/name {folder / 'final_model'}" in line
+    assert f"Upload it with: hf upload --private owner/name {folder / 'final_model'}" in line
     assert TOKEN not in line
     assert (folder / "final_model/model.safetensors").is_file()
     assert json.loads((folder / "training/runs/run/outcome.json").read_text())["outcome"] == "done"
@@ -90,7 +90,7 @@ def test_missing_login_is_known_before_anything_is_trained(
 ) -> None:
     monkeypatch.setattr("vits_trainer.tracking.hub.get_token", lambda: None)
     assert main(["train_vits", *train_flags(folder, push_to_hub="owner/name")]) == 2
-    assert "nobody is logged in to the Hub here" in capsys.readouterr().err
+    assert "not logged in to the Hub" in capsys.readouterr().err
     assert not (folder / "checkpoints").exists()
 
 

@@ -48,7 +48,7 @@ def test_upload_that_fails_says_how_to_send_the_voice_later(
         with pytest.raises(PublishingError) as told:
             push(voice, "owner/name", private=True)
         assert hub.files == {}
-    assert f"Send it with: hf upload --private owner/name {voice}" in str(told.value)
+    assert f"Upload it with: hf upload --private owner/name {voice}" in str(told.value)
     assert TOKEN not in str(told.value)
 
 
@@ -64,7 +64,7 @@ def test_model_that_all_can_see_takes_no_voice_that_is_to_be_private(
 
 def test_hub_that_is_not_there_is_a_failed_upload(voice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client_of(monkeypatch, "http://127.0.0.1:9")
-    with pytest.raises(PublishingError, match=f"Send it with: hf upload owner/name {voice}"):
+    with pytest.raises(PublishingError, match=f"Upload it with: hf upload owner/name {voice}"):
         push(voice, "owner/name", private=False)
 
 
@@ -73,7 +73,7 @@ def test_hub_that_is_not_there_is_a_failed_upload(voice: Path, monkeypatch: pyte
     [
         ("owner/name", None, False, "hf auth login"),
         ("owner/name", TOKEN, True, "HF_HUB_OFFLINE"),
-        ("name", TOKEN, False, "give the owner, too, as owner/name"),
+        ("name", TOKEN, False, "include the owner, as owner/name"),
         ("owner/na me", TOKEN, False, "--push_to_hub owner/na me"),
         ("a/b/c", TOKEN, False, "--push_to_hub a/b/c"),
     ],

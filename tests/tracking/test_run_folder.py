@@ -51,7 +51,7 @@ def test_folder_is_one_runs_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_folder_of_something_else_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("precious")
-    with pytest.raises(ConfigError, match=f"holds {name.partition('/')[0]}, and is no run's folder"):
+    with pytest.raises(ConfigError, match=f"contains {name.partition('/')[0]}, but is not a run folder"):
         run_folder.exclusive_run(tmp_path).__enter__()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
 
@@ -67,5 +67,5 @@ def test_folder_with_other_files_or_of_an_earlier_version_is_taken(tmp_path: Pat
 def test_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     for make in (run_folder.new_name, lambda folder: run_folder.exclusive_run(folder / "run").__enter__()):
-        with pytest.raises(ConfigError, match=r"cannot be written .* Give another --runs_dir"):
+        with pytest.raises(ConfigError, match=r"cannot be written .* Choose another --runs_dir"):
             make(tmp_path / "runs")

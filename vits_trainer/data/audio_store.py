@@ -103,7 +103,7 @@ class _Group(NamedTuple):
     """The cached row group, and the process that read it."""
 
     pid: int
-    index: int
+    group_index: int
     audio: Any
     """Its Arrow column of audio."""
 

@@ -178,7 +178,7 @@ class Validation:
             spoken = model(batch.tokens, attention_mask=mask, speaker_id=speaker).waveform[0].float().cpu().numpy()
         text = self.reader.text(row)
         judgement = jury.measure(text, batch.waveform[0].cpu().numpy(), spoken)
-        return ClipScore(batch.clip_ids[0], text, judgement.transcript, judgement.figures)
+        return ClipScore(batch.clip_ids[0], text, judgement.transcript, judgement.metrics)
 
     def _sample(self, model: VitsModel, batch: Batch) -> Sample:
         spec = self.objective.spec
