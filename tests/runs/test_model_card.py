@@ -1,4 +1,4 @@
-"""The model card of a run's voice, and its way to a Hub on this machine, by the real client."""
+"""Model card and upload of a trained voice, with the real client and a local stand-in for the Hub."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def test_card_of_a_run_tells_data_figures_settings_and_plays_samples(folder: Pat
     last = metrics(folder)[-1]
     assert f"| mel | {last['validation/mel']:.4f} |" in text
     assert f"| mel_raw | {last['validation/mel_raw']:.4f} |" in text
-    assert "From scratch. Weights after 4 updates, averaged." in text
+    assert "Trained from scratch. Weights after 4 updates (EMA)." in text
     assert "    vits-trainer prepare_data --dataset source --output_dir training --target_sr 16000\n" in text
     # Its settings are those of the run, but for the places.
     (folder / "settings.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")

@@ -149,7 +149,7 @@ class _Reader:
     missing: list[str] = field(default_factory=list)
 
     def structure(self, path: Path, empty: Kind, what: str) -> Kind:
-        """Reads JSON or YAML of ``empty``'s type. A missing file gives ``empty``, and is reported with ``what`` if set."""
+        """Reads JSON or YAML of ``empty``'s type. If missing: ``empty``, reported if ``what`` is set."""
         name = path.relative_to(self.folder)
         if not path.is_file():
             if what:
