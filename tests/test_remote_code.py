@@ -162,4 +162,4 @@ def test_program_of_a_recogniser_is_not_run_and_nobody_is_asked(place: Path, tmp
     words = ["evaluate", "--models", str(place / "voice"), "--data_dir", "training", "--clips", "all"]
     code, said = at_a_terminal([*words, "--scores", "cer", "--asr", "asr"], tmp_path)
     assert (code, "[y/N]" in said, (tmp_path / "RAN").exists()) == (2, False, False), said
-    assert "it brings code of its own, which is not run" in said
+    assert "contains custom code, which is not executed" in said

@@ -134,7 +134,7 @@ def test_impossible_flags_are_refused_at_once(flags: dict[str, Any], message: st
         ({"text": "你好"}, DataError, "你好"),
         ({"text_file": "/nowhere.txt"}, ConfigError, "/nowhere.txt"),
         ({"text_file": "/"}, ConfigError, "directory"),
-        ({"text": "Silav", "output": "/proc/x.wav"}, ConfigError, "give another --output"),
+        ({"text": "Silav", "output": "/proc/x.wav"}, ConfigError, "choose another --output"),
     ],
 )
 def test_mistakes_end_with_code_2(

@@ -139,7 +139,7 @@ def test_clip_names_that_lead_elsewhere_are_refused(tmp_path: Path, monkeypatch:
     add = ShardWriter.add
     monkeypatch.setattr(ShardWriter, "add", lambda self, clip, *rest: add(self, f"../{clip}", *rest))
     folder = write_shards(tmp_path / "set", [3])
-    with pytest.raises(DataError, match=r"'\.\./audio_000000\.wav' is no name of a clip"):
+    with pytest.raises(DataError, match=r"'\.\./audio_000000\.wav' is not a valid clip name"):
         open_prepared(folder)
 
 

@@ -55,7 +55,7 @@ def test_epoch_that_is_cut_says_so_and_goes_on() -> None:
     one = accounts()
     one.count(CLIPS[:5], ())
     assert one.finish_epoch(0, totals(one), not_reached=3).endswith(
-        "+ 3 not reached, as the run ended before = 10 clips"
+        "+ 3 not reached before the run ended = 10 clips"
     )
     one.count(CLIPS[5:], ())
     assert one.finish_epoch(0, totals(one)).endswith("8 trained + 0 rejected + 2 validation = 10 clips")
@@ -64,9 +64,9 @@ def test_epoch_that_is_cut_says_so_and_goes_on() -> None:
 @pytest.mark.parametrize(
     ("taken", "said"),
     [
-        (CLIPS[:7], "not taken: 1 (7.wav)"),
-        ([*CLIPS, "3.wav"], "Taken more than once: 1 (3.wav)"),
-        ([*CLIPS[:7], "3.wav"], r"once: 1 (3.wav); not taken: 1 (7.wav)"),
+        (CLIPS[:7], "missing: 1 (7.wav)"),
+        ([*CLIPS, "3.wav"], "Used more than once: 1 (3.wav)"),
+        ([*CLIPS[:7], "3.wav"], r"once: 1 (3.wav); missing: 1 (7.wav)"),
     ],
 )
 def test_clip_left_out_or_taken_twice_ends_the_run(taken: list[str], said: str) -> None:
@@ -109,7 +109,7 @@ def test_more_rejections_than_allowed_end_the_run_with_the_reasons(allowed: floa
 def test_nothing_left_to_validate_with_ends_the_run_whatever_is_allowed() -> None:
     one = accounts(1)
     one.reject([bad("v.wav")])
-    with pytest.raises(TooManyRejectedError, match="Not one of the 2 held-out clips can be used: 2 too-short"):
+    with pytest.raises(TooManyRejectedError, match="None of the 2 validation clips can be used: 2 too-short"):
         one.reject([bad("w.wav")])
 
 
@@ -179,7 +179,7 @@ def test_cut_epoch_of_turns_goes_on_behind_a_checkpoint_and_other_ranks() -> Non
     one = uneven()
     one.count(["0.wav", "0.wav", "2.wav", "4.wav"], ())
     assert one.finish_epoch(0, totals(one), not_reached=4) == (
-        "epoch 1: 3 trained + 0 rejected + 2 validation + 3 not drawn + 2 not reached, as the run ended before = "
+        "epoch 1: 3 trained + 0 rejected + 2 validation + 3 not drawn + 2 not reached before the run ended = "
         "10 clips; 4 trained + 4 not reached = 8 draws"
     )
     saved = json.loads(json.dumps(one.save(totals(one))))
@@ -194,10 +194,10 @@ def test_cut_epoch_of_turns_goes_on_behind_a_checkpoint_and_other_ranks() -> Non
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (lambda names: names[1:], "more often than due: none; not taken: 1 (0.wav), where 0"),
-        (lambda names: [*names, "2.wav"], "more often than due: 1 (2.wav); not taken: none"),
+        (lambda names: names[1:], "more often than due: none; missing: 1 (0.wav), expected 0"),
+        (lambda names: [*names, "2.wav"], "more often than due: 1 (2.wav); missing: none"),
         (lambda names: [*names, "7.wav"], "more often than due: 1 (7.wav)"),
-        (lambda names: [*names[1:], "2.wav"], "due: 1 (2.wav); not taken: 1 (0.wav)"),
+        (lambda names: [*names[1:], "2.wav"], "due: 1 (2.wav); missing: 1 (0.wav)"),
     ],
 )
 def test_clip_that_came_more_or_less_often_than_due_ends_the_run(changed, said: str) -> None:

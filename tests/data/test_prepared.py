@@ -137,13 +137,13 @@ def test_malformed_line_is_named(tmp_path, line):
 
 
 def test_folder_that_is_not_prepared_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"metadata\.csv does not exist\. Make it with: vits-trainer prepare_data"):
+    with pytest.raises(DataError, match=r"metadata\.csv does not exist\. Create it with: vits-trainer prepare_data"):
         open_prepared(tmp_path)
     (tmp_path / "metadata.csv").write_bytes("0.wav|\u015fev".encode("iso8859-9"))
     with pytest.raises(DataError, match=r"cannot be read"):
         open_prepared(tmp_path)
     write_folder(tmp_path, [])
-    with pytest.raises(DataError, match="holds no clip"):
+    with pytest.raises(DataError, match="contains no clips"):
         open_prepared(tmp_path)
 
 
@@ -179,9 +179,9 @@ def test_fingerprint_is_of_the_training_clips_alone(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("../secret.wav|ab", "leads out of"),
-        ("/etc/passwd|ab", "leads out of"),
-        ("3.wav|ab", "stands in line 4 already"),
+        ("../secret.wav|ab", "is outside"),
+        ("/etc/passwd|ab", "is outside"),
+        ("3.wav|ab", "is already in line 4"),
     ],
 )
 def test_metadata_that_lead_elsewhere_or_repeat_a_clip_are_refused(folder, line, said):
@@ -207,7 +207,7 @@ def test_fingerprint_changes_with_a_clips_length(folder):
 def chosen(prepared: PreparedData, **choice: Any) -> dict[str, list[str]]:
     """Names of the chosen clips, by speaker."""
     found: dict[str, list[str]] = {}
-    rows = select_speakers(prepared, **{"only": "", "most_clips": 0, "seed": 1, **choice}).rows
+    rows = select_speakers(prepared, **{"only": "", "max_clips": 0, "seed": 1, **choice}).rows
     for name, speaker in zip(rows["filename"], rows["speaker"], strict=True):
         found.setdefault(speaker, []).append(name)
     return found
@@ -217,11 +217,11 @@ def test_speakers_are_chosen_and_their_clips_limited(tmp_path):
     prepared = open_prepared(many_speakers(tmp_path, {"ava": 6, "bo": 2, "cem": 4}))
     everything = {"ava": [f"ava_{n}.wav" for n in range(6)], "cem": [f"cem_{n}.wav" for n in range(4)]}
     assert chosen(prepared, only="cem, ava") == everything
-    limited = chosen(prepared, most_clips=3)
+    limited = chosen(prepared, max_clips=3)
     assert {name: len(clips) for name, clips in limited.items()} == {"ava": 3, "bo": 2, "cem": 3}
     assert set(limited["ava"]) < set(everything["ava"])
-    assert limited == chosen(prepared, most_clips=3)
-    assert len({tuple(chosen(prepared, most_clips=3, seed=seed)["ava"]) for seed in range(9)}) > 1
+    assert limited == chosen(prepared, max_clips=3)
+    assert len({tuple(chosen(prepared, max_clips=3, seed=seed)["ava"]) for seed in range(9)}) > 1
 
 
 def test_chosen_clips_keep_their_own_recordings(tmp_path):

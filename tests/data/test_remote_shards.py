@@ -82,7 +82,7 @@ def test_errors_are_retried_with_growing_pauses_and_told(tmp_path, monkeypatch, 
 
     assert folder.with_retries(once, "a.parquet") == "content"
     assert [0.75 * wait_s <= pause_s <= wait_s for wait_s, pause_s in zip((1, 2, 4), pauses, strict=True)] == [True] * 3
-    assert "memory://shards/a.parquet: reset. Trying again in" in caplog.text
+    assert "memory://shards/a.parquet: reset. Retrying in" in caplog.text
 
 
 @pytest.mark.parametrize("library", ["aiohttp", "botocore.exceptions", "httpx", "httpx2"])
@@ -116,7 +116,7 @@ def test_store_that_stays_away_is_an_incident_that_names_the_shard_and_ends_the_
     assert {incident.kind for incident in found} == {UNREADABLE}
     assert all("away/shards/shard_00001.parquet: cannot be read (2 attempts)" in incident.message for incident in found)
     accounts = ClipAccounting(["a"], [], 1.0)
-    with pytest.raises(UnreadableShardError, match=r"shard_00001.parquet.*Then go on with"):
+    with pytest.raises(UnreadableShardError, match=r"shard_00001.parquet.*Then resume with"):
         accounts.reject(found)
 
 
@@ -137,17 +137,17 @@ def test_addresses_that_lead_to_no_shards_are_explained(tmp_path, folder):
     foreign = pq.read_table(folder / "shards" / "shard_00000.parquet").replace_schema_metadata()
     pq.write_table(foreign, mixed / "c/f.parquet")
     for address, said in (
-        (tmp_path / "empty", "holds no shards.json. Make shards with"),
-        (tmp_path / "nowhere", "holds no shards.json"),
-        (f"{tmp_path}/empty/*.parquet", "leads to no file"),
+        (tmp_path / "empty", "contains no shards.json. Create shards with"),
+        (tmp_path / "nowhere", "contains no shards.json"),
+        (f"{tmp_path}/empty/*.parquet", "matches no file"),
         (f"{mixed}/*/shards/*.parquet", "pcm16 at 16000 Hz and pcm16 at 22050 Hz"),
-        (f"{mixed}/c/*.parquet", "f.parquet: is no shard of prepare_data"),
+        (f"{mixed}/c/*.parquet", "f.parquet: is not a shard of prepare_data"),
         ("unheard://of", "unheard"),
     ):
         with pytest.raises(DataError, match=said):
             open_stream(str(address))
     (tmp_path / "empty" / "shards.json").write_text("{}")
-    with pytest.raises(DataError, match=r"shards\.json: is no manifest"):
+    with pytest.raises(DataError, match=r"shards\.json: is not a shard manifest"):
         open_stream(str(tmp_path / "empty"))
 
 

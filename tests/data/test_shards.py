@@ -56,7 +56,7 @@ def test_shard_that_is_not_finished_is_not_there(tmp_path):
     with pytest.raises(pa.ArrowInvalid), ShardWriter(tmp_path / "a.parquet", 16000, "pcm16") as writer:
         writer.add("a", np.zeros(shards.GROUP_SAMPLES, np.int16), None, "")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(DataError, match="fewer --shards"):
+    with pytest.raises(DataError, match="Reduce --shards"):
         ShardWriter(tmp_path / "b.parquet", 16000, "pcm16").close()
 
 
@@ -78,8 +78,8 @@ def test_manifest_and_shards_agree(tmp_path):
     (folder / "shards" / "shard_00001.parquet").unlink()
     with (folder / "shards" / "shard_00002.parquet").open("ab") as file:
         file.write(b"x")
-    said = "shard_00000.parquet has not the content.*shard_00001.parquet is missing.*shard_00002.parquet has .* bytes"
-    with pytest.raises(DataError, match=said):
+    expected = "shard_00000.parquet does not match.*shard_00001.parquet is missing.*shard_00002.parquet has .* bytes"
+    with pytest.raises(DataError, match=expected):
         verify(folder, manifest)
 
 
@@ -88,11 +88,11 @@ def test_manifest_and_shards_agree(tmp_path):
     [
         ({"format": 99}, "format 99"),
         ({"encoding": "mp3"}, "mp3"),
-        ({"shards": []}, "without clips"),
-        ({"sampling_rate": None}, "no manifest"),
+        ({"shards": []}, "has no clips"),
+        ({"sampling_rate": None}, "not a shard manifest"),
         ({"shards": [{"name": "../../etc/passwd", "bytes": 1, "sha256": "", "groups": [1], "samples": 1,
                       "longest_samples": 1}]}, "passwd"),
-        ({"shards": [{"name": "a", "bytes": 1}]}, "no manifest"),
+        ({"shards": [{"name": "a", "bytes": 1}]}, "not a shard manifest"),
     ],
 )  # fmt: skip
 def test_wrong_manifest_is_named(tmp_path, change, said):
@@ -106,7 +106,7 @@ def test_wrong_manifest_is_named(tmp_path, change, said):
 def test_file_that_is_no_shard_is_named(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "foreign.parquet")
     for name in ("foreign.parquet", "missing.parquet"):
-        with pytest.raises(DataError, match=f"{name}: is no shard"):
+        with pytest.raises(DataError, match=f"{name}: is not a shard"):
             record_of(tmp_path / name)
 
 

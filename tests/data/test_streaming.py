@@ -102,11 +102,11 @@ def test_names_lead_to_places_and_back(folder):
     names = TrainedNames(prepared, held_out)
     assert len(names) == 70
     assert names[:] == [prepared.name(row) for row in range(76) if row not in held_out]
-    assert [names.place(name) for name in names[:]] == list(range(70))
+    assert [names.position(name) for name in names[:]] == list(range(70))
     for foreign in ("shard_00000.parquet:0", "shard_00000.parquet:20", "shard_00009.parquet:1"):
         with pytest.raises(KeyError):
-            names.place(foreign)
-    accounts = ClipAccounting(names, ["shard_00000.parquet:0"], 0.01, place=names.place)
+            names.position(foreign)
+    accounts = ClipAccounting(names, ["shard_00000.parquet:0"], 0.01, position=names.position)
     accounts.count(names[:], ())
     assert accounts.finish_epoch(0, accounts.counts()) == "epoch 1: 70 trained + 0 rejected + 1 validation = 71 clips"
 
@@ -141,8 +141,8 @@ def test_reader_holds_no_more_than_its_lanes_need(folder, monkeypatch):
     reader, order = reader_of(prepared), order_of(prepared)
     for place in order.after(0, 3 * order.updates_per_epoch, 0):
         reader[place]
-        assert len(reader._lanes) <= 8
-        assert all(len(held) <= 3 for held in reader._lanes.values())
+        assert len(reader._substreams) <= 8
+        assert all(len(held) <= 3 for held in reader._substreams.values())
 
 
 @pytest.mark.parametrize("encoding", ["pcm16", "flac"])

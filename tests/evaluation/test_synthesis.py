@@ -1,4 +1,4 @@
-"""A voice with random weights speaks noise, which is enough to see which samples come from what."""
+"""Synthesis with a voice of random weights: its noise suffices to compare samples."""
 
 import logging
 from dataclasses import replace
@@ -38,8 +38,8 @@ def voice(folder: Path) -> Voice:
 
 
 @pytest.fixture(scope="module")
-def choir(tmp_path_factory: pytest.TempPathFactory) -> Voice:
-    return Voice(str(save_voice(tmp_path_factory.mktemp("voice") / "choir", "Azad", "Berfin", "Cîhan")))
+def three_speakers(tmp_path_factory: pytest.TempPathFactory) -> Voice:
+    return Voice(str(save_voice(tmp_path_factory.mktemp("voice") / "three", "Azad", "Berfin", "Cîhan")))
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,14 @@ def test_text_is_split_at_sentence_ends(text: str, pieces: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "pieces"),
     [
-        ("one two three, four five six", ["one two three,", "four five six"]),  # at the comma, though more would fit
-        ("a, bcde fghijk lmnopq", ["a, bcde fghijk", "lmnopq"]),  # that comma would leave next to nothing
+        ("one two three, four five six", ["one two three,", "four five six"]),  # at the comma, although more would fit
+        ("a, bcde fghijk lmnopq", ["a, bcde fghijk", "lmnopq"]),  # not at that comma, which is too early
         ("abcdefghijklmnop qrst", ["abcdefghijklmnop", "qrst"]),
         ("abcdefghijklmnopqrstuvw", ["abcdefghijklmnopqrst", "uvw"]),
-        ("abcdefghijklmnopqrst uvw", ["abcdefghijklmnopqrst", "uvw"]),  # just what fits
+        ("abcdefghijklmnopqrst uvw", ["abcdefghijklmnopqrst", "uvw"]),  # fits exactly
         ("人" * 12 + "，" + "口" * 9, ["人" * 12 + "，", "口" * 9]),
         ("ab 12345678901,5 cdefg", ["ab 12345678901,5", "cdefg"]),
-        ("กี" * 9 + "กกี" + "ก", ["กี" * 9 + "ก", "กี" + "ก"]),  # no vowel sign without its letter
+        ("กี" * 9 + "กกี" + "ก", ["กี" * 9 + "ก", "กี" + "ก"]),  # never between a letter and its vowel sign
     ],
 )
 def test_long_sentences_are_split_further(text: str, pieces: list[str]) -> None:
@@ -94,7 +94,7 @@ def test_no_piece_is_too_long_and_nothing_is_lost(limit: int) -> None:
     assert "".join("".join(pieces).split()) == "".join(text.split())
 
 
-def test_same_seed_speaks_the_same_and_another_seed_does_not(voice: Voice) -> None:
+def test_same_seed_gives_the_same_speech_and_another_seed_does_not(voice: Voice) -> None:
     first, second = voice.speak(TEXT, SynthesisOptions(seed=7)), voice.speak(TEXT, SynthesisOptions(seed=7))
     assert first.dtype == np.float32
     np.testing.assert_array_equal(first, second)
@@ -106,19 +106,19 @@ def test_without_noise_the_seed_does_not_matter(voice: Voice) -> None:
     np.testing.assert_array_equal(first, second)
 
 
-def test_a_pieces_sound_does_not_depend_on_the_pieces_before(voice: Voice) -> None:
+def test_piece_does_not_depend_on_earlier_pieces(voice: Voice) -> None:
     short = list(voice.speak_pieces("Silav. Ez baş im."))
     long = list(voice.speak_pieces("Silav dinya çawa yî ez baş im. Ez baş im."))
     assert len(short[0]) != len(long[0])
     np.testing.assert_array_equal(short[1], long[1])
 
 
-def test_pieces_of_the_same_text_have_noise_of_their_own(voice: Voice) -> None:
+def test_pieces_of_the_same_text_have_different_noise(voice: Voice) -> None:
     first, second = voice.speak_pieces("Silav dinya. Silav dinya.")
     assert not np.array_equal(first, second)
 
 
-def test_samples_between_the_fades_are_transformers_own(voice: Voice, folder: Path) -> None:
+def test_samples_between_the_fades_equal_those_of_transformers(voice: Voice, folder: Path) -> None:
     model, tokenizer = VitsModel.from_pretrained(folder), VitsTokenizer.from_pretrained(folder)
     model.noise_scale = model.noise_scale_duration = 0
     with torch.no_grad():
@@ -129,23 +129,23 @@ def test_samples_between_the_fades_are_transformers_own(voice: Voice, folder: Pa
     assert np.abs(expected).max() > 0.1
 
 
-def test_noise_scales_are_the_voices_own_unless_given_and_come_back(voice: Voice) -> None:
-    own = voice.speak(TEXT)
+def test_noise_scales_default_to_the_voices_and_are_restored(voice: Voice) -> None:
+    default = voice.speak(TEXT)
     config = voice.model.config
-    given = SynthesisOptions(noise_scale=config.noise_scale, noise_scale_duration=config.noise_scale_duration)
-    assert not np.array_equal(voice.speak(TEXT, SynthesisOptions(noise_scale=0)), own)
-    assert not np.array_equal(voice.speak(TEXT, SynthesisOptions(noise_scale_duration=0)), own)
-    np.testing.assert_array_equal(voice.speak(TEXT), own)
-    np.testing.assert_array_equal(voice.speak(TEXT, given), own)
+    explicit = SynthesisOptions(noise_scale=config.noise_scale, noise_scale_duration=config.noise_scale_duration)
+    assert not np.array_equal(voice.speak(TEXT, SynthesisOptions(noise_scale=0)), default)
+    assert not np.array_equal(voice.speak(TEXT, SynthesisOptions(noise_scale_duration=0)), default)
+    np.testing.assert_array_equal(voice.speak(TEXT), default)
+    np.testing.assert_array_equal(voice.speak(TEXT, explicit), default)
 
 
-def test_twice_the_rate_takes_half_the_time(voice: Voice) -> None:
-    # Durations are rounded up to whole frames, so slow speech shows the ratio best.
+def test_twice_the_speaking_rate_halves_the_duration(voice: Voice) -> None:
+    # Durations are rounded up to whole frames: slow speech gives the most accurate ratio.
     slow, fast = (len(voice.speak("Silav dinya", replace(WITHOUT_NOISE, speaking_rate=rate))) for rate in (0.1, 0.2))
     assert fast / slow == pytest.approx(0.5, rel=0.05)
 
 
-def test_long_text_is_its_pieces_spoken_alone_with_pauses_between(voice: Voice) -> None:
+def test_long_text_is_its_pieces_joined_with_pauses(voice: Voice) -> None:
     pieces = [voice.speak(piece, WITHOUT_NOISE) for piece in ("Silav dinya.", "Çawa yî?", "Ez baş im!")]
     pause = np.zeros(PAUSE, dtype=np.float32)
     expected = np.concatenate([pieces[0], pause, pieces[1], pause, pieces[2]])
@@ -155,14 +155,14 @@ def test_long_text_is_its_pieces_spoken_alone_with_pauses_between(voice: Voice) 
 def test_pieces_are_joined_without_clicks(voice: Voice) -> None:
     pieces = list(voice.speak_pieces(TEXT))
     inside = max(float(np.abs(np.diff(piece)).max()) for piece in pieces)
-    spoken = np.pad(voice.speak(TEXT), 3)  # a player's silence before and after
+    spoken = np.pad(voice.speak(TEXT), 3)  # silence before and after, as from a player
     edges = 3 + np.cumsum([0, *(length for piece in pieces for length in (len(piece), PAUSE))])[:-1]
     jumps = np.abs(np.diff(spoken))
     assert max(jumps[edge - 3 : edge + 2].max() for edge in edges) < 0.01 * inside
-    assert max(abs(piece[at]) for piece in pieces for at in (0, -1)) > 0.02 * inside  # the click without a fade
+    assert max(abs(piece[at]) for piece in pieces for at in (0, -1)) > 0.02 * inside  # a click, without the fade
 
 
-def test_a_constant_rises_along_a_raised_cosine() -> None:
+def test_fade_is_a_raised_cosine() -> None:
     joined = join([np.ones(400, np.float32), np.ones(400, np.float32)], RATE_HZ)
     assert len(joined) == 800 + PAUSE
     assert joined[FADE // 2] == pytest.approx(0.5)
@@ -178,7 +178,7 @@ def test_pieces_shorter_than_their_fades_are_kept(length: int) -> None:
     assert len(join([np.ones(length, np.float32)], RATE_HZ)) == length
 
 
-def test_random_state_of_the_caller_stays(voice: Voice) -> None:
+def test_random_state_of_the_caller_is_unchanged(voice: Voice) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -187,73 +187,74 @@ def test_random_state_of_the_caller_stays(voice: Voice) -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_unknown_pieces_are_left_out_and_counted(voice: Voice, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_pieces_are_skipped_and_counted(voice: Voice, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "vits_trainer"):
         spoken = voice.speak("Silav dinya. Привет! *** Ez 3 baş im.", WITHOUT_NOISE)
     (record,) = caplog.records
-    assert "1 of 3 pieces" in record.getMessage()
+    assert "1 of 3 whole pieces" in record.getMessage()
     assert "3Пвеирт" in record.getMessage()
     np.testing.assert_array_equal(spoken, voice.speak("Silav dinya. Ez  baş im.", WITHOUT_NOISE))
 
 
-def test_known_text_brings_no_warning(voice: Voice, caplog: pytest.LogCaptureFixture) -> None:
+def test_known_text_causes_no_warning(voice: Voice, caplog: pytest.LogCaptureFixture) -> None:
     voice.speak("SILAV, dinya — «baş»!")
     assert caplog.records == []
 
 
-def test_text_without_known_characters_is_refused_with_them(voice: Voice) -> None:
+def test_text_without_known_characters_is_rejected_with_their_list(voice: Voice) -> None:
     with pytest.raises(DataError, match="你好"):
         voice.speak("你好。")
 
 
 @pytest.mark.parametrize("text", ["", " \n", "?! ... —"])
-def test_nothing_to_say_is_refused(voice: Voice, text: str) -> None:
+def test_text_without_letters_or_digits_is_rejected(voice: Voice, text: str) -> None:
     with pytest.raises(DataError, match="nothing to say"):
         voice.speak(text)
 
 
-def test_tokens_that_are_all_unknown_are_refused(folder: Path) -> None:
+def test_all_unknown_tokens_are_rejected(folder: Path) -> None:
     voice = Voice(str(folder))
-    voice.tokenizer.normalize = False  # such tokenizers keep unknown characters, as <unk>
+    voice.tokenizer.normalize = False  # then unknown characters become <unk>
     with pytest.raises(DataError, match="你好"):
         voice.speak("你好。")
     assert len(voice.speak("a")) > 0
 
 
-def test_speakers_are_found_by_name_and_number(choir: Voice) -> None:
-    berfin = choir.speak(TEXT, SynthesisOptions(speaker="Berfin"))
-    np.testing.assert_array_equal(berfin, choir.speak(TEXT, SynthesisOptions(speaker="1")))
-    np.testing.assert_array_equal(choir.speak(TEXT), choir.speak(TEXT, SynthesisOptions(speaker="Azad")))
-    assert not np.array_equal(berfin, choir.speak(TEXT))
+def test_speakers_are_selected_by_name_or_id(three_speakers: Voice) -> None:
+    berfin = three_speakers.speak(TEXT, SynthesisOptions(speaker="Berfin"))
+    np.testing.assert_array_equal(berfin, three_speakers.speak(TEXT, SynthesisOptions(speaker="1")))
+    azad = three_speakers.speak(TEXT, SynthesisOptions(speaker="Azad"))
+    np.testing.assert_array_equal(three_speakers.speak(TEXT), azad)
+    assert not np.array_equal(berfin, three_speakers.speak(TEXT))
 
 
 @pytest.mark.parametrize(
     ("speaker", "message"),
     [("Berfîn", "did you mean Berfin"), ("xyz", "Azad, Berfin, Cîhan"), ("3", "from 0 to 2"), ("-1", "Azad, Berfin")],
 )
-def test_unknown_speaker_is_refused_with_the_remedy(choir: Voice, speaker: str, message: str) -> None:
+def test_unknown_speaker_is_rejected_with_a_suggestion(three_speakers: Voice, speaker: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        choir.speak(TEXT, SynthesisOptions(speaker=speaker))
+        three_speakers.speak(TEXT, SynthesisOptions(speaker=speaker))
 
 
-def test_voices_whose_speakers_have_no_names_take_numbers(choir: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(choir.model.config, "speakers")
-    assert choir.speaker_id("2") == 2
+def test_speakers_without_names_are_selected_by_id(three_speakers: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(three_speakers.model.config, "speakers")
+    assert three_speakers.speaker_id("2") == 2
     with pytest.raises(ConfigError, match="from 0 to 2"):
-        choir.speaker_id("Azad")
+        three_speakers.speaker_id("Azad")
 
 
-def test_speaker_of_a_single_speaker_voice_is_refused(voice: Voice) -> None:
+def test_speaker_of_a_single_speaker_voice_is_rejected(voice: Voice) -> None:
     with pytest.raises(ConfigError, match="single speaker"):
         voice.speak(TEXT, SynthesisOptions(speaker="0"))
 
 
-def test_voice_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_voice_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nowhere"):
         Voice(str(tmp_path / "nowhere"))
 
 
-def test_other_models_are_refused(tmp_path: Path) -> None:
+def test_other_models_are_rejected(tmp_path: Path) -> None:
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="bert"):
         Voice(str(tmp_path))
@@ -266,7 +267,7 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
         (lambda weights: weights["flow.flows.0.conv_pre.bias"].fill_(torch.nan), "weights flow.flows.0.conv_pre"),
     ],
 )
-def test_damaged_weights_are_refused(folder: Path, tmp_path: Path, damage, message: str) -> None:
+def test_damaged_weights_are_rejected(folder: Path, tmp_path: Path, damage, message: str) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = load_file(tmp_path / "model.safetensors")
@@ -276,17 +277,17 @@ def test_damaged_weights_are_refused(folder: Path, tmp_path: Path, damage, messa
         Voice(str(tmp_path))
 
 
-def test_minutes_of_ogg_are_written(tmp_path: Path) -> None:
-    # In one write libsndfile crashes the process from about two million samples on.
+def test_minutes_of_ogg_can_be_written(tmp_path: Path) -> None:
+    # A single write of more than about two million samples crashes libsndfile.
     write_speech(tmp_path / "x.ogg", np.zeros(2_500_000, np.float32), RATE_HZ)
     assert sf.info(tmp_path / "x.ogg").frames == 2_500_000
 
 
-def test_rate_that_a_format_lacks_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"20000 Hz: write .wav or .flac"):
+def test_unsupported_rate_of_a_format_is_rejected_with_alternatives(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"20000 Hz: use .wav or .flac"):
         write_speech(tmp_path / "x.mp3", np.zeros(4000, np.float32), 20000)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tabs_and_other_white_space_keep_words_apart():
+def test_white_space_is_replaced_by_spaces():
     assert split_sentences("10\u00a0Uhr\tund so. Ja.") == ["10 Uhr und so.", "Ja."]

@@ -87,7 +87,7 @@ def test_store_that_goes_away_ends_the_run_with_its_weights_saved(
     code, said = finish(start(tmp_path, address, "cpu", script=impatient, **flags))
     assert code == 1, said
     assert "away/shards/shard_00001.parquet: cannot be read (3 attempts)" in said
-    assert "Then go on with --resume_from_checkpoint auto." in said
+    assert "Then resume with --resume_from_checkpoint auto." in said
     (saved,) = (tmp_path / "checkpoints").glob("checkpoint-*")
     assert int(saved.name.partition("-")[2]) >= 1
     store.fails = lambda number, path: False

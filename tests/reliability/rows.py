@@ -237,9 +237,9 @@ def _nothing(folder: Path) -> None:
 
 
 PREPARED = (
-    CallRow("line that leads out with ../", "exit 2", "line 5: '../x.wav' leads out of", _trained(_nothing, [*FOUR, "../x.wav|a word"])),
-    CallRow("line with an absolute path", "exit 2", "line 5: '/etc/passwd' leads out of", _trained(_nothing, [*FOUR, "/etc/passwd|a word"])),
-    CallRow("clip that stands there twice", "exit 2", "line 5: 0.wav stands in line 1 already", _trained(_nothing, [*FOUR, "0.wav|a word"])),
+    CallRow("line that leads out with ../", "exit 2", "line 5: '../x.wav' is outside", _trained(_nothing, [*FOUR, "../x.wav|a word"])),
+    CallRow("line with an absolute path", "exit 2", "line 5: '/etc/passwd' is outside", _trained(_nothing, [*FOUR, "/etc/passwd|a word"])),
+    CallRow("clip that stands there twice", "exit 2", "line 5: 0.wav is already in line 1", _trained(_nothing, [*FOUR, "0.wav|a word"])),
     CallRow("ragged line in metadata.csv", "exit 2", "line 5: expected filename|text", _trained(_nothing, [*FOUR, "a|b|c|d"])),
     CallRow("metadata.csv that is not there", "exit 2", "Make it with: vits-trainer prepare_data", _trained(lambda folder: (folder / "metadata.csv").unlink())),
     CallRow("metadata.csv in UTF-16", "exit 2", "cannot be read", _trained(lambda folder: (folder / "metadata.csv").write_text("0.wav|a", encoding="utf-16"))),
@@ -270,13 +270,13 @@ def _shard(number: int) -> str:
 
 
 STREAMED = (
-    CallRow("folder without shards", "exit 2", "holds no shards.json. Make shards with", _streamed(lambda folder: (folder / "shards.json").unlink())),
-    CallRow("manifest that is cut short", "exit 2", "is no manifest of shards", _streamed(lambda folder: os.truncate(folder / "shards.json", 200))),
-    CallRow("manifest that leads out of the folder", "exit 2", "is no name of a shard", _streamed(lambda folder: (folder / "shards.json").write_text((folder / "shards.json").read_text().replace("shard_00001", "../shard_00001")))),
+    CallRow("folder without shards", "exit 2", "contains no shards.json. Create shards with", _streamed(lambda folder: (folder / "shards.json").unlink())),
+    CallRow("manifest that is cut short", "exit 2", "is not a shard manifest", _streamed(lambda folder: os.truncate(folder / "shards.json", 200))),
+    CallRow("manifest that leads out of the folder", "exit 2", "is not a valid name", _streamed(lambda folder: (folder / "shards.json").write_text((folder / "shards.json").read_text().replace("shard_00001", "../shard_00001")))),
     CallRow("shard that is gone", "exit 1", "shard_00001.parquet: cannot be read", _streamed(lambda folder: (folder / _shard(1)).unlink())),
     CallRow("shard that ends too early", "exit 1", "shard_00001.parquet: cannot be read", _streamed(lambda folder: os.truncate(folder / _shard(1), 9000))),
     CallRow("shard with a flipped bit", "exit 1", "shard_00000.parquet: cannot be read", _streamed(lambda folder: damage(folder / _shard(0)))),
-    CallRow("pattern that no shard matches", "exit 2", "leads to no file", _streamed(_nothing, data_dir="nowhere/*.parquet")),
+    CallRow("pattern that no shard matches", "exit 2", "matches no file", _streamed(_nothing, data_dir="nowhere/*.parquet")),
     CallRow("address of an unknown kind", "exit 2", "Protocol not known", _streamed(_nothing, data_dir="gopher://speech/shards")),
     CallRow("shards at another rate than the voice", "exit 2", "--target_sr 16000", _streamed(lambda folder: (folder / "shards.json").write_text((folder / "shards.json").read_text().replace("16000", "22050")))),
     CallRow("--streaming with --batch_seconds", "exit 2", "--streaming and --batch_seconds exclude one another", _streamed(_nothing, batch_seconds=60)),
@@ -526,7 +526,7 @@ PLACES = (
     CallRow("checkpoint exported over other files", "exit 2", "and is no voice", _into("notes", "export")),
     CallRow("corrections learnt in the data's place", "exit 2", "is or holds --feedback_dir", _correcting("--output_dir", "{place}")),
     CallRow("work folder of somebody else", "exit 2", "is not its own", _someone_elses_work),
-    CallRow("run folder of somebody else", "exit 2", "holds config.yaml, and is no run's folder", _trained(_config_of_someone_else)),
+    CallRow("run folder of somebody else", "exit 2", "contains config.yaml, but is not a run folder", _trained(_config_of_someone_else)),
     CallRow("recordings named like ours in the output folder", "exit 2", "wavs was not written by prepare_data", _named_like_ours),
 )  # fmt: skip
 

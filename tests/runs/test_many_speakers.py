@@ -35,8 +35,8 @@ def log(folder: Path) -> str:
 def test_introduction_says_how_unequal_the_speakers_are_and_what_becomes_of_it(trained: Path) -> None:
     # Roots of 11, 3 and 2: 3.317, 1.732, 1.414, in all 6.463.
     assert (
-        "3 speakers: clips of the largest 11, the median 3, the smallest 2; at temperature 0.5 they get 51 %, 27 %, "
-        "22 % of an epoch's draws (at 1: 69 %, 19 %, 12 %)"
+        "3 speakers: largest 11 clips, median 3, smallest 2; at temperature 0.5 their draws are 51 %, 27 %, "
+        "22 % (at 1: 69 %, 19 %, 12 %)"
     ) in log(trained)
 
 
@@ -77,7 +77,7 @@ def test_wandb_has_the_table_and_the_curves(trained: Path) -> None:
 def test_run_stopped_in_mid_epoch_and_resumed_ends_with_the_same_weights(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "training", tmp_path / "training", ignore=shutil.ignore_patterns("runs"))
     assert main(["train_vits", *train_flags(tmp_path, **{**SETTINGS, "max_updates": 6})]) == 0
-    cut = "+ 3 not drawn + 7 not reached, as the run ended before = 19 clips; 8 trained + 8 not reached = 16 draws"
+    cut = "+ 3 not drawn + 7 not reached before the run ended = 19 clips; 8 trained + 8 not reached = 16 draws"
     assert cut in log(tmp_path)
     flags = train_flags(tmp_path, **{**SETTINGS, "resume_from_checkpoint": "latest"})
     assert main(["train_vits", *flags]) == 0

@@ -1,4 +1,4 @@
-"""The model card of a run's voice, and its way to a Hub on this machine, by the real client."""
+"""Model card and upload of a trained voice, with the real client and a local stand-in for the Hub."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_failed_upload_leaves_the_voice_and_ends_the_run_in_an_error(
         client_of(monkeypatch, hub.address)
         assert main(["train_vits", *train_flags(folder, max_updates=1, push_to_hub="owner/name")]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vits-trainer: ")]
-    assert f"Send it with: hf upload --private owner/name {folder / 'final_model'}" in line
+    assert f"Upload it with: hf upload --private owner/name {folder / 'final_model'}" in line
     assert TOKEN not in line
     assert (folder / "final_model/model.safetensors").is_file()
     assert json.loads((folder / "training/runs/run/outcome.json").read_text())["outcome"] == "done"
@@ -90,7 +90,7 @@ def test_missing_login_is_known_before_anything_is_trained(
 ) -> None:
     monkeypatch.setattr("vits_trainer.tracking.hub.get_token", lambda: None)
     assert main(["train_vits", *train_flags(folder, push_to_hub="owner/name")]) == 2
-    assert "nobody is logged in to the Hub here" in capsys.readouterr().err
+    assert "not logged in to the Hub" in capsys.readouterr().err
     assert not (folder / "checkpoints").exists()
 
 
@@ -115,7 +115,7 @@ def test_card_of_a_run_tells_data_figures_settings_and_plays_samples(folder: Pat
     last = metrics(folder)[-1]
     assert f"| mel | {last['validation/mel']:.4f} |" in text
     assert f"| mel_raw | {last['validation/mel_raw']:.4f} |" in text
-    assert "From scratch. Weights after 4 updates, averaged." in text
+    assert "Trained from scratch. Weights after 4 updates (EMA)." in text
     assert "    vits-trainer prepare_data --dataset source --output_dir training --target_sr 16000\n" in text
     # Its settings are those of the run, but for the places.
     (folder / "settings.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The page of a run: what it shows is what lies in the folder, it needs nothing else, and it runs nobody's script."""
+"""The HTML page of a run: complete, self-contained, and safe against injected scripts."""
 
 import base64
 import json
@@ -30,10 +30,10 @@ HUB_KEY = "hf_abcdefghijklmnopqrstuvwx"
 
 @dataclass
 class Page(HTMLParser):
-    """What a browser would make of the HTML: tags with attributes, words, and what is left open."""
+    """Parsed HTML: tags with attributes, visible text, and open tags."""
 
     tags: list[tuple[str, dict[str, str]]] = field(default_factory=list)
-    words: str = ""
+    text: str = ""
     open: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -49,11 +49,11 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
-        self.words += " " * (tag in ("td", "th", "dt", "dd", "li"))
+        self.text += " " * (tag in ("td", "th", "dt", "dd", "li"))
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] != "style":
-            self.words += data
+            self.text += data
 
     def all(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.tags if name == tag]
@@ -64,7 +64,7 @@ def parsed(html: str) -> Page:
     page.feed(html)
     page.close()
     assert page.open == []
-    page.words = re.sub(r"\s+", " ", page.words)
+    page.text = re.sub(r"\s+", " ", page.text)
     return page
 
 
@@ -74,7 +74,7 @@ def html_of(run_dir: Path) -> str:
 
 
 def write_run(folder: Path, lines: list[dict[str, Any]], **files: Any) -> Path:
-    """A run's folder with metrics.jsonl, and other JSON files by name."""
+    """Creates a run's folder with metrics.jsonl, and other JSON files by name."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for name, content in files.items():
@@ -98,39 +98,39 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_dir(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the trained run, to be changed: without what runs of before had not."""
-    later = ("wandb", "facts.json", "texts.json", "*_recorded.wav")
-    return Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns(*later)))
+    """A writable copy of the trained run, without the files that earlier versions did not write."""
+    new_files = ("wandb", "facts.json", "texts.json", "*_recorded.wav")
+    return Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns(*new_files)))
 
 
-def test_run_as_it_is_written_now_has_its_sentences_recordings_and_facts(trained: Path, tmp_path: Path) -> None:
+def test_complete_run_shows_sentences_recordings_and_facts(trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("wandb")))
     page = parsed(html_of(run))
     texts = json.loads((run / "samples/update-000004/texts.json").read_text())
-    for kind in ("recorded", "update 2", "update 4"):
+    for kind in ("recording", "update 2", "update 4"):
         assert {f"{kind}: {text}" for text in texts} <= {one["aria-label"] for one in page.all("audio")}
-    assert "versions" in page.words
-    assert "10 clips" in page.words
+    assert "versions" in page.text
+    assert "10 clips" in page.text
 
 
-def test_page_of_a_trained_run_shows_what_lies_in_its_folder(run_dir: Path) -> None:
+def test_page_of_a_trained_run_shows_metrics_settings_and_log(run_dir: Path) -> None:
     page = parsed(html_of(run_dir))
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     names = {name for line in lines for name in line} - {"update", "epoch"}
-    assert [name for name in names if name not in page.words] == []
-    assert " done " in page.words
-    assert "4 updates" in page.words
+    assert [name for name in names if name not in page.text] == []
+    assert " done " in page.text
+    assert "4 updates" in page.text
     final = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
-    assert f"{final['validation/mel']:.4g}" in page.words
-    assert f"{final['generator/kl']:.4g}" in page.words
-    (settings,) = re.findall(r"(\d+) settings", page.words)
+    assert f"{final['validation/mel']:.4g}" in page.text
+    assert f"{final['generator/kl']:.4g}" in page.text
+    (settings,) = re.findall(r"(\d+) settings", page.text)
     assert int(settings) > 40
-    assert " max_updates 4 " in page.words
+    assert " max_updates 4 " in page.text
     last_line = " ".join((run_dir / "train.log").read_text().splitlines()[-1].split())
-    assert last_line in page.words
+    assert last_line in page.text
 
 
-def test_samples_of_the_first_and_the_last_validation_are_embedded_as_they_are(run_dir: Path) -> None:
+def test_samples_of_the_first_and_the_last_validation_are_embedded_unchanged(run_dir: Path) -> None:
     assert sorted(path.name for path in (run_dir / "samples").iterdir()) == ["update-000002", "update-000004"]
     shutil.copytree(run_dir / "samples/update-000002", run_dir / "samples/update-000003")
     (run_dir / "samples/update-000003/0_speech.wav").write_bytes(b"neither first nor last")
@@ -144,29 +144,29 @@ def test_samples_of_the_first_and_the_last_validation_are_embedded_as_they_are(r
     assert pictures == [file.read_bytes() for file in files]
 
 
-def test_sentences_and_recordings_are_shown_where_they_are(run_dir: Path) -> None:
+def test_sentences_and_recordings_are_shown_if_present(run_dir: Path) -> None:
     assert "sentence 1" in html_of(run_dir)
     last = run_dir / "samples/update-000004"
     (last / "texts.json").write_text(json.dumps(["The first one.", "Die zweite, ganz schön."]))
     (last / "1_recorded.wav").write_bytes(b"RIFF recording")
     html = html_of(run_dir)
     page = parsed(html)
-    assert "sentence 1" not in page.words
-    assert page.words.index("The first one.") < page.words.index("Die zweite, ganz schön.")
+    assert "sentence 1" not in page.text
+    assert page.text.index("The first one.") < page.text.index("Die zweite, ganz schön.")
     labels = [one["aria-label"] for one in page.all("audio")]
     assert labels == [
         "update 2: The first one.",
         "update 4: The first one.",
-        "recorded: Die zweite, ganz schön.",
+        "recording: Die zweite, ganz schön.",
         "update 2: Die zweite, ganz schön.",
         "update 4: Die zweite, ganz schön.",
     ]
 
 
-def test_sizes_are_told(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sizes_are_printed(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     html_of(run_dir)
-    told = capsys.readouterr().out.splitlines()[-1]
-    page_mb, media_mb = re.findall(r"([\d.]+) MB", told)
+    line = capsys.readouterr().out.splitlines()[-1]
+    page_mb, media_mb = re.findall(r"([\d.]+) MB", line)
     size = (run_dir / "report.html").stat().st_size
     page = parsed((run_dir / "report.html").read_text())
     media = sum(len(one["src"]) for kind in ("audio", "img") for one in page.all(kind))
@@ -174,28 +174,28 @@ def test_sizes_are_told(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert float(media_mb) > 0.1
 
 
-def test_page_loads_nothing_and_runs_nothing(run_dir: Path) -> None:
+def test_page_loads_no_resources_and_runs_no_scripts(run_dir: Path) -> None:
     html = html_of(run_dir)
     page = parsed(html)
-    places = [
+    references = [
         (tag, name, value)
         for tag, attributes in page.tags
         for name, value in attributes.items()
         if name in ("src", "href", "srcset", "poster", "data", "action", "background", "xlink:href", "manifest")
     ]
-    assert len(places) > 15
-    assert [place for place in places if not place[2].startswith(("data:image/png;", "data:audio/wav;", "#"))] == []
+    assert len(references) > 15
+    assert [one for one in references if not one[2].startswith(("data:image/png;", "data:audio/wav;", "#"))] == []
     assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "base", "form"} == set()
     assert [name for _, attributes in page.tags for name in attributes if name.startswith("on")] == []
     assert re.findall(r"url\(|@import", html) == []
     anchors = {one["href"] for one in page.all("a")}
     assert anchors <= {f"#{attributes.get('id')}" for _, attributes in page.tags}
     (policy,) = [one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy"]
-    wanted = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
-    assert policy.startswith(wanted)
+    expected = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+    assert policy.startswith(expected)
 
 
-def test_headings_step_down_one_by_one_and_pictures_have_words(run_dir: Path) -> None:
+def test_heading_levels_are_consecutive_and_images_have_alt_texts(run_dir: Path) -> None:
     page = parsed(html_of(run_dir))
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
@@ -208,7 +208,7 @@ def test_headings_step_down_one_by_one_and_pictures_have_words(run_dir: Path) ->
 
 
 def evil_run(folder: Path) -> Path:
-    """Every text of a run is an attack."""
+    """A run in which every text is an injection attempt."""
     run = write_run(
         folder,
         [{"update": n, "epoch": 0, f"generator/{EVIL}": n, f"data/{EVIL}": 1, EVIL: n} for n in (1, 2)],
@@ -228,20 +228,20 @@ def evil_run(folder: Path) -> Path:
     return run
 
 
-def test_malicious_texts_are_shown_as_texts(tmp_path: Path) -> None:
+def test_malicious_texts_are_escaped(tmp_path: Path) -> None:
     html = html_of(evil_run(tmp_path / "run <script>alert(3)<"))
     page = parsed(html)
     assert page.all("script") == []
     assert [one["src"][:16] for one in page.all("img")] == ["data:image/png;b"]
     assert [one for _, attributes in page.tags for one in attributes if one.startswith("on")] == []
-    shown = page.words.replace("\u200b", "")
-    # of the state, curves, what is level, worst clip, sample, incident, facts, settings and log
+    shown = page.text.replace("\u200b", "")
+    # in the state, curves, constants, worst clip, sample, incident, facts, settings and log
     assert shown.count("alert(1)") >= 20
     assert "run <script>alert(3)<" in shown
     assert "<script" not in html
 
 
-def test_secrets_stay_at_home(run_dir: Path) -> None:
+def test_secrets_are_redacted(run_dir: Path) -> None:
     settings = yaml.safe_load((run_dir / "config.yaml").read_text()) | {"wandb_tags": [HUB_KEY], "hf_token": "my own"}
     (run_dir / "config.yaml").write_text(yaml.safe_dump(settings))
     with (run_dir / "train.log").open("a") as log:
@@ -254,7 +254,7 @@ def test_secrets_stay_at_home(run_dir: Path) -> None:
     assert html.count("[redacted]") == 5
 
 
-def test_facts_are_shown_and_head_the_page(run_dir: Path) -> None:
+def test_facts_are_shown_and_summarized_in_the_header(run_dir: Path) -> None:
     facts = {
         "plan": {"total_updates": 12_000, "world_size": 1, "tunes": True},
         "machine": "8 process(es) on H100, bf16",
@@ -262,10 +262,10 @@ def test_facts_are_shown_and_head_the_page(run_dir: Path) -> None:
     }
     (run_dir / "facts.json").write_text(json.dumps(facts))
     page = parsed(html_of(run_dir))
-    assert "4 of 12,000 updates" in page.words
-    assert "13,100 clips" in page.words
-    assert "23.92 hours of speech" in page.words
-    assert "8 process(es) on H100, bf16" in page.words
+    assert "4 of 12,000 updates" in page.text
+    assert "13,100 clips" in page.text
+    assert "23.92 hours of speech" in page.text
+    assert "8 process(es) on H100, bf16" in page.text
     assert html_report.flat(facts["plan"] | facts["data"]) == [
         ("total_updates", "12000"),
         ("world_size", "1"),
@@ -277,18 +277,18 @@ def test_facts_are_shown_and_head_the_page(run_dir: Path) -> None:
     ]
 
 
-def test_worst_clips_are_a_table_with_every_figure(run_dir: Path) -> None:
+def test_worst_clips_are_a_table_with_all_metrics(run_dir: Path) -> None:
     rows = [
         {"clip": "clip7", "text": "one boat", "heard": "won goat", "figures": {"cer": 0.25, "mel": 1.5}},
         {"clip": "clip9", "figures": {"f0": 17}},
     ]
     (run_dir / "worst_clips.json").write_text(json.dumps(rows))
     html = html_of(run_dir)
-    behind = html.partition("Worst clips</h3>")[2]
-    table = ElementTree.fromstring(re.findall(r"<table.*?</table>", behind, re.DOTALL)[0])
+    after_heading = html.partition("Worst clips</h3>")[2]
+    table = ElementTree.fromstring(re.findall(r"<table.*?</table>", after_heading, re.DOTALL)[0])
     cells = [[" ".join("".join(cell.itertext()).split()) for cell in row] for row in table.iter("tr")]
     assert cells == [
-        ["clip", "text", "heard", "cer", "mel", "f0"],
+        ["clip", "text", "transcript", "cer", "mel", "f0"],
         ["clip7", "one boat", "won goat", "0.25", "1.5", "–"],
         ["clip9", "–", "–", "–", "–", "17"],
     ]
@@ -299,11 +299,11 @@ def test_errors_are_counted_and_the_first_fifty_shown(run_dir: Path) -> None:
     lines = [json.dumps({"update": n, "clip": f"bad{n}.", "kind": kind}) for n, kind in enumerate(kinds)]
     (run_dir / "rejected.jsonl").write_text("\n".join(lines) + "\n")
     page = parsed(html_of(run_dir))
-    assert "too-short 1,420" in page.words
-    assert "unreadable 80" in page.words
-    assert "The first 50 of 1,500" in page.words
-    assert "bad49." in page.words
-    assert "bad50." not in page.words
+    assert "too-short 1,420" in page.text
+    assert "unreadable 80" in page.text
+    assert "The first 50 of 1,500" in page.text
+    assert "bad49." in page.text
+    assert "bad50." not in page.text
 
 
 def test_validation_is_compared_at_first_best_and_last(tmp_path: Path) -> None:
@@ -316,23 +316,22 @@ def test_validation_is_compared_at_first_best_and_last(tmp_path: Path) -> None:
         ["validation/constant_frame_mel", "1.5", "1.5", "1.5"],
     ]
     assert html_report.validation_table(html_report.read_run(run).curves, "validation/kl")[0][1] == "best, update 0"
-    keys = {key.name: (key.before, key.after) for key in html_report.key_figures(html_report.read_run(run).curves)}
+    keys = {key.name: (key.before, key.after) for key in html_report.key_metrics(html_report.read_run(run).curves)}
     assert keys == {"validation/mel": ("2", "0.75"), "validation/kl": ("5", "6")}
 
 
-@pytest.mark.parametrize(("baseline", "words"), [(0.6, "is below it: the voice has learnt."), (0.5, "is NOT below it")])
-def test_verdict_is_of_the_best_beside_the_constant_frame(tmp_path: Path, baseline: float, words: str) -> None:
+@pytest.mark.parametrize(("baseline", "text"), [(0.6, "is below it: the voice has learnt."), (0.5, "is NOT below it")])
+def test_best_validation_is_compared_with_the_constant_frame(tmp_path: Path, baseline: float, text: str) -> None:
     run = write_run(tmp_path / "run", [validated(10, 0.5, baseline), validated(20, 0.75, baseline)])
-    said = parsed(html_of(run)).words
-    assert f"0.5 at update 10, {words}" in said
+    assert f"0.5 at update 10, {text}" in parsed(html_of(run)).text
 
 
 def test_training_and_validation_of_a_loss_share_a_panel_with_the_constant_frame(tmp_path: Path) -> None:
     training = [{"update": n, "epoch": 0, "generator/mel": 4.0 - n, "generator/kl": 9.0} for n in (1, 2, 3)]
     run = write_run(tmp_path / "run", [*training, validated(3, 1.25, kl=4, mel_from_text=2.0)])
-    found = html_report.sections(html_report.read_run(run).curves, 3)
-    assert list(found) == ["Losses"]
-    panels = {panel.name: panel for panel in found["Losses"][0]}
+    sections = html_report.sections(html_report.read_run(run).curves, 3)
+    assert list(sections) == ["Losses"]
+    panels = {panel.name: panel for panel in sections["Losses"][0]}
     assert list(panels) == ["generator/mel", "validation/mel_from_text", "generator/kl"]
     assert panels["generator/mel"].legend == [
         ("line", "training", "1"),
@@ -344,12 +343,12 @@ def test_training_and_validation_of_a_loss_share_a_panel_with_the_constant_frame
     assert svg.findtext("circle/title") == "validation, update 3: 1.25"
 
 
-def test_counts_that_never_change_are_said_in_words(tmp_path: Path) -> None:
+def test_constant_counts_are_listed_as_text(tmp_path: Path) -> None:
     lines = [{"update": n, "data/rejected": 3, "data/trained": 8 * n, "odd/name": 1.5} for n in (1, 2)]
-    found = html_report.sections(html_report.read_run(write_run(tmp_path / "run", lines)).curves, 2)
-    assert [panel.name for panel in found["Data"][0]] == ["data/trained"]
-    assert found["Data"][1] == ["data/rejected 3"]
-    assert [panel.name for panel in found["odd"][0]] == ["odd/name"]
+    sections = html_report.sections(html_report.read_run(write_run(tmp_path / "run", lines)).curves, 2)
+    assert [panel.name for panel in sections["Data"][0]] == ["data/trained"]
+    assert sections["Data"][1] == ["data/rejected 3"]
+    assert [panel.name for panel in sections["odd"][0]] == ["odd/name"]
 
 
 PARTS = ["metrics.jsonl", "config.yaml", "outcome.json", "rejected.jsonl", "train.log", "samples/", "facts.json"]
@@ -360,64 +359,64 @@ def test_missing_part_is_named_and_the_rest_shown(
     run_dir: Path, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run_dir / "facts.json").write_text('{"machine": "one CPU"}')
-    whole = parsed(html_of(run_dir))
-    assert "Not in this report" not in whole.words
+    complete = parsed(html_of(run_dir))
+    assert "Missing from this report" not in complete.text
     assert capsys.readouterr().out.count("\n") == 1
-    place = run_dir / part
-    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    path = run_dir / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
     page = parsed(html_of(run_dir))
-    notes = page.words.partition("Not in this report")[2]
+    notes = page.text.partition("Missing from this report")[2]
     assert part in notes[:200]
     assert part in capsys.readouterr().out
-    assert [other for other in PARTS if other != part and f"{other} is not there" in notes] == []
-    assert len(page.words) > len(whole.words) / 4
+    assert [other for other in PARTS if other != part and f"{other} is missing" in notes] == []
+    assert len(page.text) > len(complete.text) / 4
 
 
 @pytest.mark.parametrize("content", ["", '{"update": 1, "epoch": 0}\n', '{"update": 1, "epo'])
-def test_run_without_figures_has_a_page(tmp_path: Path, content: str) -> None:
+def test_run_without_metrics_has_a_page(tmp_path: Path, content: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(content)
     page = parsed(html_of(tmp_path))
-    assert "metrics.jsonl has no figures yet" in page.words
-    assert "cannot be read" not in page.words
+    assert "metrics.jsonl has no metrics yet" in page.text
+    assert "unreadable" not in page.text
     assert page.all("svg") == []
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "text"),
     [
         ("outcome.json", b'{"outcome": ', "outcome.json cannot be read (Expecting value"),
-        ("outcome.json", b"[1]", "outcome.json holds something else"),
+        ("outcome.json", b"[1]", "outcome.json has unexpected content"),
         ("config.yaml", b"a: [", "config.yaml cannot be read (while parsing"),
         ("config.yaml", b"\xff\xfe\x00", "config.yaml cannot be read ("),
         ("facts.json", b"\xff", "facts.json cannot be read ("),
-        ("worst_clips.json", b'{"clip": 1}', "worst_clips.json holds something else"),
-        ("metrics.jsonl", b'{"update": 1, "generator/mel": 2}\n{"upd\n[3]\n\xff\n', "metrics.jsonl has 3 line(s)"),
-        ("rejected.jsonl", b"null\n", "rejected.jsonl has 1 line(s) that cannot be read"),
+        ("worst_clips.json", b'{"clip": 1}', "worst_clips.json has unexpected content"),
+        ("metrics.jsonl", b'{"update": 1, "generator/mel": 2}\n{"upd\n[3]\n\xff\n', "metrics.jsonl has 3 unread"),
+        ("rejected.jsonl", b"null\n", "rejected.jsonl has 1 unreadable line(s)"),
         ("train.log", b"\xff\xfe no UTF-8\n", "no UTF-8"),
-        ("samples/update-000004/texts.json", b'"one"', "samples/update-000004/texts.json holds something else"),
+        ("samples/update-000004/texts.json", b'"one"', "samples/update-000004/texts.json has unexpected content"),
     ],
 )
-def test_damaged_part_is_named_and_the_rest_shown(run_dir: Path, name: str, content: bytes, words: str) -> None:
+def test_damaged_part_is_named_and_the_rest_shown(run_dir: Path, name: str, content: bytes, text: str) -> None:
     (run_dir / name).write_bytes(content)
     page = parsed(html_of(run_dir))
-    assert words in page.words
-    assert "Validation" in page.words
+    assert text in page.text
+    assert "Validation" in page.text
     assert len(page.all("audio")) == 4
 
 
-def test_values_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_numbers_are_skipped(tmp_path: Path) -> None:
     values = [1.5, float("nan"), float("inf"), None, "2", True, 10**400, 2.5]
     run = write_run(tmp_path / "run", [{"update": n, "generator/mel": value} for n, value in enumerate(values)])
     curve = html_report.read_run(run).curves["generator/mel"]
     assert (list(curve.updates), list(curve.values)) == ([0, 7], [1.5, 2.5])
 
 
-def test_missing_sound_or_picture_is_said(run_dir: Path) -> None:
+def test_missing_audio_or_image_is_reported(run_dir: Path) -> None:
     (run_dir / "samples/update-000002/0_speech.wav").unlink()
     (run_dir / "samples/update-000004/1_mel.png").unlink()
     page = parsed(html_of(run_dir))
-    assert page.words.count("no sound") == 1
-    assert page.words.count("no picture") == 1
+    assert page.text.count("no audio") == 1
+    assert page.text.count("no image") == 1
 
 
 def test_large_update_numbers_are_sorted_as_numbers(run_dir: Path) -> None:
@@ -425,83 +424,83 @@ def test_large_update_numbers_are_sorted_as_numbers(run_dir: Path) -> None:
     (run_dir / "samples/update-999999").mkdir()
     (run_dir / "samples/update-torn").mkdir()
     (run_dir / "samples/update-1000000/2nd_speech.wav").touch()
-    takes = html_report.read_run(run_dir).sentences[0].takes
-    assert [take.update for take in takes] == [2, 1_000_000]
+    syntheses = html_report.read_run(run_dir).sentences[0].syntheses
+    assert [one.update for one in syntheses] == [2, 1_000_000]
 
 
-def test_folder_that_is_no_run_is_answered_by_one_line(
+def test_folder_that_is_not_a_run_gives_a_one_line_error(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "training"
     (other / "runs").mkdir(parents=True)
-    for place, words in ((other, "holds neither metrics.jsonl nor config.yaml"), (other / "no", "no such folder")):
-        assert main(["report", str(place)]) == 2
+    for path, text in ((other, "it has neither metrics.jsonl nor config.yaml"), (other / "no", "no such folder")):
+        assert main(["report", str(path)]) == 2
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1)
-        assert f"{place} is not a run: " in err
-        assert words in err
+        assert f"{path} is not a run: " in err
+        assert text in err
         assert "such as training/runs/<run_name>" in err
-        assert not (place / "report.html").exists()
+        assert not (path / "report.html").exists()
     run_dir.rename(other / "runs/mine")
     assert main(["report", str(other)]) == 2
     assert f"such as {other / 'runs/mine'}." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("command", "text"),
     [
         ("report", "run_dir first, such as training/runs/"),
         ("export", "checkpoint first, such as training/checkpoints/checkpoint-"),
     ],
 )
-def test_first_word_that_is_missing_is_asked_for(
-    command: str, words: str, capsys: pytest.CaptureFixture[str]
+def test_missing_positional_argument_is_named(
+    command: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command]) == 2
-    assert f"give the {words}" in capsys.readouterr().err
+    assert f"give the {text}" in capsys.readouterr().err
 
 
-def test_output_goes_where_it_is_told(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = tmp_path / "new/page.html"
+def test_output_path_is_configurable(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new/page.html"
     for _ in range(2):
-        assert main(["report", str(run_dir), "--output", str(place)]) == 0
-    assert [path.name for path in place.parent.iterdir()] == ["page.html"]
+        assert main(["report", str(run_dir), "--output", str(path)]) == 0
+    assert [one.name for one in path.parent.iterdir()] == ["page.html"]
     assert not (run_dir / "report.html").exists()
     capsys.readouterr()
-    for wrong in (place.parent, place / "below a file.html"):
+    for wrong in (path.parent, path / "below a file.html"):
         assert main(["report", str(run_dir), "--output", str(wrong)]) == 2
         assert "cannot be written" in capsys.readouterr().err
-    assert [path.name for path in place.parent.iterdir()] == ["page.html"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "run"]
+    assert [one.name for one in path.parent.iterdir()] == ["page.html"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["new", "run"]
 
 
-def test_long_run_makes_no_long_page(tmp_path: Path) -> None:
+def test_page_size_is_independent_of_run_length(tmp_path: Path) -> None:
     short, long = (
         write_run(tmp_path / str(n), [{"update": u, "generator/mel": 1 + u % 7, "grad_norm/a": u} for u in range(n)])
         for n in (400, 100_000)
     )
     sizes = [len(html_of(run)) for run in (short, long)]
     assert sizes[1] < sizes[0] * 1.2
-    assert "100,000" not in parsed((long / "report.html").read_text()).words
-    assert "99,999 updates" in parsed((long / "report.html").read_text()).words
+    assert "100,000" not in parsed((long / "report.html").read_text()).text
+    assert "99,999 updates" in parsed((long / "report.html").read_text()).text
 
 
-def test_no_heavy_package_is_loaded(run_dir: Path) -> None:
+def test_report_imports_no_heavy_package(run_dir: Path) -> None:
     code = (
         "import sys, vits_trainer.cli.main as m; assert m.main(sys.argv[1:]) == 0; "
         "print({'torch', 'transformers', 'datasets', 'accelerate', 'matplotlib', 'wandb'} & set(sys.modules))"
     )
-    words = [sys.executable, "-c", code, "report", str(run_dir)]
-    ended = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    command = [sys.executable, "-c", code, "report", str(run_dir)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert ended.stdout.splitlines()[-1] == "set()"
 
 
 def contrast(one: str, other: str) -> float:
-    """WCAG 2's ratio of two colours."""
+    """Contrast ratio of two colours by WCAG 2."""
 
     def luminance(colour: str) -> float:
         digits = colour if len(colour) == 6 else "".join(digit * 2 for digit in colour)
-        parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+        parts = [int(digits[start : start + 2], 16) / 255 for start in (0, 2, 4)]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -515,13 +514,13 @@ def test_contrast_by_hand() -> None:
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
-def test_words_and_curves_stand_out_from_their_ground(tmp_path: Path, scheme: int) -> None:
+def test_text_and_curves_have_sufficient_contrast(tmp_path: Path, scheme: int) -> None:
     html = html_of(write_run(tmp_path, []))
     colours = dict(re.findall(r"--([\w-]+): #(\w+);", re.findall(r":root \{(.*?)\}", html, re.DOTALL)[scheme]))
     assert len(colours) > 15
-    words = [("ink", "page"), ("ink", "card"), ("soft", "page"), ("soft", "card"), ("ink", "warn-page")]
-    words += [(kind, f"{kind}-page") for kind in ("good", "warn", "bad", "calm")]
-    assert [pair for pair in words if contrast(*(colours[name] for name in pair)) < 4.5] == []
+    texts = [("ink", "page"), ("ink", "card"), ("soft", "page"), ("soft", "card"), ("ink", "warn-page")]
+    texts += [(kind, f"{kind}-page") for kind in ("good", "warn", "bad", "calm")]
+    assert [pair for pair in texts if contrast(*(colours[name] for name in pair)) < 4.5] == []
     shapes = [(kind, "card") for kind in ("training", "validation", "level")]
     assert [pair for pair in shapes if contrast(*(colours[name] for name in pair)) < 3] == []
 
@@ -529,7 +528,7 @@ def test_words_and_curves_stand_out_from_their_ground(tmp_path: Path, scheme: in
 @pytest.fixture(scope="module")
 def browser() -> Any:
     if not CHROMIUM.is_file():
-        pytest.skip(f"there is no {CHROMIUM}")
+        pytest.skip(f"{CHROMIUM} is not installed")
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
     with api.sync_playwright() as playwright:
@@ -541,15 +540,15 @@ def browser() -> Any:
 
 
 def crowded(run: Path) -> Path:
-    """All that a page may hold, with words that no line breaks at."""
+    """Fills all parts of the page, with long texts that cannot be wrapped."""
     long = "x" * 300
     last = run / "samples/update-000004"
     (last / "texts.json").write_text(json.dumps([long, "Two."]))
     (last / "0_recorded.wav").write_bytes(encode(voice(0.8, 16000), 16000))
     facts = {"plan": {long: long, "total_updates": 9}, "machine": long, "data": {"accepted": 1e9, "hours": 123_456.7}}
     (run / "facts.json").write_text(json.dumps(facts))
-    figures = {f"figure_{n}": n / 7 for n in range(9)}
-    (run / "worst_clips.json").write_text(json.dumps([{"clip": long, "text": long, "heard": long, "figures": figures}]))
+    metrics = {f"figure_{n}": n / 7 for n in range(9)}
+    (run / "worst_clips.json").write_text(json.dumps([{"clip": long, "text": long, "heard": long, "figures": metrics}]))
     incident = {"update": 1, "clip": long, "kind": long, "message": f"{EVIL}{long}", "traceback": long}
     (run / "rejected.jsonl").write_text(json.dumps(incident) + "\n")
     (run / "outcome.json").write_text(json.dumps({"outcome": f"failed: {long}", "update": 4}))
@@ -565,11 +564,11 @@ OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 DURATIONS = "[...document.querySelectorAll('audio')].map(one => one.duration)"
 LOADED = "[...document.querySelectorAll('audio')].every(one => one.readyState >= 1 || one.error)"
 WIDTHS = "[...document.images].map(one => one.complete ? one.naturalWidth : 0)"
-GROUND = "getComputedStyle(document.body).backgroundColor"
+BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 STROKE = "getComputedStyle(document.querySelector('svg .line')).stroke"
 
 
-@pytest.mark.parametrize("fill", [lambda run: run, crowded], ids=["as it is", "crowded"])
+@pytest.mark.parametrize("fill", [lambda run: run, crowded], ids=["unchanged", "crowded"])
 @pytest.mark.parametrize("width_px", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_in_a_browser(
@@ -577,11 +576,11 @@ def test_page_in_a_browser(
 ) -> None:
     html_of(fill(run_dir))
     page = browser.new_page(viewport={"width": width_px, "height": 900}, color_scheme=scheme)
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    console: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: console.append(message.text))
+    page.on("pageerror", lambda error: console.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
     address = (run_dir / "report.html").as_uri()
     page.goto(address)
     assert page.evaluate(OVERFLOW) <= 0
@@ -592,27 +591,27 @@ def test_page_in_a_browser(
     assert len(durations_s) >= 4
     assert [one for one in durations_s if one is None or not 0.02 < one < 60] == []
     assert min(page.evaluate(WIDTHS)) > 100
-    assert said == []
-    assert [url for url in asked if url != address and not url.startswith("data:")] == []
+    assert console == []
+    assert [url for url in requests if url != address and not url.startswith("data:")] == []
     dark = scheme == "dark"
-    assert page.evaluate(GROUND) == ("rgb(20, 23, 26)" if dark else "rgb(247, 247, 245)")
+    assert page.evaluate(BACKGROUND) == ("rgb(20, 23, 26)" if dark else "rgb(247, 247, 245)")
     assert page.evaluate(STROKE) == ("rgb(116, 176, 244)" if dark else "rgb(31, 102, 181)")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the report"
     page.close()
 
 
-def test_browser_test_would_see_a_script_a_request_and_an_overflow(browser: Any, tmp_path: Path) -> None:
-    """The same questions put to a page that does all that the report must not."""
-    place = tmp_path / "bad.html"
-    place.write_text("<div style='width: 3000px'>x</div><img src='missing.png'><script>console.log('ran')</script>")
+def test_browser_test_detects_scripts_requests_and_overflow(browser: Any, tmp_path: Path) -> None:
+    """The same checks on a page that violates all of them."""
+    path = tmp_path / "bad.html"
+    path.write_text("<div style='width: 3000px'>x</div><img src='missing.png'><script>console.log('ran')</script>")
     page = browser.new_page(viewport={"width": 390, "height": 900})
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
-    page.goto(place.as_uri())
+    console: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: console.append(message.text))
+    page.on("request", lambda request: requests.append(request.url.rpartition("/")[2]))
+    page.goto(path.as_uri())
     assert page.evaluate(OVERFLOW) > 0
-    assert "ran" in said
-    assert "missing.png" in asked
+    assert "ran" in console
+    assert "missing.png" in requests
     page.close()

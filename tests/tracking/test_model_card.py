@@ -1,4 +1,4 @@
-"""The model card of a run's voice, and its way to a Hub on this machine, by the real client."""
+"""The model card of a trained voice."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +9,14 @@ from vits_trainer.config.train import TrainConfig
 from vits_trainer.tracking.model_card import ModelCardInfo, model_card
 
 
-def test_card_of_a_tuned_voice_names_its_origin_and_licence(tmp_path: Path) -> None:
-    story = ModelCardInfo(
+def test_card_of_a_finetuned_voice_names_base_model_and_licence(tmp_path: Path) -> None:
+    info = ModelCardInfo(
         config=TrainConfig(model_name="facebook/mms-tts-eng", push_to_hub="me/mine"),
         data={"accepted": 5, "hours": 1.5, "source": {"kind": "hub", "dataset": "a/b", "revision": "r1"}},
         training_clips=0, speakers=("ann", "b|o"), phonemes_of=None, sampling_rate=16000, update=7,
         versions={"torch": "2"}, run_dir=tmp_path,
     )  # fmt: skip
-    text = model_card(story)
+    text = model_card(info)
     assert ModelCard(text).data.to_dict() | {"tags": None} == {
         "library_name": "transformers", "pipeline_tag": "text-to-speech", "tags": None,
         "license": "cc-by-nc-4.0", "base_model": "facebook/mms-tts-eng",
@@ -24,22 +24,22 @@ def test_card_of_a_tuned_voice_names_its_origin_and_licence(tmp_path: Path) -> N
     assert 'model="me/mine"' in text
     assert "a/b at revision r1: 5 clips, 1.50 hours." in text
     assert "| 0 | ann |\n| 1 | b\\|o |\n" in text
-    assert "## Figures" not in text
-    assert "load_tokenizer" not in text + model_card(replace(story, phonemes_of="en-us"))
-    assert 'tokenizer=load_tokenizer("me/mine")' in model_card(replace(story, phonemes_of="de"))
-    crowd = model_card(replace(story, speakers=tuple(f"s{n}" for n in range(17))))
-    assert "<details><summary>Their names and ids" in crowd
-    assert "\n| 16 | s16 |\n" in crowd
-    for trained_on, words in ((False, "that it was not trained on"), (True, "that it was trained on")):
+    assert "## Metrics" not in text
+    assert "load_tokenizer" not in text + model_card(replace(info, phonemes_of="en-us"))
+    assert 'tokenizer=load_tokenizer("me/mine")' in model_card(replace(info, phonemes_of="de"))
+    many_speakers = model_card(replace(info, speakers=tuple(f"s{n}" for n in range(17))))
+    assert "<details><summary>Names and ids" in many_speakers
+    assert "\n| 16 | s16 |\n" in many_speakers
+    for trained_on, expected in ((False, "not used for training"), (True, "from the training clips")):
         config = TrainConfig(validate_on_training_clips=trained_on)
-        assert f"Sentences {words}" in model_card(replace(story, config=config), {"sample_0.wav": "hello"})
-    # Tuned again from a folder: origin and licence are those of its card.
+        assert f"Sentences {expected}" in model_card(replace(info, config=config), {"sample_0.wav": "hello"})
+    # Fine-tuned again from a local folder: base model and licence come from its card.
     (tmp_path / "voice").mkdir()
     (tmp_path / "voice/README.md").write_text(text, encoding="utf-8")
-    again = model_card(replace(story, config=TrainConfig(model_name=str(tmp_path / "voice"))))
+    again = model_card(replace(info, config=TrainConfig(model_name=str(tmp_path / "voice"))))
     assert ModelCard(again).data.license == "cc-by-nc-4.0"
     assert ModelCard(again).data.base_model == "facebook/mms-tts-eng"
     for header in ("- no: [header", "1: x", "tags: 5", "eval_results: x\nmodel_name: y"):
         (tmp_path / "voice/README.md").write_text(f"---\n{header}\n---\n", encoding="utf-8")
-        unknown = model_card(replace(story, config=TrainConfig(model_name=str(tmp_path / "voice"))))
-        assert "Fine-tuned from voice, whose licence is not known to the trainer" in unknown
+        unknown = model_card(replace(info, config=TrainConfig(model_name=str(tmp_path / "voice"))))
+        assert "Fine-tuned from voice, whose licence (unknown) also applies" in unknown

@@ -1,4 +1,4 @@
-"""The record of a run over several starts: no line twice, none missing, and what W&B is told."""
+"""Records of a run over several starts: no duplicate or missing lines, and the values sent to W&B."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from vits_trainer.tracking.tracker import Tracker
 CONFIG = TrainConfig()
 
 
-def attempt(folder: Path, updates: range, resumed_at: int | None = None) -> None:
+def start(folder: Path, updates: range, resumed_at: int | None = None) -> None:
     with Tracker(folder / "run", CONFIG, {}, True, resumed_at) as tracker:
         for update in updates:
             tracker.log(update, 0, {"generator/mel": update / 7})
@@ -24,26 +24,26 @@ def lines(folder: Path) -> list[int]:
     return [json.loads(line)["update"] for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
 
 
-def test_lines_behind_the_checkpoint_are_written_anew(tmp_path: Path) -> None:
-    attempt(tmp_path, range(1, 8))
+def test_lines_after_the_checkpoint_are_rewritten(tmp_path: Path) -> None:
+    start(tmp_path, range(1, 8))
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
-        file.write('{"update": 8, "epo')  # killed while it wrote
-    attempt(tmp_path, range(5, 10), resumed_at=4)
+        file.write('{"update": 8, "epo')  # killed while writing
+    start(tmp_path, range(5, 10), resumed_at=4)
     assert lines(tmp_path) == list(range(1, 10))
 
 
-def test_new_run_puts_the_lines_of_an_older_one_aside(tmp_path: Path) -> None:
-    attempt(tmp_path, range(1, 4))
-    attempt(tmp_path, range(1, 3))
-    attempt(tmp_path, range(1, 2))
+def test_new_run_moves_the_files_of_an_earlier_one_aside(tmp_path: Path) -> None:
+    start(tmp_path, range(1, 4))
+    start(tmp_path, range(1, 3))
+    start(tmp_path, range(1, 2))
     assert lines(tmp_path) == [1]
     aside = {path.name: len(path.read_text().splitlines()) for path in (tmp_path / "run").glob("earlier-metrics*")}
     assert aside == {"earlier-metrics.jsonl": 3, "earlier-metrics.jsonl-2": 2}
 
 
-def test_offline_each_start_is_a_run_of_its_own_in_one_group(tmp_path: Path) -> None:
-    attempt(tmp_path, range(1, 5))
-    attempt(tmp_path, range(3, 7), resumed_at=2)
+def test_offline_each_start_is_a_separate_run_in_one_group(tmp_path: Path) -> None:
+    start(tmp_path, range(1, 5))
+    start(tmp_path, range(3, 7), resumed_at=2)
     files = sorted((tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb"))
     runs = [next(r.run for r in wandb_records(file) if r.WhichOneof("record_type") == "run") for file in files]
     first, second = sorted(runs, key=lambda run: len(run.run_id))
@@ -52,11 +52,11 @@ def test_offline_each_start_is_a_run_of_its_own_in_one_group(tmp_path: Path) -> 
     configs = [{item.key: json.loads(item.value_json) for item in run.config.update} for run in (first, second)]
     assert [(c["attempt"], c["resumed_at"]) for c in configs] == [(1, None), (2, 2)]
     updates = sorted([line["update"] for line in wandb_history(file)] for file in files)
-    assert updates == [[1, 2, 3, 4], [3, 4, 5, 6]]  # neither dropped nor double within a run
+    assert updates == [[1, 2, 3, 4], [3, 4, 5, 6]]  # none missing or duplicated within a run
 
 
 class OnlineRun:
-    """What W&B's cloud would give and take, as that cannot be reached here."""
+    """Stands in for an online W&B run."""
 
     def __init__(self, folder: Path) -> None:
         self.logged: list[dict[str, Any]] = []
@@ -75,23 +75,23 @@ class OnlineRun:
         self.ended.append(exit_code)
 
 
-def test_online_the_same_run_goes_on_and_holds_each_update_once(
+def test_online_the_same_run_continues_and_has_each_update_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setattr(wandb, "login", lambda **_: True)
-    cloud, asked = OnlineRun(tmp_path), []
+    cloud, calls = OnlineRun(tmp_path), []
 
     def init(**settings: Any) -> OnlineRun:
-        asked.append(settings)
-        cloud.resumed = len(asked) > 1
+        calls.append(settings)
+        cloud.resumed = len(calls) > 1
         return cloud
 
     monkeypatch.setattr(wandb, "init", init)
-    attempt(tmp_path, range(1, 6))
-    attempt(tmp_path, range(4, 9), resumed_at=3)  # killed at 5, the checkpoint is of 3
-    assert len({settings["id"] for settings in asked}) == 1
-    assert {(settings["mode"], settings["resume"]) for settings in asked} == {("online", "allow")}
+    start(tmp_path, range(1, 6))
+    start(tmp_path, range(4, 9), resumed_at=3)  # killed after 5, resumed from the checkpoint of 3
+    assert len({settings["id"] for settings in calls}) == 1
+    assert {(settings["mode"], settings["resume"]) for settings in calls} == {("online", "allow")}
     assert [line["update"] for line in cloud.logged] == list(range(1, 9))
     assert lines(tmp_path) == list(range(1, 9))
     assert cloud.ended == [0, 0]

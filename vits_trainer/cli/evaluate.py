@@ -16,9 +16,9 @@ from vits_trainer.evaluation.comparison import (
     Synthesizer,
     VoiceEvaluation,
     evaluate_voice,
-    keeping,
     read_prepared_clip,
     recordings_synthesizer,
+    saving_to_folder,
     to_record,
     to_tables,
     voice_synthesizer,
@@ -51,7 +51,7 @@ def run(config: EvaluateConfig) -> int:
     verdicts = [evaluate_voice(RECORDED, lambda row: read_prepared_clip(prepared, row), prepared, rows, jury, False)]
     _doubt_the_recogniser(verdicts[0], config.asr)
     for number, name in enumerate(config.names, start=1):
-        speaker = keeping(_speaker(name, prepared, rows, config.seed), output / f"speech_{number}", prepared)
+        speaker = saving_to_folder(_speaker(name, prepared, rows, config.seed), output / f"speech_{number}", prepared)
         verdicts.append(evaluate_voice(name, speaker, prepared, rows, jury, not _is_speech(name)))
     record = {"data": config.data_dir, "asr": config.asr, **to_record(verdicts, jury.names)}
     atomic_write(output / "scores.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")

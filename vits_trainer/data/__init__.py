@@ -1,1 +1,1 @@
-"""From recordings to batches."""
+"""Preparation of recordings, datasets, samplers and DataLoaders."""

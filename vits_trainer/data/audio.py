@@ -1,4 +1,4 @@
-"""Reading and writing speech, and every reason for which a clip is left out. No torch: worker processes import this."""
+"""Audio input and output, and the reasons to reject a clip. Imports no torch, as worker processes import this."""
 
 import io
 import math
@@ -21,14 +21,14 @@ AUDIO_ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 MIN_DURATION_S = 0.1
 """Shorter clips have fewer than the three frames of 256 samples that training needs at 8 kHz."""
 MAX_DURATION_S = 60.0
-"""Longer recordings are not clips; they are not even decoded."""
+"""Longer recordings are rejected before decoding."""
 MAX_DECODED_S = 300.0
-"""Longer recordings are not decoded to be trimmed either, as an hour of them would fill the memory."""
+"""Longer recordings are not decoded even if trimming might shorten them: an hour of audio would fill the memory."""
 SILENCE_BELOW_LOUDEST_DB = 40.0
-"""A frame at the end of a clip that is softer than its loudest frame by more than this is silence."""
+"""Frames at either end are silence if they are quieter than the loudest frame by more than this."""
 SILENCE_FRAME_S = 0.02
 SILENCE_MARGIN_S = 0.05
-"""What is kept of the silence at each end: soft sounds begin and end in it."""
+"""Silence to keep at each end: quiet sounds start and end in it."""
 MAX_FILE_BYTES = 256 * 2**20
 MAX_CHANNELS = 8
 MIN_RATE_HZ, MAX_RATE_HZ = 4000, 192_000
@@ -36,65 +36,65 @@ MIN_RATE_HZ, MAX_RATE_HZ = 4000, 192_000
 _PLAIN_HEADER = re.compile(
     rb"RIFF.{4}WAVEfmt \x10\0\0\0\x01\0\x01\0(?P<rate>.{4}).{4}\x02\0\x10\0data(?P<size>.{4})", re.DOTALL
 )
-"""Of a file as :func:`write_pcm16_wav` writes it: read without ``wave``, which takes four times as long."""
+"""Header of the files of :func:`write_pcm16_wav`. Parsing it is four times as fast as the ``wave`` module."""
 _LENGTH_UNKNOWN_BYTES = 0x7FFF0000
-"""Programs that write WAV into a pipe announce this much or more, as they cannot know the length."""
+"""Programs that write WAV to a pipe declare this size or more, as they do not know the length."""
 _MP3_FRAME_SAMPLES = 1152
 PCM16_BYTES = 2
 WAV_HEADER_BYTES = 44
-"""Of the files that :func:`write_pcm16_wav` writes."""
+"""Header size of the files of :func:`write_pcm16_wav`."""
 _PCM16_PEAK = 32767 / 32768
-"""The greatest sample that 16 bits hold."""
+"""Largest 16-bit sample."""
 
 
 class Reason(StrEnum):
-    """Why a clip is left out, as rejected.csv and rejected.jsonl have it, in the order in which the checks are made."""
+    """Reasons to reject a clip, as written to rejected.csv and rejected.jsonl, in the order of the checks."""
 
     TOO_FEW_UPVOTES = "too-few-upvotes"
     """Common Voice: fewer up-votes than --min_upvotes."""
     TOO_MANY_DOWNVOTES = "too-many-downvotes"
     """Common Voice: more down-votes than --max_downvotes."""
     PATH_OUTSIDE = "path-outside"
-    """The metadata name a file outside the data set's folder."""
+    """The metadata refers to a file outside the data set's folder."""
     MISSING_FILE = "missing-file"
-    """No such file, or no audio in the row."""
+    """The file does not exist, or the row has no audio."""
     DUPLICATE = "duplicate"
-    """The metadata name the same file before."""
+    """The metadata already listed the same file."""
     EMPTY_TEXT = "empty-text"
-    """Nothing to say."""
+    """The text is empty."""
     TRUNCATED_AUDIO = "truncated-audio"
-    """The file announces more samples than it holds."""
+    """The file declares more samples than it contains."""
     UNREADABLE_AUDIO = "unreadable-audio"
-    """Damaged, or in no format that libsndfile reads."""
+    """Damaged, or in a format that libsndfile does not support."""
     UNSUPPORTED_AUDIO = "unsupported-audio"
-    """More than 8 channels, or a rate outside 4 to 192 kHz."""
+    """More than 8 channels, or a sampling rate outside 4 to 192 kHz."""
     EMPTY_AUDIO = "empty-audio"
-    """Not one sample."""
+    """No samples."""
     TOO_SHORT = "too-short"
     """Less than --min_duration_s, after trimming."""
     TOO_LONG = "too-long"
     """More than --max_duration_s, after trimming."""
     NON_FINITE_AUDIO = "non-finite-audio"
-    """Samples that are no numbers, or infinite."""
+    """NaN or Inf samples."""
     TOO_QUIET = "too-quiet"
-    """Softer than --min_loudness_dbfs."""
+    """Quieter than --min_loudness_dbfs."""
     TEXT_TOO_LONG = "text-too-long"
     """More tokens than the clip has frames: no alignment exists."""
     WRONG_RATE = "wrong-rate"
-    """In training: at another rate than the voice."""
+    """In training: the sampling rate differs from the voice's."""
     NO_KNOWN_CHARACTERS = "no-known-characters"
-    """In training: not one character of the text is in the voice's vocabulary."""
+    """In training: no character of the text is in the voice's vocabulary."""
 
 
 class Rejection(NamedTuple):
-    """Why one clip is left out: the fixed word that is counted, and what it was in this case."""
+    """Why one clip is rejected: the reason, by which rejections are counted, and details."""
 
     reason: Reason
     detail: str
 
 
 class RecordingError(DataError):
-    """A recording that cannot be used. Unlike libsndfile's own errors it travels between processes."""
+    """A recording cannot be used. Unlike libsndfile's errors, it can be pickled."""
 
     def __init__(self, rejection: Rejection) -> None:
         super().__init__(rejection)
@@ -110,25 +110,25 @@ def read_recording(
     """Decodes a recording in any format of libsndfile (WAV, FLAC, MP3, Ogg ...) and mixes it to mono.
 
     Args:
-        source: a file, or the content of one.
-        min_duration_s: shorter recordings are refused.
-        max_duration_s: longer ones too.
+        source: path or content of a file.
+        min_duration_s: shorter recordings are rejected.
+        max_duration_s: longer recordings are rejected.
 
     Returns:
-        Samples, (T,), full scale at 1, and their rate in Hz.
+        Samples, (T,), with full scale at 1, and the sampling rate in Hz.
 
     Raises:
-        RecordingError: one of the audio reasons of :class:`Reason`; length, channels and rate are judged
-            before anything is decoded.
+        RecordingError: with one of the audio reasons of :class:`Reason`. Length, channels and rate are checked before
+            decoding.
     """
-    content = _content(source)
+    content = _read_content(source)
     _require_complete_wav(content)
     try:
         with sf.SoundFile(io.BytesIO(content)) as recording:
             _require_usable_shape(recording.frames, recording.samplerate, recording.channels)
             require_duration(recording.frames / recording.samplerate, min_duration_s, max_duration_s)
             samples = recording.read(dtype="float32", always_2d=True)  # (T, channels)
-            # The length of an MP3 without a table of contents is an estimate.
+            # The length of an MP3 without a seek table is an estimate.
             tolerance = 2 * _MP3_FRAME_SAMPLES if "MPEG" in recording.subtype else 0
             if len(samples) < recording.frames - tolerance:
                 reject(Reason.TRUNCATED_AUDIO, f"{len(samples)} of {recording.frames} samples can be decoded")
@@ -142,7 +142,7 @@ def read_recording(
 
 
 def require_duration(duration_s: float, min_duration_s: float, max_duration_s: float) -> None:
-    """Raises :class:`RecordingError` unless ``duration_s`` lies between the two, both included."""
+    """Raises :class:`RecordingError` unless ``duration_s`` is within the two limits, inclusive."""
     if duration_s < min_duration_s:
         reject(Reason.TOO_SHORT, f"{duration_s:.3f} s, at least {min_duration_s:g} s")
     if duration_s > max_duration_s:
@@ -150,46 +150,46 @@ def require_duration(duration_s: float, min_duration_s: float, max_duration_s: f
 
 
 def trim_silence(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
-    """Cuts the silent frames at both ends of ``samples``, (T,), all but a margin. Digital silence is left whole."""
+    """Trims silence at both ends of ``samples``, (T,), down to a margin. Digital silence is returned unchanged."""
     frame_samples = round(SILENCE_FRAME_S * rate_hz)
     starts = np.arange(0, len(samples), frame_samples)
     frame_power = np.add.reduceat(samples.astype(np.float64) ** 2, starts) / np.diff(starts, append=len(samples))
-    heard = starts[frame_power >= frame_power.max() * 10 ** (-SILENCE_BELOW_LOUDEST_DB / 10)]
+    audible = starts[frame_power >= frame_power.max() * 10 ** (-SILENCE_BELOW_LOUDEST_DB / 10)]
     margin_samples = round(SILENCE_MARGIN_S * rate_hz)
-    return samples[max(0, heard[0] - margin_samples) : heard[-1] + frame_samples + margin_samples]
+    return samples[max(0, audible[0] - margin_samples) : audible[-1] + frame_samples + margin_samples]
 
 
 def loudness_dbfs(samples: NDArray[np.float32]) -> float:
-    """Root mean square of ``samples``, (T,), in dB below full scale 1; minus infinity for digital silence."""
+    """Returns the root mean square of ``samples``, (T,), in dB relative to full scale 1; -inf for digital silence."""
     power = float(np.mean(samples.astype(np.float64) ** 2))
     return 10 * math.log10(power) if power > 0 else -math.inf
 
 
 def require_loudness(samples: NDArray[np.float32], min_dbfs: float) -> None:
-    """Raises :class:`RecordingError` where ``samples``, (T,), are softer than ``min_dbfs``."""
-    found_dbfs = loudness_dbfs(samples)
-    if found_dbfs < min_dbfs:
-        reject(Reason.TOO_QUIET, f"{found_dbfs:.1f} dBFS, at least {min_dbfs:g} dBFS")
+    """Raises :class:`RecordingError` if ``samples``, (T,), are quieter than ``min_dbfs``."""
+    measured_dbfs = loudness_dbfs(samples)
+    if measured_dbfs < min_dbfs:
+        reject(Reason.TOO_QUIET, f"{measured_dbfs:.1f} dBFS, at least {min_dbfs:g} dBFS")
 
 
 def to_loudness(samples: NDArray[np.float32], dbfs: float) -> NDArray[np.float32]:
-    """``samples``, (T,), at a root mean square of ``dbfs``, or as near to it as their peak comes without clipping."""
-    found_dbfs = loudness_dbfs(samples)
-    if found_dbfs == -math.inf:
+    """Scales ``samples``, (T,), to a root mean square of ``dbfs``, or as close to it as possible without clipping."""
+    measured_dbfs = loudness_dbfs(samples)
+    if measured_dbfs == -math.inf:
         return samples
-    gain = min(10 ** ((dbfs - found_dbfs) / 20), _PCM16_PEAK / float(np.abs(samples).max()))
+    gain = min(10 ** ((dbfs - measured_dbfs) / 20), _PCM16_PEAK / float(np.abs(samples).max()))
     return samples * np.float32(gain)
 
 
 def to_rate(samples: NDArray[np.float32], rate_hz: int, target_rate_hz: int) -> NDArray[np.float32]:
-    """Resamples ``samples``, (T,), band-limited (soxr's high quality)."""
+    """Resamples ``samples``, (T,), band-limited (soxr's HQ setting)."""
     if rate_hz == target_rate_hz:
         return samples
     return cast("NDArray[np.float32]", soxr.resample(samples, rate_hz, target_rate_hz, quality="HQ"))
 
 
 def to_pcm16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Full scale 1 to 16-bit integers; what lies beyond full scale is clipped. 16-bit sources come back unchanged."""
+    """Converts samples to 16-bit integers, clipped at full scale 1. Lossless for 16-bit sources."""
     return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
 
 
@@ -209,41 +209,44 @@ def write_pcm16_wav(path: Path, pcm: NDArray[np.int16], rate_hz: int) -> None:
 
 
 def read_pcm16_wav(path: Path) -> tuple[NDArray[np.int16], int]:
-    """Reads a file as :func:`write_pcm16_wav` writes it.
+    """Reads a 16-bit PCM mono WAV file.
 
     Returns:
-        Samples, (T,), and their rate in Hz.
+        Samples, (T,), and the sampling rate in Hz.
 
     Raises:
-        RecordingError: missing, damaged or truncated, or not 16-bit PCM mono.
+        RecordingError: the file is missing, damaged, truncated, or not 16-bit PCM mono.
     """
     try:
-        whole = path.read_bytes()
-        plain = _PLAIN_HEADER.match(whole)
-        if plain and int.from_bytes(plain["size"], "little") == len(whole) - WAV_HEADER_BYTES:
-            samples: NDArray[np.int16] = np.frombuffer(whole, dtype="<i2", offset=WAV_HEADER_BYTES)
-            return samples, int.from_bytes(plain["rate"], "little")
-        with wave.open(io.BytesIO(whole), "rb") as recording:
-            channels, sample_bytes, rate_hz, announced = recording.getparams()[:4]
-            content = recording.readframes(announced)
+        data = path.read_bytes()
+        header = _PLAIN_HEADER.match(data)
+        if header and int.from_bytes(header["size"], "little") == len(data) - WAV_HEADER_BYTES:
+            samples: NDArray[np.int16] = np.frombuffer(data, dtype="<i2", offset=WAV_HEADER_BYTES)
+            return samples, int.from_bytes(header["rate"], "little")
+        with wave.open(io.BytesIO(data), "rb") as recording:
+            channels, sample_bytes, rate_hz, declared_samples = recording.getparams()[:4]
+            content = recording.readframes(declared_samples)
     except FileNotFoundError:
         reject(Reason.MISSING_FILE, f"{path}: no such file")
     except OSError as error:
         reject(Reason.UNREADABLE_AUDIO, f"{path}: {error.strerror}")
-    except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: sizes that contradict one another
-        reject(Reason.UNREADABLE_AUDIO, f"{path}: no PCM WAV file ({str(error) or 'it ends too early'})")
+    except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: inconsistent sizes
+        reject(Reason.UNREADABLE_AUDIO, f"{path}: not a PCM WAV file ({str(error) or 'unexpected end of file'})")
     if channels != 1 or sample_bytes != PCM16_BYTES:
         reject(
             Reason.UNSUPPORTED_AUDIO,
-            f"{path}: {channels} channel(s) of {8 * sample_bytes} bits, where 16-bit mono is expected",
+            f"{path}: {channels} channel(s) of {8 * sample_bytes} bits, expected 16-bit mono",
         )
-    if len(content) < announced * PCM16_BYTES:
-        reject(Reason.TRUNCATED_AUDIO, f"{path}: {len(content) // PCM16_BYTES} of {announced} samples are there")
+    if len(content) < declared_samples * PCM16_BYTES:
+        reject(
+            Reason.TRUNCATED_AUDIO,
+            f"{path}: {len(content) // PCM16_BYTES} of {declared_samples} declared samples",
+        )
     return np.frombuffer(content, dtype="<i2").astype(np.int16), rate_hz
 
 
-def _content(source: Path | bytes) -> bytes:
-    # Handing libsndfile bytes rather than a path keeps it from believing the file's name.
+def _read_content(source: Path | bytes) -> bytes:
+    # Bytes, not a path: libsndfile would guess the format from the file's name.
     try:
         size_bytes = len(source) if isinstance(source, bytes) else source.stat().st_size
         if size_bytes > MAX_FILE_BYTES:
@@ -254,12 +257,12 @@ def _content(source: Path | bytes) -> bytes:
     except OSError as error:
         reject(Reason.UNREADABLE_AUDIO, f"{source!s}: {error.strerror}")
     if not content:
-        reject(Reason.EMPTY_AUDIO, "a file of 0 bytes")
+        reject(Reason.EMPTY_AUDIO, "the file has 0 bytes")
     return content
 
 
 def _require_complete_wav(content: bytes) -> None:
-    """Libsndfile reads a WAV file that ends too early without a word: its header says how much there should be."""
+    """Rejects truncated WAV files by the size in their header; libsndfile reads them without an error."""
     if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
         return
     position = 12
@@ -269,7 +272,7 @@ def _require_complete_wav(content: bytes) -> None:
         if name == b"data":
             present_bytes = len(content) - position
             if present_bytes < size_bytes < _LENGTH_UNKNOWN_BYTES:
-                reject(Reason.TRUNCATED_AUDIO, f"{present_bytes} of {size_bytes} bytes of audio are there")
+                reject(Reason.TRUNCATED_AUDIO, f"{present_bytes} of {size_bytes} declared bytes of audio")
             return
         position += size_bytes + size_bytes % 2
 
@@ -280,14 +283,14 @@ def _require_usable_shape(frames: int, rate_hz: int, channels: int) -> None:
     if frames == 0:
         reject(Reason.EMPTY_AUDIO, "no samples")
     if frames == 2**63 - 1:
-        reject(Reason.UNREADABLE_AUDIO, "its header does not say how long it is")
+        reject(Reason.UNREADABLE_AUDIO, "the header does not give the length")
 
 
 def _plain_message(error: Exception) -> str:
-    """libsndfile's words without the address of the object it read from."""
+    """Returns libsndfile's message without the address of the object read."""
     return str(error).rpartition(">: ")[2].removeprefix("Error : ")
 
 
 def reject(reason: Reason, detail: str) -> NoReturn:
-    """Raises :class:`RecordingError`."""
+    """Raises :class:`RecordingError` with this reason."""
     raise RecordingError(Rejection(reason, detail))

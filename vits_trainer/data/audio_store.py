@@ -1,4 +1,4 @@
-"""Where a prepared folder keeps its recordings: files in wavs/, or row groups of shards. Both give clips by row."""
+"""Random access, by row, to the recordings of a prepared folder: files in wavs/, or row groups of shards."""
 
 import os
 from bisect import bisect_right
@@ -20,22 +20,22 @@ from vits_trainer.utils.errors import DataError
 
 
 class AudioStore(Protocol):
-    """The recordings of a prepared folder, by row."""
+    """The recordings of a prepared folder, indexed by row."""
 
     @property
     def sizes_bytes(self) -> Sequence[int]:
-        """Of each row's WAV file, or what it would have; 0 where it is missing."""
+        """Size of each row's WAV file, actual or equivalent; 0 if it is missing."""
 
     def read(self, row: int) -> tuple[NDArray[np.int16], int]:
-        """A recording's samples, (T,), and their rate in Hz.
+        """Reads a recording's samples, (T,), and sampling rate in Hz.
 
         Raises:
-            RecordingError: it cannot be used.
+            RecordingError: the recording cannot be used.
         """
 
 
 class WavAudioStore:
-    """Recordings as files of their own."""
+    """Recordings stored as one WAV file each."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self._folder = folder.resolve()
@@ -43,26 +43,26 @@ class WavAudioStore:
 
     @cached_property
     def sizes_bytes(self) -> list[int]:
-        """Of each row's file; 0 where it is missing."""
+        """Size of each row's file; 0 if it is missing."""
         paths = [self._folder / name for name in self._names]
         return [path.stat().st_size if path.is_file() else 0 for path in paths]
 
     def read(self, row: int) -> tuple[NDArray[np.int16], int]:
-        """A recording's samples, (T,), and their rate in Hz; :class:`RecordingError` where it cannot be used."""
+        """Reads a recording's samples, (T,), and rate in Hz; raises :class:`RecordingError` if it cannot be used."""
         return read_pcm16_wav(self._path(self._names[row]))
 
     def _path(self, name: str) -> Path:
-        """A clip's file; :class:`RecordingError` where it lies outside the folder, as a symbolic link may."""
+        """Path of a clip; raises :class:`RecordingError` if it is outside the folder, as through a symbolic link."""
         path = self._folder / name
-        if "/" in name or path.is_symlink():  # for the rest there is nothing to resolve, which takes 30 us
+        if "/" in name or path.is_symlink():  # other names need no resolving, which takes 30 us
             path = path.resolve()
             if not path.is_relative_to(self._folder):
-                reject(Reason.PATH_OUTSIDE, f"{name} leads out of {self._folder}")
+                reject(Reason.PATH_OUTSIDE, f"{name} is outside {self._folder}")
         return path
 
 
 class AudioSubset:
-    """Some rows of a store, as a store of their own."""
+    """A subset of the rows of a store."""
 
     def __init__(self, recordings: AudioStore, rows: Sequence[int]) -> None:
         self._recordings = recordings
@@ -70,12 +70,12 @@ class AudioSubset:
 
     @cached_property
     def sizes_bytes(self) -> list[int]:
-        """Of each row's file, or what it would have; 0 where it is missing."""
+        """Size of each row's WAV file, actual or equivalent; 0 if it is missing."""
         sizes = self._recordings.sizes_bytes
         return [sizes[row] for row in self._rows]
 
     def read(self, row: int) -> tuple[NDArray[np.int16], int]:
-        """A recording's samples, (T,), and their rate in Hz; :class:`RecordingError` where it cannot be used."""
+        """Reads a recording's samples, (T,), and rate in Hz; raises :class:`RecordingError` if it cannot be used."""
         return self._recordings.read(self._rows[row])
 
 
@@ -98,42 +98,42 @@ class JoinedAudioStore:
 
 
 class _Group(NamedTuple):
-    """A row group that is in memory, and of which process."""
+    """The cached row group, and the process that read it."""
 
-    process: int
-    number: int
+    pid: int
+    group_index: int
     audio: Any
-    """Arrow's column of it."""
+    """Its Arrow column of audio."""
 
 
 class ShardAudioStore:
-    """Recordings in shards; a row group is read, and its checksums compared, when a clip of it is asked for."""
+    """Recordings in shards. Row groups are read, and their checksums verified, on access to one of their clips."""
 
     def __init__(self, root: Path, manifest: Manifest, samples: NDArray[np.int32]) -> None:
         """Args:
         root: the prepared folder.
-        manifest: of its shards.
-        samples: of each row, (rows,): those that are used, from the first on.
+        manifest: manifest of its shards.
+        samples: index of samples of each row in use, (rows,), from the first on.
         """
         self._folder = root / FOLDER
         self._manifest = manifest
         self._samples = samples
-        self._places = [(shard.name, group) for shard in manifest.shards for group in range(len(shard.groups))]
-        clips_of = [clips for shard in manifest.shards for clips in shard.groups]
-        self._first_rows = [0, *accumulate(clips_of)]
+        self._locations = [(shard.name, group) for shard in manifest.shards for group in range(len(shard.groups))]
+        clips_per_group = [clips for shard in manifest.shards for clips in shard.groups]
+        self._first_rows = [0, *accumulate(clips_per_group)]
         self._group: _Group | None = None
 
     @cached_property
     def sizes_bytes(self) -> list[int]:
-        """What each row's file would have in wavs/."""
+        """Size that each row's WAV file would have."""
         return [WAV_HEADER_BYTES + PCM16_BYTES * samples for samples in self._samples.tolist()]
 
     def read(self, row: int) -> tuple[NDArray[np.int16], int]:
-        """A recording's samples, (T,), and their rate in Hz; :class:`RecordingError` where its shard is damaged."""
-        number = bisect_right(self._first_rows, row) - 1
-        name, group = self._places[number]
+        """Reads a recording's samples, (T,), and rate in Hz; raises :class:`RecordingError` if its shard is damaged."""
+        index = bisect_right(self._first_rows, row) - 1
+        name, group = self._locations[index]
         try:
-            content = self._audio(number)[row - self._first_rows[number]].as_buffer()
+            content = self._audio(index)[row - self._first_rows[index]].as_buffer()
             pcm = decode_audio(memoryview(content), self._manifest.encoding)
         except (pa.ArrowException, sf.SoundFileError, OSError, ValueError, IndexError) as error:
             reject(Reason.UNREADABLE_AUDIO, f"{self._folder / name} row group {group}: {error}")
@@ -141,25 +141,25 @@ class ShardAudioStore:
             reject(Reason.TRUNCATED_AUDIO, f"{self._folder / name}: {len(pcm)} of {self._samples[row]} samples")
         return pcm, self._manifest.sampling_rate
 
-    def _audio(self, number: int) -> Any:
-        """The column of row group ``number``. The last one is kept: who reads in order reads each group once."""
-        known = self._group
-        # What was read before a fork is not relied upon: Arrow's memory is another's there.
-        if known is None or known[:2] != (os.getpid(), number):
-            name, group = self._places[number]
-            # Opened anew each time, as that takes 0.1 ms and a file for each shard would stay open in each process.
+    def _audio(self, index: int) -> Any:
+        """Audio column of row group ``index``. The last one is cached, so reading in order reads each group once."""
+        cached = self._group
+        # A group read before a fork is not reused: Arrow's memory belongs to the parent.
+        if cached is None or cached[:2] != (os.getpid(), index):
+            name, group = self._locations[index]
+            # Opened each time (0.1 ms): otherwise every process would keep a file open per shard.
             with pq.ParquetFile(self._folder / name, memory_map=True, page_checksum_verification=True) as shard:
                 column = shard.read_row_group(group, columns=["audio"], use_threads=False)["audio"].combine_chunks()
-            known = self._group = _Group(os.getpid(), number, column)
-        return known.audio
+            cached = self._group = _Group(os.getpid(), index, column)
+        return cached.audio
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is in memory, on its way to another process."""
+        """Pickles without the cached row group."""
         return {**self.__dict__, "_group": None}
 
 
 class ShardRows(NamedTuple):
-    """What a clip's row in a shard holds beside its audio, a list for each column."""
+    """All columns of the shards except the audio."""
 
     names: list[str]
     texts: list[str]
@@ -169,15 +169,15 @@ class ShardRows(NamedTuple):
 
 
 def read_rows(root: Path, manifest: Manifest) -> ShardRows:
-    """Everything but the audio, in the order of the shards. Sizes of the files and checksums of the pages are compared.
+    """Reads all columns except the audio, in shard order; verifies file sizes and page checksums.
 
     Raises:
-        DataError: a shard is missing, damaged, or not the one of the manifest.
+        DataError: a shard is missing, damaged, or does not match the manifest.
     """
     tables = []
     for shard in manifest.shards:
         path = root / FOLDER / shard.name
-        remedy = "Fetch it again, or run prepare_data --shards again."
+        remedy = "Download it again, or run prepare_data --shards again."
         if not path.is_file():
             raise DataError(f"{path}: is missing. {remedy}")
         if path.stat().st_size != shard.bytes:
@@ -192,7 +192,7 @@ def read_rows(root: Path, manifest: Manifest) -> ShardRows:
             raise DataError(f"{path}: row groups of {groups} clips, not {shard.groups} as in shards.json. {remedy}")
     rows = pa.concat_tables(tables)
     names = rows["clip"].to_pylist()
-    strange = next((name for name in names if "/" in name or "\\" in name or name in ("", ".", "..")), None)
-    if strange is not None or len(set(names)) != len(names):
-        raise DataError(f"{root / FOLDER}: {strange!r} is no name of a clip, or one stands twice. Prepare it again.")
+    invalid = next((name for name in names if "/" in name or "\\" in name or name in ("", ".", "..")), None)
+    if invalid is not None or len(set(names)) != len(names):
+        raise DataError(f"{root / FOLDER}: {invalid!r} is not a valid clip name, or is duplicated. Prepare again.")
     return ShardRows(names, rows["text"].to_pylist(), rows["speaker"].to_pylist(), rows["samples"].to_numpy())

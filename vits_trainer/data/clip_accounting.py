@@ -1,4 +1,4 @@
-"""What becomes of every clip in an epoch: nothing is left out uncounted, and nothing is taken more often than due."""
+"""Per-epoch clip accounting: checks that each clip was used exactly as often as the sampler scheduled it."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,36 +11,36 @@ from numpy.typing import NDArray
 from vits_trainer.utils.errors import AccountingError, TooManyRejectedError, UnreadableShardError
 
 UNREADABLE = "unreadable-shard"
-"""The kind of incident by which a data worker tells that what it streams from does not answer."""
-_FIRST = 5
-"""As many clips are named in a message."""
+"""Kind of the incident with which a data worker reports that a streamed shard cannot be read."""
+_MAX_EXAMPLES = 5
+"""Maximum number of clips named in a message."""
 
 
 @dataclass(frozen=True)
 class Incident:
-    """A clip that could not be used, or an update that came to no finite number: a record, as an error would end the
-    iterator that meets it."""
+    """A clip that cannot be used, or an update with NaN or Inf.
+
+    It is a record, not an exception, because an exception would end the data iterator that raises it."""
 
     clip: str
-    """Its id; several between commas where they were one micro-batch."""
+    """Id of the clip; for a micro-batch, ids separated by commas."""
     stage: str
     """``read``, ``validation`` or ``update``."""
     kind: str
-    """One of few words, to be counted by."""
+    """One of a few fixed values, by which incidents are counted."""
     message: str
     traceback: str = ""
-    """The traceback, where the error was none that is expected of data."""
+    """Traceback of an unexpected error; empty for the errors that data may cause."""
 
     def __str__(self) -> str:
-        """For people."""
         return f"{self.clip}: {self.kind} ({self.message})"
 
 
 class ClipAccounting:
-    """Counts what this rank does with each clip in an epoch; the ranks' counts add up at its end.
+    """Counts this rank's uses of each clip in an epoch; the counts of all ranks are checked together at its end.
 
-    Clips are told apart by id as the batches bring them, not by their places in the order, so that a mistake in the
-    order, in reading or in resuming shows here.
+    Clips are identified by the ids in the batches, not by their positions in the sampler, so that bugs in sampling,
+    reading or resuming are detected here.
     """
 
     def __init__(
@@ -49,172 +49,175 @@ class ClipAccounting:
         held_out: Sequence[str],
         max_rejected_fraction: float,
         expected: Callable[[int], NDArray[np.int64]] | None = None,
-        place: Callable[[str], int] | None = None,
+        position: Callable[[str], int] | None = None,
     ) -> None:
         """Args:
         training: ids of the clips to train on, each once.
-        held_out: ids of those to validate with; none of them is trained on.
-        max_rejected_fraction: of all clips; more end the run.
-        expected: how often each training clip comes in an epoch (None = once).
-        place: finds an id's place in ``training``, or raises KeyError; for where they are too many to be listed.
+        held_out: ids of the validation clips, not trained on.
+        max_rejected_fraction: of all clips; more rejections end the run.
+        expected: how often each training clip occurs in the given epoch (None = once).
+        position: index of an id in ``training``, or KeyError; for data sets with too many ids for a dict.
         """
         self.max_rejected_fraction = max_rejected_fraction
         self.clips = len(training) + len(held_out)
         self._expected = expected
         self._names = training
-        self._place = place or {name: place for place, name in enumerate(training)}.__getitem__
+        self._position = position or {name: index for index, name in enumerate(training)}.__getitem__
         self._held_out = set(held_out)
-        self._counts = self._nothing()
+        self._counts = self._zero_counts()
         self._rejections: dict[str, Incident] = {}
 
     @property
     def rejected_by_kind(self) -> dict[str, int]:
-        """Clips of all ranks that could not be used in this epoch, and validation's."""
+        """Number of clips rejected in this epoch on all ranks, and of rejected validation clips, by kind."""
         return dict(sorted(Counter(rejection.kind for rejection in self._rejections.values()).items()))
 
     def knows(self, clip: str) -> bool:
-        """Whether it was rejected already."""
+        """Returns whether the clip has already been rejected."""
         return clip in self._rejections
 
     def count(self, trained: Iterable[str], rejected: Iterable[str]) -> None:
-        """Counts the clips of one update of this rank's."""
+        """Counts this rank's clips of one update."""
         self._count("trained", trained)
         self._count("rejected", rejected)
 
     def mask(self, trained: Iterable[str]) -> None:
-        """The clips of an update that was masked did not reach the weights after all."""
-        places = self._places(trained)
-        np.add.at(self._counts["trained"], places, -1)
-        np.add.at(self._counts["masked"], places, 1)
+        """Moves the clips of a masked update from trained to masked."""
+        positions = self._positions(trained)
+        np.add.at(self._counts["trained"], positions, -1)
+        np.add.at(self._counts["masked"], positions, 1)
 
     def reject(self, rejections: Iterable[Incident]) -> None:
-        """Notes what all ranks could not use.
+        """Records the clips rejected on all ranks.
 
         Raises:
-            TooManyRejectedError: more than the part that may be lost, or all of validation's; gives the reasons.
-            UnreadableShardError: a stream's shard cannot be read on a rank.
+            TooManyRejectedError: more than ``max_rejected_fraction``, or all validation clips; gives the reasons.
+            UnreadableShardError: a rank cannot read a streamed shard.
         """
         rejections = list(rejections)
         unreadable = [rejection for rejection in rejections if rejection.kind == UNREADABLE]
         if unreadable:
-            raise UnreadableShardError(f"{unreadable[0].message} Then go on with --resume_from_checkpoint auto.")
+            raise UnreadableShardError(f"{unreadable[0].message} Then resume with --resume_from_checkpoint auto.")
         self._rejections |= {rejection.clip: rejection for rejection in rejections}
         if len(self._rejections) > self.max_rejected_fraction * self.clips:
             raise TooManyRejectedError(
                 f"{len(self._rejections)} of {self.clips} clips cannot be used, more than --max_rejected_fraction "
-                f"{self.max_rejected_fraction:g} allows: {self._reasons()}. Run prepare_data again, and compare the "
-                "voice's vocabulary with the texts."
+                f"{self.max_rejected_fraction:g} allows: {self._reason_summary()}. Run prepare_data again, and check "
+                "that the voice's vocabulary covers the texts."
             )
         if self._held_out and self._held_out <= self._rejections.keys():
             raise TooManyRejectedError(
-                f"Not one of the {len(self._held_out)} held-out clips can be used: {self._reasons()}. Prepare again."
+                f"None of the {len(self._held_out)} validation clips can be used: {self._reason_summary()}. "
+                "Run prepare_data again."
             )
 
     def counts(self) -> NDArray[np.int32]:
-        """This rank's counts, (kinds, clips), to be added up over the ranks."""
+        """Returns this rank's counts, (kinds, clips), to be summed over the ranks."""
         return np.stack(list(self._counts.values()))
 
     def finish_epoch(self, epoch: int, totals: NDArray[np.int32], not_reached: int = 0) -> str:
-        """Says how an epoch's clips add up, and begins the next one where all have had their turn.
+        """Checks the counts of an epoch and returns a summary; starts the next epoch if this one is complete.
 
         Args:
             epoch: from 0.
-            totals: :meth:`counts` of all ranks, added up.
-            not_reached: how many of the training clips' turns the end of the run left out.
+            totals: :meth:`counts`, summed over all ranks.
+            not_reached: number of scheduled clips left when the run ended.
 
         Raises:
-            AccountingError: a clip was taken more often than due, or left out: our own bug.
-            TooManyRejectedError: not one clip was trained on, though all of them had their turn.
+            AccountingError: a clip occurred more or less often than scheduled: a bug of vits_trainer.
+            TooManyRejectedError: the epoch is complete, and no clip was trained on.
         """
-        due = np.ones(len(self._names), dtype=np.int64) if self._expected is None else self._expected(epoch)
-        missing = due - totals.sum(axis=0)
-        twice, never = np.flatnonzero((missing < 0) | (totals < 0).any(axis=0)), np.flatnonzero(missing > 0)
-        once = bool((due == 1).all())
-        if len(twice) or missing.sum() != not_reached:
+        scheduled = np.ones(len(self._names), dtype=np.int64) if self._expected is None else self._expected(epoch)
+        missing = scheduled - totals.sum(axis=0)
+        too_often, too_rarely = np.flatnonzero((missing < 0) | (totals < 0).any(axis=0)), np.flatnonzero(missing > 0)
+        once = bool((scheduled == 1).all())
+        if len(too_often) or missing.sum() != not_reached:
             raise AccountingError(
-                f"epoch {epoch + 1}: the clips do not add up. Taken more {'than once' if once else 'often than due'}: "
-                f"{self._some(twice)}; not taken: {self._some(never)}, where {not_reached} were to be left. This is a "
-                "bug of vits_trainer: report it with train.log."
+                f"epoch {epoch + 1}: the clips do not add up. Used more {'than once' if once else 'often than due'}: "
+                f"{self._examples(too_often)}; missing: {self._examples(too_rarely)}, expected {not_reached}. This is "
+                "a bug of vits_trainer: report it with train.log."
             )
-        # A clip that came several times counts once: as trained, else as masked, else as rejected.
-        fates = (totals > 0)[:, (totals > 0).any(axis=0)].argmax(axis=0)
-        trained, masked, rejected = (int(count) for count in np.bincount(fates, minlength=len(totals)))
-        not_drawn = int((due == 0).sum())
+        # A clip that occurred several times counts once: as trained, else as masked, else as rejected.
+        outcomes = (totals > 0)[:, (totals > 0).any(axis=0)].argmax(axis=0)
+        trained, masked, rejected = (int(count) for count in np.bincount(outcomes, minlength=len(totals)))
+        not_drawn = int((scheduled == 0).sum())
         lost = len(self._held_out & self._rejections.keys())
         parts = [f"{trained} trained", f"{rejected + lost} rejected", f"{len(self._held_out) - lost} validation"]
         parts += [f"{masked} in masked updates"] if masked else []
         parts += [f"{not_drawn} not drawn"] if not_drawn else []
-        left = len(self._names) - len(fates) - not_drawn
-        parts += [f"{left} not reached, as the run ended before"] if left else []
-        words = f"epoch {epoch + 1}: {' + '.join(parts)} = {self.clips} clips"
-        words += "" if once else f"; {self._draws(totals, not_reached)}"
+        left = len(self._names) - len(outcomes) - not_drawn
+        parts += [f"{left} not reached before the run ended"] if left else []
+        summary = f"epoch {epoch + 1}: {' + '.join(parts)} = {self.clips} clips"
+        summary += "" if once else f"; {self._draw_summary(totals, not_reached)}"
         if not (trained or masked or not_reached):
-            raise TooManyRejectedError(f"{words}. Nothing was trained: {self._reasons()}. Run prepare_data again.")
+            raise TooManyRejectedError(
+                f"{summary}. Nothing was trained: {self._reason_summary()}. Run prepare_data again."
+            )
         if not not_reached:
-            self._begin_epoch()
-        return words
+            self._start_epoch()
+        return summary
 
     def save(self, totals: NDArray[np.int32]) -> dict[str, Any]:
-        """Plain values for a checkpoint, from :meth:`counts` of all ranks, added up."""
-        kinds = {kind: _packed(row) for kind, row in zip(self._counts, totals, strict=True)}
+        """Returns JSON values for a checkpoint, from :meth:`counts` summed over all ranks."""
+        kinds = {kind: _pack(row) for kind, row in zip(self._counts, totals, strict=True)}
         return {**kinds, "rejections": [vars(rejection) for rejection in self._rejections.values()]}
 
     def restore(self, saved: Mapping[str, Any], is_main: bool, begins_epoch: bool) -> None:
-        """Takes up what :meth:`save` gave: the main rank has the counts of all, the others begin with none."""
+        """Restores the result of :meth:`save`: the main rank gets the counts of all ranks, others zeros."""
         for kind, row in self._counts.items():
-            row[:] = _unpacked(saved[kind], len(row)) if is_main else 0
-        # A clip whose rejection ended the run was not taken: it comes again.
-        taken = {
-            self._names[place] for place in np.flatnonzero(_unpacked(saved["rejected"], len(self._names))).tolist()
+            row[:] = _unpack(saved[kind], len(row)) if is_main else 0
+        # A clip whose rejection ended the run was not counted: it occurs again.
+        counted = {
+            self._names[index] for index in np.flatnonzero(_unpack(saved["rejected"], len(self._names))).tolist()
         }
-        known = [Incident(**found) for found in saved["rejections"]]
-        self._rejections = {found.clip: found for found in known if found.stage == "validation" or found.clip in taken}
+        incidents = [Incident(**fields) for fields in saved["rejections"]]
+        self._rejections = {one.clip: one for one in incidents if one.stage == "validation" or one.clip in counted}
         if begins_epoch:
-            self._begin_epoch()
+            self._start_epoch()
 
-    def _begin_epoch(self) -> None:
-        self._counts = self._nothing()
-        self._rejections = {name: found for name, found in self._rejections.items() if name in self._held_out}
+    def _start_epoch(self) -> None:
+        self._counts = self._zero_counts()
+        self._rejections = {name: one for name, one in self._rejections.items() if name in self._held_out}
 
-    def _nothing(self) -> dict[str, NDArray[np.int32]]:
+    def _zero_counts(self) -> dict[str, NDArray[np.int32]]:
         return {kind: np.zeros(len(self._names), dtype=np.int32) for kind in ("trained", "masked", "rejected")}
 
     def _count(self, kind: str, names: Iterable[str]) -> None:
-        np.add.at(self._counts[kind], self._places(names), 1)
+        np.add.at(self._counts[kind], self._positions(names), 1)
 
-    def _places(self, names: Iterable[str]) -> NDArray[np.int64]:
+    def _positions(self, names: Iterable[str]) -> NDArray[np.int64]:
         try:
-            return np.array([self._place(name) for name in names], dtype=np.int64)
+            return np.array([self._position(name) for name in names], dtype=np.int64)
         except KeyError as error:
             raise AccountingError(
-                f"clip {error} was trained on, and is none of the training clips. This is a bug of vits_trainer: "
+                f"clip {error} was trained on, but is not a training clip. This is a bug of vits_trainer: "
                 "report it with train.log."
             ) from error
 
-    def _draws(self, totals: NDArray[np.int32], not_reached: int) -> str:
-        """The turns of clips that come several times: each is counted."""
+    def _draw_summary(self, totals: NDArray[np.int32], not_reached: int) -> str:
+        """Summary of the draws, where clips occur a varying number of times."""
         kinds = {kind: int(row.sum()) for kind, row in zip(self._counts, totals, strict=True)}
         kinds["not reached"] = not_reached
         parts = [f"{count} {kind}" for kind, count in kinds.items() if count]
         return f"{' + '.join(parts)} = {sum(kinds.values())} draws"
 
-    def _some(self, places: NDArray[np.int64]) -> str:
-        named = ", ".join(self._names[place] for place in places[:_FIRST])
-        return f"{len(places)} ({named}{', ...' if len(places) > _FIRST else ''})" if len(places) else "none"
+    def _examples(self, indices: NDArray[np.int64]) -> str:
+        names = ", ".join(self._names[index] for index in indices[:_MAX_EXAMPLES])
+        return f"{len(indices)} ({names}{', ...' if len(indices) > _MAX_EXAMPLES else ''})" if len(indices) else "none"
 
-    def _reasons(self) -> str:
+    def _reason_summary(self) -> str:
         counts = ", ".join(f"{count} {kind}" for kind, count in self.rejected_by_kind.items())
-        return f"{counts}; the first: {'; '.join(map(str, list(self._rejections.values())[:_FIRST]))}"
+        return f"{counts}; the first: {'; '.join(map(str, list(self._rejections.values())[:_MAX_EXAMPLES]))}"
 
 
-def _packed(counts: NDArray[np.int64]) -> str:
-    """Small counts in hex: a bit for each, then the next bit for each while there is one."""
+def _pack(counts: NDArray[np.int64]) -> str:
+    """Encodes small counts in hex: the lowest bit of every clip, then the next bit of every clip, and so on."""
     digits = np.arange(max(1, int(counts.max(initial=0)).bit_length()))
     return np.packbits(counts >> digits[:, None] & 1, axis=1).tobytes().hex()
 
 
-def _unpacked(text: str, clips: int) -> NDArray[np.int64]:
-    """The counts of so many clips that :func:`_packed` wrote."""
+def _unpack(text: str, clips: int) -> NDArray[np.int64]:
+    """Decodes the result of :func:`_pack` for ``clips`` clips."""
     digits = np.frombuffer(bytes.fromhex(text), np.uint8).reshape(-1, -(-clips // 8))
     bits = np.unpackbits(digits, axis=1, count=clips).astype(np.int64)
     counts: NDArray[np.int64] = (bits << np.arange(len(bits))[:, None]).sum(axis=0)

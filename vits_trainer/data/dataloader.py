@@ -1,4 +1,4 @@
-"""Batches from a reader, ahead of their use: the processes that read, and how they heed signals."""
+"""DataLoaders of clip batches, and signal handling in their workers."""
 
 import os
 import signal
@@ -21,11 +21,11 @@ def build_dataloader(dataset: ClipDataset, specs: Iterable[MicroBatchSpec], work
         collate_fn=_unchanged,  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_the_process,
-        # Of its own, so that making the loader does not advance the global generator: resuming needs that.
+        worker_init_fn=_ignore_group_signals,
+        # Separate: creating the loader must not advance the global generator, or resuming would not be exact.
         generator=torch.Generator(),
     )
-    # A worker's first threads (torch's pool) begin before its init function: they inherit the mask from here.
+    # A worker's first threads (torch's pool) start before its init function: they inherit this signal mask.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         return iter(loader)
@@ -34,7 +34,7 @@ def build_dataloader(dataset: ClipDataset, specs: Iterable[MicroBatchSpec], work
 
 
 def group_by_update(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
-    """Joins the micro-batches of each update."""
+    """Yields the micro-batches of each update as a list."""
     update: list[Batch] = []
     for batch in batches:
         update.append(batch)
@@ -47,21 +47,21 @@ def _unchanged(batch: Batch) -> Batch:
     return batch
 
 
-def _leave_signals_to_the_process(worker: int) -> None:  # noqa: ARG001 - what a DataLoader calls it with
-    """Ctrl-C and a scheduler's signals reach the whole group: the workers must live until the process has saved."""
+def _ignore_group_signals(worker: int) -> None:  # noqa: ARG001 - the DataLoader's signature
+    """Ignores signals sent to the whole process group (Ctrl-C, a scheduler's): workers must outlive the last save."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # macOS: the scheduler's SIGTERM ends the workers there
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: a scheduler's SIGTERM ends the workers
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         return
-    # The process itself ends its workers by SIGTERM, and then waits for them for ever: none may get lost to a thread
-    # that does not wait for it, so all block it (since the fork; here again for workers that were not forked).
+    # The main process ends its workers with SIGTERM, then joins them without a timeout. All threads block SIGTERM, so
+    # that only the thread below receives it: the mask is inherited by fork, and set here for workers not forked.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    signal.signal(signal.SIGTERM, lambda *_: None)  # a thread of a library's own making: not fatal there
-    threading.Thread(target=_end_when_the_process_asks, args=(os.getppid(),), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: None)  # not fatal in a thread that a library starts
+    threading.Thread(target=_exit_on_sigterm_from, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_when_the_process_asks(process: int) -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != process:
+def _exit_on_sigterm_from(parent_pid: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent_pid:
         pass
     os._exit(0)

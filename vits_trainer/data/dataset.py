@@ -1,4 +1,4 @@
-"""The torch dataset of prepared clips, and the batches that it makes."""
+"""The torch dataset of prepared clips, and collation into batches."""
 
 import traceback
 from abc import ABC, abstractmethod
@@ -21,29 +21,28 @@ from vits_trainer.data.sampler import MicroBatchSpec, bucket_length
 from vits_trainer.text.tokenizer import encode
 
 UNEXPECTED = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-"""What nobody expects of a clip is a bad record all the same, with its traceback; the limit stops what hits many."""
-_KEPT_TEXTS = 2**16
-"""So many texts' tokens a process keeps at most."""
+"""Errors returned as incidents with their traceback, not raised; --max_rejected_fraction limits how many."""
+_MAX_CACHED_TEXTS = 2**16
+"""Maximum number of texts whose tokens a process caches."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip as it goes into a batch."""
+    """One clip, decoded and tokenized."""
 
     clip_id: str
     tokens: NDArray[np.int64]
     """(S,)."""
     pcm: NDArray[np.int16]
-    """(N,) whole frames only."""
+    """(N,), whole frames only."""
     speaker_id: int | None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips of one micro-batch, padded to a common size of a few. B clips, S tokens, N samples (whole frames).
+    """Clips of one micro-batch, padded to a common bucket size: B clips, S tokens, N samples (whole frames).
 
-    Where there is no clip, a moment of silence stands in, so that the process keeps in step with the others; it weighs
-    nothing.
+    Without clips it holds a short placeholder of silence with zero weight, so that the rank stays in step with others.
     """
 
     tokens: Tensor
@@ -51,20 +50,20 @@ class Batch:
     token_lengths: Tensor
     """(B,) int64."""
     waveform: Tensor
-    """(B, N) zero behind each clip's end: int16 as it was read; float32 in [-1, 1] once :meth:`to` has moved it."""
+    """(B, N), zero after each clip's end: int16 as read, float32 in [-1, 1] after :meth:`to`."""
     frame_lengths: Tensor
     """(B,) int64."""
     speaker_ids: Tensor | None
-    """(B,) int64, for voices of several speakers."""
+    """(B,) int64; None for single-speaker voices."""
     clip_ids: tuple[str, ...]
-    """Of the clips that are trained on: none where silence stands in."""
+    """Ids of the clips in the batch; empty for a placeholder batch of silence."""
     audio_s: float
-    """Seconds of speech in the batch."""
+    """Seconds of speech in the batch, without padding."""
     spec: MicroBatchSpec
     rejections: tuple[Incident, ...]
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on ``device``, its samples as float32."""
+        """Returns the batch on ``device``, with its waveform as float32."""
         return replace(
             self,
             tokens=self.tokens.to(device, non_blocking=True),
@@ -75,7 +74,7 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        """The same batch in memory from which a GPU copies without waiting; what a DataLoader calls."""
+        """Returns the batch in page-locked memory, for asynchronous copies to a GPU. Called by the DataLoader."""
         return replace(
             self,
             tokens=self.tokens.pin_memory(),
@@ -86,13 +85,13 @@ class Batch:
         )
 
     def __reduce__(self) -> tuple[Callable[..., "Batch"], tuple[dict[str, Any]]]:
-        """On its way from a worker only the samples take shared memory: a tensor there costs a connection, 0.5 ms."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        small = {name: value.numpy() for name, value in given.items() if isinstance(value, Tensor)}
-        return _received, ({**given, **small, "waveform": self.waveform},)
+        """Pickles only the waveform through shared memory: each tensor there costs a connection (0.5 ms)."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {name: value.numpy() for name, value in values.items() if isinstance(value, Tensor)}
+        return _unpickle_batch, ({**values, **arrays, "waveform": self.waveform},)
 
     def trimmed(self, hop: int) -> "Batch":
-        """The same batch, no longer than its longest clip."""
+        """Returns the batch cut to the length of its longest clip."""
         samples = int(self.frame_lengths.max()) * hop
         return replace(
             self,
@@ -101,21 +100,24 @@ class Batch:
         )
 
 
-def _received(sent: dict[str, Any]) -> Batch:
-    tensors = {name: torch.from_numpy(value) for name, value in sent.items() if isinstance(value, np.ndarray)}
-    whole: dict[str, Any] = {**sent, **tensors}
-    return Batch(**whole)
+def _unpickle_batch(values: dict[str, Any]) -> Batch:
+    tensors = {name: torch.from_numpy(value) for name, value in values.items() if isinstance(value, np.ndarray)}
+    arguments: dict[str, Any] = {**values, **tensors}
+    return Batch(**arguments)
 
 
 class ClipDataset(Dataset[Batch], ABC):
-    """Reads the batches that a sampler schedules. Damaged clips become :class:`Incident` records, never exceptions."""
+    """Base of the clip datasets: reads the micro-batches that a sampler schedules.
+
+    Damaged clips become :class:`Incident` records, never exceptions: these would end the iterator.
+    """
 
     def __init__(self, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None) -> None:
         self.tokenizer = tokenizer
         self.spec = spec
         self.speaker_ids = speaker_ids
         self._tokens: dict[str, NDArray[np.int64]] = {}
-        """Of texts that were read before: the tokenizer takes 1 ms for each."""
+        """Tokens by text, cached: the tokenizer takes 1 ms per text."""
         silence = np.zeros(spec.minimum_frames * spec.hop, dtype=np.int16)
         self.placeholder_clip = Clip("", np.zeros(1, dtype=np.int64), silence, None if speaker_ids is None else 0)
 
@@ -140,13 +142,13 @@ class ClipDataset(Dataset[Batch], ABC):
         return collate(self.read_all(spec), spec, self.spec, self.placeholder_clip)
 
     def clip(self, clip_id: str, pcm: NDArray[np.int16], text: str, speaker: str) -> Clip:
-        """A clip as it goes into a batch; ``pcm`` is (T,).
+        """Builds a clip; ``pcm`` is (T,).
 
         Raises:
-            RecordingError: it cannot be trained on; says why.
+            RecordingError: the clip cannot be trained on; gives the reason.
         """
         if text not in self._tokens:
-            if len(self._tokens) == _KEPT_TEXTS:  # of a stream there may be more texts than memory
+            if len(self._tokens) == _MAX_CACHED_TEXTS:  # the texts of a stream may exceed the memory
                 self._tokens.clear()
             self._tokens[text] = encode(self.tokenizer, text)
         tokens = self._tokens[text]
@@ -162,22 +164,22 @@ class ClipDataset(Dataset[Batch], ABC):
 
 
 class PreparedClipDataset(ClipDataset):
-    """Decodes and tokenizes clips where a DataLoader's worker asks for them; never raises for what a clip holds."""
+    """Decodes and tokenizes clips in DataLoader workers. Errors of a clip are returned as incidents, never raised."""
 
     def __init__(
         self, prepared: PreparedData, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
     ) -> None:
         super().__init__(tokenizer, spec, speaker_ids)
         self.prepared = prepared
-        # Lists, as a row of a Dataset takes longer to look up than its clip to be read.
+        # Lists: looking up a row of a ``datasets.Dataset`` takes longer than reading its clip.
         self._ids, self._texts, self._speakers = (list(prepared.rows[name]) for name in ("filename", "text", "speaker"))
 
     def text(self, row: int) -> str:
-        """The text of a clip."""
+        """Returns the text of a clip."""
         return str(self._texts[row])
 
     def speaker(self, row: int) -> str:
-        """A clip's speaker, by name."""
+        """Returns the name of a clip's speaker."""
         return str(self._speakers[row])
 
     def read(self, row: int) -> Clip | Incident:
@@ -200,10 +202,10 @@ class PreparedClipDataset(ClipDataset):
 def collate(
     records: Sequence[Clip | Incident], batch_spec: MicroBatchSpec, spec: AudioSpec, placeholder_clip: Clip
 ) -> Batch:
-    """Pads the good clips to a common size and keeps the incidents; without a good clip, pads ``placeholder_clip``."""
-    good = [record for record in records if isinstance(record, Clip)]
+    """Pads the clips to a common size and keeps the incidents; without any clip, pads ``placeholder_clip``."""
+    usable = [record for record in records if isinstance(record, Clip)]
     rejections = tuple(record for record in records if isinstance(record, Incident))
-    clips = good or [placeholder_clip]
+    clips = usable or [placeholder_clip]
     size_tokens, size_frames = bucket_length(
         np.max([(len(clip.tokens), spec.frames(len(clip.pcm))) for clip in clips], axis=0)
     )
@@ -219,8 +221,8 @@ def collate(
         waveform=torch.from_numpy(pcm),
         frame_lengths=torch.tensor([spec.frames(len(clip.pcm)) for clip in clips]),
         speaker_ids=torch.tensor(speakers) if speakers else None,
-        clip_ids=tuple(clip.clip_id for clip in good),
-        audio_s=sum(len(clip.pcm) for clip in good) / spec.sampling_rate,
+        clip_ids=tuple(clip.clip_id for clip in usable),
+        audio_s=sum(len(clip.pcm) for clip in usable) / spec.sampling_rate,
         spec=batch_spec,
         rejections=rejections,
     )

@@ -1,4 +1,4 @@
-"""From a prepared folder to batches, in the order that ``sampler`` gives."""
+"""Opens prepared folders, selects speakers, and splits training from validation clips."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from vits_trainer.utils.strings import some
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What ``prepare_data`` wrote, opened."""
+    """An opened folder written by ``prepare_data``."""
 
     root: Path
     rows: datasets.Dataset
@@ -29,51 +29,51 @@ class PreparedData:
     sampling_rate: int
     """In Hz."""
     summary: dict[str, Any]
-    """dataset.json: counts, seconds, rate, source."""
+    """Content of dataset.json: counts, seconds, sampling rate, source."""
     recordings: AudioStore
-    """By row."""
+    """Indexed by row."""
 
     @property
     def speakers(self) -> list[str]:
-        """Names of the speakers, sorted: a name's place is its id."""
+        """Speaker names, sorted: a name's index is its id."""
         return sorted(set(self.rows["speaker"]))
 
     @property
     def texts(self) -> list[str]:
-        """Of all clips."""
+        """Texts of all clips."""
         return list(self.rows["text"])
 
     def frames(self, rows: Sequence[int], hop: int) -> list[int]:
-        """Spectrogram frames of these rows' clips, at least 1, as their files' sizes promise."""
+        """Returns the spectrogram frames of these clips, at least 1 each, computed from the file sizes."""
         return [max(1, (self.recordings.sizes_bytes[row] - WAV_HEADER_BYTES) // PCM16_BYTES // hop) for row in rows]
 
     def fingerprint(self, rows: Sequence[int]) -> str:
-        """Changes when a file's name or size, a text or a speaker of these rows changes, or which rows they are."""
+        """Returns a hash of the file names, file sizes, texts and speakers of these rows."""
         columns = [self.rows[name] for name in ("filename", "text", "speaker")]
         lines = list(zip(*columns, map(str, self.recordings.sizes_bytes), strict=True))
         return hashlib.sha256("\n".join("|".join(lines[row]) for row in rows).encode()).hexdigest()
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether ``folder`` holds what ``prepare_data`` writes."""
+    """Returns whether ``folder`` was written by ``prepare_data``."""
     return any((folder / name).is_file() for name in ("metadata.csv", MANIFEST))
 
 
 def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedData:
-    """Opens a prepared folder, of wavs/ or of shards.
+    """Opens a prepared folder, with wavs/ or shards.
 
     Args:
-        data_dir: holds metadata.csv and wavs/, or shards.json and shards/.
-        max_samples: only the first so many clips (0 = all).
+        data_dir: contains metadata.csv and wavs/, or shards.json and shards/.
+        max_samples: use only the first ``max_samples`` clips (0 = all).
 
     Raises:
-        DataError: no such folder, a malformed line (its number is named), a damaged shard (it is named), or no clip.
+        DataError: the folder does not exist, has no clips, a malformed line or a damaged shard (named).
     """
     return _open_shards(data_dir, max_samples) if (data_dir / MANIFEST).is_file() else _open_wavs(data_dir, max_samples)
 
 
 def with_speaker_name(prepared: PreparedData) -> PreparedData:
-    """The same; clips of one speaker have the name that dataset.json alone tells, if it does."""
+    """Fills in the speaker name of a single-speaker data set, if dataset.json gives it."""
     names = list(prepared.summary.get("speaker_clips") or [""])
     if len(names) > 1 or prepared.speakers != [""]:
         return prepared
@@ -81,19 +81,19 @@ def with_speaker_name(prepared: PreparedData) -> PreparedData:
     return replace(prepared, rows=datasets.Dataset.from_dict(columns))
 
 
-def select_speakers(prepared: PreparedData, only: str, most_clips: int, seed: int) -> PreparedData:
-    """The clips of some speakers, and not too many of each; which ones depends on names and the seed, not on places.
+def select_speakers(prepared: PreparedData, only: str, max_clips: int, seed: int) -> PreparedData:
+    """Selects speakers, and limits the clips of each; the choice depends on names and the seed, not on the order.
 
     Args:
         prepared: all clips.
-        only: names of speakers, separated by commas (empty = all).
-        most_clips: of each speaker (0 = all).
-        seed: of the draw.
+        only: speaker names, separated by commas (empty = all).
+        max_clips: maximum number of clips per speaker (0 = all).
+        seed: seed of the random choice.
 
     Raises:
-        ConfigError: there is no such speaker; names some that there are.
+        ConfigError: a speaker does not exist; the error lists some that do.
     """
-    if not only and not most_clips:
+    if not only and not max_clips:
         return prepared
     names, speakers = (list(prepared.rows[name]) for name in ("filename", "speaker"))
     wanted = {name.strip() for name in only.split(",") if name.strip()} or set(speakers)
@@ -102,32 +102,32 @@ def select_speakers(prepared: PreparedData, only: str, most_clips: int, seed: in
         known = some(sorted(set(speakers) - {""}))
         raise ConfigError(
             f"--only_speakers: {prepared.root} has no clip of {', '.join(unknown)}. Its speakers: "
-            f"{known or 'none with a name (prepare it with --speaker_column)'}."
+            f"{known or 'none is named (run prepare_data with --speaker_column)'}."
         )
-    taken: Counter[str] = Counter()
+    selected: Counter[str] = Counter()
     rows = []
-    for row in sorted(range(len(names)), key=lambda row: _lot(seed, names[row])):
+    for row in sorted(range(len(names)), key=lambda row: _random_key(seed, names[row])):
         speaker = speakers[row]
-        if speaker in wanted and (not most_clips or taken[speaker] < most_clips):
-            taken[speaker] += 1
+        if speaker in wanted and (not max_clips or selected[speaker] < max_clips):
+            selected[speaker] += 1
             rows.append(row)
     rows.sort()
     return replace(prepared, rows=prepared.rows.select(rows), recordings=AudioSubset(prepared.recordings, rows))
 
 
-def _lot(seed: int, name: str) -> bytes:
+def _random_key(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 
 def _open_shards(data_dir: Path, max_samples: int) -> PreparedData:
     manifest = Manifest.read(data_dir)
-    found = read_rows(data_dir, manifest)
-    # Only several speakers are told apart: the same clips in wavs/ are the same data.
-    speakers = found.speakers if len(set(found.speakers)) > 1 else [""] * len(found.names)
-    columns = {"filename": found.names, "text": found.texts, "speaker": speakers}
-    used = slice(max_samples or None)
-    rows = datasets.Dataset.from_dict({name: column[used] for name, column in columns.items()})
-    recordings = ShardAudioStore(data_dir, manifest, found.samples[used])
+    shard_rows = read_rows(data_dir, manifest)
+    # As in wavs/, a single speaker has no name: the same clips are then the same data in both formats.
+    speakers = shard_rows.speakers if len(set(shard_rows.speakers)) > 1 else [""] * len(shard_rows.names)
+    columns = {"filename": shard_rows.names, "text": shard_rows.texts, "speaker": speakers}
+    selected = slice(max_samples or None)
+    rows = datasets.Dataset.from_dict({name: column[selected] for name, column in columns.items()})
+    recordings = ShardAudioStore(data_dir, manifest, shard_rows.samples[selected])
     return PreparedData(data_dir, rows, manifest.sampling_rate, _summary(data_dir), recordings)
 
 
@@ -137,7 +137,7 @@ def _open_wavs(data_dir: Path, max_samples: int) -> PreparedData:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
         raise DataError(
-            f"{path} does not exist. Make it with: vits-trainer prepare_data --dataset SOURCE --output_dir {data_dir}"
+            f"{path} does not exist. Create it with: vits-trainer prepare_data --dataset SOURCE --output_dir {data_dir}"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}. Run prepare_data again.") from error
@@ -153,23 +153,23 @@ def _open_wavs(data_dir: Path, max_samples: int) -> PreparedData:
                 "prepare_data again, or correct the line."
             )
         if Path(fields[0]).is_absolute() or ".." in Path(fields[0]).parts:
-            raise DataError(f"{path} line {number}: {fields[0]!r} leads out of {data_dir / 'wavs'}. Remove the line.")
+            raise DataError(f"{path} line {number}: {fields[0]!r} is outside {data_dir / 'wavs'}. Remove the line.")
         if lines_of.setdefault(fields[0], number) != number:
             raise DataError(
-                f"{path} line {number}: {fields[0]} stands in line {lines_of[fields[0]]} already. Keep one of the two."
+                f"{path} line {number}: {fields[0]} is already in line {lines_of[fields[0]]}. Remove one of the two."
             )
         for column, value in zip(columns.values(), [*fields, ""], strict=False):
             column.append(value)
         if max_samples and len(columns["filename"]) == max_samples:
             break
     if not columns["filename"]:
-        raise DataError(f"{path} holds no clip. Run prepare_data again and look at its table of rejections.")
+        raise DataError(f"{path} contains no clips. Run prepare_data again and check its table of rejections.")
     summary = _summary(data_dir)
     recordings = WavAudioStore(data_dir / "wavs", columns["filename"])
     try:
         rate = summary.get("sampling_rate") or recordings.read(0)[1]
     except RecordingError as error:
-        raise DataError(f"{data_dir}: its first clip cannot be read: {error}. Run prepare_data again.") from error
+        raise DataError(f"{data_dir}: the first clip cannot be read: {error}. Run prepare_data again.") from error
     return PreparedData(data_dir, datasets.Dataset.from_dict(columns), int(rate), summary, recordings)
 
 
@@ -185,11 +185,11 @@ def _summary(data_dir: Path) -> dict[str, Any]:
 
 
 class HasSamplingRate(Protocol):
-    """A prepared folder, or shards."""
+    """A prepared folder or streamed shards."""
 
     @property
     def root(self) -> object:
-        """Where it lies."""
+        """Path or address, for messages."""
 
     @property
     def sampling_rate(self) -> int:
@@ -197,7 +197,7 @@ class HasSamplingRate(Protocol):
 
 
 def require_rate(prepared: HasSamplingRate, spec: AudioSpec) -> None:
-    """Raises :class:`DataError` unless the clips have the voice's sampling rate."""
+    """Raises :class:`DataError` if the clips do not have the voice's sampling rate."""
     if prepared.sampling_rate != spec.sampling_rate:
         raise DataError(
             f"{prepared.root} is at {prepared.sampling_rate} Hz, the voice at {spec.sampling_rate} Hz: prepare "
@@ -206,28 +206,29 @@ def require_rate(prepared: HasSamplingRate, spec: AudioSpec) -> None:
 
 
 def train_validation_split(
-    prepared: PreparedData, fraction: float, most: int, seed: int
+    prepared: PreparedData, fraction: float, max_clips: int, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Rows for training and for validation; a clip's side depends on names and the seed, not on places.
+    """Returns the rows for training and for validation; the split depends on names and the seed, not on the order.
 
-    Of several speakers each gives a clip in turn, so that as many as can be are heard, but none gives the last one,
-    unless none has more than one.
+    Validation clips are drawn from the speakers in turn, to cover as many speakers as possible. Every speaker keeps at
+    least one clip for training, unless no speaker has more than one.
 
     Raises:
-        DataError: nothing would be left to train on.
+        DataError: no clip would be left to train on.
     """
     clips = len(prepared.rows)
-    held_out = min(most, max(1, round(fraction * clips))) if fraction > 0 else 0
+    held_out = min(max_clips, max(1, round(fraction * clips))) if fraction > 0 else 0
     if held_out >= clips:
         raise DataError(
             f"{prepared.root} has {clips} clip(s), too few to hold out {held_out} for validation. "
-            "Prepare more clips, or give --validation_fraction 0."
+            "Prepare more clips, or pass --validation_fraction 0."
         )
     names, speakers = (list(prepared.rows[name]) for name in ("filename", "speaker"))
-    ordered = sorted(set(speakers), key=lambda speaker: _lot(seed, speaker))
-    waiting: dict[str, list[int]] = {speaker: [] for speaker in ordered}
-    for row in sorted(range(clips), key=lambda row: _lot(seed, names[row])):
-        waiting[speakers[row]].append(row)
-    turns = [row for turn in zip_longest(*(own[:-1] for own in waiting.values())) for row in turn if row is not None]
-    drawn = (turns or [own[-1] for own in waiting.values()])[:held_out]
+    shuffled_speakers = sorted(set(speakers), key=lambda speaker: _random_key(seed, speaker))
+    by_speaker: dict[str, list[int]] = {speaker: [] for speaker in shuffled_speakers}
+    for row in sorted(range(clips), key=lambda row: _random_key(seed, names[row])):
+        by_speaker[speakers[row]].append(row)
+    rounds = zip_longest(*(rows[:-1] for rows in by_speaker.values()))
+    candidates = [row for one_each in rounds for row in one_each if row is not None]
+    drawn = (candidates or [rows[-1] for rows in by_speaker.values()])[:held_out]
     return sorted(set(range(clips)) - set(drawn)), sorted(drawn)

@@ -1,7 +1,7 @@
-"""Shards where they lie, on this machine or in an object store: read row group by row group, each by one request.
+"""Reads shards, local or in an object store, row group by row group with one request each.
 
-Addresses are fsspec's (``s3://``, ``gs://``, ``hf://``, ``https://`` ...; a path is one too). Whatever fails may be
-well a moment later: it is tried again with growing pauses, and then reported with the shard's name.
+Addresses are those of fsspec: ``s3://``, ``gs://``, ``hf://``, ``https://``, ..., or a local path. Failed requests are
+retried with exponential backoff, then reported with the shard's name.
 """
 
 import io
@@ -28,23 +28,23 @@ logger = logging.getLogger("vits_trainer")
 Value = TypeVar("Value")
 
 RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Pauses before an object store is asked again; a quarter of each is drawn at random, as all ranks fail together."""
+"""Pauses between retries, with up to 25 % of random jitter, as all ranks fail at the same time."""
 _TAIL_BYTES = 2**16
-"""Read at a shard's end first: the metadata of a hundred row groups."""
-_KEPT_METADATA = 64
-"""Shards whose metadata a process keeps, each of some 100 kB."""
+"""Size of the first read at a shard's end: enough for the metadata of a hundred row groups."""
+_MAX_CACHED_METADATA = 64
+"""Maximum number of shards whose metadata a process caches, about 100 kB each."""
 
 
 class RemoteFolder:
-    """A folder of files, by its address."""
+    """A folder of files, local or remote."""
 
     def __init__(self, address: str) -> None:
-        """Raises :class:`DataError` where the address is of a kind that is not installed or not known."""
+        """Raises :class:`DataError` if the protocol of the address is unknown or its package not installed."""
         self.address = address.rstrip("/")
         try:
             fsspec.get_filesystem_class(fsspec.utils.get_protocol(address))
         except (ImportError, ValueError) as error:
-            raise DataError(f"{address}: {error}. Install what it needs (such as s3fs), or correct it.") from error
+            raise DataError(f"{address}: {error}. Install its package (such as s3fs), or correct it.") from error
         self.is_local = fsspec.utils.get_protocol(address) in ("file", "local")
         self._process: int | None = None
         self._opened: tuple[Any, str] | None = None
@@ -57,10 +57,10 @@ class RemoteFolder:
         self.__dict__.update(state, _process=None, _opened=None, _lock=threading.Lock())
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """Bytes ``start`` to before ``stop`` of file ``name`` (counted from its end if below 0).
+        """Reads bytes ``start`` to ``stop`` (exclusive) of file ``name``; negative offsets count from its end.
 
         Raises:
-            UnreadableShardError: it cannot be read, however often it was tried.
+            UnreadableShardError: the file cannot be read, after all retries.
         """
 
         def once() -> bytes:
@@ -68,47 +68,47 @@ class RemoteFolder:
             content: bytes = filesystem.cat_file(f"{root}/{name}", start=start, end=stop)
             wanted = None if start is None or stop is None else stop - start
             if wanted is not None and len(content) != wanted:
-                raise EOFError(f"{len(content)} bytes came, where {wanted} were asked for")
+                raise EOFError(f"{len(content)} of {wanted} requested bytes received")
             return content
 
         return self.with_retries(once, name)
 
     def with_retries(self, once: Callable[[], Value], name: str) -> Value:
-        """What ``once`` gives, with pauses between attempts; ``name`` is what it reads.
+        """Calls ``once``, which reads ``name``, until it succeeds, with pauses between attempts.
 
         Raises:
-            UnreadableShardError: it failed each time, or in a way that does not pass.
+            UnreadableShardError: all attempts failed, or the error is permanent.
         """
         for attempts, wait_s in enumerate((*(() if self.is_local else RETRY_WAITS_S), None), start=1):
             try:
                 return once()
             except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-                raise UnreadableShardError(self._words(name, error, attempts)) from error
+                raise UnreadableShardError(self._error_message(name, error, attempts)) from error
             except (OSError, EOFError, pa.ArrowException, *_network_errors()) as error:
                 if wait_s is None:
-                    raise UnreadableShardError(self._words(name, error, attempts)) from error
+                    raise UnreadableShardError(self._error_message(name, error, attempts)) from error
                 pause_s = wait_s * float(np.random.default_rng().uniform(0.75, 1))
-                logger.warning("%s/%s: %s. Trying again in %.1f s.", self.address, name, first_line(error), pause_s)
+                logger.warning("%s/%s: %s. Retrying in %.1f s.", self.address, name, first_line(error), pause_s)
             time.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 
-    def _words(self, name: str, error: Exception, attempts: int) -> str:
+    def _error_message(self, name: str, error: Exception, attempts: int) -> str:
         tried = f" ({attempts} attempts)" if attempts > 1 else ""
         return (
             f"{self.address}/{name}: cannot be read{tried}: {first_line(error)}. Check the address, the connection "
-            "and your rights there; a damaged shard must be prepared or copied again."
+            "and your permissions; prepare or copy a damaged shard again."
         )
 
     def _filesystem(self) -> tuple[Any, str]:
         with self._lock:
-            # After a fork the old one's threads and connections are the parent's.
+            # After a fork, the threads and connections belong to the parent.
             if self._opened is None or self._process != os.getpid():
                 self._opened = fsspec.core.url_to_fs(self.address, skip_instance_cache=True)
                 self._process = os.getpid()
             return self._opened
 
     def find(self, pattern: str) -> list[tuple[str, int]]:
-        """Names and sizes, in bytes, of the files that match ``pattern``, sorted.
+        """Returns names and sizes in bytes of the files that match ``pattern``, sorted.
 
         Raises:
             UnreadableShardError: the folder cannot be listed.
@@ -116,20 +116,20 @@ class RemoteFolder:
 
         def once() -> list[tuple[str, int]]:
             filesystem, root = self._filesystem()
-            found = filesystem.glob(f"{root}/{pattern}", detail=True)
-            return sorted((path.removeprefix(f"{root}/"), int(info["size"])) for path, info in found.items())
+            matches = filesystem.glob(f"{root}/{pattern}", detail=True)
+            return sorted((path.removeprefix(f"{root}/"), int(info["size"])) for path, info in matches.items())
 
         return self.with_retries(once, pattern)
 
 
 class ShardReader:
-    """The row groups of a folder's shards, numbered over all of them. Threads may share it."""
+    """Reads row groups of a folder's shards, numbered over all shards. Thread-safe."""
 
     def __init__(self, folder: RemoteFolder, records: Sequence[ShardRecord]) -> None:
-        """``records`` of the shards, whose names are paths in ``folder``."""
+        """The names in ``records`` are paths relative to ``folder``."""
         self.folder = folder
         self.records = records
-        self._places = [(shard, group) for shard, record in enumerate(records) for group in range(len(record.groups))]
+        self._groups = [(shard, group) for shard, record in enumerate(records) for group in range(len(record.groups))]
         self._metadata: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -139,18 +139,18 @@ class ShardReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _metadata=OrderedDict(), _lock=threading.Lock())
 
-    def place(self, group: int) -> tuple[ShardRecord, int]:
-        """A row group's shard, and its number there."""
-        shard, number = self._places[group]
+    def locate(self, group: int) -> tuple[ShardRecord, int]:
+        """Returns the shard of a row group, and the index of the group within it."""
+        shard, number = self._groups[group]
         return self.records[shard], number
 
     def read(self, group: int) -> pa.Table:
-        """All clips of row group ``group``, by one request (and one or two for the first of a shard).
+        """Reads row group ``group`` with one request (one or two more for the first group of a shard).
 
         Raises:
-            UnreadableShardError: it cannot be read, or what came is not what was written.
+            UnreadableShardError: the row group cannot be read, or is damaged.
         """
-        shard, number = self._places[group]
+        shard, number = self._groups[group]
         record = self.records[shard]
 
         def once() -> pa.Table:
@@ -174,19 +174,20 @@ class ShardReader:
             if shard in self._metadata:
                 self._metadata.move_to_end(shard)
                 return self._metadata[shard]
-        found = metadata_of(self.folder, self.records[shard].name, self.records[shard].bytes)
+        metadata = metadata_of(self.folder, self.records[shard].name, self.records[shard].bytes)
         with self._lock:
-            self._metadata[shard] = found
-            while len(self._metadata) > _KEPT_METADATA:
+            self._metadata[shard] = metadata
+            while len(self._metadata) > _MAX_CACHED_METADATA:
                 self._metadata.popitem(last=False)
-        return found
+        return metadata
 
 
 def metadata_of(folder: RemoteFolder, name: str, size_bytes: int) -> Any:
-    """Parquet's metadata of a shard, from the end of its file.
+    """Reads the Parquet metadata of a shard from the end of its file.
 
     Raises:
-        UnreadableShardError: it cannot be read, or is no shard of prepare_data.
+        UnreadableShardError: the file cannot be read.
+        DataError: it is not a shard of prepare_data.
     """
 
     def once() -> Any:
@@ -196,17 +197,17 @@ def metadata_of(folder: RemoteFolder, name: str, size_bytes: int) -> Any:
             tail = folder.read(name, size_bytes - needed, size_bytes)
         return pq.read_metadata(io.BytesIO(tail))
 
-    found = folder.with_retries(once, name)
-    if b"vits_trainer" not in (found.metadata or {}):
+    metadata = folder.with_retries(once, name)
+    if b"vits_trainer" not in (metadata.metadata or {}):
         raise DataError(
-            f"{folder.address}/{name}: is no shard of prepare_data. Prepare the data set first: vits-trainer "
+            f"{folder.address}/{name}: is not a shard of prepare_data. Prepare the data set first: vits-trainer "
             "prepare_data --dataset SOURCE --shards 16 --output_dir FOLDER"
         )
-    return found
+    return metadata
 
 
 class _ByteRangeFile(io.RawIOBase):
-    """A file of which only one piece is there."""
+    """A read-only file object over one byte range of a file."""
 
     def __init__(self, content: bytes, start: int, size_bytes: int) -> None:
         self._content, self._start, self._size_bytes = memoryview(content), start, size_bytes
@@ -230,13 +231,13 @@ class _ByteRangeFile(io.RawIOBase):
         begin = self._position - self._start
         end = len(self._content) if size < 0 else begin + size
         if not 0 <= begin <= end <= len(self._content):
-            raise EOFError(f"bytes {self._position} to {self._position + size} are not in this piece")
+            raise EOFError(f"bytes {self._position} to {self._position + size} are outside this byte range")
         self._position += end - begin
         return bytes(self._content[begin:end])
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """Of the libraries that are loaded: errors of the network that are no OSError."""
+    """Returns network errors of the imported libraries that are not OSErrors."""
     known = (
         ("aiohttp", "ClientError"),
         ("botocore.exceptions", "BotoCoreError"),

@@ -1,12 +1,12 @@
-"""The format of shards: clips in Parquet files whose row groups are read one by one, and a manifest of what is in them.
+"""The shard format: clips in Parquet files, read row group by row group, and a manifest of their contents.
 
 ::
 
     shards/shard_00000.parquet   clip, audio, text, speaker, samples
-    shards.json                  the manifest: rate, encoding; each shard's counts, size and SHA-256
+    shards.json                  the manifest: sampling rate, encoding; counts, size and SHA-256 of each shard
 
-A row group holds about :data:`GROUP_SAMPLES` samples, so that memory and requests depend on the speech in it and not on
-how many clips there are. Pages carry checksums: a damaged byte is found without reading a whole shard.
+A row group holds about :data:`GROUP_SAMPLES` samples, so that memory and request sizes depend on the amount of speech,
+not on the number of clips. Pages have checksums: damage is detected without reading a whole shard.
 """
 
 import io
@@ -31,9 +31,9 @@ MANIFEST = "shards.json"
 FOLDER = "shards"
 FORMAT = 1
 GROUP_SAMPLES = 2**20
-"""A row group is closed once it holds so many samples: 65 s and 2 MiB at 16 kHz."""
+"""A row group is closed once it has this many samples (65 s and 2 MiB at 16 kHz)."""
 GROUP_CLIPS = 256
-"""Or so many clips."""
+"""A row group is also closed at this many clips."""
 
 Encoding = Literal["pcm16", "flac"]
 
@@ -46,33 +46,33 @@ SCHEMA = pa.schema(
         pa.field("samples", pa.int32(), nullable=False),
     ]
 )
-"""``clip`` is the name that the clip would have in wavs/; ``audio`` is little-endian int16, or FLAC."""
+"""``clip`` is the file name that the clip would have in wavs/; ``audio`` is little-endian int16 or FLAC."""
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What the manifest says of one shard."""
+    """The manifest's entry for one shard."""
 
     name: str
-    """Of its file in ``shards/``."""
+    """File name in ``shards/``."""
     bytes: int
     sha256: str
     groups: tuple[int, ...]
-    """Clips in each row group."""
+    """Number of clips per row group."""
     samples: int
-    """Of all clips together."""
+    """Total samples of all clips."""
     longest_samples: int
-    """Of the longest clip."""
+    """Samples of the longest clip."""
 
     @property
     def clips(self) -> int:
-        """In all row groups."""
+        """Number of clips in all row groups."""
         return sum(self.groups)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """``shards.json``."""
+    """Content of ``shards.json``."""
 
     sampling_rate: int
     """In Hz."""
@@ -81,43 +81,43 @@ class Manifest:
 
     @cached_property
     def clips(self) -> int:
-        """In all shards."""
+        """Number of clips in all shards."""
         return sum(shard.clips for shard in self.shards)
 
     def write(self, folder: Path) -> None:
-        """Writes it, whole or not at all."""
+        """Writes the manifest to ``folder``, atomically."""
         content = {"format": FORMAT, **asdict(self)}
         atomic_write(folder / MANIFEST, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
-    def parse(cls, content: str | bytes, place: str) -> "Manifest":
-        """Reads the manifest that ``place`` holds.
+    def parse(cls, content: str | bytes, source: str) -> "Manifest":
+        """Parses a manifest; ``source`` is its path or address, for error messages.
 
         Raises:
-            DataError: it is none, or of a newer version of this package.
+            DataError: it is not a manifest, or has an unsupported format version.
         """
         try:
             record = json.loads(content)
             if record["format"] != FORMAT:
                 raise DataError(
-                    f"{place}: is of format {record['format']}, and this version reads {FORMAT}. Prepare the shards "
-                    "again, or install the version that wrote them."
+                    f"{source}: has format {record['format']}, but this version reads format {FORMAT}. Prepare the "
+                    "shards again, or install the version that wrote them."
                 )
             shards = tuple(_shard_record(shard) for shard in record["shards"])
             manifest = cls(int(record["sampling_rate"]), record["encoding"], shards)
-            manifest.validate(place)
+            manifest.validate(source)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{place}: is no manifest of shards ({type(error).__name__}: {error}). Run prepare_data --shards again."
+                f"{source}: is not a shard manifest ({type(error).__name__}: {error}). Run prepare_data --shards again."
             ) from error
         return manifest
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """:meth:`parse` of the manifest in ``folder``.
+        """Reads and parses the manifest in ``folder``.
 
         Raises:
-            DataError: there is none that can be read.
+            DataError: it cannot be read, or :meth:`parse` fails.
         """
         path = folder / MANIFEST
         try:
@@ -126,16 +126,16 @@ class Manifest:
             raise DataError(f"{path}: cannot be read ({error.strerror}). Run prepare_data --shards again.") from error
         return cls.parse(content, str(path))
 
-    def validate(self, place: str) -> None:
-        """Raises :class:`DataError` where it speaks of files elsewhere, or of nothing."""
+    def validate(self, source: str) -> None:
+        """Raises :class:`DataError` if it has an unknown encoding, file names outside its folder, or empty shards."""
         if self.encoding not in ("pcm16", "flac") or self.sampling_rate <= 0:
-            raise DataError(f"{place}: {self.encoding} at {self.sampling_rate} Hz is not known. Prepare again.")
+            raise DataError(f"{source}: {self.encoding} at {self.sampling_rate} Hz is not supported. Prepare again.")
         names = [shard.name for shard in self.shards]
-        strange = [name for name in names if name in (".", "..") or "/" in name or "\\" in name or not name]
-        if strange or len(set(names)) != len(names):
-            raise DataError(f"{place}: {(strange or names)[0]!r} is no name of a shard, or stands twice. Correct it.")
+        invalid = [name for name in names if name in (".", "..") or "/" in name or "\\" in name or not name]
+        if invalid or len(set(names)) != len(names):
+            raise DataError(f"{source}: {(invalid or names)[0]!r} is not a valid name, or is duplicated. Correct it.")
         if not self.clips or any(clips <= 0 for shard in self.shards for clips in shard.groups):
-            raise DataError(f"{place}: a shard without clips. Run prepare_data --shards again.")
+            raise DataError(f"{source}: a shard has no clips. Run prepare_data --shards again.")
 
 
 def _shard_record(record: Mapping[str, Any]) -> ShardRecord:
@@ -150,7 +150,7 @@ def _shard_record(record: Mapping[str, Any]) -> ShardRecord:
 
 
 class ShardWriter:
-    """Writes one shard, row group by row group; what is not closed in peace is not there."""
+    """Writes one shard, row group by row group. The file appears only once it is closed without an error."""
 
     def __init__(self, path: Path, rate_hz: int, encoding: Encoding) -> None:
         self.path = path
@@ -180,9 +180,9 @@ class ShardWriter:
             self.discard()
 
     def discard(self) -> None:
-        """Leaves nothing of the shard."""
+        """Deletes the unfinished shard."""
         try:
-            self._writer.close()  # which writes, and on a full disk fails
+            self._writer.close()  # writes the footer: fails on a full disk
         finally:
             discard(self._part)
 
@@ -191,7 +191,7 @@ class ShardWriter:
         self.add_encoded(clip, encode_audio(pcm, self.rate_hz, self.encoding), text, speaker, len(pcm))
 
     def add_encoded(self, clip: str, audio: bytes, text: str, speaker: str, samples: int) -> None:
-        """Appends a clip of so many samples, whose ``audio`` is what :func:`encode_audio` gave."""
+        """Appends a clip of ``samples`` samples; ``audio`` is the result of :func:`encode_audio`."""
         self._rows.append((clip, audio, text, speaker, samples))
         self._group_samples += samples
         self._samples += samples
@@ -200,14 +200,14 @@ class ShardWriter:
             self._write_group()
 
     def close(self) -> ShardRecord:
-        """Puts the shard in its place.
+        """Finishes the shard and moves it to its path.
 
         Raises:
-            DataError: it has no clip.
+            DataError: the shard has no clips.
         """
         self._write_group()
         if not self._groups:
-            raise DataError(f"{self.path}: no clip for this shard. Ask for fewer --shards.")
+            raise DataError(f"{self.path}: no clips for this shard. Reduce --shards.")
         self._writer.close()
         fsync_dir(self._part)
         record = ShardRecord(
@@ -233,7 +233,7 @@ class ShardWriter:
 
 
 def encode_audio(pcm: NDArray[np.int16], rate_hz: int, encoding: Encoding) -> bytes:
-    """``pcm``, (T,), as it stands in the column ``audio``."""
+    """Encodes ``pcm``, (T,), for the column ``audio``."""
     if encoding == "pcm16":
         return pcm.astype("<i2").tobytes()
     content = io.BytesIO()
@@ -242,10 +242,10 @@ def encode_audio(pcm: NDArray[np.int16], rate_hz: int, encoding: Encoding) -> by
 
 
 def decode_audio(content: bytes | memoryview, encoding: Encoding) -> NDArray[np.int16]:
-    """The samples, (T,), of what :func:`encode_audio` gave; PCM is not copied.
+    """Decodes the result of :func:`encode_audio` to samples, (T,); PCM is not copied.
 
     Raises:
-        soundfile.SoundFileError: FLAC that is none.
+        soundfile.SoundFileError: the FLAC data is invalid.
     """
     if encoding == "pcm16":
         return np.frombuffer(content, dtype="<i2")
@@ -254,31 +254,31 @@ def decode_audio(content: bytes | memoryview, encoding: Encoding) -> NDArray[np.
 
 
 def record_of(path: Path) -> tuple[ShardRecord, int, Encoding]:
-    """What a shard says of itself, with its rate in Hz and its encoding.
+    """Reads a shard's manifest entry from its file; returns it with the sampling rate in Hz and the encoding.
 
     Raises:
-        DataError: it is no shard.
+        DataError: the file is not a shard.
     """
     try:
         metadata = pq.read_metadata(path)
-        own = json.loads((metadata.metadata or {})[b"vits_trainer"])
+        shard_format = json.loads((metadata.metadata or {})[b"vits_trainer"])
         samples = pq.read_table(path, columns=["samples"])["samples"].to_numpy()
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: is no shard of prepare_data ({type(error).__name__}: {error}).") from error
+        raise DataError(f"{path}: is not a shard of prepare_data ({type(error).__name__}: {error}).") from error
     groups = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
     record = ShardRecord(path.name, path.stat().st_size, sha256(path), groups, int(samples.sum()), int(samples.max()))
-    return record, int(own["sampling_rate"]), own["encoding"]
+    return record, int(shard_format["sampling_rate"]), shard_format["encoding"]
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
     """Reads every shard of ``folder`` and compares it with the manifest.
 
     Raises:
-        DataError: a shard is missing or not as the manifest says; all such are named.
+        DataError: lists all shards that are missing or differ from the manifest.
     """
-    wrong = [problem for shard in manifest.shards if (problem := _problem(folder / FOLDER / shard.name, shard))]
-    if wrong:
-        raise DataError(f"{folder}: {'; '.join(wrong)}. Fetch these shards again, or run prepare_data --shards again.")
+    problems = [problem for shard in manifest.shards if (problem := _problem(folder / FOLDER / shard.name, shard))]
+    if problems:
+        raise DataError(f"{folder}: {'; '.join(problems)}. Download these again, or run prepare_data --shards again.")
 
 
 def _problem(path: Path, record: ShardRecord) -> str | None:
@@ -286,14 +286,14 @@ def _problem(path: Path, record: ShardRecord) -> str | None:
         return f"{record.name} is missing"
     if path.stat().st_size != record.bytes:
         return f"{record.name} has {path.stat().st_size} bytes, not {record.bytes}"
-    return None if sha256(path) == record.sha256 else f"{record.name} has not the content that was written"
+    return None if sha256(path) == record.sha256 else f"{record.name} does not match its SHA-256"
 
 
 def shard_name(number: int) -> str:
-    """File name of shard ``number``, from 0."""
+    """Returns the file name of shard ``number``, from 0."""
     return f"shard_{number:05d}.parquet"
 
 
 def shard_sizes(clips: int, shards: int) -> Sequence[int]:
-    """How many clips go into each of ``shards``, as even as can be."""
+    """Returns the number of clips of each shard, as even as possible."""
     return [clips // shards + (number < clips % shards) for number in range(shards)]

@@ -1,4 +1,4 @@
-"""Data of many speakers: whose clips an epoch takes, and how the speakers compare. Arithmetic alone."""
+"""Temperature-based sampling of speakers: which clips each epoch draws."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ONE = 10**6
-"""Shares are counted in millionths of a draw: whole numbers, so that machines whose powers differ in the last bit
-agree."""
+"""Shares are integers, in millionths of a draw, so that machines whose power function differs in the last bit agree."""
 
 
 Counts = NDArray[np.int64]
@@ -17,42 +16,42 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class SpeakerTemperatureSampler:
-    """What each epoch draws: as many clips as there are, a speaker of n clips a share of them like n ** temperature.
+    """Draws as many clips per epoch as there are; a speaker's share is proportional to its clips ** temperature.
 
-    At 1 every clip comes once; at 0 all speakers come alike. A speaker's draws are dealt to its clips evenly: in an
-    epoch each comes as often as another, or once more, and the next epoch goes on where this one ended. Which these are
-    is a pure function of the seed and the epoch.
+    At 1 every clip is drawn once; at 0 all speakers have equal shares. A speaker's draws are spread evenly over its
+    clips: within an epoch, clip counts differ by at most one, and the next epoch continues where this one ended. The
+    result is a pure function of the seed and the epoch.
     """
 
     speakers: Sequence[str]
-    """Of each training clip."""
+    """Speaker of each training clip."""
     temperature: float
     """From 0 to 1."""
     seed: int
 
     @property
     def speaker_count(self) -> int:
-        """How many there are."""
+        """Number of speakers."""
         return len(self._sizes)
 
     @property
     def shares(self) -> NDArray[np.float64]:
-        """Of each speaker in an epoch's draws, as parts of 1, in the order of their names."""
+        """Fraction of an epoch's draws per speaker, in the order of their names."""
         return self._millionths / (_ONE * len(self.speakers))
 
     def quotas(self, epoch: int) -> Counts:
-        """Draws of each speaker in an epoch, in the order of their names; in all as many as there are clips.
+        """Returns the draws per speaker in an epoch, in the order of their names; they sum to the number of clips.
 
-        By largest remainder. Where remainders tie, the odd draws go round from epoch to epoch.
+        Uses the largest remainder method. Among equal remainders, the extra draws rotate from epoch to epoch.
         """
         whole, remainder = np.divmod(self._millionths, _ONE)
-        odd = len(self.speakers) - int(whole.sum())
-        turn = (np.arange(len(whole)) - epoch * odd) % len(whole)
-        whole[np.lexsort((turn, -remainder))[:odd]] += 1
+        extra = len(self.speakers) - int(whole.sum())
+        rotation = (np.arange(len(whole)) - epoch * extra) % len(whole)
+        whole[np.lexsort((rotation, -remainder))[:extra]] += 1
         return whole
 
     def draw(self, epoch: int) -> Counts:
-        """Places of the clips that an epoch draws, from small to large, each as often as it is drawn."""
+        """Returns the indices of the clips that an epoch draws, ascending, repeated as often as drawn."""
         quotas = self.quotas(epoch)
         speaker = np.repeat(np.arange(len(quotas)), quotas)
         number = np.arange(len(speaker)) - (np.cumsum(quotas) - quotas)[speaker]
@@ -61,16 +60,16 @@ class SpeakerTemperatureSampler:
         return np.sort(self._by_speaker[first[speaker] + (before[speaker] + number) % self._sizes[speaker]])
 
     def __str__(self) -> str:
-        """For people: how unequal the speakers are, and what becomes of it."""
+        """Summary of the imbalance between speakers, and of the effect of the temperature."""
         by_size = np.argsort(self._sizes, kind="stable")
-        shown = by_size[[-1, (len(by_size) - 1) // 2, 0]]
-        largest, median, smallest = self._sizes[shown]
-        words = f"{len(by_size)} speakers: clips of the largest {largest}, the median {median}, the smallest {smallest}"
+        selected = by_size[[-1, (len(by_size) - 1) // 2, 0]]
+        largest, median, smallest = self._sizes[selected]
+        summary = f"{len(by_size)} speakers: largest {largest} clips, median {median}, smallest {smallest}"
         if self.temperature == 1:
-            return words
-        drawn, natural = self.shares[shown], self._sizes[shown] / len(self.speakers)
-        now, then = (", ".join(f"{100 * part:.2g} %" for part in parts) for parts in (drawn, natural))
-        return f"{words}; at temperature {self.temperature:g} they get {now} of an epoch's draws (at 1: {then})"
+            return summary
+        drawn, natural = self.shares[selected], self._sizes[selected] / len(self.speakers)
+        shares, natural_shares = (", ".join(f"{100 * part:.2g} %" for part in parts) for parts in (drawn, natural))
+        return f"{summary}; at temperature {self.temperature:g} their draws are {shares} (at 1: {natural_shares})"
 
     @cached_property
     def _speaker_of(self) -> Counts:
@@ -83,14 +82,14 @@ class SpeakerTemperatureSampler:
 
     @cached_property
     def _millionths(self) -> Counts:
-        """Of a draw: each speaker's share of an epoch."""
+        """Share of each speaker in an epoch, in millionths of a draw."""
         weights = np.power(self._sizes, self.temperature, dtype=np.float64)
         millionths: Counts = np.rint(weights / weights.sum() * len(self.speakers) * _ONE).astype(np.int64)
         return millionths
 
     @cached_property
     def _by_speaker(self) -> Counts:
-        """Places speaker by speaker, each speaker's own in random order."""
+        """Clip indices grouped by speaker, shuffled within each speaker."""
         shuffled = np.random.default_rng(self.seed).permutation(len(self.speakers))
-        placed: Counts = shuffled[np.argsort(self._speaker_of[shuffled], kind="stable")]
-        return placed
+        grouped: Counts = shuffled[np.argsort(self._speaker_of[shuffled], kind="stable")]
+        return grouped

@@ -1,7 +1,7 @@
-"""From shards, wherever they lie, to batches, in ``streaming_sampler``'s order; nothing is kept on the disk.
+"""The torch dataset of streamed shards, local or remote, read in ``streaming_sampler``'s order without a disk cache.
 
-Parquet is read by fsspec and pyarrow, as ``datasets`` does it, but not through its iterators: those lose the clips of
-their shuffle buffers on a resume, and where the shards do not divide among the ranks each rank reads them all.
+Parquet is read with fsspec and pyarrow, as in ``datasets``, but not through its iterators: those lose the clips of
+their shuffle buffers on a resume, and if the shards do not divide evenly among the ranks, each rank reads them all.
 """
 
 import hashlib
@@ -34,14 +34,14 @@ from vits_trainer.data.streaming_sampler import StreamedBatchSpec
 from vits_trainer.utils.errors import DataError, UnreadableShardError
 
 _THREADS = 8
-"""Requests that a data worker has under way at most."""
-_HELD_OUT_GROUPS = 8
-"""The held-out clips come from so many row groups, if these hold enough: each is read as a whole."""
+"""Maximum number of concurrent requests of a data worker."""
+_VALIDATION_GROUPS = 8
+"""Number of row groups to draw validation clips from, if they have enough clips: each is read whole."""
 
 
 @dataclass(frozen=True)
 class ShardedData:
-    """A set of shards, opened: what is in them is known, and nothing of it read."""
+    """An opened set of shards; only its metadata has been read."""
 
     address: str
     shards: ShardReader
@@ -49,114 +49,114 @@ class ShardedData:
     """In Hz."""
     encoding: Encoding
     summary: dict[str, Any]
-    """dataset.json, where it lies with the shards."""
+    """Content of dataset.json; empty for shards without one."""
 
     @property
     def root(self) -> str:
-        """Where it lies, for messages."""
+        """The address, for messages."""
         return self.address
 
     @cached_property
     def groups(self) -> tuple[int, ...]:
-        """Clips in each row group, of all shards one after another."""
+        """Number of clips per row group, over all shards in order."""
         return tuple(clips for record in self.shards.records for clips in record.groups)
 
     @cached_property
     def shard_of_group(self) -> NDArray[np.int64]:
-        """Number of each row group's shard."""
+        """Index of the shard of each row group."""
         records = self.shards.records
         return np.repeat(np.arange(len(records)), [len(record.groups) for record in records])
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
-        """Number of clips up to each row group's end."""
+        """Row after the last one of each row group."""
         ends: NDArray[np.int64] = np.cumsum(self.groups)
         return ends
 
     @cached_property
     def begins(self) -> NDArray[np.int64]:
-        """The first row of each row group."""
+        """First row of each row group."""
         begins: NDArray[np.int64] = self.ends - self.groups
         return begins
 
     @cached_property
     def shard_begins(self) -> NDArray[np.int64]:
-        """The first row of each shard, and the number of all."""
+        """First row of each shard, then the total number of rows."""
         return np.cumsum([0, *(record.clips for record in self.shards.records)])
 
     @cached_property
     def shard_names(self) -> list[str]:
-        """As records of clips have them."""
+        """Names of the shards, as used in clip ids."""
         return [record.name.removeprefix(f"{FOLDER}/") for record in self.shards.records]
 
     @property
     def clips(self) -> int:
-        """In all shards."""
+        """Number of clips in all shards."""
         return int(self.ends[-1])
 
     @property
     def longest_samples(self) -> int:
-        """Of the longest clip."""
+        """Samples of the longest clip."""
         return max(record.longest_samples for record in self.shards.records)
 
     @property
     def speakers(self) -> list[str]:
-        """Names of the speakers, sorted: a name's place is its id."""
-        return sorted(self._known[0])
+        """Speaker names, sorted: a name's index is its id."""
+        return sorted(self._counts_and_characters[0])
 
     @property
     def texts(self) -> list[str]:
-        """Enough of the texts to make a vocabulary from: every character is in it."""
-        return [self._known[1]]
+        """One text with every character of the data set, enough to build a vocabulary."""
+        return [self._counts_and_characters[1]]
 
     def fingerprint(self, rows: Sequence[int]) -> str:
-        """Changes when a shard does, or when other ``rows`` are meant."""
+        """Returns a hash of the shards and ``rows``."""
         records = [(record.name, record.bytes, record.sha256, record.groups) for record in self.shards.records]
         return hashlib.sha256(json.dumps([records, list(rows)]).encode()).hexdigest()
 
-    def hold_out(self, fraction: float, most: int, seed: int) -> list[int]:
-        """Rows to validate with: drawn from a few row groups, so that few are read for it.
+    def hold_out(self, fraction: float, max_clips: int, seed: int) -> list[int]:
+        """Draws the rows of the validation clips from a few row groups, so that few have to be read.
 
         Raises:
-            DataError: nothing would be left to train on.
+            DataError: no clip would be left to train on.
         """
-        wanted = min(most, max(1, round(fraction * self.clips))) if fraction > 0 else 0
+        wanted = min(max_clips, max(1, round(fraction * self.clips))) if fraction > 0 else 0
         if wanted >= self.clips:
             raise DataError(
                 f"{self.address} has {self.clips} clip(s), too few to hold out {wanted} for validation. "
-                "Prepare more clips, or give --validation_fraction 0."
+                "Prepare more clips, or pass --validation_fraction 0."
             )
-        draw = np.random.default_rng(seed)
-        each, rows = -(-wanted // _HELD_OUT_GROUPS), list[int]()
-        for group in draw.permutation(len(self.groups)):
-            take = min(each, wanted - len(rows), self.groups[group])
-            if not take:
+        rng = np.random.default_rng(seed)
+        each, rows = -(-wanted // _VALIDATION_GROUPS), list[int]()
+        for group in rng.permutation(len(self.groups)):
+            count = min(each, wanted - len(rows), self.groups[group])
+            if not count:
                 break
-            rows += (self.begins[group] + draw.permutation(self.groups[group])[:take]).tolist()
-        # Row groups with fewer clips than their share: from what is left of the first ones.
+            rows += (self.begins[group] + rng.permutation(self.groups[group])[:count]).tolist()
+        # Some row groups have fewer clips than their share: draw the rest from all other rows.
         if len(rows) < wanted:
             rest = np.setdiff1d(np.arange(self.clips), rows)
-            rows += draw.permutation(rest)[: wanted - len(rows)].tolist()
+            rows += rng.permutation(rest)[: wanted - len(rows)].tolist()
         return sorted(rows)
 
     def groups_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The row groups that clips are in, and their places there."""
+        """Returns the row group of each row, and the index of the row within it."""
         groups = np.searchsorted(self.ends, rows, side="right")
         return groups, rows - self.begins[groups]
 
     def group_of(self, row: int) -> tuple[int, int]:
-        """The row group that a clip is in, and its place there."""
+        """Returns the row group of a row, and the index of the row within it."""
         group = int(np.searchsorted(self.ends, row, side="right"))
         return group, row - int(self.begins[group])
 
     def name(self, row: int) -> str:
-        """What a clip is called in records: its shard and its row there, from 0."""
+        """Returns the id of a clip: its shard and its row in the shard, from 0."""
         shard = int(np.searchsorted(self.shard_begins, row, side="right")) - 1
         return f"{self.shard_names[shard]}:{row - self.shard_begins[shard]}"
 
     @cached_property
-    def _known(self) -> tuple[dict[str, int], str]:
-        """Clips of each speaker, and every character of the texts: as dataset.json says, else read from all shards."""
+    def _counts_and_characters(self) -> tuple[dict[str, int], str]:
+        """Clips per speaker, and all characters of the texts: from dataset.json, or else read from all shards."""
         if self.summary.get("speaker_clips") and self.summary.get("characters"):
             return self.summary["speaker_clips"], self.summary["characters"]
         speakers: Counter[str] = Counter()
@@ -169,11 +169,11 @@ class ShardedData:
 
 
 def open_stream(address: str) -> ShardedData:
-    """Opens the shards at ``address``: a folder with shards.json, a pattern of shards, or a data set on the Hub.
+    """Opens the shards at ``address``: a directory with shards.json, a glob pattern of shards, or a Hub dataset.
 
     Raises:
-        DataError: there are no shards.
-        UnreadableShardError: what holds them does not answer.
+        DataError: there are no shards, or they do not match each other.
+        UnreadableShardError: the storage cannot be read.
     """
     if "*" in address:
         root = address[: address.index("*")].rpartition("/")[0] or "."
@@ -183,23 +183,23 @@ def open_stream(address: str) -> ShardedData:
 
 
 def _open_folder(address: str, folder: RemoteFolder) -> ShardedData:
-    content = _content(folder, MANIFEST)
+    content = _read_if_present(folder, MANIFEST)
     if content is None:
         raise DataError(
-            f"{folder.address} holds no {MANIFEST}. Make shards with: vits-trainer prepare_data --dataset SOURCE "
-            "--shards 16 --output_dir FOLDER (a folder with wavs/ is trained on without --streaming)."
+            f"{folder.address} contains no {MANIFEST}. Create shards with: vits-trainer prepare_data --dataset SOURCE "
+            "--shards 16 --output_dir FOLDER (for a folder with wavs/, omit --streaming)."
         )
     manifest = Manifest.parse(content, f"{folder.address}/{MANIFEST}")
     try:
-        summary = dict(json.loads(_content(folder, "dataset.json") or "{}"))
+        summary = dict(json.loads(_read_if_present(folder, "dataset.json") or "{}"))
     except ValueError as error:
-        raise DataError(f"{folder.address}/dataset.json: is no JSON ({error}). Prepare again.") from error
+        raise DataError(f"{folder.address}/dataset.json: is not JSON ({error}). Run prepare_data again.") from error
     records = [replace(record, name=f"{FOLDER}/{record.name}") for record in manifest.shards]
     return ShardedData(address, ShardReader(folder, records), manifest.sampling_rate, manifest.encoding, summary)
 
 
-def _content(folder: RemoteFolder, name: str) -> bytes | None:
-    """Of a file; None where there is none."""
+def _read_if_present(folder: RemoteFolder, name: str) -> bytes | None:
+    """Reads a file; returns None if it does not exist."""
     try:
         return folder.read(name)
     except UnreadableShardError as error:
@@ -210,43 +210,46 @@ def _content(folder: RemoteFolder, name: str) -> bytes | None:
 
 def _open_pattern(address: str, folder: RemoteFolder, pattern: str) -> ShardedData:
     records: list[ShardRecord] = []
-    kinds: set[tuple[int, Encoding]] = set()
+    formats: set[tuple[int, Encoding]] = set()
     for name, size_bytes in folder.find(pattern):
         metadata = metadata_of(folder, name, size_bytes)
-        own = json.loads(metadata.metadata[b"vits_trainer"])
-        kinds.add((int(own["sampling_rate"]), own["encoding"]))
+        file_format = json.loads(metadata.metadata[b"vits_trainer"])
+        formats.add((int(file_format["sampling_rate"]), file_format["encoding"]))
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         longest = max(group.column(SCHEMA.get_field_index("samples")).statistics.max for group in groups)
         records.append(ShardRecord(name, size_bytes, "", tuple(group.num_rows for group in groups), 0, int(longest)))
-    if len(kinds) != 1:
-        found = " and ".join(f"{encoding} at {rate} Hz" for rate, encoding in sorted(kinds)) or "no file"
-        raise DataError(f"{address}: shards of one kind are needed, and it leads to {found}. Correct the pattern.")
-    ((sampling_rate, encoding),) = kinds
+    if len(formats) != 1:
+        matches = " and ".join(f"{encoding} at {rate} Hz" for rate, encoding in sorted(formats)) or "no file"
+        raise DataError(
+            f"{address}: all shards must have one encoding and sampling rate, but the pattern matches {matches}. "
+            "Correct the pattern."
+        )
+    ((sampling_rate, encoding),) = formats
     return ShardedData(address, ShardReader(folder, records), sampling_rate, encoding, {})
 
 
 class TrainedNames(Sequence[str]):
-    """Names of the clips that are trained on, found when asked for."""
+    """Ids of the training clips, as a lazy sequence."""
 
     def __init__(self, prepared: ShardedData, held_out: Sequence[int]) -> None:
         self._prepared = prepared
         self._held_out = np.asarray(sorted(held_out), np.int64)
-        self._numbers = {name: number for number, name in enumerate(prepared.shard_names)}
+        self._shard_indices = {name: number for number, name in enumerate(prepared.shard_names)}
 
     def __len__(self) -> int:
         return self._prepared.clips - len(self._held_out)
 
-    def __getitem__(self, place: Any) -> Any:
-        """A clip's name; of a slice, a list."""
-        if isinstance(place, slice):
-            return [self[index] for index in range(*place.indices(len(self)))]
-        before = np.searchsorted(self._held_out - np.arange(len(self._held_out)), place, side="right")
-        return self._prepared.name(int(place + before))
+    def __getitem__(self, index: Any) -> Any:
+        """Returns a clip's id, or for a slice a list of ids."""
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        before = np.searchsorted(self._held_out - np.arange(len(self._held_out)), index, side="right")
+        return self._prepared.name(int(index + before))
 
-    def place(self, name: str) -> int:
-        """Where a name stands; raises KeyError for one that is not among them."""
+    def position(self, name: str) -> int:
+        """Returns the index of an id; raises KeyError if it is not a training clip's."""
         shard, _, number = name.rpartition(":")
-        begin, end = self._prepared.shard_begins[self._numbers[shard] :][:2]
+        begin, end = self._prepared.shard_begins[self._shard_indices[shard] :][:2]
         row = int(begin) + int(number)
         before = int(np.searchsorted(self._held_out, row))
         if row >= end or row in self._held_out[before : before + 1]:
@@ -255,7 +258,7 @@ class TrainedNames(Sequence[str]):
 
 
 class StreamingClipDataset(ClipDataset):
-    """Fetches row groups where a DataLoader's worker asks for clips, those of the next windows ahead of their use."""
+    """Reads row groups in DataLoader workers, and prefetches those of the next windows."""
 
     def __init__(
         self, prepared: ShardedData, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
@@ -263,46 +266,46 @@ class StreamingClipDataset(ClipDataset):
         super().__init__(tokenizer, spec, speaker_ids)
         self.prepared = prepared
         self.longest_frames = spec.frames(prepared.longest_samples)
-        self._lanes: dict[int, dict[int, Future[pa.Table]]] = {}
-        """Row groups that each lane has to do with now, fetched or on their way."""
-        self._single: dict[int, Clip | Incident] = {}
-        """Clips that were asked for one by one: those that validation comes back to."""
-        self._words: dict[int, dict[str, str]] = {}
-        """Their texts and speakers."""
+        self._substreams: dict[int, dict[int, Future[pa.Table]]] = {}
+        """Current row groups of each substream, fetched or being fetched."""
+        self._cached_clips: dict[int, Clip | Incident] = {}
+        """Clips read one by one, cached: validation reads the same clips again."""
+        self._metadata: dict[int, dict[str, str]] = {}
+        """Texts and speakers of clips read one by one."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Where workers are not forked: what was fetched stays behind."""
-        return {**vars(self), "_lanes": {}, "_table": None, "_pool": None}
+        """Drops what was fetched, for workers that are not forked."""
+        return {**vars(self), "_substreams": {}, "_table": None, "_pool": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        del self._table, self._pool  # are made anew when asked for
+        del self._table, self._pool  # cached properties: created again on first use
 
     def text(self, row: int) -> str:
-        """The text of a clip."""
-        return self._told(row, "text")
+        """Returns the text of a clip."""
+        return self._metadata_of(row, "text")
 
     def speaker(self, row: int) -> str:
-        """A clip's speaker, by name."""
-        return self._told(row, "speaker")
+        """Returns the name of a clip's speaker."""
+        return self._metadata_of(row, "speaker")
 
-    def _told(self, row: int, column: str) -> str:
-        if row not in self._words:
-            group, place = self.prepared.group_of(row)
+    def _metadata_of(self, row: int, column: str) -> str:
+        if row not in self._metadata:
+            group, position = self.prepared.group_of(row)
             table = self._table(group)
-            self._words[row] = {name: str(table[name][place]) for name in ("text", "speaker")}
-        return self._words[row][column]
+            self._metadata[row] = {name: str(table[name][position]) for name in ("text", "speaker")}
+        return self._metadata[row][column]
 
     def read(self, row: int) -> Clip | Incident:
         """Reads one clip and keeps it, or returns why it cannot be used."""
-        if row not in self._single:
+        if row not in self._cached_clips:
             group, _ = self.prepared.group_of(row)
             try:
                 record = self._record(row, {group: self._table(group)})
             except UnreadableShardError as error:
-                return _unreadable(error)
-            self._single[row] = record
-        return self._single[row]
+                return _unreadable_shard(error)
+            self._cached_clips[row] = record
+        return self._cached_clips[row]
 
     def read_all(self, spec: MicroBatchSpec) -> list[Clip | Incident]:
         """Reads the clips of a micro-batch: of listed rows, or of a part of a window."""
@@ -311,31 +314,31 @@ class StreamingClipDataset(ClipDataset):
         try:
             tables = self._tables_of(spec)
         except UnreadableShardError as error:
-            return [_unreadable(error)]
+            return [_unreadable_shard(error)]
         records = [self._record(row, tables) for row in self._part(spec, tables)]
         return [self._stretched(record) for record in records] if spec.stretched else records
 
-    def _part(self, place: StreamedBatchSpec, tables: dict[int, pa.Table]) -> list[int]:
-        """Rows of the part of a window that this micro-batch is."""
-        rows = np.asarray(place.indices, np.int64)
-        groups, places = self.prepared.groups_of(rows)
+    def _part(self, batch_spec: StreamedBatchSpec, tables: dict[int, pa.Table]) -> list[int]:
+        """Returns the rows of this micro-batch: its part of the window, once sorted by length."""
+        rows = np.asarray(batch_spec.indices, np.int64)
+        groups, positions = self.prepared.groups_of(rows)
         lengths = np.zeros(len(rows), np.int64)
         for group, table in tables.items():
             of_group = groups == group
-            lengths[of_group] = table["samples"].to_numpy()[places[of_group]]
+            lengths[of_group] = table["samples"].to_numpy()[positions[of_group]]
         by_length = rows[np.lexsort((rows, lengths))]
-        part: list[int] = np.array_split(by_length, place.parts)[place.part].tolist()
+        part: list[int] = np.array_split(by_length, batch_spec.parts)[batch_spec.part].tolist()
         return part
 
-    def _tables_of(self, place: StreamedBatchSpec) -> dict[int, pa.Table]:
-        needed = set(self.prepared.groups_of(np.asarray(place.indices, np.int64))[0].tolist())
-        if place.substream is None:
+    def _tables_of(self, batch_spec: StreamedBatchSpec) -> dict[int, pa.Table]:
+        needed = set(self.prepared.groups_of(np.asarray(batch_spec.indices, np.int64))[0].tolist())
+        if batch_spec.substream is None:
             return {group: self._table(group) for group in needed}
-        before = self._lanes.get(place.substream, {})
-        # In the training process itself there is nobody to read ahead.
-        wanted = needed if get_worker_info() is None else (*needed, *place.ahead)
+        before = self._substreams.get(batch_spec.substream, {})
+        # Without workers nothing can be prefetched.
+        wanted = needed if get_worker_info() is None else (*needed, *batch_spec.ahead)
         held = {group: before.get(group) or self._fetch(group) for group in wanted}
-        self._lanes[place.substream] = held
+        self._substreams[batch_spec.substream] = held
         return {group: held[group].result() for group in needed}
 
     def _fetch(self, group: int) -> Future[pa.Table]:
@@ -347,20 +350,20 @@ class StreamingClipDataset(ClipDataset):
 
     @cached_property
     def _table(self) -> Callable[[int], pa.Table]:
-        """Reads a row group, or has it from the last few that were read so."""
-        return lru_cache(maxsize=_HELD_OUT_GROUPS)(self.prepared.shards.read)
+        """Reads a row group; the last few are cached."""
+        return lru_cache(maxsize=_VALIDATION_GROUPS)(self.prepared.shards.read)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(_THREADS)
 
     def _record(self, row: int, tables: dict[int, pa.Table]) -> Clip | Incident:
-        group, place = self.prepared.group_of(row)
+        group, position = self.prepared.group_of(row)
         name = self.prepared.name(row)
         try:
             table = tables[group]
-            content = memoryview(table["audio"][place].as_buffer())
-            return self.clip(name, self._pcm(content), str(table["text"][place]), str(table["speaker"][place]))
+            content = memoryview(table["audio"][position].as_buffer())
+            return self.clip(name, self._pcm(content), str(table["text"][position]), str(table["speaker"][position]))
         except RecordingError as error:
             return Incident(name, "read", str(error.rejection.reason), error.rejection.detail)
         except UNEXPECTED as error:
@@ -373,11 +376,11 @@ class StreamingClipDataset(ClipDataset):
             reject(Reason.UNREADABLE_AUDIO, str(error))
 
     def _stretched(self, record: Clip | Incident) -> Clip | Incident:
-        """A clip as long as the longest, to try what it takes."""
+        """Repeats a clip's samples to the length of the longest clip, for the dry run."""
         if isinstance(record, Incident):
             return record
         return replace(record, pcm=np.resize(record.pcm, self.longest_frames * self.spec.hop))
 
 
-def _unreadable(error: UnreadableShardError) -> Incident:
+def _unreadable_shard(error: UnreadableShardError) -> Incident:
     return Incident("no clip", "read", UNREADABLE, str(error))

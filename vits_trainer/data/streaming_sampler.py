@@ -1,14 +1,14 @@
-"""The order of clips that are streamed: known without their lengths, and read row group by row group.
+"""Batch sampler of streamed clips: needs no clip lengths, and reads row group by row group.
 
-Row groups are put in random order, and their clips laid end to end. This sequence is cut into substreams of equal
-length, :data:`SUBSTREAMS_PER_SLOT` for each micro-batch of an update. An update takes one micro-batch from each
-substream of its turn, so a row group is read by one rank, and there by one data worker (those at a cut by two). The
-clips that fill no whole update are dealt evenly and make the epoch's last. All of it is a pure function of seed,
-epoch and number of clips per row group: equal numbers of updates on all ranks, and nothing to store for a
-resume.
+Row groups are shuffled, and their clips concatenated. This sequence is cut into substreams of equal length,
+:data:`SUBSTREAMS_PER_SLOT` for each slot (micro-batch of an update, over all ranks). Updates cycle through these; an
+update's index in the cycle is its phase. It reads one micro-batch from each substream of its phase, so a row group is
+read by one rank, and there by one data worker (by two if it is cut). The clips that do not fill a whole update are
+split evenly and form the epoch's last. All this is a pure function of the seed, the epoch and the number of clips per
+row group: all ranks have the same number of updates, whatever the shards contain, and a resume needs no stored state.
 
 A window of a substream holds the clips of several of its micro-batches. The dataset worker sorts the window by length
-and cuts it into micro-batches. In an update all ranks read the same part of their windows, so lengths are similar.
+and cuts it into micro-batches. In an update all ranks read the same part of their windows, so that their lengths match.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,53 +21,53 @@ from numpy.typing import NDArray
 from vits_trainer.data.sampler import MicroBatchSpec, UpdateSampler
 
 SUBSTREAMS_PER_SLOT = 4
-"""Updates take their lanes in turns of so many: a number of data workers that divides it, or it times the accumulation,
-reads each row group once."""
+"""Length of the cycle. If the number of data workers divides it, or it times the accumulation, each row group is read
+once."""
 
 Rows = NDArray[np.int64]
-"""Of clips, over all shards one after another."""
+"""Rows of clips, over all shards in order."""
 
 
 @dataclass(frozen=True)
 class StreamedBatchSpec(MicroBatchSpec):
-    """A micro-batch of a stream. Its ``indices`` are all clips of a window; which of them it is shows their lengths."""
+    """A micro-batch of a stream. ``indices`` are all clips of its window: which part it is depends on their lengths."""
 
     part: int = 0
-    """Which of the ``parts`` into which the window falls once it is sorted by length."""
+    """Index among the ``parts`` into which the window is cut once sorted by length."""
     parts: int = 1
     substream: int | None = None
-    """Micro-batches of one lane share row groups; None for the clips at an epoch's end."""
+    """Micro-batches of one substream share row groups. None in the last update of an epoch."""
     ahead: tuple[int, ...] = ()
-    """Row groups that the lane needs next."""
+    """Row groups to prefetch for the substream's next window."""
     stretched: bool = False
-    """Whether each clip is to be made as long as the longest of all, to try what it takes."""
+    """Whether to lengthen each clip to the longest of the data set, for the dry run."""
 
 
 class _Epoch:
-    """The clips of one epoch, end to end."""
+    """The concatenated clips of one epoch."""
 
-    def __init__(self, order: "StreamingBatchSampler", epoch: int) -> None:
-        self._order, self._epoch = order, epoch
-        draw = np.random.default_rng([order.seed, epoch])
-        # Shard by shard, so that a lane has to do with few of them at a time: each has metadata to be kept.
-        turn_of_shard = draw.permutation(int(order.shard_of_group[-1]) + 1)
-        self.groups = np.lexsort((draw.random(len(order.groups)), turn_of_shard[order.shard_of_group]))
-        self._ends = np.cumsum(order.trained_of_group[self.groups])
+    def __init__(self, sampler: "StreamingBatchSampler", epoch: int) -> None:
+        self._sampler, self._epoch = sampler, epoch
+        rng = np.random.default_rng([sampler.seed, epoch])
+        # Shard by shard, so that a substream uses few shards at a time: each has metadata to keep in memory.
+        rank_of_shard = rng.permutation(int(sampler.shard_of_group[-1]) + 1)
+        self.groups = np.lexsort((rng.random(len(sampler.groups)), rank_of_shard[sampler.shard_of_group]))
+        self._ends = np.cumsum(sampler.train_clips_per_group[self.groups])
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Those at the places from ``start`` to before ``stop``."""
-        order, found = self._order, []
-        for place in self._groups_at(start, stop):
-            group = int(self.groups[place])
-            begins = int(self._ends[place]) - int(order.trained_of_group[group])
-            rows = order.rows_of(group)
-            shuffled = rows[np.random.default_rng([order.seed, self._epoch, group]).permutation(len(rows))]
-            found.append(shuffled[max(0, start - begins) : stop - begins])
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
+        """Returns the rows at positions ``start`` to ``stop`` (exclusive)."""
+        sampler, parts = self._sampler, list[Rows]()
+        for position in self._groups_at(start, stop):
+            group = int(self.groups[position])
+            begins = int(self._ends[position]) - int(sampler.train_clips_per_group[group])
+            rows = sampler.train_rows(group)
+            shuffled = rows[np.random.default_rng([sampler.seed, self._epoch, group]).permutation(len(rows))]
+            parts.append(shuffled[max(0, start - begins) : stop - begins])
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def groups_of(self, start: int, stop: int) -> tuple[int, ...]:
-        """Row groups of the clips at these places."""
-        return tuple(int(self.groups[place]) for place in self._groups_at(start, stop))
+        """Returns the row groups of the clips at these positions."""
+        return tuple(int(self.groups[position]) for position in self._groups_at(start, stop))
 
     def _groups_at(self, start: int, stop: int) -> range:
         if start >= stop:
@@ -78,25 +78,25 @@ class _Epoch:
 
 @dataclass(frozen=True, eq=False)
 class StreamingBatchSampler(UpdateSampler):
-    """The updates of each epoch, and each process's micro-batches in them, of clips that are streamed."""
+    """Samples the updates of each epoch, and their micro-batches for each rank, from streamed clips."""
 
     groups: Sequence[int]
-    """Clips in each row group, of all shards one after another."""
+    """Number of clips per row group, over all shards in order."""
     shard_of_group: NDArray[np.int64]
-    """Number of each row group's shard, going up."""
+    """Index of the shard of each row group, ascending."""
     held_out: Sequence[int]
-    """Rows that are not trained on."""
+    """Rows of the validation clips, not trained on."""
     seed: int
     batch_size: int
-    """Clips in a process's micro-batch."""
+    """Clips in a rank's micro-batch."""
     world_size: int
     accumulation: int
-    """Micro-batches in an update."""
+    """Micro-batches per update."""
     window: int = 8
-    """Micro-batches of a lane that are sorted by length together."""
+    """Micro-batches of a substream that are sorted by length together."""
 
     batch_frames = 0
-    """Lengths are not known beforehand: clips are counted."""
+    """Always 0: lengths are not known beforehand, so a batch is a number of clips."""
     expected_counts = None
 
     @property
@@ -111,55 +111,55 @@ class StreamingBatchSampler(UpdateSampler):
 
     @property
     def update_clips(self) -> int:
-        """Clips in an update."""
+        """Clips per update."""
         return self.batch_size * self._slots
 
     @cached_property
     def clips(self) -> int:
-        """To train on, in all."""
-        return int(self.trained_of_group.sum())
+        """Number of training clips."""
+        return int(self.train_clips_per_group.sum())
 
     @property
     def updates_per_epoch(self) -> int:
-        """The same in every epoch."""
+        """Updates per epoch, the same in every epoch."""
         return -(-self.clips // self.update_clips)
 
     def epoch(self, epoch: int, rank: int, done: int = 0) -> Iterator[MicroBatchSpec]:
-        """What process ``rank`` takes in epoch ``epoch`` once ``done`` of its updates are done."""
+        """Yields the micro-batches of rank ``rank`` in epoch ``epoch``, after its first ``done`` updates."""
         for update in range(done, self.updates_per_epoch):
             if update < self._whole_updates:
                 slots = range(rank, self._slots, self.world_size)
-                found: list[StreamedBatchSpec] = [self._micro_batch(epoch, update, slot) for slot in slots]
+                micro_batches = [self._micro_batch(epoch, update, slot) for slot in slots]
             else:
-                found = self._last_update(epoch, rank)
-            yield from found
+                micro_batches = self._last_update(epoch, rank)
+            yield from micro_batches
 
     def clips_left(self, updates: int) -> int:
-        """How many clips of its epoch wait for their turn once ``updates``, at least 1, are done."""
+        """Returns the clips left in the epoch after ``updates`` updates, at least 1."""
         return max(0, self.clips - ((updates - 1) % self.updates_per_epoch + 1) * self.update_clips)
 
     def dry_run_batches(self, rank: int) -> list[MicroBatchSpec]:
-        """Two micro-batches that process ``rank`` tries first: one of clips as long as the longest, and a typical one.
+        """Returns rank ``rank``'s micro-batches for the dry run: one with all clips at the longest length, one typical.
 
-        Each closes its update, as the processes' gradients meet in the very first backward pass, or never.
+        Each closes its update: DDP must synchronize gradients in the very first backward pass, or it never does.
         """
         first = next(iter(self.epoch(0, rank)))
-        found = []
+        batches = []
         for stretched in (True, False):
             parts = first.parts if isinstance(first, StreamedBatchSpec) else 1
-            found.append(StreamedBatchSpec(first.indices, 0, 0, True, parts // 2, parts, stretched=stretched))
-        return list(found)
+            batches.append(StreamedBatchSpec(first.indices, 0, 0, True, parts // 2, parts, stretched=stretched))
+        return list(batches)
 
     @cached_property
-    def trained_of_group(self) -> NDArray[np.int64]:
-        """Clips to train on in each row group."""
+    def train_clips_per_group(self) -> NDArray[np.int64]:
+        """Number of training clips per row group."""
         held_out = np.searchsorted(self._first_rows, np.asarray(self.held_out, np.int64), side="right") - 1
         return np.asarray(self.groups, np.int64) - np.bincount(held_out, minlength=len(self.groups))
 
-    def rows_of(self, group: int) -> Rows:
-        """Those of a row group that are trained on."""
+    def train_rows(self, group: int) -> Rows:
+        """Returns the rows of the training clips of a row group."""
         rows = int(self._first_rows[group]) + np.arange(self.groups[group])
-        return rows if self.trained_of_group[group] == len(rows) else np.setdiff1d(rows, self.held_out)
+        return rows if self.train_clips_per_group[group] == len(rows) else np.setdiff1d(rows, self.held_out)
 
     @cached_property
     def _first_rows(self) -> Rows:
@@ -169,31 +169,31 @@ class StreamingBatchSampler(UpdateSampler):
 
     @property
     def _slots(self) -> int:
-        """Micro-batches in an update, over all processes."""
+        """Micro-batches per update, over all ranks."""
         return self.world_size * self.accumulation
 
     @property
     def _whole_updates(self) -> int:
         return self.clips // self.update_clips
 
-    def _steps(self, turn: int) -> int:
-        """Updates of an epoch that take the lanes of ``turn``."""
-        return len(range(turn, self._whole_updates, SUBSTREAMS_PER_SLOT))
+    def _steps(self, phase: int) -> int:
+        """Number of an epoch's updates with this phase."""
+        return len(range(phase, self._whole_updates, SUBSTREAMS_PER_SLOT))
 
-    def _window_span(self, turn: int, slot: int, window: int) -> tuple[int, int]:
-        """Where a lane's window begins, and before which place it ends."""
-        earlier = sum(self._steps(before) for before in range(turn)) * self._slots + slot * self._steps(turn)
-        steps = range(self._steps(turn))[window * self.window : (window + 1) * self.window]
+    def _window_span(self, phase: int, slot: int, window: int) -> tuple[int, int]:
+        """Start and end (exclusive) of a substream's window in the sequence of clips."""
+        earlier = sum(self._steps(before) for before in range(phase)) * self._slots + slot * self._steps(phase)
+        steps = range(self._steps(phase))[window * self.window : (window + 1) * self.window]
         return (earlier + steps.start) * self.batch_size, (earlier + steps.stop) * self.batch_size
 
     def _micro_batch(self, epoch: int, update: int, slot: int) -> StreamedBatchSpec:
-        step, turn = divmod(update, SUBSTREAMS_PER_SLOT)
-        window, place = divmod(step, self.window)
-        start, stop = self._window_span(turn, slot, window)
+        step, phase = divmod(update, SUBSTREAMS_PER_SLOT)
+        window, position = divmod(step, self.window)
+        start, stop = self._window_span(phase, slot, window)
         parts = (stop - start) // self.batch_size
-        # The same on all ranks and in all lanes of the turn: they take like lengths at a time.
-        part = int(np.random.default_rng([self.seed, epoch, turn, window]).permutation(parts)[place])
-        ahead = self._groups_of_next(epoch, turn, slot, window)
+        # The same on all ranks and in all substreams of the phase, so that they read similar lengths at a time.
+        part = int(np.random.default_rng([self.seed, epoch, phase, window]).permutation(parts)[position])
+        ahead = self._groups_of_next(epoch, phase, slot, window)
         return StreamedBatchSpec(
             indices=tuple(self._sequence(epoch).rows(start, stop).tolist()),
             epoch=epoch,
@@ -201,23 +201,23 @@ class StreamingBatchSampler(UpdateSampler):
             closes_update=slot + self.world_size >= self._slots,
             part=part,
             parts=parts,
-            substream=turn * self._slots + slot,
-            # Little by little, so that what lies ahead does not all come at once.
-            ahead=ahead[: -(-len(ahead) * (place + 1) // parts)],
+            substream=phase * self._slots + slot,
+            # Gradually, so that prefetching is spread over the window.
+            ahead=ahead[: -(-len(ahead) * (position + 1) // parts)],
         )
 
-    def _groups_of_next(self, epoch: int, turn: int, slot: int, window: int) -> tuple[int, ...]:
-        """Row groups of a lane's next window, which may be the next epoch's first."""
-        if (window + 1) * self.window < self._steps(turn):
-            return self._sequence(epoch).groups_of(*self._window_span(turn, slot, window + 1))
-        return self._sequence(epoch + 1).groups_of(*self._window_span(turn, slot, 0))
+    def _groups_of_next(self, epoch: int, phase: int, slot: int, window: int) -> tuple[int, ...]:
+        """Row groups of a substream's next window, which may be the first of the next epoch."""
+        if (window + 1) * self.window < self._steps(phase):
+            return self._sequence(epoch).groups_of(*self._window_span(phase, slot, window + 1))
+        return self._sequence(epoch + 1).groups_of(*self._window_span(phase, slot, 0))
 
     def _last_update(self, epoch: int, rank: int) -> list[StreamedBatchSpec]:
-        """The clips that fill no whole update."""
+        """The micro-batches of the clips that do not fill a whole update."""
         start = self._whole_updates * self.update_clips
         micro_batches = min(self.accumulation, -(-(self.clips - start) // (self.batch_size * self.world_size)))
-        places = np.arange(start, self.clips)
-        shares = np.array_split(places, micro_batches * self.world_size)[rank :: self.world_size]
+        positions = np.arange(start, self.clips)
+        shares = np.array_split(positions, micro_batches * self.world_size)[rank :: self.world_size]
         sequence, first = self._sequence(epoch), self._whole_updates * self.accumulation
         return [
             StreamedBatchSpec(
@@ -231,5 +231,5 @@ class StreamingBatchSampler(UpdateSampler):
 
     @cached_property
     def _sequence(self) -> Callable[[int], _Epoch]:
-        """The clips of an epoch; two are kept, as lanes look into the next."""
+        """The clips of an epoch; two are cached, as prefetching looks into the next epoch."""
         return lru_cache(maxsize=2)(lambda epoch: _Epoch(self, epoch))

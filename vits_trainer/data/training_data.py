@@ -331,7 +331,7 @@ class ShardedTrainingData(TrainingData):
             validation,
             self.config.max_rejected_fraction,
             expected=sampler.expected_counts,
-            place=training.place,
+            position=training.position,
         )
 
     def fingerprint(self) -> dict[str, str]:
@@ -358,7 +358,7 @@ class ShardedTrainingData(TrainingData):
         """Yields digests of whole row groups."""
         count = len(self.shards.groups)
         for group in np.random.default_rng(seed).choice(count, min(SAMPLED_GROUPS, count), replace=False):
-            record, number = self.shards.shards.place(group)
+            record, number = self.shards.shards.locate(group)
             columns = self.shards.shards.read(group).select(["clip", "audio", "text", "speaker"]).to_pydict()
             yield f"{record.name} row group {number}", short_digest(columns)
 

@@ -1,1 +1,1 @@
-"""Speech of trained voices, and its figures."""
+"""Speech synthesis and objective evaluation of voices."""

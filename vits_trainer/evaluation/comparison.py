@@ -1,4 +1,4 @@
-"""Voices side by side: each says the held-out sentences, and a jury compares them with the recordings."""
+"""Compares voices on held-out sentences with objective speech metrics."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,181 +17,181 @@ from vits_trainer.utils.errors import DataError, TooManyRejectedError
 
 Samples = NDArray[np.float32]
 Synthesizer = Callable[[int], Samples]
-"""From a row of the prepared folder to what is said there, (T,)."""
+"""Returns speech, (T,), for a row of the prepared folder."""
 
-_WORST_SHOWN = 5
+_MAX_WORST_CLIPS = 5
 RECORDED = "recorded"
-"""The recordings themselves, judged like any voice: what the figures are where nothing could be better."""
+"""Name of the recordings, evaluated like a voice: the best values that the metrics can reach."""
 
 
 @dataclass(frozen=True)
 class VoiceEvaluation:
-    """What the jury says of one voice."""
+    """Metrics of one voice."""
 
     name: str
     clips: Sequence[ClipScore]
-    """The worst first."""
+    """Sorted, the worst first."""
     real_time_factor: float | None
-    """Seconds that it takes to say a second; None where nothing was synthesised."""
+    """Seconds of computation per second of speech; None if nothing was synthesized."""
 
     def summary(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
-        """Mean, 95 % interval and number of clips of each figure that any clip has."""
-        found = {}
+        """Returns mean, 95 % interval and number of clips per metric, for metrics that any clip has."""
+        statistics = {}
         for name in names:
-            values = [clip.figures[name] for clip in self.clips if name in clip.figures]
+            values = [clip.metrics[name] for clip in self.clips if name in clip.metrics]
             if values:
                 low, high = bootstrap_interval(values)
-                found[name] = {"mean": float(np.mean(values)), "low": low, "high": high, "clips": len(values)}
-        return found
+                statistics[name] = {"mean": float(np.mean(values)), "low": low, "high": high, "clips": len(values)}
+        return statistics
 
     def difference_to(self, other: "VoiceEvaluation", names: Sequence[str]) -> dict[str, dict[str, float]]:
-        """This voice minus the other, over the clips that both have: mean and 95 % interval of each figure."""
-        others = {clip.clip: clip.figures for clip in other.clips}
-        found = {}
+        """Returns mean and 95 % interval of this voice minus ``other`` per metric, over the clips that both have."""
+        others = {clip.clip: clip.metrics for clip in other.clips}
+        statistics = {}
         for name in names:
-            pairs = [(clip.figures.get(name), others.get(clip.clip, {}).get(name)) for clip in self.clips]
+            pairs = [(clip.metrics.get(name), others.get(clip.clip, {}).get(name)) for clip in self.clips]
             differences = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
             if differences:
                 low, high = bootstrap_interval(differences)
-                found[name] = {"mean": float(np.mean(differences)), "low": low, "high": high}
-        return found
+                statistics[name] = {"mean": float(np.mean(differences)), "low": low, "high": high}
+        return statistics
 
 
 def evaluate_voice(
     name: str,
-    speaker: Synthesizer,
+    synthesize: Synthesizer,
     prepared: PreparedData,
     rows: Sequence[int],
     metrics: SpeechMetrics,
-    synthesises: bool,
+    timed: bool,
 ) -> VoiceEvaluation:
-    """Lets ``speaker`` say each row, and compares that with the recording; ``synthesises`` times it.
+    """Compares speech for each row with its recording; ``timed`` adds the real-time factor of ``synthesize``.
 
     Raises:
         TooManyRejectedError: a recording cannot be read.
     """
     texts, names = prepared.rows["text"], prepared.rows["filename"]
-    clips, spoken_s, took_s = [], 0.0, 0.0
+    clips, spoken_s, elapsed_s = [], 0.0, 0.0
     for row in rows:
         recorded = read_prepared_clip(prepared, row)
         began = time.perf_counter()
-        spoken = speaker(row)
-        took_s += time.perf_counter() - began
+        spoken = synthesize(row)
+        elapsed_s += time.perf_counter() - began
         spoken_s += len(spoken) / prepared.sampling_rate
-        found = metrics.measure(texts[row], recorded, spoken)
-        clips.append(ClipScore(names[row], texts[row], found.transcript, found.figures))
-    return VoiceEvaluation(name, worst_first(clips), took_s / spoken_s if synthesises and spoken_s else None)
+        measured = metrics.measure(texts[row], recorded, spoken)
+        clips.append(ClipScore(names[row], texts[row], measured.transcript, measured.metrics))
+    return VoiceEvaluation(name, worst_first(clips), elapsed_s / spoken_s if timed and spoken_s else None)
 
 
 def voice_synthesizer(voice: Voice, prepared: PreparedData, seed: int) -> Synthesizer:
-    """A voice that says each row's text, as the row's speaker where it has several; the same each time."""
+    """Speaks each row's text with ``voice``, as the row's speaker if it has several; deterministic."""
     texts, speakers = prepared.rows["text"], prepared.rows["speaker"]
-    several = voice.model.config.num_speakers > 1
+    has_speakers = voice.model.config.num_speakers > 1
 
     def speak(row: int) -> Samples:
-        return voice.speak(texts[row], SynthesisOptions(speaker=speakers[row] if several else None, seed=seed))
+        return voice.speak(texts[row], SynthesisOptions(speaker=speakers[row] if has_speakers else None, seed=seed))
 
     return speak
 
 
 def recordings_synthesizer(folder: Path, prepared: PreparedData, rows: Sequence[int]) -> Synthesizer:
-    """Recordings of the same sentences in a folder, under the clips' names: speech of any other system.
+    """Reads speech of another system from WAV files in ``folder``, named like the clips.
 
     Raises:
-        DataError: some are missing, or at another rate.
+        DataError: files are missing, or have another sampling rate.
     """
     names = prepared.rows["filename"]
     missing = [names[row] for row in rows if not (folder / names[row]).is_file()]
     if missing:
         raise DataError(
-            f"{folder} is no voice, and as a folder of speech it lacks {len(missing)} of {len(rows)} clips, such as "
-            f"{missing[0]}: give a voice's folder or Hub name, or WAV files named as in {prepared.root}/wavs."
+            f"{folder} is not a voice, and as a folder of speech it lacks {len(missing)} of {len(rows)} clips, such as "
+            f"{missing[0]}. Give a voice's folder or Hub name, or WAV files named as in {prepared.root}/wavs."
         )
 
     def speak(row: int) -> Samples:
         pcm, rate_hz = read_pcm16_wav(folder / names[row])
         if rate_hz != prepared.sampling_rate:
             raise DataError(
-                f"{folder / names[row]} is at {rate_hz} Hz, the recordings at {prepared.sampling_rate} Hz: resample it."
+                f"{folder / names[row]} is at {rate_hz} Hz, the recordings at {prepared.sampling_rate} Hz. Resample it."
             )
-        return _full_scale_at_1(pcm)
+        return _to_float(pcm)
 
     return speak
 
 
 def read_prepared_clip(prepared: PreparedData, row: int) -> Samples:
-    """The recording of a row, (T,), full scale at 1.
+    """Reads the recording of a row, (T,), with full scale at 1.
 
     Raises:
-        TooManyRejectedError: it cannot be read.
+        TooManyRejectedError: the recording cannot be read.
     """
     name = prepared.rows["filename"][row]
     try:
         pcm, _ = prepared.recordings.read(row)
     except RecordingError as error:
         raise TooManyRejectedError(
-            f"{prepared.root}: the held-out clip {name} cannot be read ({error}). Put it back, or prepare anew."
+            f"{prepared.root}: the validation clip {name} cannot be read ({error}). Restore it, or prepare again."
         ) from error
-    return _full_scale_at_1(pcm)
+    return _to_float(pcm)
 
 
-def _full_scale_at_1(pcm: NDArray[np.int16]) -> Samples:
+def _to_float(pcm: NDArray[np.int16]) -> Samples:
     return pcm.astype(np.float32) / np.float32(32768)
 
 
-def keeping(speaker: Synthesizer, folder: Path, prepared: PreparedData) -> Synthesizer:
-    """The same speaker; what it says is also written to ``folder``, under the clips' names."""
+def saving_to_folder(synthesize: Synthesizer, folder: Path, prepared: PreparedData) -> Synthesizer:
+    """Wraps a synthesizer: its speech is also written to ``folder``, as files named like the clips."""
     folder.mkdir(parents=True, exist_ok=True)
     names = prepared.rows["filename"]
 
     def speak(row: int) -> Samples:
-        spoken = speaker(row)
+        spoken = synthesize(row)
         write_pcm16_wav(folder / names[row], to_pcm16(spoken), prepared.sampling_rate)
         return spoken
 
     return speak
 
 
-def to_record(verdicts: Sequence[VoiceEvaluation], names: Sequence[str]) -> dict[str, Any]:
-    """For JSON: the first verdict is the recordings', the second the voice that the others are compared with."""
-    base = verdicts[1]
+def to_record(evaluations: Sequence[VoiceEvaluation], names: Sequence[str]) -> dict[str, Any]:
+    """Returns JSON values; the first evaluation is of the recordings, the second is the baseline of the others."""
+    base = evaluations[1]
     return {
         "figures": list(names),
         "voices": {
-            verdict.name: {
-                "figures": verdict.summary(names),
-                "real_time_factor": verdict.real_time_factor,
-                **({f"beyond {base.name}": verdict.difference_to(base, names)} if verdict not in verdicts[:2] else {}),
-                "clips": [clip.to_dict() for clip in verdict.clips],
+            one.name: {
+                "figures": one.summary(names),
+                "real_time_factor": one.real_time_factor,
+                **({f"beyond {base.name}": one.difference_to(base, names)} if one not in evaluations[:2] else {}),
+                "clips": [clip.to_dict() for clip in one.clips],
             }
-            for verdict in verdicts
+            for one in evaluations
         },
     }
 
 
-def to_tables(verdicts: Sequence[VoiceEvaluation], names: Sequence[str]) -> str:
-    """For people, of the same."""
-    clips = len(verdicts[0].clips)
-    width = max(len(verdict.name) for verdict in verdicts)
+def to_tables(evaluations: Sequence[VoiceEvaluation], names: Sequence[str]) -> str:
+    """Formats the evaluations, ordered as in :func:`to_record`, as text tables."""
+    clips = len(evaluations[0].clips)
+    width = max(len(evaluation.name) for evaluation in evaluations)
     head = f"{'':{width}}" + _row([*names, "real_time_factor"])
     lines = [f"{clips} clips; means with 95 % intervals", "", head]
-    for verdict in verdicts:
-        summary = verdict.summary(names)
+    for evaluation in evaluations:
+        summary = evaluation.summary(names)
         cells = [_cell(summary[name]) if name in summary else "-" for name in names]
-        rtf = verdict.real_time_factor
+        rtf = evaluation.real_time_factor
         cells.append("-" if rtf is None else f"{rtf:.3f}")
-        lines.append(f"{verdict.name:{width}}" + _row(cells))
-    base = verdicts[1]
-    for verdict in verdicts[2:]:
-        beyond = verdict.difference_to(base, names)
-        cells = [_cell(beyond[name], "+") if name in beyond else "-" for name in names]
-        lines += ["", f"{verdict.name} minus {base.name}, clip by clip:", f"{'':{width}}" + _row(cells)]
-    for verdict in verdicts[1:]:
-        lines += ["", f"worst clips of {verdict.name}"]
-        for clip in verdict.clips[:_WORST_SHOWN]:
-            figures = " ".join(f"{name} {value:.3f}" for name, value in clip.figures.items())
-            heard = f"   heard: {clip.transcript[:60]!r}" if clip.transcript is not None else ""
-            lines.append(f"  {clip.clip}  {figures}   {clip.text[:60]!r}{heard}")
+        lines.append(f"{evaluation.name:{width}}" + _row(cells))
+    base = evaluations[1]
+    for evaluation in evaluations[2:]:
+        difference = evaluation.difference_to(base, names)
+        cells = [_cell(difference[name], "+") if name in difference else "-" for name in names]
+        lines += ["", f"{evaluation.name} minus {base.name}, paired by clip:", f"{'':{width}}" + _row(cells)]
+    for evaluation in evaluations[1:]:
+        lines += ["", f"worst clips of {evaluation.name}"]
+        for clip in evaluation.clips[:_MAX_WORST_CLIPS]:
+            metrics = " ".join(f"{name} {value:.3f}" for name, value in clip.metrics.items())
+            transcript = f"   transcript: {clip.transcript[:60]!r}" if clip.transcript is not None else ""
+            lines.append(f"  {clip.clip}  {metrics}   {clip.text[:60]!r}{transcript}")
     return "\n".join(lines)
 
 
@@ -199,5 +199,5 @@ def _row(cells: Sequence[str]) -> str:
     return "".join(f"  {cell:>20}" for cell in cells)
 
 
-def _cell(found: Mapping[str, float], sign: str = "") -> str:
-    return f"{found['mean']:{sign}.3f} [{found['low']:{sign}.2f}, {found['high']:{sign}.2f}]"
+def _cell(statistics: Mapping[str, float], sign: str = "") -> str:
+    return f"{statistics['mean']:{sign}.3f} [{statistics['low']:{sign}.2f}, {statistics['high']:{sign}.2f}]"

@@ -1,4 +1,4 @@
-"""A voice that says texts of any length: split at sentences, spoken one by one, joined without clicks."""
+"""Speech synthesis for texts of any length: split into sentences, synthesized one by one, and joined without clicks."""
 
 import difflib
 import io
@@ -28,7 +28,7 @@ from vits_trainer.utils.strings import some
 logger = logging.getLogger(__name__)
 
 MAX_PIECE_CHARACTERS = 200
-"""About 15 s of speech: as long as the clips that voices are trained on."""
+"""About 15 s of speech, the length of training clips."""
 PAUSE_S = 0.25
 """Silence between two pieces."""
 FADE_S = 0.005
@@ -36,29 +36,29 @@ FADE_S = 0.005
 
 _CLOSING = r"[\"'”’»›)\]}）」』】》]*"
 _SENTENCE_END = re.compile(
-    # Marks that end a sentence wherever they stand: Chinese, Arabic, Indic, Armenian, Ethiopic, Khmer.
+    # Marks that end a sentence anywhere: Chinese, Arabic, Indic, Armenian, Ethiopic, Khmer.
     rf"[.!?…]*[。｡！？؟۔।॥։።፧។][.!?…。｡！？؟۔।॥։።፧។]*{_CLOSING}"
-    # Marks that do so before white space only (not 3.5), and a full stop not after a single letter (not J. Bach).
+    # Marks that end it only before white space (not 3.5); a full stop also not after a single letter (not J. Bach).
     rf"|(?:(?<!\b[^\W\d_])\.|[!?…])[.!?…]*{_CLOSING}(?=\s|$)"
 )
 _CLAUSE_END = re.compile(r"[,;:](?=\s)|[،؛、，；：]|\s[–—](?=\s)")
 _WHITE_SPACE = re.compile(r"\s+")
-_ENCODED_AT_ONCE = 2**16
-"""Samples; libsndfile's Vorbis encoder keeps each write on its stack and crashes at some minutes of audio."""
+_WRITE_SAMPLES = 2**16
+"""Samples per write: libsndfile's Vorbis encoder keeps each on the stack, and crashes on minutes of audio."""
 
 
 @dataclass(frozen=True)
 class SynthesisOptions:
-    """How to speak; None is the voice's own."""
+    """Options of synthesis; None uses the voice's own value."""
 
     speaker: str | None = None
-    """Name or number; None is the first."""
+    """Name or id; None is the first speaker."""
     speaking_rate: float | None = None
-    """Above 0; 2 is twice as fast."""
+    """Greater than 0; 2 is twice as fast."""
     noise_scale: float | None = None
-    """Of the sound, 0 or more."""
+    """Noise scale of the prior, 0 or more."""
     noise_scale_duration: float | None = None
-    """Of the rhythm, 0 or more."""
+    """Noise scale of the duration predictor, 0 or more."""
     seed: int = 1234
     """0 or more."""
 
@@ -67,39 +67,39 @@ DEFAULT_OPTIONS = SynthesisOptions()
 
 
 class Voice:
-    """A VITS voice, ready to speak: float32, in eval mode, on the GPU when there is one."""
+    """A VITS voice for inference: float32, in eval mode, on the GPU if there is one."""
 
     def __init__(self, name_or_dir: str) -> None:
         """Loads the voice from a local folder or the Hub.
 
         Raises:
-            ModelError: it cannot be found or read, is no VITS voice, or its weights do not fit or are not finite.
+            ModelError: it cannot be found or read, is not a VITS voice, or its weights do not match or are NaN or Inf.
         """
         self.name = name_or_dir
         self.model = _load(name_or_dir).to("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = load_tokenizer(name_or_dir)
         self.sampling_rate: int = self.model.config.sampling_rate
 
-    def speak(self, text: str, manner: SynthesisOptions = DEFAULT_OPTIONS) -> NDArray[np.float32]:
-        """Says ``text``: samples, (T,), full scale at 1. Raises as :meth:`speak_pieces` does."""
-        return join(list(self.speak_pieces(text, manner)), self.sampling_rate)
+    def speak(self, text: str, options: SynthesisOptions = DEFAULT_OPTIONS) -> NDArray[np.float32]:
+        """Synthesizes ``text``: samples, (T,), full scale at 1. Raises the errors of :meth:`speak_pieces`."""
+        return join(list(self.speak_pieces(text, options)), self.sampling_rate)
 
-    def speak_pieces(self, text: str, manner: SynthesisOptions = DEFAULT_OPTIONS) -> Iterator[NDArray[np.float32]]:
-        """Says ``text`` sentence by sentence, each as soon as it is asked for: samples, (T,), for :func:`join`.
+    def speak_pieces(self, text: str, options: SynthesisOptions = DEFAULT_OPTIONS) -> Iterator[NDArray[np.float32]]:
+        """Synthesizes ``text`` lazily, sentence by sentence: yields samples, (T,), for :func:`join`.
 
-        The noise of each piece depends on the seed and the piece's number alone, not on what was said before. The
-        caller's random state stays as it is.
+        The noise of each piece depends only on the seed and the piece's index, not on earlier pieces. The caller's
+        random state is not changed.
 
         Raises:
             ConfigError: the voice does not have the speaker.
-            DataError: the voice knows no character of the text.
+            DataError: the vocabulary has no character of the text.
         """
-        speaker_id = self.speaker_id(manner.speaker)
+        speaker_id = self.speaker_id(options.speaker)
         for index, token_ids in enumerate(self._encoded_pieces(text)):
-            yield self._speak_tokens(token_ids, speaker_id, manner, index)
+            yield self._speak_tokens(token_ids, speaker_id, options, index)
 
     def speaker_id(self, speaker: str | None) -> int | None:
-        """The number of a speaker, given by name or number (None is the first). None for a single-speaker voice.
+        """Returns the id of a speaker, given by name or id (None is the first). None for a single-speaker voice.
 
         Raises:
             ConfigError: the voice does not have the speaker.
@@ -108,7 +108,7 @@ class Voice:
         if count <= 1:
             if speaker is None:
                 return None
-            raise ConfigError(f"{self.name} has a single speaker: leave the speaker {speaker} out.")
+            raise ConfigError(f"{self.name} has a single speaker: omit the speaker {speaker}.")
         names: list[str] = getattr(self.model.config, "speakers", None) or []
         if speaker is None:
             return 0
@@ -122,18 +122,18 @@ class Voice:
         raise ConfigError(f"{self.name}: no speaker {speaker}: {hint} a number from 0 to {count - 1}{known}")
 
     def _encoded_pieces(self, text: str) -> list[NDArray[np.int64]]:
-        """Token ids, (S,), of each piece in which the voice knows something to say."""
+        """Returns token ids, (S,), of each piece that has known characters."""
         pieces = [piece for piece in split_sentences(text) if any(map(str.isalnum, piece))]
         if not pieces:
-            raise DataError("There is nothing to say: the text has neither letter nor digit.")
+            raise DataError("There is nothing to say: the text has neither letters nor digits.")
         encoded = [encode(self.tokenizer, piece) for piece in pieces]
-        known = [token_ids for token_ids in encoded if _says_something(self.tokenizer, token_ids)]
+        known = [token_ids for token_ids in encoded if _has_known_tokens(self.tokenizer, token_ids)]
         unknown = unknown_characters(self.tokenizer, text)
         if not known:
-            raise DataError(f"{self.name} knows no character of the text ({unknown}): give text in the voice's script.")
+            raise DataError(f"{self.name} knows no character of the text ({unknown}). Use text in the voice's script.")
         if unknown or len(known) < len(pieces):
             logger.warning(
-                "%s does not know the characters %s: they are left out, and with them %d of %d pieces altogether.",
+                "%s does not know the characters %s: they are skipped, including %d of %d whole pieces.",
                 self.name,
                 unknown,
                 len(pieces) - len(known),
@@ -143,27 +143,27 @@ class Voice:
 
     @torch.inference_mode()
     def _speak_tokens(
-        self, token_ids: NDArray[np.int64], speaker_id: int | None, manner: SynthesisOptions, index: int
+        self, token_ids: NDArray[np.int64], speaker_id: int | None, options: SynthesisOptions, index: int
     ) -> NDArray[np.float32]:
-        model, own = self.model, self.model.config
-        model.noise_scale = own.noise_scale if manner.noise_scale is None else manner.noise_scale
+        model, config = self.model, self.model.config
+        model.noise_scale = config.noise_scale if options.noise_scale is None else options.noise_scale
         model.noise_scale_duration = (
-            own.noise_scale_duration if manner.noise_scale_duration is None else manner.noise_scale_duration
+            config.noise_scale_duration if options.noise_scale_duration is None else options.noise_scale_duration
         )
         tokens = torch.from_numpy(token_ids)[None].to(model.device)  # (1, S)
         with clamp_token_durations(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(int(np.random.SeedSequence((manner.seed, index)).generate_state(1)[0]))
-            waveform = model(tokens, speaker_id=speaker_id, speaking_rate=manner.speaking_rate).waveform  # (1, T)
+            torch.manual_seed(int(np.random.SeedSequence((options.seed, index)).generate_state(1)[0]))
+            waveform = model(tokens, speaker_id=speaker_id, speaking_rate=options.speaking_rate).waveform  # (1, T)
         samples: NDArray[np.float32] = waveform[0].float().cpu().numpy()
         return samples
 
 
 def split_sentences(text: str, max_characters: int = MAX_PIECE_CHARACTERS) -> list[str]:
-    """Cuts ``text`` at line ends and sentence ends, and longer sentences at commas, else white space, else anywhere.
+    """Splits ``text`` at line and sentence ends, and longer sentences at commas, else white space, else anywhere.
 
     Returns:
-        Pieces of 1 to ``max_characters`` characters, without white space around them, and none but spaces inside: a
-        vocabulary lacks tabs, and words would become one.
+        Pieces of 1 to ``max_characters`` characters, stripped. White space within them is replaced by spaces:
+        vocabularies lack tabs, so that words would be joined.
     """
     pieces: list[str] = []
     for line in (re.sub(r"\s", " ", line) for line in text.splitlines()):
@@ -174,44 +174,44 @@ def split_sentences(text: str, max_characters: int = MAX_PIECE_CHARACTERS) -> li
 
 
 def unknown_characters(tokenizer: VoiceTokenizer, text: str) -> str:
-    """Letters and digits of ``text``, as the voice reads it, that its vocabulary lacks, sorted."""
+    """Returns the letters and digits of ``text``, as normalized for the voice, that its vocabulary lacks, sorted."""
     letters = {character for character in tokenizer.spoken(text) if character.isalnum()}
     known = tokenizer.encoder
-    return "".join(sorted(one for one in letters if not any(sign in known for sign in tokenizer.normalised(one))))
+    return "".join(sorted(one for one in letters if not any(symbol in known for symbol in tokenizer.normalised(one))))
 
 
 def join(pieces: Sequence[NDArray[np.float32]], rate_hz: int) -> NDArray[np.float32]:
-    """Joins spoken pieces, (T,) each, with ``PAUSE_S`` of silence between; both edges of each are faded."""
+    """Joins pieces of speech, (T,) each, with ``PAUSE_S`` of silence between them; fades both edges of each."""
     silence = np.zeros(round(PAUSE_S * rate_hz), dtype=np.float32)
-    parts = [part for piece in pieces for part in (_faded(piece, round(FADE_S * rate_hz)), silence)]
+    parts = [part for piece in pieces for part in (_fade(piece, round(FADE_S * rate_hz)), silence)]
     return np.concatenate(parts[:-1])
 
 
 def write_speech(path: Path, samples: NDArray[np.float32], rate_hz: int) -> None:
-    """Writes ``samples``, (T,), in the format of the name's ending; the file is whole, or not there at all.
+    """Writes ``samples``, (T,), atomically, in the format of the file name's suffix.
 
     Raises:
-        ConfigError: the ending is unknown, the format has no such rate, or the file cannot be written.
+        ConfigError: the suffix is unknown, the format does not support the rate, or the file cannot be written.
     """
     kind = SPEECH_FORMATS.get(path.suffix.lower())
     if kind is None:
-        raise ConfigError(f"{path}: give a name that ends with {', '.join(SPEECH_FORMATS)}.")
-    exact = kind in ("WAV", "FLAC")
+        raise ConfigError(f"{path}: the name must end with {', '.join(SPEECH_FORMATS)}.")
+    is_lossless = kind in ("WAV", "FLAC")
     content = io.BytesIO()
     try:
         with sf.SoundFile(
-            content, "w", rate_hz, channels=1, format=kind, subtype="PCM_16" if exact else None
+            content, "w", rate_hz, channels=1, format=kind, subtype="PCM_16" if is_lossless else None
         ) as recording:
-            for start in range(0, len(samples), _ENCODED_AT_ONCE):
-                block = samples[start : start + _ENCODED_AT_ONCE]
-                recording.write(to_pcm16(block) if exact else block)
+            for start in range(0, len(samples), _WRITE_SAMPLES):
+                block = samples[start : start + _WRITE_SAMPLES]
+                recording.write(to_pcm16(block) if is_lossless else block)
     except sf.LibsndfileError as error:
-        raise ConfigError(f"{path}: {error.error_string} The voice has {rate_hz} Hz: write .wav or .flac.") from error
+        raise ConfigError(f"{path}: {error.error_string} The voice has {rate_hz} Hz: use .wav or .flac.") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, content.getvalue())
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror}): give another --output.") from error
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): choose another --output.") from error
 
 
 def _load(name_or_dir: str) -> VitsModel:
@@ -228,24 +228,24 @@ def _load(name_or_dir: str) -> VitsModel:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{name_or_dir}: no voice could be loaded from there ({' '.join(str(error).split())[:300]}). "
-            "Give a folder that train_vits wrote, or a Hub name while the Hub can be reached."
+            "Give a folder written by train_vits, or the name of a model on the Hub (which must be reachable)."
         ) from error
-    unfit = [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[kind]]
-    if unfit:
-        raise ModelError(f"{name_or_dir}: its weights do not fit its configuration: {', '.join(sorted(unfit)[:10])}.")
-    require_finite(weights_of(model), name_or_dir, "Take an earlier version of it, or train it again.")
+    wrong = [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[kind]]
+    if wrong:
+        raise ModelError(f"{name_or_dir}: its weights do not fit its configuration: {', '.join(sorted(wrong)[:10])}.")
+    require_finite(weights_of(model), name_or_dir, "Use an earlier version of it, or train it again.")
     return model.eval()
 
 
-def _says_something(tokenizer: VitsTokenizer, token_ids: NDArray[np.int64]) -> bool:
-    """Whether any token is known; tokenizers that do not normalise turn unknown characters into <unk>."""
-    characters = token_ids[1::2] if tokenizer.add_blank else token_ids  # the blank's id may also be a letter's
+def _has_known_tokens(tokenizer: VitsTokenizer, token_ids: NDArray[np.int64]) -> bool:
+    """Returns whether any token is known. Tokenizers without normalization map unknown characters to <unk>."""
+    characters = token_ids[1::2] if tokenizer.add_blank else token_ids  # a blank's id may also be a letter's
     return bool((characters != tokenizer.unk_token_id).any())
 
 
 def _split_long(sentence: str, max_characters: int) -> Iterator[str]:
     while len(sentence) > max_characters:
-        head = sentence[: max_characters + 1]  # what follows the last character that fits decides, too
+        head = sentence[: max_characters + 1]  # one more, to see what follows the last character that fits
         clauses = [m.end() for m in _CLAUSE_END.finditer(head) if max_characters // 2 <= m.end() <= max_characters]
         spaces = [match.start() for match in _WHITE_SPACE.finditer(head)]
         cut = (clauses or spaces or [_cut_anywhere(sentence, max_characters)])[-1]
@@ -256,17 +256,17 @@ def _split_long(sentence: str, max_characters: int) -> Iterator[str]:
 
 
 def _cut_anywhere(sentence: str, max_characters: int) -> int:
-    """A place at most there, not between a letter and the marks above or below it."""
+    """Returns the last cut that does not separate a letter from its combining marks."""
     for cut in range(max_characters, 0, -1):
         if not unicodedata.category(sentence[cut]).startswith("M"):
             return cut
     return max_characters
 
 
-def _faded(piece: NDArray[np.float32], fade_samples: int) -> NDArray[np.float32]:
+def _fade(piece: NDArray[np.float32], fade_samples: int) -> NDArray[np.float32]:
     length = min(fade_samples, len(piece) // 2)
-    rise = (0.5 - 0.5 * np.cos(np.pi * np.arange(length) / max(length, 1))).astype(np.float32)
+    ramp = (0.5 - 0.5 * np.cos(np.pi * np.arange(length) / max(length, 1))).astype(np.float32)
     envelope = np.ones(len(piece), dtype=np.float32)
-    envelope[:length] = rise
-    envelope[len(piece) - length :] = rise[::-1]
+    envelope[:length] = ramp
+    envelope[len(piece) - length :] = ramp[::-1]
     return piece * envelope

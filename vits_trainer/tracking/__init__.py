@@ -1,1 +1,1 @@
-"""Metrics, plots, reports, model cards."""
+"""Metric logging, plots, reports and model cards."""

@@ -1,8 +1,8 @@
-"""A run's folder as one HTML page that needs nothing else: no network, no script.
+"""Renders a run's folder as one self-contained HTML page, without network access or scripts.
 
-What is read is what ``tracking`` writes, with three files that may be there: ``facts.json`` (nested: plan, versions,
-machine, data), ``worst_clips.json`` (a list of clip, text, heard and figures), and in the samples' folders
-``texts.json`` (the sentences) and ``<n>_recorded.wav``. What is missing or damaged is said on the page.
+Reads the files that ``tracker`` writes. Optional are ``facts.json`` (nested: plan, versions, machine, data),
+``worst_clips.json`` (a list with clip, text, heard, figures) and, in the folders of samples, ``texts.json`` (the
+sentences) and ``<n>_recorded.wav``. The page lists missing and damaged files.
 """
 
 import base64
@@ -20,23 +20,23 @@ import jinja2
 import yaml
 
 from vits_trainer.config.options import HIGHER_IS_BETTER
-from vits_trainer.tracking.svg_charts import Curve, Mark, figure, panel
+from vits_trainer.tracking.svg_charts import Curve, Mark, format_number, panel
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.redaction import redacted
 
 FIRST_ERRORS = 50
-"""As many lines of rejected.jsonl are shown."""
+"""Number of lines of rejected.jsonl to show."""
 LOG_TAIL = 60
-"""As many of train.log."""
+"""Number of lines of train.log to show."""
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Losses": ("generator", "validation"),
     "Discriminator, gradients, learning rate": ("discriminator", "grad_norm", "optim"),
     "Speed and memory": ("throughput", "time", "memory"),
     "Data": ("data",),
 }
-"""Panels by the first part of the metrics' names; any other part makes a section of its own."""
+"""Sections by the first part of metric names; each other first part forms a separate section."""
 LOSSES = ("mel", "mel_from_text", "kl", "duration", "adversarial", "feature_matching", "total")
-"""What tells most comes first."""
+"""Order of the losses, the most informative first."""
 UNITS = {
     "mel": "nats",
     "mel_from_text": "nats",
@@ -55,14 +55,14 @@ UNITS = {
     "masked": "clips",
     "nonfinite_updates": "updates",
 }
-"""By the last part of a metric's name, as in docs/metrics.md."""
+"""Units by the last part of metric names, as in docs/metrics.md."""
 MEL, BASELINE = "validation/mel", "validation/constant_frame_mel"
 Kind = TypeVar("Kind", dict[str, Any], list[Any])
 
 
 @dataclass(frozen=True)
-class Take:
-    """What the voice made of a sentence at one update: ``data:`` URIs, empty where a file is missing."""
+class Synthesis:
+    """A sentence synthesized at one update: ``data:`` URIs, empty if a file is missing."""
 
     update: int
     speech: str
@@ -72,12 +72,12 @@ class Take:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A validation sentence at the first and the last validation."""
+    """A validation sentence, synthesized at the first and the last validation."""
 
     text: str
     recorded: str
-    takes: tuple[Take, ...]
-    """One if there was one validation, else two."""
+    syntheses: tuple[Synthesis, ...]
+    """One if there was only one validation, else two."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class Log:
-    """train.log: its last lines, and the time at which the first and the last line were written."""
+    """The last lines of train.log, and the timestamps of its first and last line."""
 
     tail: list[str]
     began: str
@@ -99,11 +99,11 @@ class Log:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder holds, secrets left out."""
+    """Content of a run's folder, without secrets."""
 
     name: str
     curves: dict[str, Curve]
-    """By the metric's name; each has at least one point."""
+    """Curves by metric name; each has at least one point."""
     config: dict[str, Any]
     outcome: dict[str, Any]
     facts: dict[str, Any]
@@ -112,18 +112,18 @@ class Run:
     worst: list[dict[str, Any]]
     log: Log
     missing: list[str]
-    """A sentence for each part that is not there or cannot be read."""
+    """One message per missing or unreadable file."""
 
     @property
     def updates(self) -> int:
-        """The last update on record."""
+        """The last recorded update."""
         ends = [curve.updates[-1] for curve in self.curves.values()]
         return int(max([number(self.outcome.get("update")) or 0, *ends]))
 
 
 @dataclass(frozen=True)
-class KeyFigure:
-    """A quantity at the start and at the end."""
+class KeyMetric:
+    """A metric at the start and at the end of the run."""
 
     name: str
     unit: str
@@ -143,34 +143,34 @@ class Panel:
 
 @dataclass
 class _Reader:
-    """Reads one folder; notes what is missing."""
+    """Reads one folder, and collects messages about missing files."""
 
     folder: Path
     missing: list[str] = field(default_factory=list)
 
     def structure(self, path: Path, empty: Kind, what: str) -> Kind:
-        """JSON or YAML of ``empty``'s type; ``empty`` if it is not there, which is noted if ``what`` names a loss."""
+        """Reads JSON or YAML of ``empty``'s type. If missing: ``empty``, reported if ``what`` is set."""
         name = path.relative_to(self.folder)
         if not path.is_file():
             if what:
-                self.missing.append(f"{name} is not there: {what}")
+                self.missing.append(f"{name} is missing: {what}")
             return empty
         try:
             text = path.read_text(encoding="utf-8")
-            found = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+            content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
         except (ValueError, yaml.YAMLError) as error:
             self.missing.append(f"{name} cannot be read ({' '.join(str(error).split())[:200]})")
             return empty
-        if isinstance(found, type(empty)):
-            return redacted(found)
-        self.missing.append(f"{name} holds something else than it should")
+        if isinstance(content, type(empty)):
+            return redacted(content)
+        self.missing.append(f"{name} has unexpected content")
         return empty
 
     def records(self, name: str, what: str) -> Iterator[dict[str, Any]]:
-        """The objects of a file of JSON lines, one at a time."""
+        """Yields the objects of a JSON Lines file."""
         path = self.folder / name
         if not path.is_file():
-            self.missing.append(f"{name} is not there: {what}")
+            self.missing.append(f"{name} is missing: {what}")
             return
         broken = 0
         with path.open("rb") as file:
@@ -178,48 +178,47 @@ class _Reader:
                 try:
                     record = json.loads(line)
                 except ValueError:
-                    broken += line.endswith(
-                        b"\n"
-                    )  # one without an end is being written, or was when the run was killed
+                    # A line without a newline is incomplete: it is being written, or the run was killed.
+                    broken += line.endswith(b"\n")
                     continue
                 if isinstance(record, dict):
                     yield record
                 else:
                     broken += 1
         if broken:
-            self.missing.append(f"{name} has {figure(broken)} line(s) that cannot be read")
+            self.missing.append(f"{name} has {format_number(broken)} unreadable line(s)")
 
     def uri(self, path: Path, media_type: str) -> str:
-        """A file as a ``data:`` URI, empty if it is not there."""
+        """Returns a file as a ``data:`` URI; empty if it is missing."""
         if not path.is_file():
             return ""
         return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def number(value: Any) -> float | None:
-    """``value`` if it is a finite number, of a size that can be drawn."""
+    """Returns ``value`` as a float if it is a finite number small enough to draw, else None."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and -1e300 < value < 1e300 else None
 
 
 def read_run(run_dir: Path) -> Run:
-    """Reads a run's folder, whole or in part, ended or not.
+    """Reads a run's folder; the run may be active, and files may be missing.
 
     Raises:
-        DataError: it is no run's folder: neither metrics.jsonl nor config.yaml is there.
+        DataError: it is not a run's folder: it has neither metrics.jsonl nor config.yaml.
     """
     if not any((run_dir / name).is_file() for name in ("metrics.jsonl", "config.yaml")):
         below = sorted(path.parent for path in run_dir.glob("runs/*/config.yaml"))
         example = below[-1] if below else "training/runs/<run_name>"
-        state = "holds neither metrics.jsonl nor config.yaml" if run_dir.is_dir() else "there is no such folder"
-        raise DataError(f"{run_dir} is not a run: {state}. Give the folder of one run, such as {example}.")
+        problem = "it has neither metrics.jsonl nor config.yaml" if run_dir.is_dir() else "no such folder"
+        raise DataError(f"{run_dir} is not a run: {problem}. Give the folder of one run, such as {example}.")
     reader = _Reader(run_dir)
     return Run(
         name=run_dir.resolve().name,
         curves=_curves(reader),
-        config=reader.structure(run_dir / "config.yaml", {}, "the settings are not known."),
-        outcome=reader.structure(run_dir / "outcome.json", {}, "how the run ended is not known."),
-        facts=reader.structure(run_dir / "facts.json", {}, "plan, data, versions and machine are not known."),
+        config=reader.structure(run_dir / "config.yaml", {}, "settings are unknown."),
+        outcome=reader.structure(run_dir / "outcome.json", {}, "the outcome is unknown."),
+        facts=reader.structure(run_dir / "facts.json", {}, "plan, data, versions and machine are unknown."),
         sentences=_sentences(reader),
         errors=_errors(reader),
         worst=[row for row in reader.structure(run_dir / "worst_clips.json", [], "") if isinstance(row, dict)],
@@ -230,23 +229,23 @@ def read_run(run_dir: Path) -> Run:
 
 def _curves(reader: _Reader) -> dict[str, Curve]:
     columns: dict[str, tuple[array[float], array[float]]] = {}
-    for record in reader.records("metrics.jsonl", "there are no curves."):
+    for record in reader.records("metrics.jsonl", "no curves."):
         update = number(record.get("update"))
         for name, value in record.items():
-            found = number(value)
-            if update is not None and found is not None and name not in ("update", "epoch"):
+            point = number(value)
+            if update is not None and point is not None and name not in ("update", "epoch"):
                 updates, values = columns.setdefault(name, (array("d"), array("d")))
                 updates.append(update)
-                values.append(found)
+                values.append(point)
     if not columns and (reader.folder / "metrics.jsonl").is_file():
-        reader.missing.append("metrics.jsonl has no figures yet: there are no curves.")
+        reader.missing.append("metrics.jsonl has no metrics yet: no curves.")
     return {name: Curve(*column) for name, column in columns.items()}
 
 
 def _errors(reader: _Reader) -> Errors:
     kinds: Counter[str] = Counter()
     first: list[dict[str, Any]] = []
-    for record in reader.records("rejected.jsonl", "incidents are not known."):
+    for record in reader.records("rejected.jsonl", "incidents are unknown."):
         kinds[str(record.get("kind", "unknown"))] += 1
         if len(first) < FIRST_ERRORS:
             first.append(redacted(record))
@@ -256,7 +255,7 @@ def _errors(reader: _Reader) -> Errors:
 def _log(reader: _Reader) -> Log:
     path = reader.folder / "train.log"
     if not path.is_file():
-        reader.missing.append("train.log is not there: what was said is not known.")
+        reader.missing.append("train.log is missing: no log.")
         return Log([], "", "")
     times: list[str] = []
     tail: deque[str] = deque(maxlen=LOG_TAIL)
@@ -264,7 +263,7 @@ def _log(reader: _Reader) -> Log:
         for line in file:
             tail.append(line.rstrip("\n"))
             stamp = line[:19]
-            if stamp[4:5] == "-" and stamp[13:14] == ":":  # lines of a traceback have none
+            if stamp[4:5] == "-" and stamp[13:14] == ":":  # lines of a traceback have no timestamp
                 times[1:] = [stamp]
     return Log(redacted(list(tail)), *(times[0], times[-1]) if times else ("", ""))
 
@@ -276,7 +275,7 @@ def _sentences(reader: _Reader) -> list[Sentence]:
         if (number_of := path.name.removeprefix("update-")).isdecimal() and path.is_dir()
     )
     if not folders:
-        reader.missing.append("samples/ holds nothing: the voice was not heard (each validation adds to it).")
+        reader.missing.append("samples/ is empty or missing: no samples (each validation adds some).")
         return []
     shown = [folders[0], *folders[1:][-1:]]
     last = shown[-1][1]
@@ -287,14 +286,14 @@ def _sentences(reader: _Reader) -> list[Sentence]:
         Sentence(
             text=str(texts[n]) if n < len(texts) else f"sentence {n + 1}",
             recorded=next(filter(None, (reader.uri(d / f"{n}_recorded.wav", "audio/wav") for _, d in shown[::-1])), ""),
-            takes=tuple(_take(reader, update, folder, n) for update, folder in shown),
+            syntheses=tuple(_synthesis(reader, update, folder, n) for update, folder in shown),
         )
         for n in numbers
     ]
 
 
-def _take(reader: _Reader, update: int, folder: Path, n: int) -> Take:
-    return Take(
+def _synthesis(reader: _Reader, update: int, folder: Path, n: int) -> Synthesis:
+    return Synthesis(
         update,
         reader.uri(folder / f"{n}_speech.wav", "audio/wav"),
         reader.uri(folder / f"{n}_mel.png", "image/png"),
@@ -303,32 +302,32 @@ def _take(reader: _Reader, update: int, folder: Path, n: int) -> Take:
 
 
 def sections(curves: Mapping[str, Curve], last_update: float) -> dict[str, tuple[list[Panel], list[str]]]:
-    """Panels by section, and what stayed at one value, in words.
+    """Returns panels by section, and descriptions of the data metrics that stayed constant.
 
-    ``validation/<loss>`` stands in the panel of ``generator/<loss>`` where there is one, the constant frame in the
-    mel's panels.
+    ``validation/<loss>`` is drawn in the panel of ``generator/<loss>``, if it exists, and the constant-frame baseline
+    in the mel panels.
     """
     groups = {part: title for title, parts in SECTIONS.items() for part in parts}
-    found: dict[str, tuple[list[Panel], list[str]]] = {title: ([], []) for title in SECTIONS}
+    content_of: dict[str, tuple[list[Panel], list[str]]] = {title: ([], []) for title in SECTIONS}
     for name in sorted(curves, key=_rank):
         group, _, rest = name.partition("/")
         if name == BASELINE or (group == "validation" and f"generator/{rest}" in curves):
             continue
-        panels, level = found.setdefault(groups.get(group, group), ([], []))
+        panels, constant = content_of.setdefault(groups.get(group, group), ([], []))
         values = curves[name].values
         if group == "data" and min(values) == max(values):
-            level.append(f"{name} {figure(values[0])}")
+            constant.append(f"{name} {format_number(values[0])}")
         else:
             panels.append(_panel(name, curves, last_update))
-    return {title: content for title, content in found.items() if any(content)}
+    return {title: content for title, content in content_of.items() if any(content)}
 
 
 def _rank(name: str) -> tuple[int, int, str]:
     group, _, rest = name.partition("/")
     order = [part for parts in SECTIONS.values() for part in parts]
-    place = LOSSES.index(rest) if rest in LOSSES else len(LOSSES)
+    position = LOSSES.index(rest) if rest in LOSSES else len(LOSSES)
     is_loss = group in SECTIONS["Losses"]
-    return 0 if is_loss else order.index(group) if group in order else len(order), is_loss * place, name
+    return 0 if is_loss else order.index(group) if group in order else len(order), is_loss * position, name
 
 
 def _panel(name: str, curves: Mapping[str, Curve], last_update: float) -> Panel:
@@ -342,73 +341,73 @@ def _panel(name: str, curves: Mapping[str, Curve], last_update: float) -> Panel:
     if rest in ("mel", "mel_from_text") and BASELINE in curves:
         marks.append(Mark("constant frame", curves[BASELINE], "rule"))
     svg = panel(name, UNITS.get(name.rpartition("/")[2], ""), marks, last_update, may_be_log=group != "data")
-    return Panel(name, svg, [(mark.style, mark.label, figure(mark.curve.values[-1])) for mark in marks])
+    return Panel(name, svg, [(mark.style, mark.label, format_number(mark.curve.values[-1])) for mark in marks])
 
 
-def key_figures(curves: Mapping[str, Curve]) -> list[KeyFigure]:
-    """What a reader wants first, as far as it is known."""
+def key_metrics(curves: Mapping[str, Curve]) -> list[KeyMetric]:
+    """Returns the most important metrics, as far as available."""
     names = [f"validation/{rest}" for rest in ("mel", "mel_from_text", "kl", "duration")]
     if MEL not in curves:
         names = [f"generator/{rest}" for rest in ("mel", "kl", "duration")]
-    found = []
+    metrics = []
     for name in names:
         if name in curves:
             curve = curves[name]
-            note = f"update {figure(curve.updates[0])} → {figure(curve.updates[-1])}"
-            before = figure(curve.values[0]) if len(curve.values) > 1 else ""
+            note = f"update {format_number(curve.updates[0])} → {format_number(curve.updates[-1])}"
+            before = format_number(curve.values[0]) if len(curve.values) > 1 else ""
             unit = UNITS[name.partition("/")[2]]
-            found.append(
-                KeyFigure(name, unit, before, figure(curve.values[-1]), note if before else note.split(" →")[0])
+            metrics.append(
+                KeyMetric(name, unit, before, format_number(curve.values[-1]), note if before else note.split(" →")[0])
             )
     speed = next((curve for name, curve in curves.items() if name.endswith("/audio_s_per_s")), None)
     if speed:
-        middle = figure(float(f"{median(speed.values):.3g}"))
-        found.append(KeyFigure("speed", "s of audio per s", "", middle, "median over the run"))
-    return found
+        middle = format_number(float(f"{median(speed.values):.3g}"))
+        metrics.append(KeyMetric("speed", "s of audio per s", "", middle, "median over the run"))
+    return metrics
 
 
-def verdict(curves: Mapping[str, Curve]) -> str:
-    """Whether the voice learnt anything, in words; empty if there was no validation."""
+def baseline_comparison(curves: Mapping[str, Curve]) -> str:
+    """Compares the best validation mel with the constant-frame baseline, as text; empty without validation."""
     if MEL not in curves or BASELINE not in curves:
         return ""
     at, best = curves[MEL].lowest()
     baseline = curves[BASELINE].values[-1]
-    words = "is below it: the voice has learnt" if best < baseline else "is NOT below it: the voice has learnt nothing"
+    result = "is below it: the voice has learnt" if best < baseline else "is NOT below it: the voice has learnt nothing"
     return (
-        f"The best constant frame reaches a mel L1 of {figure(baseline)} on the validation clips. The best "
-        f"{MEL}, {figure(best)} at update {figure(at)}, {words}."
+        f"The best constant frame reaches a mel L1 of {format_number(baseline)} on the validation clips. The best "
+        f"{MEL}, {format_number(best)} at update {format_number(at)}, {result}."
     )
 
 
 def best_metric(run: Run) -> str:
-    """The curve by which the run chose its best checkpoint; the mel where it does not say, or does not have it."""
+    """Returns the metric that shown the best checkpoint; the mel if it is not configured or not recorded."""
     name = f"validation/{run.config.get('best_metric', 'mel')}"
     return name if name in run.curves else MEL
 
 
 def validation_table(curves: Mapping[str, Curve], metric: str = MEL) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows: each validation figure at the first, the best (by ``metric``) and the last validation."""
+    """Returns heads and rows: validation metrics at the first, the best (by ``metric``) and the last validation."""
     if MEL not in curves:
         return [], []
-    mel, judged = curves[MEL], curves[metric]
-    more_is_better = metric.partition("/")[2] in HIGHER_IS_BETTER
-    best = (max if more_is_better else min)(range(len(judged.values)), key=judged.values.__getitem__)
-    columns = {"first": mel.updates[0], "best": judged.updates[best], "last": mel.updates[-1]}
+    mel, selecting = curves[MEL], curves[metric]
+    higher_is_better = metric.partition("/")[2] in HIGHER_IS_BETTER
+    best = (max if higher_is_better else min)(range(len(selecting.values)), key=selecting.values.__getitem__)
+    columns = {"first": mel.updates[0], "best": selecting.updates[best], "last": mel.updates[-1]}
     rows = []
     for name in sorted((name for name in curves if name.startswith("validation/")), key=_rank):
         values = [curves[name].at(update) for update in columns.values()]
-        rows.append([name, *("–" if value is None else figure(value) for value in values)])
-    return [f"{word}, update {figure(update)}" for word, update in columns.items()], rows
+        rows.append([name, *("–" if value is None else format_number(value) for value in values)])
+    return [f"{word}, update {format_number(update)}" for word, update in columns.items()], rows
 
 
 def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested dictionaries as lines: ``{"a": {"b": 1}}`` is ``a.b`` and ``1``."""
+    """Flattens nested dictionaries: ``{"a": {"b": 1}}`` gives ``("a.b", "1")``."""
     if isinstance(values, dict) and values:
         return [
             line for key, inner in values.items() for line in flat(inner, f"{prefix}.{key}" if prefix else str(key))
         ]
     if isinstance(values, float):
-        return [(prefix, figure(values) if math.isfinite(values) and abs(values) >= 1e-4 else f"{values:g}")]
+        return [(prefix, format_number(values) if math.isfinite(values) and abs(values) >= 1e-4 else f"{values:g}")]
     if isinstance(values, (list, dict)):
         return [(prefix, json.dumps(values, ensure_ascii=False))]
     if values is None or isinstance(values, bool):
@@ -417,40 +416,40 @@ def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def render(run: Run) -> str:
-    """The page."""
+    """Renders the page."""
     data = run.facts.get("data") if isinstance(run.facts.get("data"), dict) else {}
     plan = run.facts.get("plan") if isinstance(run.facts.get("plan"), dict) else {}
     heads, rows = validation_table(run.curves, best_metric(run))
     return _template().render(
         run=run,
-        state=str(run.outcome.get("outcome", "not known")),
+        state=str(run.outcome.get("outcome", "unknown")),
         planned=number(plan.get("total_updates")) if plan else None,
         clips=number(data.get("accepted")) if data else None,
         hours=number(data.get("hours")) if data else None,
-        key_figures=key_figures(run.curves),
-        verdict=verdict(run.curves),
+        key_metrics=key_metrics(run.curves),
+        baseline_comparison=baseline_comparison(run.curves),
         sections=sections(run.curves, run.updates),
         best_metric=best_metric(run),
         validation_heads=heads,
         validation_rows=rows,
         facts={str(part): flat(inner) for part, inner in run.facts.items()},
         settings=flat(run.config),
-        worst_names=list(dict.fromkeys(name for row in run.worst for name in _figures(row))),
-        figures=_figures,
-        figure=lambda value: figure(value) if number(value) is not None else str(value),
+        worst_names=list(dict.fromkeys(name for row in run.worst for name in _metrics_of(row))),
+        metrics_of=_metrics_of,
+        format_number=lambda value: format_number(value) if number(value) is not None else str(value),
         first_errors=FIRST_ERRORS,
     )
 
 
-def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
-    found = row.get("figures")
-    return found if isinstance(found, dict) else {}
+def _metrics_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = row.get("figures")
+    return metrics if isinstance(metrics, dict) else {}
 
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # texts and messages are of other people's making
+        autoescape=True,  # texts and messages are untrusted
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -459,12 +458,16 @@ def _template() -> jinja2.Template:
 
 
 def media_bytes(sentences: Sequence[Sentence]) -> int:
-    """How much of the page is speech and pictures."""
+    """Returns the size of the audio and images in the page."""
     return sum(
         len(part)
         for sentence in sentences
         for part in (
             sentence.recorded,
-            *(uri for take in sentence.takes for uri in (take.speech, take.mel, take.alignment)),
+            *(
+                uri
+                for synthesis in sentence.syntheses
+                for uri in (synthesis.speech, synthesis.mel, synthesis.alignment)
+            ),
         )
     )

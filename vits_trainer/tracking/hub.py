@@ -12,10 +12,10 @@ from vits_trainer.utils.redaction import redacted
 
 
 def check_can_push(config: TrainConfig) -> None:
-    """Before a run that ends with an upload. Asks nobody: a name in its form, and a login, are all that it can see.
+    """Checks before training that the voice can be uploaded after it: the form of the name, and a login. Offline.
 
     Raises:
-        ConfigError: the name is none of the Hub's, there is no login, or the Hub is switched off.
+        ConfigError: the name is not a valid repository, there is no login, or HF_HUB_OFFLINE is set.
     """
     name = config.push_to_hub
     if name is None:
@@ -25,34 +25,33 @@ def check_can_push(config: TrainConfig) -> None:
     except errors.HFValidationError as error:
         raise ConfigError(f"--push_to_hub {name}: {error}") from error
     if name.count("/") != 1:
-        raise ConfigError(f"--push_to_hub {name}: give the owner, too, as owner/{name}.")
+        raise ConfigError(f"--push_to_hub {name}: include the owner, as owner/{name}.")
     if constants.HF_HUB_OFFLINE:
-        raise ConfigError(f"--push_to_hub {name}, and HF_HUB_OFFLINE switches the Hub off. Unset one of them.")
+        raise ConfigError(f"--push_to_hub {name}: HF_HUB_OFFLINE is set. Unset one of them.")
     if not get_token():
         raise ConfigError(
-            f"--push_to_hub {name}, and nobody is logged in to the Hub here. Log in with hf auth login, or set "
-            "HF_TOKEN."
+            f"--push_to_hub {name}: not logged in to the Hub. Log in with hf auth login, or set HF_TOKEN."
         )
 
 
 def push(voice: Path, name: str, private: bool) -> str:
-    """Uploads an exported voice as the model ``name``, made if need be, in one commit.
+    """Uploads an exported voice in one commit to the model repository ``name``, created if missing.
 
-    The token is the login's or HF_TOKEN's; nothing of it is written anywhere.
+    Uses the token of the login or HF_TOKEN, and writes it nowhere.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
-        PublishingError: it did not arrive; the voice is as it was, and the message says how to send it later.
+        PublishingError: the upload failed; the local voice is unchanged, and the error gives the command to retry.
     """
     api = HfApi()
     try:
         api.create_repo(name, private=private, exist_ok=True)
         if private and not api.model_info(name).private:
             raise PublishingError(
-                f"The voice is in {voice}, and was not sent: {constants.ENDPOINT}/{name} is public. Name another, or "
-                f"give --hub_private false. To send it there all the same: hf upload {name} {voice}"
+                f"The voice is in {voice}, but was not uploaded: {constants.ENDPOINT}/{name} is public. Choose another "
+                f"name, or pass --hub_private false. To upload it there anyway: hf upload {name} {voice}"
             )
         commit = api.upload_folder(
             repo_id=name,
@@ -60,12 +59,12 @@ def push(voice: Path, name: str, private: bool) -> str:
             commit_message="A voice of vits_trainer",
             allow_patterns=[path.name for path in voice.iterdir() if VOICE.files.fullmatch(path.name)],
         )
-    # HTTPError: of whichever client huggingface_hub has. RuntimeError: a large file did not arrive.
+    # HTTPError: of the client that huggingface_hub uses. RuntimeError: upload of a large file failed.
     except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:  # type: ignore[attr-defined]
         visibility = "--private " if private else ""
         reason = redacted(" ".join(str(error).split())[:300])
         raise PublishingError(
-            f"The voice is in {voice}, but did not reach {constants.ENDPOINT}/{name} ({type(error).__name__}: "
-            f"{reason}). Send it with: hf upload {visibility}{name} {voice}"
+            f"The voice is in {voice}, but was not uploaded to {constants.ENDPOINT}/{name} ({type(error).__name__}: "
+            f"{reason}). Upload it with: hf upload {visibility}{name} {voice}"
         ) from error
     return str(commit.commit_url)

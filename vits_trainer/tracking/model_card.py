@@ -1,4 +1,4 @@
-"""A voice's model card, written from the run that made it, and its way to the Hugging Face Hub."""
+"""Writes the model card of a trained voice."""
 
 import html
 import json
@@ -19,184 +19,184 @@ from vits_trainer.utils.files import atomic_write
 from vits_trainer.utils.redaction import redacted
 
 CARD = "README.md"
-_IN_SIGHT = 16
-"""A longer table of speakers is folded away."""
+_MAX_VISIBLE_SPEAKERS = 16
+"""Longer tables of speakers are collapsed."""
 _LICENCES = {"facebook/mms-tts": "cc-by-nc-4.0", "kakao-enterprise/vits": "mit"}
-"""Of voices on the Hub by the beginnings of their names, as their cards say."""
-_PYTHON = """```python
+"""Licences of voices on the Hub, by prefix of their names, according to their cards."""
+_USAGE = """```python
 from transformers import pipeline
 
 speech = pipeline("text-to-speech", model="{name}")("...")
 ```
 """
-_PYTHON_OF_PHONEMES = """```python
+_USAGE_WITH_PHONEMES = """```python
 from transformers import pipeline
 from vits_trainer.text.tokenizer import load_tokenizer  # pip install 'vits-trainer[text]'
 
-# Phonemes of {language}; transformers' own tokenizer would make American English ones.
+# Phonemes of {language}; the tokenizer of transformers would produce American English ones.
 speech = pipeline("text-to-speech", model="{name}", tokenizer=load_tokenizer("{name}"))("...")
 ```
 """
-_OWN_AFFAIRS = (
+_EXCLUDED_SETTINGS = (
     "data_dir", "checkpoint_dir", "output_dir", "keep_versions", "runs_dir", "run_name", "resume_from_checkpoint",
     "report_to", "push_to_hub", "hub_private", "model_name",
 )  # fmt: skip
-"""Settings that tell of a machine or an account, and nothing of the voice; with wandb_*."""
+"""Settings that concern a machine or an account, not the voice; wandb_* are excluded too."""
 
 
 @dataclass(frozen=True)
 class ModelCardInfo:
-    """What a card tells of the run that made a voice."""
+    """Facts about the run that trained a voice, for its card."""
 
     config: TrainConfig
     data: Mapping[str, Any]
-    """dataset.json."""
+    """Content of dataset.json."""
     training_clips: int
-    """0 where they are not counted: of a stream."""
+    """0 if not counted, as for streamed data."""
     speakers: tuple[str, ...]
-    """Names in the order of their ids; empty where the voice has one."""
+    """Names in the order of their ids; empty for a single-speaker voice."""
     phonemes_of: str | None
-    """The language whose phonemes the voice reads; None where it reads letters."""
+    """Language of the phonemes that the voice reads; None if it reads letters."""
     sampling_rate: int
     update: int
-    """Whose weights became the voice."""
+    """Update of the exported weights."""
     versions: Mapping[str, str]
     run_dir: Path
 
 
-def write_model_card(voice: Path, story: ModelCardInfo) -> None:
-    """Writes README.md into an exported voice, and speech of that update's validation as ``sample_<n>.wav``.
+def write_model_card(voice: Path, info: ModelCardInfo) -> None:
+    """Writes README.md into an exported voice, and copies speech of its validation as ``sample_<n>.wav``.
 
-    Recordings are not among them: they are other people's.
+    Recordings are not copied, as they belong to others.
     """
-    texts = _take_samples(voice, story)
-    atomic_write(voice / CARD, redacted(model_card(story, texts)))
+    texts = _copy_samples(voice, info)
+    atomic_write(voice / CARD, redacted(model_card(info, texts)))
 
 
-def model_card(story: ModelCardInfo, samples: Mapping[str, str] | None = None) -> str:
-    """The card: a header that the Hub reads, and what people want to know.
+def model_card(info: ModelCardInfo, samples: Mapping[str, str] | None = None) -> str:
+    """Returns the card, with a metadata header for the Hub.
 
     Args:
-        story: of the run.
-        samples: what is said in each file, by its path within the voice.
+        info: facts about the run.
+        samples: texts of the sample files, by path within the voice.
     """
-    base, licence = _origin(story.config)
+    base, licence = _origin(info.config)
     header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-to-speech", "tags": ["vits"]}
     header |= {"license": licence} if licence else {}
     header |= {"base_model": base} if base and "/" in base else {}
-    name = story.config.push_to_hub or "path/to/this/folder"
+    name = info.config.push_to_hub or "path/to/this/folder"
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n",
-        "# A VITS voice\n",
-        f"Text in, speech at {story.sampling_rate} Hz out. Made with vits_trainer.\n",
-        _python(story, name),
-        _samples(story, samples or {}),
-        _data(story),
-        _made(story, base, licence),
-        _figures(story),
+        "# VITS voice\n",
+        f"Text to speech at {info.sampling_rate} Hz. Made with vits_trainer.\n",
+        _usage(info, name),
+        _samples(info, samples or {}),
+        _data(info),
+        _training(info, base, licence),
+        _metrics(info),
     ]
     return "\n".join(part for part in parts if part)
 
 
-def _python(story: ModelCardInfo, name: str) -> str:
-    if story.phonemes_of is None or espeak_name(story.phonemes_of) == espeak_name(None):
-        return _PYTHON.format(name=name)
-    return _PYTHON_OF_PHONEMES.format(name=name, language=story.phonemes_of)
+def _usage(info: ModelCardInfo, name: str) -> str:
+    if info.phonemes_of is None or espeak_name(info.phonemes_of) == espeak_name(None):
+        return _USAGE.format(name=name)
+    return _USAGE_WITH_PHONEMES.format(name=name, language=info.phonemes_of)
 
 
 def _origin(config: TrainConfig) -> tuple[str | None, str | None]:
-    """The voice that training began with, by its name on the Hub, and its licence, as far as they are known.
+    """Returns the base model's name on the Hub and its licence, each None if unknown.
 
-    A voice in a folder has them from its own card.
+    For a voice in a local folder, they are read from its card.
     """
     if config.model_name is None:
         return None, None
-    own_card = Path(config.model_name) / CARD
-    if own_card.is_file():
+    base_card = Path(config.model_name) / CARD
+    if base_card.is_file():
         try:
-            told = ModelCard(own_card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()  # type: ignore[no-untyped-call]
-        except (ValueError, TypeError, AttributeError, yaml.YAMLError):  # as the header's words are, or its form
-            told = {}
-        base = told.get("base_model")
-        return (base if isinstance(base, str) else Path(config.model_name).name), told.get("license")
+            metadata = ModelCard(base_card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()  # type: ignore[no-untyped-call]
+        except (ValueError, TypeError, AttributeError, yaml.YAMLError):  # invalid values in the header, or invalid YAML
+            metadata = {}
+        base = metadata.get("base_model")
+        return (base if isinstance(base, str) else Path(config.model_name).name), metadata.get("license")
     if Path(config.model_name).is_dir():
         return Path(config.model_name).resolve().name, None
-    return config.model_name, next((by for of, by in _LICENCES.items() if config.model_name.startswith(of)), None)
+    return config.model_name, next(
+        (licence for prefix, licence in _LICENCES.items() if config.model_name.startswith(prefix)), None
+    )
 
 
-def _take_samples(voice: Path, story: ModelCardInfo) -> dict[str, str]:
-    """Copies speech of the update's validation into the voice: what is said, by path."""
-    folder = story.run_dir / "samples" / f"update-{story.update:06}"
+def _copy_samples(voice: Path, info: ModelCardInfo) -> dict[str, str]:
+    """Copies speech of the update's validation into the voice; returns the texts by path."""
+    folder = info.run_dir / "samples" / f"update-{info.update:06}"
     if not (folder / "texts.json").is_file():
         return {}
-    said = {}
+    texts = {}
     for number, text in enumerate(json.loads((folder / "texts.json").read_text(encoding="utf-8"))):
         path = f"sample_{number}.wav"
         shutil.copyfile(folder / f"{number}_speech.wav", voice / path)
-        said[path] = str(text)
-    return said
+        texts[path] = str(text)
+    return texts
 
 
-def _samples(story: ModelCardInfo, said: Mapping[str, str]) -> str:
-    kind = "that it was trained on" if story.config.validate_on_training_clips else "that it was not trained on"
+def _samples(info: ModelCardInfo, texts: Mapping[str, str]) -> str:
+    kind = "from the training clips" if info.config.validate_on_training_clips else "not used for training"
     lines = [
         f'- {html.escape(text, quote=False)}\n\n  <audio controls src="{path}"></audio> ([{path}]({path}))\n'
-        for path, text in said.items()
+        for path, text in texts.items()
     ]
-    return "\n".join([f"## Samples\n\nSentences {kind}:\n", *lines]) if said else ""
+    return "\n".join([f"## Samples\n\nSentences {kind}:\n", *lines]) if texts else ""
 
 
-def _data(story: ModelCardInfo) -> str:
-    source = story.data.get("source") or {}
-    counts = [f"{story.data['accepted']} clips"] if "accepted" in story.data else []
-    counts += [f"{story.data['hours']:.2f} hours"] if "hours" in story.data else []
-    counts += [f"{story.training_clips} of the clips trained on"] if story.training_clips else []
+def _data(info: ModelCardInfo) -> str:
+    source = info.data.get("source") or {}
+    counts = [f"{info.data['accepted']} clips"] if "accepted" in info.data else []
+    counts += [f"{info.data['hours']:.2f} hours"] if "hours" in info.data else []
+    counts += [f"{info.training_clips} of the clips trained on"] if info.training_clips else []
     revision = f" at revision {source['revision']}" if source.get("revision") else ""
-    return f"## Data\n\n{_source(story)}{revision}: {', '.join(counts) or 'not counted'}.\n{_speakers(story)}"
+    return f"## Data\n\n{_source(info)}{revision}: {', '.join(counts) or 'not counted'}.\n{_speakers(info)}"
 
 
-def _speakers(story: ModelCardInfo) -> str:
-    """Names and ids, as a table."""
-    if not story.speakers:
+def _speakers(info: ModelCardInfo) -> str:
+    """Table of speaker names and ids."""
+    if not info.speakers:
         return ""
-    rows = [f"| {number} | {_in_a_cell(name)} |" for number, name in enumerate(story.speakers)]
+    rows = [f"| {number} | {_escape_cell(name)} |" for number, name in enumerate(info.speakers)]
     table = "\n".join(["| speaker_id | speaker |", "|---|---|", *rows, ""])
-    said = f"\nThe voice has {len(story.speakers)} speakers; `speaker_id` chooses one in transformers"
-    if len(rows) <= _IN_SIGHT:
-        return f"{said}:\n\n{table}"
-    return f"{said}.\n\n<details><summary>Their names and ids</summary>\n\n{table}\n</details>\n"
+    intro = f"\nThe voice has {len(info.speakers)} speakers; in transformers, `speaker_id` selects one"
+    if len(rows) <= _MAX_VISIBLE_SPEAKERS:
+        return f"{intro}:\n\n{table}"
+    return f"{intro}.\n\n<details><summary>Names and ids</summary>\n\n{table}\n</details>\n"
 
 
-def _in_a_cell(words: str) -> str:
-    return " ".join(words.split()).replace("|", "\\|").replace("<", "&lt;")
+def _escape_cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def _made(story: ModelCardInfo, base: str | None, licence: str | None) -> str:
+def _training(info: ModelCardInfo, base: str | None, licence: str | None) -> str:
     if base is None:
-        begun = "From scratch."
+        origin = "Trained from scratch."
     else:
-        begun = (
-            f"Fine-tuned from {base}, whose licence is {licence or 'not known to the trainer'}; it binds this voice."
-        )
-    versions = ", ".join(f"{package} {version}" for package, version in story.versions.items())
-    averaged = ", averaged" if story.config.ema_decay else ""
+        origin = f"Fine-tuned from {base}, whose licence ({licence or 'unknown'}) also applies to this voice."
+    versions = ", ".join(f"{package} {version}" for package, version in info.versions.items())
+    averaged = " (EMA)" if info.config.ema_decay else ""
     return (
-        f"## How it was made\n\n{begun} Weights after {story.update} updates{averaged}.\n\n"
-        f"    vits-trainer prepare_data --dataset {shlex.quote(_source(story))} --output_dir training "
-        f"--target_sr {story.sampling_rate}\n"
+        f"## Training\n\n{origin} Weights after {info.update} updates{averaged}.\n\n"
+        f"    vits-trainer prepare_data --dataset {shlex.quote(_source(info))} --output_dir training "
+        f"--target_sr {info.sampling_rate}\n"
         f"    vits-trainer train_vits --data_dir training --config settings.yaml\n\nwith settings.yaml:\n\n"
-        f"```yaml\n{_settings(story.config, base)}```\n\nVersions: {versions}.\n"
+        f"```yaml\n{_settings(info.config, base)}```\n\nVersions: {versions}.\n"
     )
 
 
 def _settings(config: TrainConfig, base: str | None) -> str:
-    """What differs from the defaults, as YAML for ``--config``."""
-    given, defaults = to_dict(config), to_dict(TrainConfig())
+    """Returns the settings that differ from the defaults, as YAML for ``--config``."""
+    values, defaults = to_dict(config), to_dict(TrainConfig())
     kept = {
         name: value
-        for name, value in given.items()
+        for name, value in values.items()
         if value != defaults[name]
-        and name not in _OWN_AFFAIRS
+        and name not in _EXCLUDED_SETTINGS
         and not name.startswith("wandb_")
         and not (isinstance(value, str) and Path(value).is_absolute())
     }
@@ -204,26 +204,28 @@ def _settings(config: TrainConfig, base: str | None) -> str:
     return text
 
 
-def _source(story: ModelCardInfo) -> str:
-    """Where the clips are from. Of a folder its name alone: the rest tells of somebody's machine."""
-    source = story.data.get("source") or {}
+def _source(info: ModelCardInfo) -> str:
+    """Source of the clips. Of a local path only the last part, so that the card contains no local paths."""
+    source = info.data.get("source") or {}
     name = str(source.get("dataset") or "YOUR_RECORDINGS")
     return name if source.get("kind") == "hub" else Path(name).name
 
 
-def _figures(story: ModelCardInfo) -> str:
-    found: dict[str, float] = {}
-    path = story.run_dir / "metrics.jsonl"
+def _metrics(info: ModelCardInfo) -> str:
+    metrics: dict[str, float] = {}
+    path = info.run_dir / "metrics.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         values = json.loads(line)
-        if values["update"] == story.update:
-            found |= {name.partition("/")[2]: value for name, value in values.items() if name.startswith("validation/")}
-    rows = [f"| {name} | {value:.4f} |" for name, value in sorted(found.items()) if "/" not in name]
+        if values["update"] == info.update:
+            metrics |= {
+                name.partition("/")[2]: value for name, value in values.items() if name.startswith("validation/")
+            }
+    rows = [f"| {name} | {value:.4f} |" for name, value in sorted(metrics.items()) if "/" not in name]
     if not rows:
         return ""
-    clips = "training clips" if story.config.validate_on_training_clips else "held-out clips"
-    explained = (
-        f"On {clips}. `mel` is the L1 distance of log-mel spectrograms in nats, less is better; "
-        "`constant_frame_mel` is what no sound but a steady noise reaches."
+    clips = "training clips" if info.config.validate_on_training_clips else "validation clips"
+    explanation = (
+        f"On {clips}. `mel` is the L1 distance of log-mel spectrograms in nats, lower is better; "
+        "`constant_frame_mel` is its baseline, the best constant frame."
     )
-    return "\n".join(["## Figures\n", explained, "\n| figure | value |", "|---|---|", *rows]) + "\n"
+    return "\n".join(["## Metrics\n", explanation, "\n| metric | value |", "|---|---|", *rows]) + "\n"

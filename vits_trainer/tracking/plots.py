@@ -1,4 +1,4 @@
-"""Pictures of training, as PNG files: mel spectrograms, alignments, loss curves."""
+"""Plots as PNG files: mel spectrograms, alignments, loss curves."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,35 +12,35 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-matplotlib.use("Agg")  # no display needed, on a cluster least of all
+matplotlib.use("Agg")  # needs no display
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One held-out sentence as the voice has it at some update."""
+    """One validation sentence, synthesized at some update."""
 
     text: str
     recorded: NDArray[np.float32]
-    """(M,) the recording."""
+    """(M,), the recording."""
     speech: NDArray[np.float32]
-    """(N,) spoken from the text alone, as inference does."""
+    """(N,), synthesized from the text alone, as in inference."""
     mels: dict[str, NDArray[np.float32]]
-    """(M, T) log-mel of the recording, of it decoded through the posterior, and of the speech from text."""
+    """(M, T), log-mels of the recording, of its reconstruction from the posterior, and of the speech from text."""
     token_of_frame: NDArray[np.int64]
-    """(T,) the alignment of the recording."""
+    """(T,), the alignment of the recording."""
     tokens: list[str]
 
 
 def mel_picture(
     mels: Mapping[str, NDArray[np.float32]], hop_s: float, path: Path | BinaryIO, width_inches: float = 9
 ) -> None:
-    """Log-mel spectrograms, (M, T) each, one below the other on one time and colour scale.
+    """Plots log-mel spectrograms, (M, T) each, one below the other with common time and colour scales.
 
     Args:
-        mels: by title.
-        hop_s: seconds in a frame.
-        path: the PNG to write.
-        width_inches: of the whole picture, which has 900 pixels across: fewer inches, larger letters.
+        mels: spectrograms by title.
+        hop_s: seconds per frame.
+        path: PNG file to write.
+        width_inches: width of the figure, always 900 pixels: a smaller value makes the text larger.
     """
     figure = Figure(figsize=(width_inches, 2.2 * len(mels)), layout="constrained")
     longest_s = max(mel.shape[1] for mel in mels.values()) * hop_s
@@ -56,14 +56,14 @@ def mel_picture(
 
 
 def alignment_picture(token_of_frame: NDArray[np.int64], tokens: Sequence[str], path: Path) -> None:
-    """Which token each frame was given, (T,) from bottom to top."""
+    """Plots the alignment: the token of each frame, (T,), from bottom to top."""
     figure = Figure(figsize=(9, max(3.0, 0.09 * len(tokens))), layout="constrained")
     axis = figure.subplots()
     path_image = np.zeros((len(tokens), len(token_of_frame)), dtype=np.float32)
     path_image[token_of_frame, np.arange(len(token_of_frame))] = 1
     axis.imshow(path_image, origin="lower", aspect="auto", cmap="Blues", interpolation="nearest")
-    shown = [index for index, token in enumerate(tokens) if len(token) == 1]  # blanks have longer names
-    axis.set_yticks(shown, [tokens[index] for index in shown], fontsize=6)
+    labelled = [index for index, token in enumerate(tokens) if len(token) == 1]  # blanks have longer names
+    axis.set_yticks(labelled, [tokens[index] for index in labelled], fontsize=6)
     axis.set(xlabel="frame", ylabel="token", title="alignment")
     _save(figure, path)
 
@@ -71,13 +71,13 @@ def alignment_picture(token_of_frame: NDArray[np.int64], tokens: Sequence[str], 
 def loss_picture(
     lines: Sequence[Mapping[str, float]], names: Sequence[str], path: Path, baseline: float | None
 ) -> None:
-    """Curves of named scalars over the updates, from the lines of metrics.jsonl.
+    """Plots scalars over the updates, from the lines of metrics.jsonl.
 
     Args:
-        lines: as written.
-        names: one panel each; the validation's value of the same loss is drawn into its panel.
-        path: the PNG to write.
-        baseline: drawn into the mel's panel: what a constant frame reaches.
+        lines: parsed lines of metrics.jsonl.
+        names: metrics, one panel each; includes the validation value of the same loss.
+        path: PNG file to write.
+        baseline: mel L1 of the best constant frame, drawn into the mel panel.
     """
     columns = min(3, len(names))
     rows = -(-len(names) // columns)

@@ -1,4 +1,4 @@
-"""The folder of one run's record, ``runs/<run_name>``: which folder it may be, and who may write there."""
+"""The folder of a run, ``runs/<run_name>``: naming, ownership check and exclusive lock."""
 
 import itertools
 import re
@@ -18,34 +18,34 @@ RUN = Kind(
     ),
     lambda folder: all((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")),
 )
-_PATIENCE_S = 5.0
-"""Enough for the data workers of a run that was killed."""
+_LOCK_TIMEOUT_S = 5.0
+"""Long enough for the data workers of a killed run to exit."""
 
 
 @contextmanager
 def exclusive_run(run_dir: Path) -> Iterator[None]:
-    """Inside, no other run writes to a run's folder, which is made if need be.
+    """Creates a run's folder if missing, and locks it against other runs.
 
-    A run that is started again waits at its folder of checkpoints until the one before has left. Whoever still meets
-    another here has given two runs one name, and is told so within seconds.
+    A restarted run waits at its checkpoint folder until its predecessor has exited. If the run folder is still locked
+    after that, two runs have the same name: an error is raised within seconds.
 
     Raises:
-        ConfigError: another run has it, it holds something else, or it cannot be written.
+        ConfigError: another run has locked the folder, it contains other files, or it cannot be written.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in sorted(run_dir.iterdir()) if RUN.files.fullmatch(path.name)]
         if names and not is_ours(run_dir, RUN):
             raise ConfigError(
-                f"{run_dir} holds {', '.join(names[:3])}, and is no run's folder. Give another --runs_dir or "
+                f"{run_dir} contains {', '.join(names[:3])}, but is not a run folder. Choose another --runs_dir or "
                 "--run_name."
             )
-        held = claim(run_dir / ".lock", _PATIENCE_S, run_dir)
+        held = claim(run_dir / ".lock", _LOCK_TIMEOUT_S, run_dir)
     except OSError as error:
         raise _unwritable(run_dir, error) from error
     if held is None:
         raise ConfigError(
-            f"--run_name {run_dir.name}: a run of this name is at work in {run_dir}. Give another --run_name, or wait "
+            f"--run_name {run_dir.name}: a run of this name is active in {run_dir}. Choose another --run_name, or wait "
             "for it to end."
         )
     with held:
@@ -57,17 +57,17 @@ def exclusive_run(run_dir: Path) -> Iterator[None]:
 
 
 def new_name(runs_dir: Path) -> str:
-    """Names a run by the time, as no other run is named, and makes its folder.
+    """Returns a unique run name from the current time, and creates its folder.
 
     Raises:
-        ConfigError: the folder cannot be made.
+        ConfigError: the folder cannot be created.
     """
     stem = time.strftime("train_vits-%Y%m%d-%H%M%S")
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    return next(name for name in names if _is_made(runs_dir / name))
+    return next(name for name in names if _try_create(runs_dir / name))
 
 
-def _is_made(folder: Path) -> bool:
+def _try_create(folder: Path) -> bool:
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -79,5 +79,5 @@ def _is_made(folder: Path) -> bool:
 
 def _unwritable(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(
-        f"{folder} cannot be written ({error.strerror or error}). Give another --runs_dir or --run_name."
+        f"{folder} cannot be written ({error.strerror or error}). Choose another --runs_dir or --run_name."
     )

@@ -1,4 +1,4 @@
-"""Curves over the updates as SVG: numbers in, a string out. Colours are the page's, by class, to follow it."""
+"""Line charts over the updates as SVG strings. Colours come from the page's CSS, by class."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,44 +9,44 @@ from typing import Literal
 
 WIDTH_PX, HEIGHT_PX = 300, 176
 LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 46, 290, 20, 146
-"""Edges of the plot in the panel; the ticks' labels stand outside."""
-MOST_POINTS = 400
-"""As many of a line are drawn: there are no more pixels."""
+"""Edges of the plot area within the panel; tick labels are outside."""
+MAX_POINTS = 400
+"""Maximum number of points of a line, about one per pixel."""
 LOG_FROM = 5
-"""Greatest over smallest value from which an axis is logarithmic."""
+"""Ratio of largest to smallest value from which an axis is logarithmic."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One quantity over the updates; ``updates`` rise, and both are (N,)."""
+    """One metric over the updates; ``updates`` are ascending, and both are (N,)."""
 
     updates: Sequence[float]
     values: Sequence[float]
 
     def at(self, update: float) -> float | None:
-        """The value at an update, the last one if there are several; None if there is none."""
-        found = [value for place, value in zip(self.updates, self.values, strict=True) if place == update]
-        return found[-1] if found else None
+        """Returns the value at an update, the last one if there are several; None if there is none."""
+        values = [value for position, value in zip(self.updates, self.values, strict=True) if position == update]
+        return values[-1] if values else None
 
     def lowest(self) -> tuple[float, float]:
-        """Update and value of the least."""
-        place = min(range(len(self.values)), key=self.values.__getitem__)
-        return self.updates[place], self.values[place]
+        """Returns update and value of the minimum."""
+        index = min(range(len(self.values)), key=self.values.__getitem__)
+        return self.updates[index], self.values[index]
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How one curve of a panel is drawn, and what it is called there."""
+    """One curve of a panel, with its label and style."""
 
     label: str
     curve: Curve
     style: Literal["line", "dots", "rule"]
-    """rule: a level line at the last value."""
+    """rule: a horizontal line at the last value."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to pixels along an axis."""
+    """Maps values to pixels along an axis."""
 
     low: float
     high: float
@@ -55,29 +55,29 @@ class Scale:
     is_log: bool = False
 
     def px(self, value: float) -> float:
-        """Where ``value`` lies."""
+        """Returns the pixel of ``value``."""
         low, high, here = (math.log10(x) if self.is_log else x for x in (self.low, self.high, value))
         return self.start_px + (here - low) / (high - low) * (self.end_px - self.start_px)
 
 
-def thinned(curve: Curve, most: int = MOST_POINTS) -> Curve:
-    """At most ``most`` points: first, last, and the least and the greatest of each of equal stretches between."""
+def downsample(curve: Curve, max_points: int = MAX_POINTS) -> Curve:
+    """Reduces to ``max_points``: first, last, and the minimum and maximum of each of equal segments between."""
     count = len(curve.values)
-    if count <= most:
+    if count <= max_points:
         return curve
-    stretches = (most - 2) // 2
-    edges = [1 + (count - 2) * number // stretches for number in range(stretches + 1)]
+    segments = (max_points - 2) // 2
+    edges = [1 + (count - 2) * number // segments for number in range(segments + 1)]
     kept = [0]
     for start, end in pairwise(edges):
-        places = range(start, end)
-        extremes = {min(places, key=curve.values.__getitem__), max(places, key=curve.values.__getitem__)}
+        indices = range(start, end)
+        extremes = {min(indices, key=curve.values.__getitem__), max(indices, key=curve.values.__getitem__)}
         kept += sorted(extremes)
     kept.append(count - 1)
-    return Curve([curve.updates[place] for place in kept], [curve.values[place] for place in kept])
+    return Curve([curve.updates[index] for index in kept], [curve.values[index] for index in kept])
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten in [low, high], some ``about`` of them."""
+    """Returns about ``about`` multiples of 1, 2 or 5 times a power of ten in [low, high]."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.7)
@@ -86,7 +86,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten in [low, high]; over more than two decades powers of ten alone, at most six."""
+    """Returns 1, 2 and 5 times powers of ten in [low, high]; beyond two decades only powers of ten, at most six."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     is_wide = high / low > 100
     stride = 1 + len(exponents) // 7
@@ -94,15 +94,15 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in wanted if low * 0.999 <= tick <= high * 1.001]
 
 
-def figure(value: float) -> str:
-    """A number for people: four significant digits, whole ones with separators."""
+def format_number(value: float) -> str:
+    """Formats a number with four significant digits, or an integer with thousands separators."""
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def tick_label(value: float) -> str:
-    """Short: ``1.5k`` for 1500, ``4.95e-4`` for 0.000495."""
+    """Formats a tick: ``1.5k`` for 1500, ``4.95e-4`` for 0.000495."""
     if value and not 1e-3 <= abs(value) < 1e12:
         digits, power = f"{value:.3e}".split("e")
         return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
@@ -113,24 +113,24 @@ def tick_label(value: float) -> str:
 
 
 def panel(name: str, unit: str, marks: Sequence[Mark], last_update: float, may_be_log: bool = True) -> str:
-    """An SVG of one panel, (WIDTH_PX, HEIGHT_PX) in its own units, as wide as its place on the page.
+    """Returns the SVG of one panel, with a viewBox of WIDTH_PX by HEIGHT_PX; scales to its container.
 
     Args:
-        name: of the quantity, for those who hear the page.
-        unit: of the vertical axis, empty for a bare number.
+        name: name of the metric, for screen readers.
+        unit: unit of the vertical axis; empty if dimensionless.
         marks: at least one, each with at least one point.
-        last_update: where the horizontal axis ends, the same in all panels; it starts at 0.
-        may_be_log: whether the vertical axis is logarithmic where the values are of several sizes.
+        last_update: end of the horizontal axis, the same in all panels; it starts at 0.
+        may_be_log: use a logarithmic vertical axis if the values span a wide range.
     """
     across = Scale(0, max(last_update, 1), LEFT_PX, RIGHT_PX)
     up = _vertical([value for mark in marks for value in mark.curve.values], may_be_log)
-    words = " ".join(part for part in (unit, "(log scale)" if up.is_log else "") if part)
-    parts = [_grid(across, up), f'<text class="axis" x="{LEFT_PX}" y="11">{escape(words)}</text>']
+    caption = " ".join(part for part in (unit, "(log scale)" if up.is_log else "") if part)
+    parts = [_grid(across, up), f'<text class="axis" x="{LEFT_PX}" y="11">{escape(caption)}</text>']
     for mark in marks:
-        parts.append(_drawn(mark, across, up))
+        parts.append(_draw(mark, across, up))
     return (
         f'<svg viewBox="0 0 {WIDTH_PX} {HEIGHT_PX}" role="img"><title>{escape(name)}</title>'
-        f"<desc>{escape(_described(marks))}</desc>{''.join(parts)}</svg>"
+        f"<desc>{escape(_describe(marks))}</desc>{''.join(parts)}</svg>"
     )
 
 
@@ -140,7 +140,7 @@ def _vertical(values: Sequence[float], may_be_log: bool) -> Scale:
         margin = (high / low) ** 0.04
         return Scale(low / margin, high * margin, BOTTOM_PX, TOP_PX, is_log=True)
     size = max(abs(low), abs(high))
-    is_level = high - low <= size * 1e-6  # else the labels would all read the same
+    is_level = high - low <= size * 1e-6  # otherwise all labels would be equal
     margin = (size * 0.1 or 1) if is_level else (high - low) * 0.06
     floor = 0 if 0 <= low < margin else low - margin
     return Scale(floor, high + margin, BOTTOM_PX, TOP_PX)
@@ -162,37 +162,37 @@ def _grid(across: Scale, up: Scale) -> str:
     return "".join(parts)
 
 
-def _drawn(mark: Mark, across: Scale, up: Scale) -> str:
+def _draw(mark: Mark, across: Scale, up: Scale) -> str:
     if mark.style == "rule":
         return f'<path class="rule" d="M{LEFT_PX} {up.px(mark.curve.values[-1]):.1f}H{RIGHT_PX}"/>'
-    curve = thinned(mark.curve)
-    places = list(zip(curve.updates, curve.values, strict=True))
-    if mark.style == "line" and len(places) > 1:
-        return f'<path class="line" d="{_path(places, across.px, up.px)}"/>'
-    joined = f'<path class="join" d="{_path(places, across.px, up.px)}"/>' if len(places) > 1 else ""
-    kind, radius_px = ("dot", 3 if len(places) <= 40 else 1.5) if mark.style == "dots" else ("point", 2.5)
+    curve = downsample(mark.curve)
+    points = list(zip(curve.updates, curve.values, strict=True))
+    if mark.style == "line" and len(points) > 1:
+        return f'<path class="line" d="{_path(points, across.px, up.px)}"/>'
+    joined = f'<path class="join" d="{_path(points, across.px, up.px)}"/>' if len(points) > 1 else ""
+    kind, radius_px = ("dot", 3 if len(points) <= 40 else 1.5) if mark.style == "dots" else ("point", 2.5)
     return joined + "".join(
         f'<circle class="{kind}" cx="{across.px(x):.1f}" cy="{up.px(y):.1f}" r="{radius_px}">'
-        f"<title>{escape(mark.label)}, update {figure(x)}: {figure(y)}</title></circle>"
-        for x, y in places
+        f"<title>{escape(mark.label)}, update {format_number(x)}: {format_number(y)}</title></circle>"
+        for x, y in points
     )
 
 
-def _path(places: Sequence[tuple[float, float]], x_px: Callable[[float], float], y_px: Callable[[float], float]) -> str:
-    return "M" + "L".join(f"{x_px(x):.1f} {y_px(y):.1f}" for x, y in places)
+def _path(points: Sequence[tuple[float, float]], x_px: Callable[[float], float], y_px: Callable[[float], float]) -> str:
+    return "M" + "L".join(f"{x_px(x):.1f} {y_px(y):.1f}" for x, y in points)
 
 
-def _described(marks: Sequence[Mark]) -> str:
+def _describe(marks: Sequence[Mark]) -> str:
     sentences = []
     for mark in marks:
         curve = mark.curve
         if mark.style == "rule":
-            sentences.append(f"{mark.label}: {figure(curve.values[-1])}.")
+            sentences.append(f"{mark.label}: {format_number(curve.values[-1])}.")
             continue
         at, least = curve.lowest()
         sentences.append(
-            f"{mark.label}: from {figure(curve.values[0])} at update {figure(curve.updates[0])} to "
-            f"{figure(curve.values[-1])} at update {figure(curve.updates[-1])}, lowest {figure(least)} "
-            f"at update {figure(at)}."
+            f"{mark.label}: from {format_number(curve.values[0])} at update {format_number(curve.updates[0])} to "
+            f"{format_number(curve.values[-1])} at update {format_number(curve.updates[-1])}, lowest "
+            f"{format_number(least)} at update {format_number(at)}."
         )
     return " ".join(sentences)

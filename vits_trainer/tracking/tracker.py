@@ -1,21 +1,21 @@
-"""What a run leaves behind for people: metrics.jsonl, rejected.jsonl, train.log and Weights & Biases.
+"""Records a run: metrics.jsonl, rejected.jsonl, train.log, samples, and Weights & Biases.
 
-The only writer of metrics. Ranks other than the main one hold a tracker that does nothing.
+All metrics are written here. On ranks other than the main one the tracker does nothing.
 
     runs/<run_name>/
-        .vits_trainer.json, .lock  that it is a run's folder; and while the run is at work
-        config.yaml      the configuration of the last start
-        facts.json       versions, plan, machine, the data set's figures
-        outcome.json     running, done, stopped or failed, and at which update
-        metrics.jsonl    one line of scalars an update that has some: update, epoch and the names of docs/metrics.md
-        rejected.jsonl   one line an incident: a clip that could not be used, an update that came to no finite number
-        nonfinite/       such updates, to be run again by check --replay
-        train.log        what was said
-        speakers.csv     update, speaker, clips, mel: of each validation, where there are several speakers
-        worst_clips.json what was said worst at the last validation with scores
+        .vits_trainer.json, .lock  marks the folder as a run's; held while the run is active
+        config.yaml      configuration of the last start
+        facts.json       versions, plan, machine, statistics of the data set
+        outcome.json     running, done, stopped or failed, and the update
+        metrics.jsonl    one line of scalars per logged update: update, epoch and the names of docs/metrics.md
+        rejected.jsonl   one line per incident: a clip that cannot be used, or an update with NaN or Inf
+        nonfinite/       inputs of such updates, for check --replay
+        train.log        the log
+        speakers.csv     update, speaker, clips, mel: one line per speaker and validation, for several speakers
+        worst_clips.json the worst clips of the last validation with scores
         samples/         speech, mel spectrograms and alignments of the same sentences at each validation
-        wandb/           the Weights & Biases run; tensorboard/, trackio/: where these are asked for
-        wandb.json       its id, and how often the run was started
+        wandb/           the Weights & Biases run; also tensorboard/, trackio/, if enabled
+        wandb.json       id of the W&B run, and the number of starts
 """
 
 import csv
@@ -43,17 +43,17 @@ from vits_trainer.data.clip_accounting import Incident
 from vits_trainer.evaluation.speakers import SpeakerMel
 from vits_trainer.evaluation.speech_metrics import ClipScore
 from vits_trainer.tracking.plots import Sample, alignment_picture, mel_picture
-from vits_trainer.tracking.wandb_run import _staging_in, _unless_set, _wandb_mode, clips_table
+from vits_trainer.tracking.wandb_run import _environment_defaults, _staging_in, _wandb_mode, clips_table
 from vits_trainer.utils.errors import ConfigError
 from vits_trainer.utils.files import atomic_write, fsync_dir, move_aside
 from vits_trainer.utils.redaction import redacted
 
 logger = logging.getLogger("vits_trainer")
 
-_TOLD = 10
-"""Incidents that are printed whole."""
+_MAX_LOGGED_INCIDENTS = 10
+"""Number of incidents to log in full."""
 _LOGS = ("metrics.jsonl", "rejected.jsonl", "speakers.csv")
-"""What grows in a run's folder, a line at a time."""
+"""Files to which lines are appended during a run."""
 _SPEAKER_COLUMNS = ("update", "speaker", "clips", "mel")
 _ERROR_COLUMNS = ("update", "epoch", "clip", "kind", "message", "stage", "traceback")
 
@@ -69,7 +69,7 @@ class RunOutcome:
 
 
 class Tracker:
-    """Writes one run's record while it is entered; leaving by an exception marks the run as failed."""
+    """Context manager that records one run; an exception marks the run as failed."""
 
     def __init__(
         self,
@@ -80,11 +80,11 @@ class Tracker:
         resumed_at: int | None = None,
     ) -> None:
         """Args:
-        run_dir: ``runs/<run_name>``, made if need be.
-        config: of the run.
-        facts: what goes to the W&B config beside it: versions, plan, the data set's figures.
+        run_dir: ``runs/<run_name>``, created if missing.
+        config: configuration of the run.
+        facts: added to the W&B config: versions, plan, statistics of the data set.
         is_main: whether this rank writes.
-        resumed_at: the update from which a resumed run goes on; None for a new run.
+        resumed_at: update from which the run is resumed; None for a new run.
         """
         self.run_dir = run_dir
         self.config = config
@@ -92,29 +92,29 @@ class Tracker:
         self.is_main = is_main
         self.resumed_at = resumed_at
         self.outcome = RunOutcome("done", 0)
-        """What is said of the run in the end, unless it fails."""
+        """Outcome to record at exit, unless the run fails."""
         self._metrics: Any = None
         self._run: Any = None
-        self._others: list[Any] = []
-        """Accelerate's trackers."""
-        self._until_the_end = ExitStack()
-        """Variables of the environment that hold for this run."""
+        self._accelerate_trackers: list[Any] = []
+        """Accelerate's trackers, other than W&B."""
+        self._exit_stack = ExitStack()
+        """Restores environment variables at exit."""
         self._sent_update = -1
-        """What an online run holds already: the same values would come again."""
+        """Last update that a resumed online run already has: earlier ones are not sent again."""
         self._log_handler: Any = None
         self._update = resumed_at or 0
-        """The last one that is on record."""
-        self._told = 0
-        self._untold: list[tuple[Any, ...]] = []
-        """Incidents that W&B's table does not have yet."""
+        """Last update recorded."""
+        self._incidents_logged = 0
+        self._pending_rows: list[tuple[Any, ...]] = []
+        """Rows of incidents not yet added to the W&B table."""
         self._table: Any = None
 
     def __enter__(self) -> "Tracker":
         if not self.is_main:
             return self
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        # First, as their packages may be missing: then nothing of an earlier run has been touched.
-        self._others = [self._accelerate_tracker(name) for name in self.config.trackers if name != "wandb"]
+        # First: if a package is missing, the files of an earlier run must be unchanged.
+        self._accelerate_trackers = [self._accelerate_tracker(name) for name in self.config.trackers if name != "wandb"]
         self._log_handler = logging.FileHandler(self.run_dir / "train.log", encoding="utf-8")
         self._log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("vits_trainer").addHandler(self._log_handler)
@@ -141,14 +141,14 @@ class Tracker:
         self._write_outcome(self.outcome)
         self.update_summary({"outcome": redacted(self.outcome.status)})
         if self._run is not None:
-            if self._untold:
+            if self._pending_rows:
                 self._run.log(self._errors_table())
             if self.outcome.status.startswith("stopped"):
                 self._run.mark_preempting()
             self._run.finish(exit_code=self.outcome.exit_code)
-        for other in self._others:
-            other.finish()
-        self._until_the_end.close()
+        for tracker in self._accelerate_trackers:
+            tracker.finish()
+        self._exit_stack.close()
         self._metrics.close()
         logging.getLogger("vits_trainer").removeHandler(self._log_handler)
         self._log_handler.close()
@@ -163,25 +163,25 @@ class Tracker:
         scores: Sequence[ClipScore] = (),
         speakers: Sequence[SpeakerMel] = (),
     ) -> None:
-        """Records all there is to say of one update.
+        """Records the values of one update.
 
         Args:
-            update: just done.
-            epoch: of its clips.
-            values: named scalars.
-            samples: what the voice makes of the validation sentences: speech, mel spectrograms, alignments.
-            spec: of the voice, where there are samples.
-            scores: of held-out sentences that were spoken, the worst first.
-            speakers: how well each is met, where the held-out clips are of several.
+            update: number of updates done.
+            epoch: epoch of its clips.
+            values: scalars by name.
+            samples: speech, mel spectrograms and alignments of the validation sentences.
+            spec: audio parameters of the voice, if there are samples.
+            scores: speech metrics of validation clips, the worst first.
+            speakers: validation mel L1 by speaker, if there are several.
         """
         if self._metrics is None:
             return
-        broken = [name for name, value in values.items() if not math.isfinite(value)]
-        if broken:
-            words = ", ".join(f"{name} is {values[name]}" for name in broken)
-            self.incidents(update, epoch, [Incident("no clip", "metrics", "non-finite-metric", words)])
+        nonfinite = [name for name, value in values.items() if not math.isfinite(value)]
+        if nonfinite:
+            message = ", ".join(f"{name} is {values[name]}" for name in nonfinite)
+            self.incidents(update, epoch, [Incident("no clip", "metrics", "non-finite-metric", message)])
         self._update = update
-        line = {"update": update, "epoch": epoch} | {n: value for n, value in values.items() if n not in broken}
+        line = {"update": update, "epoch": epoch} | {n: value for n, value in values.items() if n not in nonfinite}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
         media = self._media(update, samples, spec) if spec else {}
@@ -189,16 +189,16 @@ class Tracker:
             atomic_write(
                 self.run_dir / "worst_clips.json", json.dumps([clip.to_dict() for clip in scores], indent=1) + "\n"
             )
-        rows = [(update, found.speaker, found.clips, found.mel) for found in speakers]
+        rows = [(update, speaker.speaker, speaker.clips, speaker.mel) for speaker in speakers]
         if rows:
             self._write_speakers(rows)
         if self._run is not None and update > self._sent_update:
-            errors = self._errors_table() if self._untold else {}
+            errors = self._errors_table() if self._pending_rows else {}
             worst = {"worst clips": clips_table(update, scores)} if scores else {}
             table = {"speakers": wandb.Table(columns=list(_SPEAKER_COLUMNS), data=rows)} if rows else {}
             self._run.log({**line, **media, **errors, **worst, **table})
-        for other in self._others:
-            other.log({name: value for name, value in line.items() if name != "update"}, step=update)
+        for tracker in self._accelerate_trackers:
+            tracker.log({name: value for name, value in line.items() if name != "update"}, step=update)
 
     def _write_speakers(self, rows: Sequence[tuple[int, str, int, float]]) -> None:
         with (self.run_dir / "speakers.csv").open("a", encoding="utf-8", newline="") as file:
@@ -210,9 +210,9 @@ class Tracker:
     def _errors_table(self) -> dict[str, Any]:
         if self._table is None:
             self._table = wandb.Table(columns=list(_ERROR_COLUMNS), log_mode="INCREMENTAL")
-        for row in self._untold:
+        for row in self._pending_rows:
             self._table.add_data(*row)
-        self._untold.clear()
+        self._pending_rows.clear()
         return {"errors": self._table}
 
     def _media(self, update: int, samples: Sequence[Sample], spec: AudioSpec) -> dict[str, Any]:
@@ -239,50 +239,54 @@ class Tracker:
         return media
 
     def incidents(self, update: int, epoch: int, incidents: Sequence[Incident]) -> None:
-        """Records what went wrong: the first ten are printed whole, the first is a W&B alert, all are kept."""
+        """Records incidents: all in rejected.jsonl, the first ten also in the log, the first as a W&B alert."""
         if not self.is_main:
             return
         with (self.run_dir / "rejected.jsonl").open("a", encoding="utf-8") as file:
-            for found in incidents:
-                record = {"update": update, "epoch": epoch, "clip": found.clip, "kind": found.kind}
-                record |= {"message": found.message, "stage": found.stage, "traceback": found.traceback}
+            for incident in incidents:
+                record = {"update": update, "epoch": epoch, "clip": incident.clip, "kind": incident.kind}
+                record |= {"message": incident.message, "stage": incident.stage, "traceback": incident.traceback}
                 file.write(json.dumps(record) + "\n")
                 if self._run is not None:
-                    self._untold.append(tuple(redacted(list(record.values()))))
-                self._tell(update, found)
+                    self._pending_rows.append(tuple(redacted(list(record.values()))))
+                self._report_incident(update, incident)
 
-    def _tell(self, update: int, found: Incident) -> None:
-        self._told += 1
-        if self._told == 1:
-            self.alert("The first incident", f"update {update}: {found}")
-        if self._told <= _TOLD:
+    def _report_incident(self, update: int, incident: Incident) -> None:
+        self._incidents_logged += 1
+        if self._incidents_logged == 1:
+            self.alert("The first incident", f"update {update}: {incident}")
+        if self._incidents_logged <= _MAX_LOGGED_INCIDENTS:
             logger.warning(
-                "update %d  %s  %s%s", update, found.stage, found, f"\n{found.traceback}" if found.traceback else ""
+                "update %d  %s  %s%s",
+                update,
+                incident.stage,
+                incident,
+                f"\n{incident.traceback}" if incident.traceback else "",
             )
-        if self._told == _TOLD:
-            logger.warning("More of them are not shown: see %s", self.run_dir / "rejected.jsonl")
+        if self._incidents_logged == _MAX_LOGGED_INCIDENTS:
+            logger.warning("Further incidents are not logged here: see %s", self.run_dir / "rejected.jsonl")
 
     def alert(self, title: str, text: str, level: Literal["INFO", "WARN"] = "WARN") -> None:
-        """Tells people by Weights & Biases' alerts."""
+        """Sends a Weights & Biases alert."""
         if self._run is not None:
             self._run.alert(title=title, text=redacted(text)[:2000], level=level)
 
-    def log_checkpoint_artifact(self, place: Path, is_best: bool) -> None:
-        """Sends a checkpoint to Weights & Biases as an artifact, where that is asked for."""
+    def log_checkpoint_artifact(self, path: Path, is_best: bool) -> None:
+        """Logs a checkpoint as a Weights & Biases artifact, if --wandb_checkpoints is set."""
         if self._run is None or not self.config.wandb_checkpoints:
             return
-        artifact = wandb.Artifact(f"checkpoint-{self._run.id}", "checkpoint", metadata={"name": place.name})
-        artifact.add_dir(str(place))  # a copy, in the run's folder: the checkpoint may be pruned before it is sent
-        self._run.log_artifact(artifact, aliases=["latest", place.name, *(["best"] if is_best else [])])
+        artifact = wandb.Artifact(f"checkpoint-{self._run.id}", "checkpoint", metadata={"name": path.name})
+        artifact.add_dir(str(path))  # copies it to the run's folder: the checkpoint may be pruned before the upload
+        self._run.log_artifact(artifact, aliases=["latest", path.name, *(["best"] if is_best else [])])
 
     def flush(self) -> None:
-        """Returns once what was recorded would survive a loss of power: before a checkpoint says that it is there."""
+        """Flushes the logs to disk (fsync). Called before a checkpoint is completed."""
         for path in map(self.run_dir.joinpath, _LOGS if self.is_main else ()):
             if path.exists():
                 fsync_dir(path)
 
     def update_summary(self, values: Mapping[str, Any]) -> None:
-        """Sets values of the W&B run's summary."""
+        """Updates the summary of the W&B run."""
         if self._run is not None:
             self._run.summary.update(dict(values))
 
@@ -291,26 +295,29 @@ class Tracker:
         atomic_write(self.run_dir / "outcome.json", json.dumps(record) + "\n")
 
     def _truncate_to_resume_point(self, path: Path) -> None:
-        """Drops the lines behind the checkpoint that a run is resumed from; puts those of an older run aside."""
+        """Drops lines after the resumed checkpoint; for a new run, moves the file of an earlier run aside."""
         if self.resumed_at is None:
             if path.is_file() and path.stat().st_size:
                 move_aside(path, "earlier")
             return
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-        # A line that has no end was being written when the run was killed.
+        # A line without a newline was being written when the run was killed.
         kept = [line for line in lines if line.endswith(b"\n") and _update_of(line) <= self.resumed_at]
         if lines:
             atomic_write(path, b"".join(kept))
 
     def _start_wandb(self) -> None:
-        """Online, a resumed run goes on as the same run. Offline that cannot be: each start is a run of its own, in
-        one group, or the second would overwrite the first when they are synced."""
+        """Starts the W&B run.
+
+        Online, a resumed run continues the same W&B run. Offline, each start is a separate W&B run in one group: with
+        the same id, the second would overwrite the first when synced.
+        """
         mode = _wandb_mode()
         path = self.run_dir / "wandb.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self.resumed_at is not None else {}
-        first_id, attempt = known.get("id") or secrets.token_hex(4), known.get("attempts", 0) + 1
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self.resumed_at is not None else {}
+        first_id, attempt = saved.get("id") or secrets.token_hex(4), saved.get("attempts", 0) + 1
         atomic_write(path, json.dumps({"id": first_id, "attempts": attempt}) + "\n")
-        self._until_the_end.enter_context(_staging_in(self.run_dir))
+        self._exit_stack.enter_context(_staging_in(self.run_dir))
         self._run = wandb.init(
             project=self.config.wandb_project,
             entity=self.config.wandb_entity,
@@ -325,25 +332,25 @@ class Tracker:
             mode=mode,
             settings=wandb.Settings(silent=True, console="off"),
         )
-        # The update is the axis, not W&B's own step: that one drops what a resumed run logs again.
+        # The x-axis is the update, not W&B's step, which drops values that a resumed run logs again.
         self._run.define_metric("update")
         self._run.define_metric("*", step_metric="update")
         if mode == "online" and self._run.resumed:
             self._sent_update = int(self._run.summary.get("update", -1))
         if mode == "offline":
-            reason = "WANDB_MODE says so" if "WANDB_MODE" in os.environ else "there is no API key"
+            reason = "WANDB_MODE is set" if "WANDB_MODE" in os.environ else "no API key is set"
             folder = Path(self._run.dir).parent
-            logger.info("Weights & Biases: offline, as %s. Sync with: wandb sync %s", reason, folder)
+            logger.info("Weights & Biases: offline (%s). Sync with: wandb sync %s", reason, folder)
 
     def _accelerate_tracker(self, name: str) -> Any:
-        """One of Accelerate's trackers, started, with its files in the run's folder.
+        """Starts one of Accelerate's trackers, with its files in the run's folder.
 
         Raises:
-            ConfigError: its package is not there.
+            ConfigError: its package is not installed.
         """
         project, folder = self.config.wandb_project, self.run_dir / name
         if name == "trackio":
-            self._until_the_end.enter_context(_unless_set(TRACKIO_DIR=str(folder.resolve())))
+            self._exit_stack.enter_context(_environment_defaults(TRACKIO_DIR=str(folder.resolve())))
         try:
             if name == "trackio":
                 tracker = LOGGER_TYPE_TO_CLASS[name](project, name=self.run_dir.name, resume="allow")
@@ -351,7 +358,9 @@ class Tracker:
                 tracker = LOGGER_TYPE_TO_CLASS[name]("", str(folder))
             tracker.start()
         except ImportError as error:
-            raise ConfigError(f"--report_to {name}: its package is not there ({error}): pip install {name}.") from error
+            raise ConfigError(
+                f"--report_to {name}: package not installed ({error}). Run: pip install {name}"
+            ) from error
         settings = {
             key: value if isinstance(value, (int, float)) else str(value)
             for key, value in flatten(to_dict(self.config)).items()
@@ -361,7 +370,7 @@ class Tracker:
 
 
 def _update_of(line: bytes) -> int:
-    """Of a line of one of the logs; 0 for a header."""
+    """Returns the update of a line in one of the ``_LOGS``; 0 for a header."""
     if line.startswith(b"{"):
         return int(json.loads(line)["update"])
     first = line.partition(b",")[0]

@@ -206,7 +206,7 @@ class Validation:
             spoken = model(batch.tokens, attention_mask=mask, speaker_id=speaker).waveform[0].float().cpu().numpy()
         text = self.dataset.text(row)
         measured = metrics.measure(text, batch.waveform[0].cpu().numpy(), spoken)
-        return ClipScore(batch.clip_ids[0], text, measured.transcript, measured.figures)
+        return ClipScore(batch.clip_ids[0], text, measured.transcript, measured.metrics)
 
     def _sample(self, model: VitsModel, batch: Batch) -> Sample:
         spec = self.objective.spec

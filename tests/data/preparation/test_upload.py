@@ -88,7 +88,7 @@ def test_card_of_the_owner_stays(tmp_path: Path, hub: StandIn) -> None:
 def test_damaged_shards_are_not_pushed(tmp_path: Path, hub: StandIn) -> None:
     folder = write_shards(tmp_path / "set", [3, 3])
     damage(folder / "shards" / "shard_00001.parquet")
-    with pytest.raises(DataError, match=r"shard_00001\.parquet has not the content"):
+    with pytest.raises(DataError, match=r"shard_00001\.parquet does not match its SHA-256"):
         upload.push(folder, "owner/name")
     assert hub.files == {}
 
