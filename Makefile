@@ -1,4 +1,4 @@
-# Everything a newcomer and CI call. The first target that needs it makes .venv and installs.
+# Entry points for developers and CI. The first target that needs .venv creates it and installs into it.
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
@@ -7,35 +7,35 @@ INSTALLED := .venv/.installed
 
 .PHONY: help demo test test-fast chaos scaling streaming corrections extension benchmark check fix clean
 
-help: ## what can be made
+help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-demo: $(INSTALLED) ## see it work in minutes: speak a corpus, prepare, train, speak, draw
+demo: $(INSTALLED) ## run the whole pipeline in minutes: synthesize a corpus, prepare, train, synthesize, plot
 	$(BIN)/python -m vits_trainer demo
 
-chaos: $(INSTALLED) ## kill runs at 25 random moments, resume, compare with one left alone; one rank, then two (20 min)
+chaos: $(INSTALLED) ## kill a run at 25 random times, resume, compare with an uninterrupted one; one rank, then two (20 min)
 	$(BIN)/python -m experiments.chaos --ranks 1
 	$(BIN)/python -m experiments.chaos --ranks 2
 
-test: $(INSTALLED) ## run all tests (those that need a GPU or ../shared skip, saying so)
+test: $(INSTALLED) ## run all tests (those that need a GPU or ../shared are skipped)
 	$(BIN)/python -m pytest
 
-test-fast: $(INSTALLED) ## run the tests of single modules, without whole trainings and launches (2 min)
+test-fast: $(INSTALLED) ## run the module tests, without whole trainings and launches (2 min)
 	$(BIN)/python -m pytest -m "not run and not ranks and not reliability"
 
-scaling: $(INSTALLED) ## one rank against two on this machine, and what the exchange of gradients takes (5 min)
+scaling: $(INSTALLED) ## measure scaling from one rank to two, and the cost of gradient exchange (5 min)
 	$(BIN)/python -m experiments.scaling --rounds 3
 
-streaming: $(INSTALLED) ## 200,000 rows to shards in four parts, streamed for an epoch: counts, hashes, time, memory (10 min)
+streaming: $(INSTALLED) ## shard 200,000 rows in four parts and stream an epoch: counts, hashes, time, memory (10 min)
 	$(BIN)/python -m experiments.streaming_load
 
-corrections: $(INSTALLED) ## a small voice learns the digits, and is corrected: with replay, without, and wrongly (1 hour)
+corrections: $(INSTALLED) ## train a small voice on digits and on corrections: with replay, without, and wrong ones (1 hour)
 	$(BIN)/python -m experiments.corrections corrections
 
-extension: $(INSTALLED) ## a voice of one speaker of real digits is given five more (needs ../shared)
+extension: $(INSTALLED) ## extend a voice of one speaker of real digits by five more (needs ../shared)
 	$(BIN)/python -m experiments.extension extension
 
-benchmark: $(INSTALLED) ## all figures of this machine, as JSON in benchmark/ (GPU: 5 min; try it out: FLAGS="--size tiny")
+benchmark: $(INSTALLED) ## run all benchmarks, results as JSON in benchmark/ (GPU: 5 min; for a trial: FLAGS="--size tiny")
 	@mkdir -p benchmark
 	for batch in 16 64; do for compile in false true; do $(BIN)/vits-trainer benchmark --batch_size $$batch \
 		--compile $$compile --compare reference --json benchmark/update-$$batch-compile-$$compile.json $(FLAGS) || exit; done; done
@@ -43,14 +43,14 @@ benchmark: $(INSTALLED) ## all figures of this machine, as JSON in benchmark/ (G
 	$(BIN)/vits-trainer benchmark --suite alignment --json benchmark/alignment.json
 	$(BIN)/vits-trainer benchmark --suite data --batch_size 64 --json benchmark/data.json
 
-check: $(INSTALLED) ## lint, format, types and security, as CI does
+check: $(INSTALLED) ## lint, check format, types, imports and security, as CI does
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check vits_trainer
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml vits_trainer
 
-fix: $(INSTALLED) ## let ruff repair and format
+fix: $(INSTALLED) ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format vits_trainer
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Training over several machines under Slurm, however often the job is stopped: docs/checkpoints.md, "On a cluster".
+# Trains on several machines under Slurm and requeues the job until it is done: docs/checkpoints.md, "On a cluster".
 #
 #   DATA_DIR=/shared/training MODEL=facebook/mms-tts-eng sbatch accelerate_configs/slurm.sh
 #
-# Data, checkpoints and runs must lie where every node sees them.
+# Data, checkpoints and runs must be on a disk shared by all nodes.
 #SBATCH --job-name=vits_trainer
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -12,7 +12,7 @@
 #SBATCH --time=08:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# To this script alone, five minutes before the end: accelerate launch would die of SIGUSR1, and its ranks be orphans.
+# Signal only this script, 5 minutes before the limit: SIGUSR1 would kill accelerate launch and orphan its ranks.
 #SBATCH --signal=B:USR1@300
 set -uo pipefail
 
@@ -23,7 +23,7 @@ RUN_DIR=$DATA_DIR/runs/$RUN_NAME
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}
 
 mkdir -p "$RUN_DIR"
-# All ranks save at the same update and leave.
+# All ranks save at the same update and exit.
 trap 'touch "$RUN_DIR/STOP"' USR1 TERM
 
 MAIN_IP=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -34,7 +34,7 @@ srun --kill-on-bad-exit=1 bash -c "
         -m vits_trainer train_vits --data_dir '$DATA_DIR' --model_name '$MODEL' --run_name '$RUN_NAME' \
         --resume_from_checkpoint auto $*" &
 step=$!
-# A trapped signal ends the first wait: the step lives on until it has saved.
+# A trapped signal ends the first wait; the step keeps running until it has saved.
 until wait "$step"; code=$?; ! kill -0 "$step" 2>/dev/null; do :; done
 
 if ! grep -q '"outcome": "done"' "$RUN_DIR/outcome.json" && [ "$code" -eq 0 ]; then

@@ -1,14 +1,14 @@
-"""The corpus of the base voice: everyday English sentences from a small grammar, spoken by espeak-ng.
+"""Generates the corpus of the base voice: everyday English sentences from a small grammar, synthesized by espeak-ng.
 
     python -m experiments.base_voice FOLDER [--sentences 8000]
 
-writes an LJ Speech folder (metadata.csv, wavs/), the same bytes for the same arguments. Then
+writes an LJ Speech folder (metadata.csv, wavs/), byte-identical for equal arguments. Then
 
     vits-trainer prepare_data --dataset FOLDER --output_dir FOLDER/training
     vits-trainer train_vits --config experiments/base_voice.yaml --data_dir FOLDER/training
 
-trains the voice. One sentence in four has words of pocketsphinx's dictionary, so that combinations of phonemes
-occur that the grammar lacks. :data:`TEST_SENTENCES` are not among the training sentences.
+trains the voice. One sentence in four contains words from pocketsphinx's dictionary, to cover phoneme combinations
+that the grammar lacks. The training sentences exclude :data:`TEST_SENTENCES`.
 """
 
 import argparse
@@ -206,7 +206,7 @@ def _sentence(draw: random.Random) -> str:
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
-    """``count`` different sentences, none of them of :data:`TEST_SENTENCES`."""
+    """Returns ``count`` distinct sentences, excluding :data:`TEST_SENTENCES`."""
     draw = random.Random(seed)
     known = {sentence.lower() for sentence in TEST_SENTENCES}
     made: dict[str, None] = {}
@@ -219,7 +219,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
 
 def speak(folder: Path, count: int) -> None:
-    """Speaks ``count`` sentences into an LJ Speech folder."""
+    """Synthesizes ``count`` sentences into an LJ Speech folder."""
     (folder / "wavs").mkdir(parents=True, exist_ok=True)
     espeak = _Espeak("en-us")
     lines = []

@@ -1,11 +1,11 @@
-"""Kills a training run at random moments, resumes it each time, and compares it with one that was left alone.
+"""Kills a training run at random times, resumes it each time, and compares it with an uninterrupted run.
 
     python -m experiments.chaos --kills 25 --ranks 1
 
-One run is killed with SIGKILL (all of its processes, the launcher too) again and again, at random moments from its
-beginning to its end: some while an attempt starts, some while a checkpoint is being written. After each kill, every
-checkpoint that lies there is compared with the uninterrupted run's of the same update, every clip and every line of
-metrics up to the newest checkpoint likewise. In the end the finished runs are compared.
+One run is repeatedly killed with SIGKILL (all processes, including the launcher) at random times: some during startup,
+some while a checkpoint is written. After each kill, every checkpoint is compared with the uninterrupted run's of the
+same update, and so are all clips and lines of metrics up to the newest checkpoint. At the end the finished runs are
+compared.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tests.support.voices import prepared_folder, train_flags
 
 ROOT = Path(__file__).parents[1]
 ASIDE = ("time/", "throughput/", "memory/", "ranks/")
-"""Metrics that tell of the machine, not of the training."""
+"""Prefixes of metrics that depend on the machine, not on the training."""
 SETTINGS = {
     "batch_size": 2,
     "gradient_accumulation_steps": 2,
@@ -44,7 +44,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Run:
-    """A training run in a folder of its own, as often as it is started."""
+    """A training run in a separate folder, over all its attempts."""
 
     folder: Path
     data: Path
@@ -56,7 +56,7 @@ class Run:
         return self.folder / "runs/run"
 
     def start(self) -> subprocess.Popen[bytes]:
-        """One attempt, in a process group of its own."""
+        """Starts one attempt in a new session."""
         settings = SETTINGS | {"max_updates": self.updates, "data_dir": self.data, "runs_dir": self.folder / "runs"}
         if self.ranks == 2:
             settings |= {"batch_size": 1}
@@ -76,7 +76,7 @@ class Run:
             )
 
     def finish(self) -> tuple[float, float]:
-        """Runs to the end; the seconds until its first update, and all it took."""
+        """Runs to the end; returns the seconds to the first update, and in total."""
         began, first_s = time.monotonic(), 0.0
         attempt = self.start()
         while attempt.poll() is None:
@@ -92,7 +92,7 @@ class Run:
         return dict(sorted((int(path.name.partition("-")[2]), path) for path in found))
 
     def begun_saves(self) -> set[int]:
-        """Folders under a temporary name, by their inodes: of a save under way, or of one that was killed."""
+        """Inodes of temporary checkpoint directories: of a save in progress, or of one that was killed."""
         found = set()
         for path in (self.folder / "checkpoints").glob(".tmp-checkpoint-*"):
             with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
@@ -100,21 +100,21 @@ class Run:
         return found
 
     def weights(self, update: int) -> str:
-        """Of both networks and both optimisers."""
+        """Returns a hash of both networks and both optimizers."""
         digest = hashlib.sha256()
         for path in sorted(self.checkpoints()[update].glob("*.safetensors")):
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()
 
     def clips(self, until: int) -> dict[tuple[int, int], Any]:
-        """Of each update and rank. An update that was done again must have had the same clips both times."""
+        """Returns the clips by (update, rank). A repeated update must have had the same clips both times."""
         found: dict[tuple[int, int], Any] = {}
         for rank in range(self.ranks):
             for line in _whole_lines(self.record / f"clips-{rank}.jsonl"):
                 if line["update"] <= until:
                     key = (line["update"], rank)
                     if found.setdefault(key, line["clips"]) != line["clips"]:
-                        raise SystemExit(f"update {key} took other clips when it was done again")
+                        raise SystemExit(f"update {key}: different clips when repeated")
         return found
 
     def metrics(self, until: int) -> list[dict[str, Any]]:
@@ -128,7 +128,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def differences(run: Run, calm: Run, until: int) -> list[str]:
-    """What of ``run`` is not as in ``calm``, up to update ``until``."""
+    """Lists what differs between ``run`` and ``calm`` up to update ``until``."""
     updates = [update for update in run.checkpoints() if update <= until]
     found = [f"weights at {update}" for update in updates if run.weights(update) != calm.weights(update)]
     found += ["clips"] if run.clips(until) != calm.clips(until) else []
@@ -137,7 +137,7 @@ def differences(run: Run, calm: Run, until: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill an attempt: so many seconds after it has trained so many updates, and has begun to save."""
+    """When to kill an attempt: ``wait_s`` after it has trained ``updates``, and optionally while it saves."""
 
     updates: int
     wait_s: float
@@ -145,14 +145,14 @@ class Moment:
 
     @classmethod
     def draw(cls, dice: random.Random, number: int, first_s: float, updates_per_kill: float) -> "Moment":
-        """Each fourth while the attempt starts, each third while it saves, all others anywhere."""
+        """Draws every fourth during startup, every third during a save, the others at any time."""
         if number % 4 == 0:
             return cls(0, dice.uniform(0, first_s), while_saving=False)
         return cls(1 + dice.randrange(1 + int(updates_per_kill)), dice.uniform(0, 0.3), number % 3 == 0)
 
 
 def kill(run: Run, moment: Moment) -> tuple[str, int]:
-    """Starts an attempt and kills it; says in which moment, and the newest whole checkpoint then."""
+    """Starts an attempt and kills it; returns a description of the time, and the newest complete checkpoint."""
     clips = run.record / "clips-0.jsonl"
     earlier, lines, began = run.begun_saves(), _count(clips), time.monotonic()
     attempt, reached_s = run.start(), 0.0
@@ -168,7 +168,7 @@ def kill(run: Run, moment: Moment) -> tuple[str, int]:
     saving, ended = bool(run.begun_saves() - earlier), attempt.poll() is not None
     lived_s = time.monotonic() - began
     if not ended:
-        # The launcher gives each rank a session of its own: they would outlive it.
+        # The launcher starts each rank in a new session: they would outlive it.
         processes = [psutil.Process(attempt.pid), *psutil.Process(attempt.pid).children(recursive=True)]
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -185,13 +185,13 @@ def _count(path: Path) -> int:
 
 
 def chaos(folder: Path, kills: int, ranks: int, updates: int, seed: int) -> bool:
-    """Prints a row a kill; whether all of them left the run as it would have been."""
+    """Prints one row per kill; returns whether the run stayed equal to the uninterrupted one."""
     prepared_folder(folder, clips=30)
     data = folder / "training"
     calm, wild = (Run(folder / name, data, updates, ranks) for name in ("calm", "wild"))
     first_s, took_s = calm.finish()
     print(f"{ranks} rank(s), {updates} updates, uninterrupted {took_s:.1f} s, first update after {first_s:.1f} s")
-    print("kill  moment                         newest checkpoint  weights, clips and metrics so far", flush=True)
+    print("kill  time                           newest checkpoint  weights, clips and metrics so far", flush=True)
     dice, good = random.Random(seed), 0
     for number in range(1, kills + 1):
         moment, newest = kill(wild, Moment.draw(dice, number, first_s, updates / kills))

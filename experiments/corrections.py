@@ -1,7 +1,7 @@
-"""A small voice learns the digits; then it is corrected: with replay, without, and by wrong corrections (1 hour).
+"""Trains a small voice on digits, then on corrections: with replay, without, and with wrong corrections (1 hour).
 
-``python -m experiments.corrections FOLDER`` prints what docs/reading_your_run.md and docs/correcting_a_voice.md say:
-the voice early and late in training by what is heard, and the verdicts. Made of espeak-ng's speech alone.
+``python -m experiments.corrections FOLDER`` prints the values in docs/reading_your_run.md and docs/benchmarks.md:
+speech metrics early and late in training, and the acceptance decisions. All speech is synthesized by espeak-ng.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Times an update on a quiet CPU, with other programs on it, and under a quota of one CPU.
+"""Times an update on an idle CPU, with other programs running, and under a quota of one CPU.
 
     python -m experiments.cpu_load [--updates 5] [--rows 0 2]
 
-Each row is ``vits-trainer benchmark`` (size tiny, 8 clips of 2.1 s, fp32) in a process of its own. The quota needs
-root and control groups of version 1 or 2; without them a line says so.
+Each row runs ``vits-trainer benchmark`` (size tiny, 8 clips of 2.1 s, fp32) in a separate process. The quota requires
+root and control groups of version 1 or 2; without them it is skipped with a message.
 """
 
 import argparse
@@ -21,7 +21,7 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 @contextmanager
 def busy(programs: int) -> Iterator[None]:
-    """``programs`` processes that compute without end beside what runs inside."""
+    """Runs ``programs`` busy processes inside the context."""
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)]
     try:
         yield
@@ -33,7 +33,7 @@ def busy(programs: int) -> Iterator[None]:
 
 @contextmanager
 def quota_of_one() -> Iterator[Path]:
-    """A control group with one CPU, for processes that write their number into the file that is given."""
+    """Yields the cgroup.procs file of a control group with one CPU; processes join by writing their PID to it."""
     is_v1 = (_GROUPS / "cpu").is_dir()
     group = (_GROUPS / "cpu" if is_v1 else _GROUPS) / f"vits_trainer_load_{os.getpid()}"
     group.mkdir()
@@ -48,7 +48,7 @@ def quota_of_one() -> Iterator[Path]:
 
 
 def update_s(updates: int, variables: dict[str, str], tasks: Path | None = None) -> float:
-    """Median seconds of an update in a process with these environment variables, in the control group of ``tasks``."""
+    """Returns the median seconds per update in a process with these environment variables and this control group."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         flags = ["--size", "tiny", "--batch_size", "8", "--clip_s", "2.1", "--tokens", "60", "--precision", "fp32"]
         command = [sys.executable, "-m", "vits_trainer", "benchmark", *flags, "--updates", str(updates)]
@@ -66,7 +66,7 @@ def update_s(updates: int, variables: dict[str, str], tasks: Path | None = None)
 def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=5)
-    parser.add_argument("--rows", nargs="*", type=int, default=[0, 1, 2, 3], help="of the table, from 0")
+    parser.add_argument("--rows", nargs="*", type=int, default=[0, 1, 2, 3], help="rows of the table, from 0")
     arguments = parser.parse_args()
     settings = {
         "all threads, spinning (libgomp's default)": {"GOMP_SPINCOUNT": "300000"},

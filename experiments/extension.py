@@ -1,8 +1,7 @@
-"""A small voice of one speaker of real digits is given five more.
+"""Trains a small voice on one speaker of real digits, and extends it by five more.
 
-``python -m experiments.extension FOLDER`` prints a table for docs/training.md: each speaker's
-validation/speaker_mel before
-the first update, of the old voice and of the extended one, and how it falls.
+``python -m experiments.extension FOLDER`` prints the table of docs/benchmarks.md: each speaker's validation/speaker_mel
+of the original voice, and of the extended one from update 0 on.
 """
 
 import argparse
@@ -26,7 +25,7 @@ def called(command: str, **settings: object) -> None:
 
 
 def prepare(folder: Path, recordings: Path, takes: int) -> Path:
-    """The last takes of each digit and speaker: the first five are the set's test split."""
+    """Prepares the last takes of each digit and speaker; the first five are the dataset's test split."""
     source = folder / "source"
     source.mkdir(parents=True)
     with (source / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
@@ -45,7 +44,7 @@ SMALL = {"batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 5e-
 
 
 def train(folder: Path, name: str, **settings: object) -> list[dict[str, Any]]:
-    """Metrics of the validations, the first before the first update."""
+    """Returns the metrics of all validations; the first is before the first update."""
     called(
         "train_vits", data_dir=folder / "training", checkpoint_dir=folder / name / "checkpoints",
         output_dir=folder / name / "voice", run_name=name, segment_frames=16, validation_samples=0,
@@ -64,7 +63,7 @@ def show(folder: Path, old: dict[str, Any], course: list[dict[str, Any]]) -> Non
         values = [line[f"validation/{key}"] for line in (old, *course)]
         print(f"| {key.rpartition('/')[2]} |" + "".join(f" {value:.4f} |" for value in values))
     same = {key: course[0][key] for key in old if key.startswith("validation/") and old[key] != course[0][key]}
-    print(f"Figures of the validation that differ before the first update: {same or 'none'}")
+    print(f"Validation metrics that differ before the first update: {same or 'none'}")
 
 
 if __name__ == "__main__":
@@ -72,8 +71,8 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--recordings", type=Path, default=RECORDINGS)
     parser.add_argument("--takes", type=int, default=10)
-    parser.add_argument("--first_updates", type=int, default=200, help="of the voice of one speaker")
-    parser.add_argument("--updates", type=int, default=800, help="with all six")
+    parser.add_argument("--first_updates", type=int, default=200, help="updates on one speaker")
+    parser.add_argument("--updates", type=int, default=800, help="updates on all six")
     given = parser.parse_args()
     prepare(given.folder, given.recordings, given.takes)
     train(given.folder, "one", config="tiny", only_speakers="george", max_updates=given.first_updates)

@@ -1,9 +1,9 @@
-"""Two starts from scratch side by side: VITS's own initialisation, and transformers'.
+"""Compares training from scratch with VITS's initialization and with transformers'.
 
 ``python -m experiments.initialisation FOLDER``
 
-The built-in corpus, the recipe ``tiny``, the same seed, clips and updates; only the weights that training begins with
-differ. Prints the figures of docs/benchmarks.md.
+Built-in corpus, recipe ``tiny``, equal seed, clips and updates; only the initial weights differ. Prints the table of
+docs/benchmarks.md.
 """
 
 import json
@@ -20,7 +20,7 @@ NAMES = ("generator/mel", "generator/kl", "generator/duration", "grad_norm/gener
 
 
 def run(folder: Path) -> None:
-    """Prepares, trains twice, and prints a table."""
+    """Prepares the data, trains twice, and prints a table."""
     training = folder / "training"
     if not (training / "dataset.json").is_file():
         speak_corpus(folder / "corpus")

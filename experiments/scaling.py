@@ -1,10 +1,10 @@
-"""Weak scaling on this machine: one rank with one thread against two, and the share of the time that ranks wait.
+"""Measures weak scaling on this machine from one rank to two, with one thread each, and the cost of communication.
 
     python -m experiments.scaling --rounds 2
 
-Each rank takes eight clips an update of the recipe ``tiny``; a round runs one rank, then two. Each figure is over whole
-passes of the built-in corpus, the first one left out. What the exchange takes is measured by itself, as both networks'
-gradients go from rank to rank, nothing else being done: within an update part of it is hidden.
+Each rank trains on eight clips per update with the recipe ``tiny``; a round runs one rank, then two. Values are over
+whole passes of the built-in corpus, without the first. Gradient exchange of both networks is measured separately;
+within an update part of it overlaps with computation.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CLIPS = 64
 
 
 def audio_s_per_s(folder: Path, data: Path, ranks: int) -> float:
-    """Median over the passes but the first."""
+    """Returns the median over all passes except the first."""
     updates = CLIPS // (8 * ranks)
     settings = {
         "config": "tiny",
@@ -56,7 +56,7 @@ def audio_s_per_s(folder: Path, data: Path, ranks: int) -> float:
 
 
 def launch(ranks: int, target: list[str]) -> str:
-    """What the ranks print, each on one thread."""
+    """Launches ranks with one thread each, and returns their stdout."""
     topology = ROOT / f"accelerate_configs/{'cpu_2proc' if ranks == 2 else 'cpu'}.yaml"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(topology)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -65,7 +65,7 @@ def launch(ranks: int, target: list[str]) -> str:
 
 
 def exchange(values: int) -> None:
-    """Prints how long two ranks take to add up so many float32: the median of 20, in seconds. Runs on every rank."""
+    """Prints the median seconds of 20 all-reduces of ``values`` float32 over two ranks. Runs on every rank."""
     runtime = Runtime("fp32", 1)
     gradients, took_s = torch.zeros(values), []
     for _ in range(20):
@@ -79,33 +79,33 @@ def exchange(values: int) -> None:
 
 
 def shares() -> None:
-    """Prints what two ranks take to tell each other at a log what each has done: ms and bytes. Runs on every rank."""
+    """Prints ms and bytes of gathering rank timing at a log point, over two ranks. Runs on every rank."""
     runtime = Runtime("fp32", 1)
     share = RankTiming(10, 80, 400.0, 3.7, 0.1, 1.2)
     took_ms = []
     for _ in range(200):
-        runtime.all_reduce_sum(torch.zeros(1))  # so that no rank waits for the other one below
+        runtime.all_reduce_sum(torch.zeros(1))  # so that no rank waits for the other below
         began = time.perf_counter()
         runtime.all_gather_object(share)
         took_ms.append(1000 * (time.perf_counter() - began))
     if runtime.is_main_process:
         least, median, most = min(took_ms), statistics.median(took_ms), max(took_ms)
         size = len(pickle.dumps(share))
-        print(f"{least:.2f} {median:.2f} {most:.2f} ms (min, median, max of 200), {size} bytes a rank")
+        print(f"{least:.2f} {median:.2f} {most:.2f} ms (min, median, max of 200), {size} bytes per rank")
     runtime.close()
 
 
 def weights(checkpoint: Path) -> int:
-    """How many both networks have together."""
+    """Returns the number of weights of both networks."""
     files = (checkpoint / f"{network}.safetensors" for network in ("generator", "discriminator"))
     return sum(tensor.numel() for file in files for tensor in load_file(file).values())
 
 
 def measure(folder: Path, rounds: int) -> None:
-    """Prints a row a round, and the medians of the ratios."""
+    """Prints one row per round, and the medians of the ratios."""
     corpus = speak_corpus(folder / "corpus")
     assert vits_trainer(["prepare_data", "--dataset", str(corpus), "--output_dir", str(folder / "data")]) == 0
-    print("round  1 rank  2 ranks  scaling  update  exchange alone   (seconds of audio a second; s)", flush=True)
+    print("round  1 rank  2 ranks  scaling  update  exchange alone   (seconds of audio per second; s)", flush=True)
     rows = []
     for number in range(rounds):
         one, two = (audio_s_per_s(folder / f"{number}-{ranks}", folder / "data", ranks) for ranks in (1, 2))
@@ -116,8 +116,8 @@ def measure(folder: Path, rounds: int) -> None:
         rows.append((two / (2 * one), alone_s / update_s))
         print(f"{number:5}  {one:6.2f}  {two:7.2f}  {rows[-1][0]:7.2f}  {update_s:6.3f}  {alone_s:14.4f}", flush=True)
     scaling, share = (statistics.median(column) for column in zip(*rows, strict=True))
-    print(f"what a log adds: {launch(2, ['-m', 'experiments.scaling', '--shares']).strip()}")
-    print(f"median: weak scaling {scaling:.2f}, exchange of gradients at most {share:.1%} of the time")
+    print(f"cost of a log point: {launch(2, ['-m', 'experiments.scaling', '--shares']).strip()}")
+    print(f"median: weak scaling {scaling:.2f}, gradient exchange at most {share:.1%} of the time")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Many short clips prepared to shards in parts, streamed for an epoch, and counted: time, memory, clips a second.
+"""Prepares many short clips to shards in parts, streams an epoch and counts it: time, memory, clips per second.
 
     python -m experiments.streaming_load --rows 200000 --parts 4
 
-Rows are made up: 0.3 to 0.7 s of a tone with noise, as WAV in Parquet. Each part is a process of its own, two at a
-time. The epoch is streamed with two data workers and with none, from these shards and from a tenth of them, and read
-map style from the same shards; nothing is computed with the clips. Peak memory is that of a process and its children.
+Rows are synthetic: 0.3 to 0.7 s of a tone with noise, as WAV in Parquet. Each part is a separate process, two at a
+time. The epoch is streamed with two data workers and with none, from all rows and from a tenth of them, and read
+map-style from the same shards, without computing on the clips. Peak memory is that of a process and its children.
 """
 
 import argparse
@@ -33,7 +33,7 @@ ROWS_PER_FILE = 10_000
 
 
 def write_source(folder: Path, rows: int) -> None:
-    """Parquet with audio, text and one of 200 speakers."""
+    """Writes Parquet files with audio, text and one of 200 speakers."""
     folder.mkdir(parents=True)
     draw, tone = np.random.default_rng(0), voice(2.0, 16000)
     for first in range(0, rows, ROWS_PER_FILE):
@@ -48,7 +48,7 @@ def write_source(folder: Path, rows: int) -> None:
 
 
 def prepare(source: Path, folder: Path, shards: int, parts: int) -> list[tuple[float, float]]:
-    """Seconds and peak MiB of each part; they run two at a time."""
+    """Runs the parts two at a time; returns seconds and peak MiB of each."""
 
     def part(number: int) -> tuple[float, float]:
         words = ["prepare_data", "--dataset", str(source), "--output_dir", str(folder), "--shards", str(shards)]
@@ -76,9 +76,9 @@ def prepare(source: Path, folder: Path, shards: int, parts: int) -> list[tuple[f
 
 
 def watch(pid: int) -> Any:
-    """Looks at a process and its children ten times a second; what is returned gives their peak in MiB.
+    """Samples the memory of a process and its children ten times per second; returns a function for their peak in MiB.
 
-    Memory that they share (as torch, after a fork) counts once.
+    Shared memory (such as torch, after a fork) counts once.
     """
     peak = [0.0]
 
@@ -96,7 +96,7 @@ def watch(pid: int) -> Any:
 
 
 def epoch(address: str, workers: int, streaming: bool, told: Any) -> None:
-    """Reads an epoch in a process of its own; tells what came, how fast, and what memory it took."""
+    """Reads an epoch and puts counts, speed and memory into the queue. Runs in a separate process."""
     from vits_trainer.config.framing import AudioSpec
     from vits_trainer.data.dataloader import build_dataloader
     from vits_trainer.data.dataset import PreparedClipDataset
@@ -135,7 +135,7 @@ def epoch(address: str, workers: int, streaming: bool, told: Any) -> None:
 
 
 def apart(*words: Any) -> dict[str, Any]:
-    """What :func:`epoch` tells, of a process that has nothing from here."""
+    """Returns the result of :func:`epoch`, run in a spawned process."""
     context = multiprocessing.get_context("spawn")
     told = context.Queue()
     process = context.Process(target=epoch, args=(*words, told))
@@ -146,7 +146,7 @@ def apart(*words: Any) -> dict[str, Any]:
 
 
 def hashes_agree(folder: Path) -> str:
-    """How many shards have the content that the manifest says."""
+    """Describes how many shards match the manifest."""
     shards = json.loads((folder / "shards.json").read_text())["shards"]
     files = [folder / "shards" / shard["name"] for shard in shards]
     good = sum(
@@ -154,11 +154,11 @@ def hashes_agree(folder: Path) -> str:
         and pq.read_metadata(file).num_rows == sum(shard["groups"])
         for file, shard in zip(files, shards, strict=True)
     )
-    return f"{good} of {len(shards)} shards have the hash and the count of the manifest"
+    return f"{good} of {len(shards)} shards match the manifest's hash and count"
 
 
 def measure(folder: Path, rows: int, shards: int, parts: int) -> None:
-    """Prints it all."""
+    """Measures and prints everything."""
     sets = {rows // 10: 1, rows: parts}
     for count, in_parts in sets.items():
         write_source(folder / f"source-{count}", count)
