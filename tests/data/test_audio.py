@@ -1,4 +1,4 @@
-"""Audio in and out: what comes back is what was there, and each kind of damage has its own name."""
+"""Audio round trips, loudness, trimming, resampling, and the reason of each kind of damage."""
 
 import pickle
 import struct
@@ -36,14 +36,14 @@ def reason_of(source: Path | bytes) -> Reason:
     ("kind", "subtype", "tolerance"),
     [("WAV", "PCM_16", 4e-5), ("WAV", "FLOAT", 0), ("FLAC", "PCM_16", 4e-5), ("MP3", None, 0.05), ("OGG", None, 0.05)],
 )
-def test_formats_are_read_by_their_content_from_bytes_and_from_files(
+def test_formats_are_detected_by_content_in_bytes_and_files(
     tmp_path: Path, kind: str, subtype: str | None, tolerance: float
 ) -> None:
     samples = voice(1.0, 44100)
     content = encode(samples, 44100, kind, subtype)
-    misnamed = tmp_path / "clip.raw"
-    misnamed.write_bytes(content)
-    for source in (content, misnamed):
+    wrong_suffix = tmp_path / "clip.raw"
+    wrong_suffix.write_bytes(content)
+    for source in (content, wrong_suffix):
         read, rate_hz = read_recording(source)
         assert (rate_hz, read.dtype, read.shape) == (44100, np.float32, samples.shape)
         np.testing.assert_allclose(read, samples, atol=tolerance)
@@ -55,7 +55,7 @@ def test_channels_are_mixed_to_their_mean() -> None:
     np.testing.assert_allclose(read, (left + right) / 2, atol=1e-7)
 
 
-def test_a_truncated_wav_is_told_from_a_whole_one() -> None:
+def test_truncated_wav_is_rejected() -> None:
     content = encode(voice(1.0, 16000), 16000)
     read_recording(content)
     assert reason_of(content[:-2]) is Reason.TRUNCATED_AUDIO
@@ -63,23 +63,23 @@ def test_a_truncated_wav_is_told_from_a_whole_one() -> None:
     assert reason_of(content[:44]) is Reason.TRUNCATED_AUDIO
 
 
-def test_a_wav_written_into_a_pipe_has_no_length_and_is_read_whole() -> None:
+def test_wav_from_a_pipe_without_a_length_is_read_completely() -> None:
     content = bytearray(encode(voice(0.5, 16000), 16000))
-    place = content.index(b"data") + 4
-    content[place : place + 4] = struct.pack("<I", 0xFFFFFFFF)
+    offset = content.index(b"data") + 4
+    content[offset : offset + 4] = struct.pack("<I", 0xFFFFFFFF)
     assert len(read_recording(bytes(content))[0]) == 8000
 
 
-def test_a_chunk_before_the_audio_does_not_hide_that_it_is_truncated() -> None:
+def test_truncation_is_detected_behind_another_chunk() -> None:
     content = encode(voice(0.5, 16000), 16000)
-    place = content.index(b"data")
+    offset = content.index(b"data")
     note = b"note" + struct.pack("<I", 3) + b"abc\0"  # an odd size is padded
-    padded = content[:place] + note + content[place:]
+    padded = content[:offset] + note + content[offset:]
     assert len(read_recording(padded)[0]) == 8000
     assert reason_of(padded[:-1000]) is Reason.TRUNCATED_AUDIO
 
 
-def test_a_truncated_mp3_is_told_from_a_whole_one() -> None:
+def test_truncated_mp3_is_rejected() -> None:
     content = encode(voice(3.0, 32000), 32000, "MP3")
     assert len(read_recording(content)[0]) == 3 * 32000
     assert reason_of(content[: len(content) // 2]) is Reason.TRUNCATED_AUDIO
@@ -98,38 +98,38 @@ def test_a_truncated_mp3_is_told_from_a_whole_one() -> None:
         pytest.param(encode(voice(0.5, 2000), 2000), Reason.UNSUPPORTED_AUDIO, id="2 kHz"),
     ],
 )
-def test_each_fault_has_its_reason(content: bytes, reason: Reason) -> None:
+def test_each_defect_has_its_reason(content: bytes, reason: Reason) -> None:
     assert reason_of(content) is reason
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_no_numbers_are_refused(value: float) -> None:
+def test_nonfinite_samples_are_rejected(value: float) -> None:
     samples = voice(0.5, 16000)
     samples[100] = value
     assert reason_of(encode(samples, 16000, subtype="FLOAT")) is Reason.NON_FINITE_AUDIO
 
 
-def test_a_long_recording_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_recording_is_rejected_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sf.SoundFile, "read", lambda *_, **__: pytest.fail("decoded"))
     assert reason_of(encode(voice(61.0, 8000), 8000, "MP3")) is Reason.TOO_LONG
 
 
-def test_limits_of_duration_are_included_and_can_be_set() -> None:
+def test_duration_limits_are_inclusive_and_configurable() -> None:
     content = encode(voice(2.0, 16000), 16000)
     assert len(read_recording(content, min_duration_s=2.0, max_duration_s=2.0)[0]) == 32000
     for limits, reason in (((2.1, 60.0), Reason.TOO_SHORT), ((0.1, 1.9), Reason.TOO_LONG)):
         with pytest.raises(RecordingError) as caught:
             read_recording(content, *limits)
         assert caught.value.rejection.reason is reason
-        with pytest.raises(RecordingError) as judged:
+        with pytest.raises(RecordingError) as checked:
             require_duration(2.0, *limits)
-        assert judged.value.rejection == caught.value.rejection
+        assert checked.value.rejection == caught.value.rejection
     assert len(read_recording(encode(voice(61.0, 8000), 8000), max_duration_s=61.0)[0]) == 61 * 8000
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 16000, 22050, 48000])
-def test_silence_at_both_ends_goes_but_for_a_margin_and_pauses_stay(rate_hz: int) -> None:
-    """Frames of 20 ms begin at 0: those of a voice from 0.5 to 1.1 s, a pause, and one from 1.5 to 2.1 s are whole."""
+def test_silence_at_both_ends_is_trimmed_to_a_margin_and_pauses_are_kept(rate_hz: int) -> None:
+    """Tones from 0.5 to 1.1 s and from 1.5 to 2.1 s, which are whole frames of 20 ms."""
     noise = np.random.default_rng(0).standard_normal(3 * rate_hz) * 1e-4
     samples = noise.astype(np.float32)
     tone = np.sin(2 * np.pi * 200 * np.arange(round(0.6 * rate_hz)) / rate_hz).astype(np.float32) / 2
@@ -147,7 +147,7 @@ def test_silence_at_both_ends_goes_but_for_a_margin_and_pauses_stay(rate_hz: int
 
 
 @pytest.mark.parametrize(("below_db", "kept_s"), [(39, 1.05), (41, 0.55)])
-def test_silence_is_what_is_40_db_below_the_loudest_frame(below_db: float, kept_s: float) -> None:
+def test_silence_threshold_is_40_db_below_the_loudest_frame(below_db: float, kept_s: float) -> None:
     tone = np.sin(2 * np.pi * 200 * np.arange(8000) / 16000)  # whole periods in every frame
     soft = tone * 10 ** (-below_db / 20)
     samples = np.concatenate([tone, soft, np.zeros(8000)]).astype(np.float32)
@@ -166,12 +166,12 @@ def test_trimming_agrees_with_librosa() -> None:
 
 
 @pytest.mark.parametrize("samples", [np.zeros(5000), np.full(5000, 0.1), voice(0.3, 16000)[:1], np.zeros(319)])
-def test_a_clip_without_silence_or_without_sound_is_left_whole(samples: np.ndarray) -> None:
-    whole = samples.astype(np.float32)
-    np.testing.assert_array_equal(trim_silence(whole, 16000), whole)
+def test_clip_without_silence_or_without_sound_is_unchanged(samples: np.ndarray) -> None:
+    clip = samples.astype(np.float32)
+    np.testing.assert_array_equal(trim_silence(clip, 16000), clip)
 
 
-def test_loudness_is_that_of_a_sine_and_of_nothing() -> None:
+def test_loudness_of_a_sine_and_of_silence() -> None:
     sine = np.sin(2 * np.pi * 100 * np.arange(16000) / 16000).astype(np.float32)
     assert loudness_dbfs(sine) == pytest.approx(-3.0103, abs=1e-3)
     assert loudness_dbfs(sine / 10) == pytest.approx(-23.0103, abs=1e-3)
@@ -184,12 +184,12 @@ def test_loudness_is_that_of_a_sine_and_of_nothing() -> None:
     assert caught.value.rejection.detail == "-inf dBFS, at least -23 dBFS"
 
 
-def test_clips_come_to_one_loudness_and_never_clip() -> None:
+def test_loudness_is_normalized_without_clipping() -> None:
     loud = voice(0.5, 16000)
     for factor in (0.01, 1.0, 1.9):
-        levelled = to_loudness(loud * np.float32(factor), -30.0)
-        assert levelled.dtype == np.float32
-        assert np.sqrt(np.mean(levelled.astype(float) ** 2)) == pytest.approx(10 ** (-30 / 20), rel=1e-5)
+        scaled = to_loudness(loud * np.float32(factor), -30.0)
+        assert scaled.dtype == np.float32
+        assert np.sqrt(np.mean(scaled.astype(float) ** 2)) == pytest.approx(10 ** (-30 / 20), rel=1e-5)
     click = np.zeros(16000, np.float32)
     click[100], click[200] = 0.5, -0.25
     pcm = to_pcm16(to_loudness(click, -10.0))
@@ -200,20 +200,20 @@ def test_clips_come_to_one_loudness_and_never_clip() -> None:
     np.testing.assert_array_equal(to_loudness(np.zeros(10, np.float32), -20.0), np.zeros(10))
 
 
-def test_a_missing_file_has_its_reason(tmp_path: Path) -> None:
+def test_missing_file_has_its_reason(tmp_path: Path) -> None:
     assert reason_of(tmp_path / "none.wav") is Reason.MISSING_FILE
     assert reason_of(tmp_path) is Reason.UNREADABLE_AUDIO
 
 
-def test_the_error_travels_between_processes() -> None:
+def test_error_can_be_pickled() -> None:
     with pytest.raises(RecordingError) as caught:
         read_recording(b"junk" * 100)
-    arrived = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
-    assert arrived.rejection == caught.value.rejection
-    assert str(arrived) == str(caught.value) == "unreadable-audio: Format not recognised."
+    unpickled = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert unpickled.rejection == caught.value.rejection
+    assert str(unpickled) == str(caught.value) == "unreadable-audio: Format not recognised."
 
 
-def test_resampling_keeps_pitch_level_and_length_and_removes_what_does_not_fit() -> None:
+def test_resampling_keeps_the_band_below_nyquist_and_removes_the_rest() -> None:
     time_s = np.arange(48000) / 48000
     kept, removed = np.sin(2 * np.pi * 1000 * time_s), np.sin(2 * np.pi * 11000 * time_s)
     resampled = to_rate((0.4 * kept + 0.4 * removed).astype(np.float32), 48000, 16000)
@@ -222,19 +222,19 @@ def test_resampling_keeps_pitch_level_and_length_and_removes_what_does_not_fit()
     np.testing.assert_allclose(resampled[500:-500], expected[500:-500], atol=1e-3)
 
 
-def test_the_same_rate_changes_nothing() -> None:
+def test_resampling_to_the_same_rate_returns_the_input() -> None:
     samples = voice(0.2, 16000)
     assert to_rate(samples, 16000, 16000) is samples
 
 
-def test_16_bit_sources_come_back_unchanged_and_what_is_too_loud_is_clipped() -> None:
+def test_16_bit_conversion_is_lossless_and_clips() -> None:
     every = np.arange(-32768, 32768, dtype=np.int16)
     np.testing.assert_array_equal(to_pcm16(every.astype(np.float32) / 32768), every)
     loud = np.array([1.0, 1.5, -1.5, 0.99999], dtype=np.float32)
     assert to_pcm16(loud).tolist() == [32767, 32767, -32768, 32767]
 
 
-def test_wav_files_come_back_and_others_read_them(tmp_path: Path) -> None:
+def test_wav_files_round_trip_and_are_readable_by_soundfile(tmp_path: Path) -> None:
     path, pcm = tmp_path / "a.wav", to_pcm16(voice(0.3, 22050))
     write_pcm16_wav(path, pcm, 22050)
     read, rate_hz = read_pcm16_wav(path)
@@ -255,9 +255,9 @@ def _damaged(path: Path, damage: str) -> None:
             path.write_bytes(b"")
         case "junk":
             path.write_bytes(b"junk" * 100)
-        case "header only in part":
+        case "partial header":
             path.write_bytes(content[:30])
-        case "sizes that contradict one another":
+        case "inconsistent sizes":
             path.write_bytes(content[:16] + struct.pack("<I", 0xFFFFFF) + content[20:])
         case "truncated":
             path.write_bytes(content[:-101])
@@ -277,8 +277,8 @@ def _damaged(path: Path, damage: str) -> None:
         ("missing", Reason.MISSING_FILE),
         ("empty", Reason.UNREADABLE_AUDIO),
         ("junk", Reason.UNREADABLE_AUDIO),
-        ("header only in part", Reason.UNREADABLE_AUDIO),
-        ("sizes that contradict one another", Reason.UNREADABLE_AUDIO),
+        ("partial header", Reason.UNREADABLE_AUDIO),
+        ("inconsistent sizes", Reason.UNREADABLE_AUDIO),
         ("truncated", Reason.TRUNCATED_AUDIO),
         ("stereo", Reason.UNSUPPORTED_AUDIO),
         ("8 bits", Reason.UNSUPPORTED_AUDIO),
@@ -286,13 +286,13 @@ def _damaged(path: Path, damage: str) -> None:
         ("FLAC", Reason.UNREADABLE_AUDIO),
     ],
 )
-def test_a_prepared_clip_that_is_none_is_named_in_an_error_that_travels(
+def test_damaged_prepared_clip_raises_a_picklable_error_with_its_path(
     tmp_path: Path, damage: str, reason: Reason
 ) -> None:
     path = tmp_path / "audio_000000.wav"
     _damaged(path, damage)
     with pytest.raises(RecordingError) as caught:
         read_pcm16_wav(path)
-    arrived = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
-    assert arrived.rejection.reason is reason
-    assert str(path) in str(arrived)
+    unpickled = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert unpickled.rejection.reason is reason
+    assert str(path) in str(unpickled)

@@ -1,4 +1,4 @@
-"""A folder of shards is taken like one of wavs/: the same clips, batches and figures; a damaged shard is named."""
+"""Folders with shards are equivalent to folders with wavs/; damaged shards are named."""
 
 import json
 import multiprocessing
@@ -25,7 +25,7 @@ from vits_trainer.utils.errors import DataError
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,"
 
 
-def reader_of(prepared: PreparedData) -> PreparedClipDataset:
+def dataset_of(prepared: PreparedData) -> PreparedClipDataset:
     return PreparedClipDataset(prepared, build_tokenizer([CHARACTERS]), AudioSpec(16000), None)
 
 
@@ -35,9 +35,9 @@ def both(tmp_path: Path, several: bool, encoding: str) -> tuple[PreparedData, Pr
         audio.Utterance(f"{n}", f"text {n}.", audio.encode(v, 16000), client_id=f"s{n % 3 if several else 0}")
         for n, v in enumerate(voices)
     ]
-    dataset = audio.write_parquet(tmp_path / "cv.parquet", utterances)
-    prepare_into(tmp_path / "wavs", dataset)
-    prepare_into(tmp_path / "shards", dataset, shards=3, encoding=encoding)
+    source = audio.write_parquet(tmp_path / "cv.parquet", utterances)
+    prepare_into(tmp_path / "wavs", source)
+    prepare_into(tmp_path / "shards", source, shards=3, encoding=encoding)
     return open_prepared(tmp_path / "wavs"), open_prepared(tmp_path / "shards")
 
 
@@ -51,8 +51,8 @@ def test_shards_are_the_same_data_as_wavs(tmp_path: Path, several: bool, encodin
     assert wavs.fingerprint(rows) == shards.fingerprint(rows)
     assert wavs.frames(rows, 256) == shards.frames(rows, 256)
     assert train_validation_split(wavs, 0.2, 64, 1) == train_validation_split(shards, 0.2, 64, 1)
-    place = MicroBatchSpec((31, 2, 17), 0, 0, closes_update=True)
-    ours, theirs = (reader_of(prepared)[place] for prepared in (wavs, shards))
+    spec = MicroBatchSpec((31, 2, 17), 0, 0, closes_update=True)
+    ours, theirs = (dataset_of(prepared)[spec] for prepared in (wavs, shards))
     assert batch_bytes(ours) == batch_bytes(theirs)
     assert ours.clip_ids == theirs.clip_ids != ()
 
@@ -61,7 +61,7 @@ def batch_bytes(batch: Batch) -> list[bytes]:
     return [t.numpy().tobytes() for t in (batch.tokens, batch.waveform, batch.frame_lengths, batch.token_lengths)]
 
 
-def test_only_the_first_clips_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_max_samples_selects_the_first_clips(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "set", [5, 4], group_clips=2)
     assert open_prepared(folder, 6).rows["filename"] == [f"audio_{n:06d}.wav" for n in range(6)]
     assert len(open_prepared(folder).rows) == 9
@@ -70,23 +70,23 @@ def test_only_the_first_clips_where_that_is_asked_for(tmp_path: Path) -> None:
 # Several processes
 
 
-def _sum_of(reader: PreparedClipDataset, rows: list[int]) -> int:
-    return sum(int(reader.read(row).pcm.astype(np.int64).sum()) for row in rows)
+def _sum_of(dataset: PreparedClipDataset, rows: list[int]) -> int:
+    return sum(int(dataset.read(row).pcm.astype(np.int64).sum()) for row in rows)
 
 
-def test_forked_workers_read_what_the_process_has_read_before(tmp_path: Path) -> None:
+def test_forked_workers_read_the_same_as_the_parent(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "set", [20, 20], group_clips=7)
-    reader, rows = reader_of(open_prepared(folder)), [3, 39, 4, 21, 3]
-    here = _sum_of(reader, rows)
+    dataset, rows = dataset_of(open_prepared(folder)), [3, 39, 4, 21, 3]
+    here = _sum_of(dataset, rows)
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.starmap(_sum_of, [(reader, rows)] * 4) == [here] * 4
+        assert pool.starmap(_sum_of, [(dataset, rows)] * 4) == [here] * 4
 
 
-def test_data_loader_gives_the_same_batches_whatever_the_workers(tmp_path: Path) -> None:
-    reader = reader_of(open_prepared(write_shards(tmp_path / "set", [20, 20], group_clips=7)))
-    places = [MicroBatchSpec((n, 39 - n, 20), n, 0, closes_update=True) for n in range(12)]
-    assert [batch_bytes(b) for b in build_dataloader(reader, places, 2)] == [
-        batch_bytes(b) for b in build_dataloader(reader, places, 0)
+def test_batches_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    dataset = dataset_of(open_prepared(write_shards(tmp_path / "set", [20, 20], group_clips=7)))
+    specs = [MicroBatchSpec((n, 39 - n, 20), n, 0, closes_update=True) for n in range(12)]
+    assert [batch_bytes(b) for b in build_dataloader(dataset, specs, 2)] == [
+        batch_bytes(b) for b in build_dataloader(dataset, specs, 0)
     ]
 
 
@@ -102,24 +102,24 @@ def test_reading_in_order_reads_each_row_group_once(tmp_path: Path, monkeypatch:
     assert len(pickle.dumps(recordings)) < 5000
 
 
-# What is damaged
+# Damaged data
 
 
-def test_damaged_page_makes_bad_records_and_never_other_audio(tmp_path: Path) -> None:
+def test_damaged_page_gives_incidents_and_never_wrong_audio(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "set", [8, 8], group_clips=4)
-    whole = [reader_of(open_prepared(folder)).read(row) for row in range(16)]
+    intact = [dataset_of(open_prepared(folder)).read(row) for row in range(16)]
     damage(folder / "shards" / "shard_00001.parquet", 0.2)
-    records = [reader_of(open_prepared(folder)).read(row) for row in range(16)]
+    records = [dataset_of(open_prepared(folder)).read(row) for row in range(16)]
     bad = [row for row, record in enumerate(records) if isinstance(record, Incident)]
     assert bad == [8, 9, 10, 11]
     assert records[8].kind == "unreadable-audio"
     assert "shard_00001.parquet row group 0" in records[8].message
-    for ours, theirs in zip(whole, records, strict=True):
+    for ours, theirs in zip(intact, records, strict=True):
         assert isinstance(theirs, Incident) or ours.pcm.tobytes() == theirs.pcm.tobytes()
 
 
 @pytest.mark.parametrize(
-    ("break_it", "said"),
+    ("break_it", "message"),
     [
         (lambda file: file.unlink(), "shard_00001.parquet: is missing"),
         (lambda file: file.open("ab").write(b"x"), r"shard_00001.parquet: has \d+ bytes, not \d+"),
@@ -127,15 +127,15 @@ def test_damaged_page_makes_bad_records_and_never_other_audio(tmp_path: Path) ->
         (lambda file: shutil.copy(file.with_name("shard_00000.parquet"), file), "shard_00001.parquet: has"),
     ],
 )
-def test_damaged_shard_is_refused_by_name_when_the_folder_is_opened(tmp_path: Path, break_it, said: str) -> None:
+def test_damaged_shard_is_named_when_the_folder_is_opened(tmp_path: Path, break_it, message: str) -> None:
     folder = write_shards(tmp_path / "set", [4, 5])
     break_it(folder / "shards" / "shard_00001.parquet")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         open_prepared(folder)
 
 
-def test_clip_names_that_lead_elsewhere_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluation writes files under the clips' names, and shards may come from anybody."""
+def test_clip_names_outside_the_folder_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation writes files with the clips' names, and shards may come from an untrusted source."""
     add = ShardWriter.add
     monkeypatch.setattr(ShardWriter, "add", lambda self, clip, *rest: add(self, f"../{clip}", *rest))
     folder = write_shards(tmp_path / "set", [3])

@@ -1,4 +1,4 @@
-"""Clips as good and bad records, padding, the placeholder."""
+"""Clips and incidents, padding, and the placeholder batch."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def folder(tmp_path):
     return write_folder(tmp_path, [f"{n}.wav|ab {n}" for n in range(6)])
 
 
-def test_good_clip_is_read_in_whole_frames(folder):
+def test_clip_is_cut_to_whole_frames(folder):
     clip = reader_of(folder).read(1)
     assert isinstance(clip, Clip)
     assert clip.clip_id == "1.wav"
@@ -30,7 +30,7 @@ def test_good_clip_is_read_in_whole_frames(folder):
     assert clip.speaker_id is None
 
 
-def test_speakers_become_their_ids(tmp_path):
+def test_speakers_are_mapped_to_ids(tmp_path):
     write_clip(tmp_path / "wavs" / "0.wav", 8000)
     write_folder(tmp_path, ["0.wav|ab|mem"])
     assert reader_of(tmp_path, {"ava": 0, "mem": 1}).read(0).speaker_id == 1
@@ -45,7 +45,7 @@ def test_speakers_become_their_ids(tmp_path):
         ("text-too-long", 8 * 256, 16000, "abab"),  # trap 6: 9 tokens, 8 frames
     ],
 )
-def test_bad_clip_is_a_record_with_its_reason(tmp_path, reason, samples, rate, text):
+def test_unusable_clip_is_an_incident_with_its_reason(tmp_path, reason, samples, rate, text):
     write_clip(tmp_path / "wavs" / "bad.wav", samples, rate)
     write_folder(tmp_path, [f"bad.wav|{text}"])
     record = reader_of(tmp_path).read(0)
@@ -53,7 +53,7 @@ def test_bad_clip_is_a_record_with_its_reason(tmp_path, reason, samples, rate, t
     assert (record.clip, record.kind) == ("bad.wav", reason)
 
 
-def test_trap_6_text_that_just_fits_is_kept(tmp_path):
+def test_trap_6_text_that_exactly_fits_is_kept(tmp_path):
     write_clip(tmp_path / "wavs" / "0.wav", 9 * 256)
     write_folder(tmp_path, ["0.wav|abab"])
     assert len(reader_of(tmp_path).read(0).tokens) == 9
@@ -68,7 +68,7 @@ def test_trap_6_text_that_just_fits_is_kept(tmp_path):
         ("truncated", "truncated-audio"),
     ],
 )
-def test_unreadable_clip_is_a_record(tmp_path, content, kind):
+def test_unreadable_clip_is_an_incident(tmp_path, content, kind):
     path = tmp_path / "wavs" / "bad.wav"
     write_clip(path, 8000)
     if content is None:
@@ -80,28 +80,28 @@ def test_unreadable_clip_is_a_record(tmp_path, content, kind):
     assert isinstance(record, Incident)
     assert record.kind == kind
     assert "bad.wav" in record.message
-    assert record.traceback == ""  # expected of data
+    assert record.traceback == ""  # an expected error
 
 
-def test_unexpected_error_of_a_clip_is_a_record_with_its_traceback(folder, monkeypatch):
-    """And it goes through a DataLoader, whose iterator an error would end."""
+def test_unexpected_error_of_a_clip_is_an_incident_with_its_traceback(folder, monkeypatch):
+    """It passes through a DataLoader, whose iterator an exception would end."""
 
     def broken(tokenizer, text):
         if text == "ab 2":
-            raise ZeroDivisionError("nobody thought of this")
+            raise ZeroDivisionError("unexpected")
         return np.array([1, 2])
 
     monkeypatch.setattr("vits_trainer.data.dataset.encode", broken)
-    places = [MicroBatchSpec((n,), 0, n, True) for n in range(6)]
-    batches = list(build_dataloader(reader_of(folder), places, workers=2))
+    specs = [MicroBatchSpec((n,), 0, n, True) for n in range(6)]
+    batches = list(build_dataloader(reader_of(folder), specs, workers=2))
     assert [len(batch.clip_ids) for batch in batches] == [1, 1, 0, 1, 1, 1]
     (record,) = batches[2].rejections
     assert (record.clip, record.stage, record.kind) == ("2.wav", "read", "ZeroDivisionError")
-    assert record.message == "nobody thought of this"
+    assert record.message == "unexpected"
     assert "in broken" in record.traceback
 
 
-def test_clip_outside_the_folder_is_a_record(folder, tmp_path_factory):
+def test_clip_outside_the_folder_is_an_incident(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "secret.wav"
     write_clip(elsewhere, 8000)
     (folder / "wavs" / "3.wav").unlink()
@@ -109,7 +109,7 @@ def test_clip_outside_the_folder_is_a_record(folder, tmp_path_factory):
     assert reader_of(folder).read(3).kind == "path-outside"
 
 
-def test_batch_is_padded_to_a_common_size_and_keeps_bad_records():
+def test_batch_is_padded_to_a_common_size_and_keeps_incidents():
     clips = [
         Clip("a", np.array([1, 2, 3]), np.full(512, 16384, np.int16), 4),
         Incident("x", "read", "too-short", "3 samples"),
@@ -121,7 +121,7 @@ def test_batch_is_padded_to_a_common_size_and_keeps_bad_records():
     assert batch.frame_lengths.tolist() == [2, 5]
     assert batch.speaker_ids.tolist() == [4, 0]
     assert batch.clip_ids == ("a", "b")
-    assert batch.waveform.dtype == torch.int16  # half as much to move
+    assert batch.waveform.dtype == torch.int16  # half as many bytes to copy
     waveform = batch.to(torch.device("cpu")).waveform
     assert waveform.shape == (2, 8 * 256)
     assert waveform[0, :512].unique().tolist() == [0.5]
@@ -145,9 +145,9 @@ def test_trimmed_batch_is_no_longer_than_its_longest_clip():
 
 
 @pytest.mark.parametrize(
-    "records", [[], [Incident("x", "read", "too-short", "3 samples")]], ids=["no clip", "a bad one"]
+    "records", [[], [Incident("x", "read", "too-short", "3 samples")]], ids=["no clip", "unusable clip"]
 )
-def test_silence_stands_in_where_no_clip_is_good(records):
+def test_batch_without_usable_clips_is_a_placeholder_of_silence(records):
     batch = collate(records, PLACE, SPEC, SILENCE)
     assert batch.clip_ids == ()
     assert batch.audio_s == 0

@@ -1,4 +1,4 @@
-"""From a prepared folder to batches: good and bad records, padding, the stand-in."""
+"""Prepared folders: opening, splits, selection of speakers, fingerprints."""
 
 import hashlib
 from collections import Counter
@@ -28,7 +28,7 @@ def folder(tmp_path):
     return write_folder(tmp_path, [f"{n}.wav|ab {n}" for n in range(6)])
 
 
-def test_split_is_complete_disjoint_and_the_same_again(folder):
+def test_split_is_complete_disjoint_and_deterministic(folder):
     prepared = open_prepared(folder)
     training, validation = train_validation_split(prepared, 0.34, 64, seed=1)
     assert (len(training), len(validation)) == (4, 2)
@@ -38,16 +38,16 @@ def test_split_is_complete_disjoint_and_the_same_again(folder):
 
 
 @pytest.mark.parametrize(("fraction", "most", "held_out"), [(0, 64, 0), (0.01, 64, 1), (0.9, 3, 3), (0.5, 64, 3)])
-def test_split_holds_out_as_many_as_asked(folder, fraction, most, held_out):
+def test_split_has_the_requested_number_of_validation_clips(folder, fraction, most, held_out):
     assert len(train_validation_split(open_prepared(folder), fraction, most, seed=0)[1]) == held_out
 
 
-def test_split_goes_by_names_and_not_by_places(tmp_path):
+def test_split_depends_on_names_not_on_order(tmp_path):
     names = [f"{n}.wav" for n in range(30)]
     prepared = open_prepared(write_folder(tmp_path, [f"{name}|a" for name in names]))
-    backwards = open_prepared(write_folder(tmp_path, [f"{name}|a" for name in reversed(names)]))
+    reordered = open_prepared(write_folder(tmp_path, [f"{name}|a" for name in reversed(names)]))
     held_out = {prepared.rows["filename"][row] for row in train_validation_split(prepared, 0.3, 64, 1)[1]}
-    assert held_out == {backwards.rows["filename"][row] for row in train_validation_split(backwards, 0.3, 64, 1)[1]}
+    assert held_out == {reordered.rows["filename"][row] for row in train_validation_split(reordered, 0.3, 64, 1)[1]}
 
 
 def of_speakers(folder: Path, sizes: dict[str, int]):
@@ -61,50 +61,50 @@ def held_out_by_speaker(prepared, fraction: float, most: int = 64, seed: int = 1
     )
 
 
-def test_split_of_one_speaker_is_that_of_old(tmp_path):
+def test_split_of_one_speaker_is_unchanged_from_earlier_versions(tmp_path):
     prepared = open_prepared(write_folder(tmp_path, [f"{n}.wav|a" for n in range(30)]))
-    by_lot = sorted(range(30), key=lambda row: hashlib.sha256(f"7:{row}.wav".encode()).digest())
-    assert train_validation_split(prepared, 0.3, 64, 7) == (sorted(by_lot[9:]), sorted(by_lot[:9]))
+    by_hash = sorted(range(30), key=lambda row: hashlib.sha256(f"7:{row}.wav".encode()).digest())
+    assert train_validation_split(prepared, 0.3, 64, 7) == (sorted(by_hash[9:]), sorted(by_hash[:9]))
 
 
 @pytest.mark.parametrize(
     ("most", "expected"),
     [
-        (3, {"a": 1, "b": 1, "c": 1}),  # one of each who has two; d keeps his only one
+        (3, {"a": 1, "b": 1, "c": 1}),  # one of each speaker with at least two; d keeps its only one
         (5, {"a": 2, "b": 2, "c": 1}),
-        (9, {"a": 6, "b": 2, "c": 1}),  # each keeps one to be trained on
+        (9, {"a": 6, "b": 2, "c": 1}),  # each keeps one for training
         (64, {"a": 19, "b": 2, "c": 1}),
     ],
 )
-def test_split_takes_a_clip_of_each_speaker_in_turn(tmp_path, most, expected):
+def test_split_draws_clips_from_the_speakers_in_turn(tmp_path, most, expected):
     prepared = of_speakers(tmp_path, {"a": 20, "b": 3, "c": 2, "d": 1})
     assert held_out_by_speaker(prepared, 0.9, most) == expected
 
 
 def test_split_of_many_speakers_does_not_prefer_the_large_ones(tmp_path):
     prepared = of_speakers(tmp_path, {f"s{n:02}_": 40 if n < 5 else 2 for n in range(40)})
-    heard = Counter(name for seed in range(60) for name in held_out_by_speaker(prepared, 0.5, 8, seed))
-    # 8 of 40 speakers: each of the five large ones is heard with a chance of one in five.
-    assert 40 < sum(heard[f"s{n:02}_"] for n in range(5)) < 80
+    counts = Counter(name for seed in range(60) for name in held_out_by_speaker(prepared, 0.5, 8, seed))
+    # 8 of 40 speakers: each of the five large ones is drawn with a probability of one in five.
+    assert 40 < sum(counts[f"s{n:02}_"] for n in range(5)) < 80
 
 
-def test_split_of_speakers_goes_by_names_and_not_by_places(tmp_path):
+def test_split_of_speakers_depends_on_names_not_on_order(tmp_path):
     lines = [f"{n}.wav|a|s{n % 7}" for n in range(30)]
-    found = []
+    names = []
     for order in (lines, lines[::-1]):
         prepared = open_prepared(write_folder(tmp_path, order))
         training, held_out = train_validation_split(prepared, 0.3, 64, 1)
         assert sorted(training + held_out) == list(range(30))
-        found.append({prepared.rows["filename"][row] for row in held_out})
-    assert found[0] == found[1]
+        names.append({prepared.rows["filename"][row] for row in held_out})
+    assert names[0] == names[1]
 
 
-def test_split_of_speakers_with_one_clip_each_holds_out_some_all_the_same(tmp_path):
+def test_split_of_speakers_with_one_clip_each_has_validation_clips(tmp_path):
     prepared = of_speakers(tmp_path, dict.fromkeys("abcdefgh", 1))
     assert len(held_out_by_speaker(prepared, 0.25)) == 2
 
 
-def test_split_that_leaves_nothing_to_train_is_refused(tmp_path):
+def test_split_without_training_clips_is_rejected(tmp_path):
     prepared = open_prepared(write_folder(tmp_path, ["0.wav|a"]))
     with pytest.raises(DataError, match="too few to hold out 1"):
         train_validation_split(prepared, 0.1, 64, 0)
@@ -113,18 +113,18 @@ def test_split_that_leaves_nothing_to_train_is_refused(tmp_path):
 TEXTS = ["NA", "null", "007", '"quoted" text', "it's, so", " 1e5 ", "true", "#N/A", "nan"]
 
 
-def test_texts_survive_as_they_are(tmp_path):
+def test_texts_are_read_verbatim(tmp_path):
     prepared = open_prepared(write_folder(tmp_path, [f"{n}.wav|{text}" for n, text in enumerate(TEXTS)]))
     assert list(prepared.rows["text"]) == TEXTS
     assert list(prepared.rows["speaker"]) == [""] * len(TEXTS)
 
 
-def test_trap_8_speakers_are_sorted_whatever_their_order(tmp_path):
+def test_trap_8_speakers_are_sorted(tmp_path):
     prepared = open_prepared(write_folder(tmp_path, ["0.wav|a|zin", "1.wav|b|ava", "2.wav|c|mem", "3.wav|d|ava"]))
     assert prepared.speakers == ["ava", "mem", "zin"]
 
 
-def test_max_samples_takes_the_first(folder):
+def test_max_samples_selects_the_first(folder):
     assert list(open_prepared(folder, max_samples=2).rows["filename"]) == ["0.wav", "1.wav"]
     assert len(open_prepared(folder, max_samples=0).rows) == 6
 
@@ -136,7 +136,7 @@ def test_malformed_line_is_named(tmp_path, line):
         open_prepared(tmp_path)
 
 
-def test_folder_that_is_not_prepared_is_refused(tmp_path):
+def test_folder_that_is_not_prepared_is_rejected(tmp_path):
     with pytest.raises(DataError, match=r"metadata\.csv does not exist\. Create it with: vits-trainer prepare_data"):
         open_prepared(tmp_path)
     (tmp_path / "metadata.csv").write_bytes("0.wav|\u015fev".encode("iso8859-9"))
@@ -147,13 +147,13 @@ def test_folder_that_is_not_prepared_is_refused(tmp_path):
         open_prepared(tmp_path)
 
 
-def test_damaged_summary_is_refused(folder):
+def test_damaged_summary_is_rejected(folder):
     (folder / "dataset.json").write_text("{")
     with pytest.raises(DataError, match=r"dataset\.json"):
         open_prepared(folder)
 
 
-def test_rate_is_the_summarys_or_else_the_first_clips(folder):
+def test_rate_comes_from_the_summary_or_else_the_first_clip(folder):
     write_clip(folder / "wavs" / "0.wav", 9000, rate=22050)
     assert open_prepared(folder).sampling_rate == 16000
     (folder / "dataset.json").unlink()
@@ -170,32 +170,32 @@ def test_fingerprint_changes_with_texts_names_and_speakers(tmp_path):
     assert open_prepared(write_folder(tmp_path, variants[0])).fingerprint([0]) == prints[0]
 
 
-def test_fingerprint_is_of_the_training_clips_alone(tmp_path):
+def test_fingerprint_covers_only_the_given_rows(tmp_path):
     prepared = open_prepared(write_folder(tmp_path, ["0.wav|a", "1.wav|b", "2.wav|c"]))
     assert prepared.fingerprint([0, 1]) != prepared.fingerprint([0, 1, 2])
     assert prepared.fingerprint([0, 1]) != prepared.fingerprint([0, 2])
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("../secret.wav|ab", "is outside"),
         ("/etc/passwd|ab", "is outside"),
         ("3.wav|ab", "is already in line 4"),
     ],
 )
-def test_metadata_that_lead_elsewhere_or_repeat_a_clip_are_refused(folder, line, said):
+def test_paths_outside_the_folder_and_repeated_clips_are_rejected(folder, line, message):
     with (folder / "metadata.csv").open("a") as file:
         file.write(f"{line}\n")
-    with pytest.raises(DataError, match=f"line 7: .*{said}"):
+    with pytest.raises(DataError, match=f"line 7: .*{message}"):
         open_prepared(folder)
 
 
-def test_planned_frames_are_those_of_the_clips(folder):
+def test_frames_from_file_sizes_equal_those_of_the_clips(folder):
     (folder / "wavs" / "5.wav").unlink()
-    reader = reader_of(folder)
-    planned = reader.prepared.frames(range(6), SPEC.hop)
-    assert planned == [*(len(reader.read(n).pcm) // SPEC.hop for n in range(5)), 1]
+    dataset = reader_of(folder)
+    frames = dataset.prepared.frames(range(6), SPEC.hop)
+    assert frames == [*(len(dataset.read(n).pcm) // SPEC.hop for n in range(5)), 1]
 
 
 def test_fingerprint_changes_with_a_clips_length(folder):
@@ -204,27 +204,27 @@ def test_fingerprint_changes_with_a_clips_length(folder):
     assert open_prepared(folder).fingerprint(range(6)) != before
 
 
-def chosen(prepared: PreparedData, **choice: Any) -> dict[str, list[str]]:
-    """Names of the chosen clips, by speaker."""
-    found: dict[str, list[str]] = {}
-    rows = select_speakers(prepared, **{"only": "", "max_clips": 0, "seed": 1, **choice}).rows
+def selected(prepared: PreparedData, **arguments: Any) -> dict[str, list[str]]:
+    """Names of the selected clips, by speaker."""
+    by_speaker: dict[str, list[str]] = {}
+    rows = select_speakers(prepared, **{"only": "", "max_clips": 0, "seed": 1, **arguments}).rows
     for name, speaker in zip(rows["filename"], rows["speaker"], strict=True):
-        found.setdefault(speaker, []).append(name)
-    return found
+        by_speaker.setdefault(speaker, []).append(name)
+    return by_speaker
 
 
-def test_speakers_are_chosen_and_their_clips_limited(tmp_path):
+def test_speakers_are_selected_and_their_clips_limited(tmp_path):
     prepared = open_prepared(many_speakers(tmp_path, {"ava": 6, "bo": 2, "cem": 4}))
     everything = {"ava": [f"ava_{n}.wav" for n in range(6)], "cem": [f"cem_{n}.wav" for n in range(4)]}
-    assert chosen(prepared, only="cem, ava") == everything
-    limited = chosen(prepared, max_clips=3)
+    assert selected(prepared, only="cem, ava") == everything
+    limited = selected(prepared, max_clips=3)
     assert {name: len(clips) for name, clips in limited.items()} == {"ava": 3, "bo": 2, "cem": 3}
     assert set(limited["ava"]) < set(everything["ava"])
-    assert limited == chosen(prepared, max_clips=3)
-    assert len({tuple(chosen(prepared, max_clips=3, seed=seed)["ava"]) for seed in range(9)}) > 1
+    assert limited == selected(prepared, max_clips=3)
+    assert len({tuple(selected(prepared, max_clips=3, seed=seed)["ava"]) for seed in range(9)}) > 1
 
 
-def test_chosen_clips_keep_their_own_recordings(tmp_path):
+def test_selected_clips_keep_their_recordings(tmp_path):
     prepared = open_prepared(many_speakers(tmp_path, {"ava": 6, "bo": 2, "cem": 4}))
     cem = select_speakers(prepared, "cem", 2, seed=1)
     assert len(cem.rows) == 2
@@ -235,7 +235,7 @@ def test_chosen_clips_keep_their_own_recordings(tmp_path):
         assert cem.recordings.sizes_bytes[row] == path.stat().st_size
 
 
-def test_unknown_speaker_is_refused_with_those_that_there_are(tmp_path):
+def test_unknown_speaker_is_rejected_with_a_list_of_speakers(tmp_path):
     prepared = open_prepared(many_speakers(tmp_path, {f"s{n:02}": 1 for n in range(18)}))
     with pytest.raises(ConfigError, match=r"no clip of zin. Its speakers: s00, s01, .* s15 and 2 more"):
-        chosen(prepared, only="s03,zin")
+        selected(prepared, only="s03,zin")

@@ -1,4 +1,4 @@
-"""Requests to an object store: how many, retries, errors."""
+"""Requests to an object store: their number, retries, errors."""
 
 import logging
 from collections import Counter
@@ -27,13 +27,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
-    with object_store() as found:
-        yield found
+    with object_store() as running:
+        yield running
 
 
 @pytest.fixture
 def s3(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # its own attempts, beside ours
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # no retries of its own, besides ours
     store.requests.clear()
     yield store
     store.fails = lambda number, path: False
@@ -42,17 +42,17 @@ def s3(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 def test_each_row_group_is_one_request(s3, folder):
     prepared = open_stream(s3.upload(folder, "requests"))
     s3.requests.clear()
-    order = order_of(prepared)
-    list(build_dataloader(reader_of(prepared), order.epoch(0, 0), workers=0))
+    sampler = order_of(prepared)
+    list(build_dataloader(reader_of(prepared), sampler.epoch(0, 0), workers=0))
     ranges = Counter(request for request in s3.requests if "parquet" in request[0])
-    assert all(asked_for.startswith("bytes=") for _, asked_for in ranges)
-    groups = {row_group for m in order.epoch(0, 0) for row_group in {prepared.group_of(r)[0] for r in m.indices}}
-    # Those at a cut between two lanes (here 8) and in the epoch's last update may come twice; three shards' metadata.
+    assert all(byte_range.startswith("bytes=") for _, byte_range in ranges)
+    groups = {row_group for m in sampler.epoch(0, 0) for row_group in {prepared.group_of(r)[0] for r in m.indices}}
+    # Row groups cut between two substreams (here 8) or in the last update may be read twice; 3 shards' metadata.
     assert len(groups) == len(prepared.groups) == 15
     assert len(groups) + 3 <= sum(ranges.values()) <= len(groups) + 3 + 8 + 2
 
 
-def test_store_that_fails_now_and_then_is_asked_again(s3, folder, monkeypatch, caplog):
+def test_intermittent_failures_are_retried(s3, folder, monkeypatch, caplog):
     monkeypatch.setattr(remote_shards, "RETRY_WAITS_S", (0.01,) * 6)
     address = s3.upload(folder, "now_and_then")
     here, there = open_stream(str(folder)), open_stream(address)
@@ -67,12 +67,12 @@ def test_store_that_fails_now_and_then_is_asked_again(s3, folder, monkeypatch, c
     assert s3.failed >= 4
 
 
-def test_errors_are_retried_with_growing_pauses_and_told(tmp_path, monkeypatch, caplog):
+def test_errors_are_retried_with_backoff_and_logged(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "vits_trainer")
     pauses = []
     monkeypatch.setattr(remote_shards.time, "sleep", pauses.append)
     folder = remote_shards.RemoteFolder("memory://shards")
-    attempts = iter([OSError("reset"), TimeoutError("late"), EOFError("3 bytes came"), None])
+    attempts = iter([OSError("reset"), TimeoutError("late"), EOFError("3 of 5 requested bytes received"), None])
 
     def once() -> str:
         error = next(attempts)
@@ -86,7 +86,7 @@ def test_errors_are_retried_with_growing_pauses_and_told(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("library", ["aiohttp", "botocore.exceptions", "httpx", "httpx2"])
-def test_errors_of_the_networks_libraries_are_retried(library, monkeypatch):
+def test_errors_of_network_libraries_are_retried(library, monkeypatch):
     module = pytest.importorskip(library)
     errors = {
         "aiohttp": lambda: module.ClientPayloadError("cut"),
@@ -104,31 +104,31 @@ def test_errors_of_the_networks_libraries_are_retried(library, monkeypatch):
     assert remote_shards.RemoteFolder("memory://shards").with_retries(once, "a.parquet") == "content"
 
 
-def test_store_that_stays_away_is_an_incident_that_names_the_shard_and_ends_the_run(s3, folder, monkeypatch):
+def test_permanent_failure_is_an_incident_that_names_the_shard_and_ends_the_run(s3, folder, monkeypatch):
     monkeypatch.setattr(remote_shards, "RETRY_WAITS_S", (0.01,))
     prepared = open_stream(s3.upload(folder, "away"))
-    reader = reader_of(prepared)
+    dataset = reader_of(prepared)
     s3.fails = lambda number, path: "shard_00001" in path
-    place = next(m for m in order_of(prepared).epoch(0, 0) if {prepared.group_of(row)[0] for row in m.indices} & {5})
-    batches = [batch for workers in (0, 1) for batch in build_dataloader(reader, [place], workers)]
-    found = [rejection for batch in batches for rejection in batch.rejections]
-    assert len(found) == 2
-    assert {incident.kind for incident in found} == {UNREADABLE}
-    assert all("away/shards/shard_00001.parquet: cannot be read (2 attempts)" in incident.message for incident in found)
-    accounts = ClipAccounting(["a"], [], 1.0)
+    spec = next(m for m in order_of(prepared).epoch(0, 0) if {prepared.group_of(row)[0] for row in m.indices} & {5})
+    batches = [batch for workers in (0, 1) for batch in build_dataloader(dataset, [spec], workers)]
+    incidents = [rejection for batch in batches for rejection in batch.rejections]
+    assert len(incidents) == 2
+    assert {incident.kind for incident in incidents} == {UNREADABLE}
+    assert all("away/shards/shard_00001.parquet: cannot be read (2 attempts)" in one.message for one in incidents)
+    accounting = ClipAccounting(["a"], [], 1.0)
     with pytest.raises(UnreadableShardError, match=r"shard_00001.parquet.*Then resume with"):
-        accounts.reject(found)
+        accounting.reject(incidents)
 
 
-def test_missing_shard_is_not_asked_for_again(s3, folder, monkeypatch):
+def test_missing_shard_is_not_retried(s3, folder, monkeypatch):
     prepared = open_stream(s3.upload(folder, "missing"))
-    monkeypatch.setattr(remote_shards.time, "sleep", lambda pause_s: pytest.fail("waits for what is not there"))
+    monkeypatch.setattr(remote_shards.time, "sleep", lambda pause_s: pytest.fail("retried a missing file"))
     wrong = streaming.replace(prepared.shards.records[0], name="shards/nowhere.parquet")
     with pytest.raises(UnreadableShardError, match=r"nowhere\.parquet: cannot be read"):
         remote_shards.ShardReader(prepared.shards.folder, [wrong]).read(0)
 
 
-def test_addresses_that_lead_to_no_shards_are_explained(tmp_path, folder):
+def test_addresses_without_shards_are_explained(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     mixed = tmp_path / "mixed"
     write_shards(mixed / "a", [2])
@@ -136,24 +136,24 @@ def test_addresses_that_lead_to_no_shards_are_explained(tmp_path, folder):
     (mixed / "c").mkdir()
     foreign = pq.read_table(folder / "shards" / "shard_00000.parquet").replace_schema_metadata()
     pq.write_table(foreign, mixed / "c/f.parquet")
-    for address, said in (
+    for address, message in (
         (tmp_path / "empty", "contains no shards.json. Create shards with"),
         (tmp_path / "nowhere", "contains no shards.json"),
         (f"{tmp_path}/empty/*.parquet", "matches no file"),
         (f"{mixed}/*/shards/*.parquet", "pcm16 at 16000 Hz and pcm16 at 22050 Hz"),
         (f"{mixed}/c/*.parquet", "f.parquet: is not a shard of prepare_data"),
-        ("unheard://of", "unheard"),
+        ("unknown://shards", "unknown"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             open_stream(str(address))
     (tmp_path / "empty" / "shards.json").write_text("{}")
     with pytest.raises(DataError, match=r"shards\.json: is not a shard manifest"):
         open_stream(str(tmp_path / "empty"))
 
 
-def test_name_of_the_hub_is_looked_for_there(monkeypatch):
-    """The Hub cannot be reached here: this shows only where the question goes."""
-    asked = []
-    monkeypatch.setattr(streaming, "_open_folder", lambda address, folder: asked.append(folder.address))
+def test_hub_name_is_opened_on_the_hub(monkeypatch):
+    """Checks only the address, as tests cannot reach the Hub."""
+    addresses = []
+    monkeypatch.setattr(streaming, "_open_folder", lambda address, folder: addresses.append(folder.address))
     open_stream("somebody/kurmanji-shards")
-    assert asked == ["hf://datasets/somebody/kurmanji-shards"]
+    assert addresses == ["hf://datasets/somebody/kurmanji-shards"]

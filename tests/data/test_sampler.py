@@ -1,4 +1,4 @@
-"""The order of clips: complete, the same however many processes there are, and with little padding."""
+"""Bucket batch sampler: complete, independent of the number of ranks, with little padding."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from vits_trainer.data.sampler import BucketBatchSampler, MicroBatchSpec, bucket
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=named)
-def test_every_clip_is_taken_exactly_once_an_epoch_in_as_many_micro_batches_on_every_rank(order):
+def test_every_clip_occurs_once_per_epoch_with_equal_micro_batches_on_all_ranks(order):
     updates = clips_by_update(order, 3)
     assert sum(updates, Counter()) == Counter(order.rows)
     assert len(updates) == order.updates_per_epoch
@@ -25,7 +25,7 @@ def test_every_clip_is_taken_exactly_once_an_epoch_in_as_many_micro_batches_on_e
 
 
 @pytest.mark.parametrize("order", ORDERS[: len(SIZES)], ids=named)
-def test_updates_are_whole_but_for_the_last(order):
+def test_all_updates_but_the_last_are_full(order):
     sizes = [sum(update.values()) for update in clips_by_update(order, 0)]
     assert set(sizes[:-1]) <= {order.update_clips}
     assert 0 < sizes[-1] <= order.update_clips
@@ -34,7 +34,7 @@ def test_updates_are_whole_but_for_the_last(order):
 
 
 @pytest.mark.parametrize("order", ORDERS[len(SIZES) :], ids=named)
-def test_micro_batches_keep_their_seconds_but_for_part_of_a_clip(order):
+def test_micro_batches_exceed_their_frames_by_part_of_a_clip_at_most(order):
     frames = dict(zip(order.rows, bucket_length(np.asarray(order.frames)).tolist(), strict=True))
     for rank in range(order.world_size):
         for micro_batch in order.epoch(0, rank):
@@ -43,19 +43,19 @@ def test_micro_batches_keep_their_seconds_but_for_part_of_a_clip(order):
 
 
 def test_last_update_by_hand():
-    # 10 clips, 6 an update: two micro-batches of 2 close the second.
+    # 10 clips, 6 per update: the second update has two micro-batches of 2.
     epoch = list(order_of(10, 2, 1, 3).epoch(0, 0))
     assert [m.closes_update for m in epoch] == [False, False, True, False, True]
     assert [len(m.indices) for m in epoch] == [2, 2, 2, 2, 2]
 
 
-def test_process_without_a_clip_keeps_in_step():
+def test_rank_without_clips_stays_in_step():
     ranks = [list(order_of(7, 2, 3, 1).epoch(0, rank)) for rank in range(3)]
     assert [[len(m.indices) for m in micro_batches] for micro_batches in ranks] == [[2, 1], [2, 0], [2, 0]]
 
 
 @pytest.mark.parametrize(("batch", "frames"), [(16, 0), (0, 2400)])
-def test_processes_and_accumulation_do_not_change_an_updates_clips(batch, frames):
+def test_updates_do_not_depend_on_world_size_and_accumulation(batch, frames):
     def run(world: int, accumulation: int) -> list[Counter[int]]:
         share = world * accumulation
         order = BucketBatchSampler(
@@ -63,31 +63,31 @@ def test_processes_and_accumulation_do_not_change_an_updates_clips(batch, frames
         )
         return [update for epoch in range(3) for update in clips_by_update(order, epoch)]
 
-    whole = run(1, 1)
+    expected = run(1, 1)
     for world, accumulation in ((2, 1), (1, 2), (4, 1), (2, 2), (1, 8), (4, 2)):
-        assert run(world, accumulation) == whole
+        assert run(world, accumulation) == expected
 
 
 @pytest.mark.parametrize("order", ORDERS[::11], ids=named)
-def test_resuming_takes_what_was_left(order):
+def test_resuming_continues_with_the_remaining_updates(order):
     until = 3 * order.updates_per_epoch + 1
-    whole = list(order.after(0, until, rank=0))
-    assert sum(m.closes_update for m in whole) == until
-    assert whole[-1].closes_update
-    ends = [0, *(place for place, m in enumerate(whole, start=1) if m.closes_update)]
+    complete = list(order.after(0, until, rank=0))
+    assert sum(m.closes_update for m in complete) == until
+    assert complete[-1].closes_update
+    ends = [0, *(index for index, m in enumerate(complete, start=1) if m.closes_update)]
     for updates in range(until):
-        assert list(order.after(updates, until, rank=0)) == whole[ends[updates] :]
+        assert list(order.after(updates, until, rank=0)) == complete[ends[updates] :]
     assert list(order.after(until, until, rank=0)) == []
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_order_differs_between_epochs_and_seeds():
     def rows(epoch: int, seed: int) -> tuple[int, ...]:
         return tuple(row for m in order_of(33, 4, 1, 1, seed).epoch(epoch, 0) for row in m.indices)
 
     assert len({rows(epoch, seed) for epoch in range(4) for seed in range(4)}) == 16
 
 
-def test_clips_of_an_update_are_of_like_length_and_updates_follow_at_random():
+def test_clips_of_an_update_have_similar_lengths_and_updates_are_shuffled():
     order = order_of(3200, 32, 1, 1)
     means = [np.mean([order.frames[row - 100] for row in m.indices]) for m in order.epoch(0, 0)]
     spreads = [np.ptp([order.frames[row - 100] for row in m.indices]) for m in order.epoch(0, 0)]
@@ -100,11 +100,11 @@ def test_order_is_the_same_in_another_process():
         "from vits_trainer.data.sampler import BucketBatchSampler; "
         "print([m.indices for m in BucketBatchSampler(range(20), range(50, 70), 5, 3, 2, 2).epoch(4, 1)])"
     )
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
     order = BucketBatchSampler(range(20), range(50, 70), 5, 3, 2, 2)
-    assert said.stdout.strip() == str([m.indices for m in order.epoch(4, 1)])
+    assert result.stdout.strip() == str([m.indices for m in order.epoch(4, 1)])
 
 
 def test_order_does_not_touch_the_global_generator():
@@ -113,15 +113,15 @@ def test_order_does_not_touch_the_global_generator():
     assert (np.random.get_state()[1] == before).all()
 
 
-def test_rehearsal_begins_with_the_longest_clips_and_has_a_first_synchronised_pass():
+def test_dry_run_starts_with_the_longest_clips_and_synchronizes():
     order = order_of(64, 4, 2, 2)
     longest, typical = order.dry_run_batches(rank=1)
     assert max(order.frames[row - 100] for row in longest.indices) == max(order.frames)
     assert len(longest.indices) == len(typical.indices) == 4
-    assert longest.closes_update  # DistributedDataParallel's static graph needs that
+    assert longest.closes_update  # required by DDP with a static graph
 
 
-def test_held_out_clips_are_shared_out_in_a_fixed_order():
+def test_validation_clips_are_split_in_a_fixed_order():
     shares = [validation_batches(range(10, 17), 2, rank, 2) for rank in range(2)]
     assert [[m.indices for m in share] for share in shares] == [[(10, 12), (14, 16)], [(11, 13), (15,)]]
     assert shares[0][1] == MicroBatchSpec((14, 16), 0, 1, True)
@@ -130,33 +130,33 @@ def test_held_out_clips_are_shared_out_in_a_fixed_order():
 @pytest.mark.parametrize(
     ("length", "size"), [(1, 4), (4, 4), (5, 8), (63, 64), (64, 64), (65, 72), (129, 144), (512, 512), (513, 576)]
 )
-def test_sizes_by_hand(length, size):
+def test_bucket_lengths(length, size):
     assert bucket_length(np.array([length])).tolist() == [size]
 
 
-def test_sizes_are_few_and_cost_little():
-    every = np.arange(32, 4000)
-    sizes = bucket_length(every)
-    assert (sizes >= every).all()
-    assert ((sizes - every) / every).max() <= 0.125
-    assert len(np.unique(sizes)) <= 57  # eight an octave
+def test_bucket_lengths_are_few_and_add_little_padding():
+    lengths = np.arange(32, 4000)
+    sizes = bucket_length(lengths)
+    assert (sizes >= lengths).all()
+    assert ((sizes - lengths) / lengths).max() <= 0.125
+    assert len(np.unique(sizes)) <= 57  # eight per octave
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 4, "accumulation": 8}, {"batch_frames": 3750}], ids=str)
-def test_planning_a_large_set_takes_little_memory(settings):
-    """5 MB, where 200 would be too much; docs/benchmarks.md has the time."""
+def test_sampler_of_a_large_data_set_needs_little_memory(settings):
+    """Needs 5 MB; docs/benchmarks.md gives the time."""
     frames = lengths(42_139)
     tracemalloc.start()
     settings = {"batch_size": 1, "accumulation": 1} | settings
     order = BucketBatchSampler(range(42_139), frames, seed=1, world_size=1, **settings)
-    taken = sum(len(m.indices) for m in order.epoch(0, 0))
+    clips = sum(len(m.indices) for m in order.epoch(0, 0))
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert taken == 42_139
+    assert clips == 42_139
     assert peak_bytes < 20 * 2**20
 
 
-def test_padding_at_sixty_seconds_a_batch():
+def test_padding_with_sixty_seconds_per_batch():
     frames = lengths(42_139)
     order = BucketBatchSampler(
         range(42_139), frames, seed=1, batch_size=1, world_size=1, accumulation=1, batch_frames=3750

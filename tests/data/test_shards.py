@@ -1,4 +1,4 @@
-"""The format of shards: what is written is read back by another reader of Parquet, and the manifest tells the truth."""
+"""The shard format: round trips through another Parquet reader, checksums, and the manifest."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from vits_trainer.utils.errors import DataError
 
 
 @pytest.mark.parametrize("encoding", ["pcm16", "flac"])
-def test_clips_come_back_to_the_last_bit(tmp_path, encoding):
+def test_clips_round_trip_bit_for_bit(tmp_path, encoding):
     pcm = [to_pcm16(voice(0.3 + 0.1 * n, 16000)) for n in range(5)]
     with ShardWriter(tmp_path / "a.parquet", 16000, encoding) as writer:
         for number, samples in enumerate(pcm):
@@ -34,7 +34,7 @@ def test_clips_come_back_to_the_last_bit(tmp_path, encoding):
     assert record_of(tmp_path / "a.parquet") == (record, 16000, encoding)
 
 
-def test_row_groups_hold_like_amounts_of_speech(tmp_path):
+def test_row_groups_have_similar_amounts_of_speech(tmp_path):
     pcm = np.zeros(shards.GROUP_SAMPLES // 4, np.int16)
     with ShardWriter(tmp_path / "a.parquet", 16000, "pcm16") as writer:
         for number in range(10):
@@ -52,7 +52,7 @@ def test_flac_is_smaller_than_pcm():
     assert len(encode_audio(pcm, 16000, "flac")) < 0.8 * len(encode_audio(pcm, 16000, "pcm16"))
 
 
-def test_shard_that_is_not_finished_is_not_there(tmp_path):
+def test_unfinished_shard_leaves_no_file(tmp_path):
     with pytest.raises(pa.ArrowInvalid), ShardWriter(tmp_path / "a.parquet", 16000, "pcm16") as writer:
         writer.add("a", np.zeros(shards.GROUP_SAMPLES, np.int16), None, "")
     assert list(tmp_path.iterdir()) == []
@@ -60,11 +60,11 @@ def test_shard_that_is_not_finished_is_not_there(tmp_path):
         ShardWriter(tmp_path / "b.parquet", 16000, "pcm16").close()
 
 
-def test_damaged_page_is_found_by_its_checksum(tmp_path):
+def test_damaged_page_is_detected_by_its_checksum(tmp_path):
     folder = write_shards(tmp_path / "set", [8])
     path = folder / "shards" / "shard_00000.parquet"
     damage(path)
-    assert pq.read_table(path).num_rows == 8  # nobody would notice
+    assert pq.read_table(path).num_rows == 8  # undetected without verification
     with pytest.raises((pa.ArrowException, OSError), match=r"(?i)crc|checksum"):
         pq.read_table(path, page_checksum_verification=True)
 
@@ -84,7 +84,7 @@ def test_manifest_and_shards_agree(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"format": 99}, "format 99"),
         ({"encoding": "mp3"}, "mp3"),
@@ -95,21 +95,21 @@ def test_manifest_and_shards_agree(tmp_path):
         ({"shards": [{"name": "a", "bytes": 1}]}, "not a shard manifest"),
     ],
 )  # fmt: skip
-def test_wrong_manifest_is_named(tmp_path, change, said):
+def test_invalid_manifest_is_named(tmp_path, change, message):
     folder = write_shards(tmp_path / "set", [2])
     path = folder / "shards.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         Manifest.read(folder)
 
 
-def test_file_that_is_no_shard_is_named(tmp_path):
+def test_file_that_is_not_a_shard_is_named(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "foreign.parquet")
     for name in ("foreign.parquet", "missing.parquet"):
         with pytest.raises(DataError, match=f"{name}: is not a shard"):
             record_of(tmp_path / name)
 
 
-def test_clips_are_cut_evenly():
+def test_shard_sizes_are_even():
     assert list(shard_sizes(11, 3)) == [4, 4, 3]
     assert sum(shard_sizes(200_000, 16)) == 200_000

@@ -1,4 +1,4 @@
-"""Speakers are drawn by their shares, exactly, and evenly within each; the figures of docs/training.md."""
+"""Sampling of speakers: exact quotas, even draws within a speaker, and the numbers in docs/training.md."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,7 +12,7 @@ from vits_trainer.data.speaker_sampling import SpeakerTemperatureSampler
 
 
 def balance(sizes: list[int], temperature: float, seed: int = 1) -> SpeakerTemperatureSampler:
-    """Speakers a, b, c ... of so many clips, which take turns in the order of clips."""
+    """A sampler of speakers a, b, c, ... with these numbers of clips, interleaved."""
     left = dict(zip("abcdefghij", sizes, strict=False))
     speakers = []
     while any(left.values()):
@@ -21,45 +21,45 @@ def balance(sizes: list[int], temperature: float, seed: int = 1) -> SpeakerTempe
     return SpeakerTemperatureSampler(speakers, temperature, seed)
 
 
-# 100 clips: at 0.5 the weights are 9, 4 and sqrt(3) = 1.7321, in all 14.7321: 61.09, 27.15 and 11.76 draws.
+# 100 clips: at 0.5 the weights are 9, 4 and sqrt(3) = 1.7321, total 14.7321: 61.09, 27.15 and 11.76 draws.
 @pytest.mark.parametrize(
     ("temperature", "quotas"), [(1, [81, 16, 3]), (0.5, [61, 27, 12]), (0, [34, 33, 33])], ids=str
 )
-def test_quotas_by_hand(temperature: float, quotas: list[int]) -> None:
+def test_quotas(temperature: float, quotas: list[int]) -> None:
     assert balance([81, 16, 3], temperature).quotas(0).tolist() == quotas
 
 
-def test_odd_draws_go_round_where_all_are_alike() -> None:
+def test_extra_draws_rotate_among_equal_remainders() -> None:
     rotating = balance([81, 16, 3], 0)
     assert [rotating.quotas(epoch).tolist() for epoch in (1, 2)] == [[33, 34, 33], [33, 33, 34]]
-    # 7 clips for 5 speakers: two odd draws an epoch, so each has 7 of the 35 draws of five epochs.
+    # 7 clips for 5 speakers: two extra draws per epoch, so each has 7 of the 35 draws of five epochs.
     rotating = balance([3, 1, 1, 1, 1], 0)
     assert sum(rotating.quotas(epoch) for epoch in range(5)).tolist() == [7] * 5
 
 
 @pytest.mark.parametrize("sizes", [[1], [5], [81, 16, 3], [7, 1, 1, 1], [2, 2, 2], [10] * 9 + [1]], ids=str)
 @pytest.mark.parametrize("temperature", [0, 0.3, 0.5, 0.99, 1])
-def test_a_speakers_clips_come_equally_often_but_for_one(sizes: list[int], temperature: float) -> None:
-    drawing = balance(sizes, temperature)
+def test_draws_of_a_speakers_clips_differ_by_at_most_one(sizes: list[int], temperature: float) -> None:
+    sampler = balance(sizes, temperature)
     for epoch in (0, 1, 7, 1000):
-        drawn = Counter(drawing.draw(epoch).tolist())
+        drawn = Counter(sampler.draw(epoch).tolist())
         assert drawn.total() == sum(sizes)
-        for speaker, quota in zip(sorted(set(drawing.speakers)), drawing.quotas(epoch), strict=True):
-            often = [drawn[place] for place, name in enumerate(drawing.speakers) if name == speaker]
-            assert sum(often) == quota
-            assert max(often) - min(often) <= 1
+        for speaker, quota in zip(sorted(set(sampler.speakers)), sampler.quotas(epoch), strict=True):
+            counts = [drawn[index] for index, name in enumerate(sampler.speakers) if name == speaker]
+            assert sum(counts) == quota
+            assert max(counts) - min(counts) <= 1
 
 
 @pytest.mark.parametrize("temperature", [0, 0.5])
-def test_over_the_epochs_every_clip_has_its_turn(temperature: float) -> None:
-    drawing = balance([81, 16, 3], temperature)
-    often = sum(np.bincount(drawing.draw(epoch), minlength=100) for epoch in range(12))
+def test_every_clip_is_drawn_over_several_epochs(temperature: float) -> None:
+    sampler = balance([81, 16, 3], temperature)
+    counts = sum(np.bincount(sampler.draw(epoch), minlength=100) for epoch in range(12))
     for number, speaker in enumerate("abc"):
-        own = often[np.asarray(drawing.speakers) == speaker]
-        assert abs(own - 12 * 100 * drawing.shares[number] / len(own)).max() <= 2
+        of_speaker = counts[np.asarray(sampler.speakers) == speaker]
+        assert abs(of_speaker - 12 * 100 * sampler.shares[number] / len(of_speaker)).max() <= 2
 
 
-def test_which_clips_come_more_often_depends_on_seed_and_epoch_alone() -> None:
+def test_draws_depend_only_on_seed_and_epoch() -> None:
     def draws(epoch: int, seed: int) -> tuple[int, ...]:
         return tuple(balance([81, 16, 3], 0.5, seed).draw(epoch).tolist())
 
@@ -68,7 +68,7 @@ def test_which_clips_come_more_often_depends_on_seed_and_epoch_alone() -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS[: len(SIZES) : 7], ids=lambda o: f"{len(o.rows)}x{o.update_clips}")
-def test_temperature_one_is_the_order_without_it_bit_for_bit(order: BucketBatchSampler) -> None:
+def test_temperature_one_gives_the_same_order_as_no_temperature(order: BucketBatchSampler) -> None:
     speakers = [f"{n % 5}" for n in range(len(order.rows))]
     settings = {name: value for name, value in vars(order).items() if not name.startswith("_")}
     balanced = BucketBatchSampler(**{**settings, "draw_epoch": SpeakerTemperatureSampler(speakers, 1.0, 3).draw})
@@ -78,54 +78,54 @@ def test_temperature_one_is_the_order_without_it_bit_for_bit(order: BucketBatchS
 
 
 def balanced_order(world: int, accumulation: int, temperature: float = 0.5) -> BucketBatchSampler:
-    drawing = balance([81, 16, 3], temperature)
+    sampler = balance([81, 16, 3], temperature)
     return BucketBatchSampler(
-        range(100), lengths(100), 5, 16 // (world * accumulation), world, accumulation, draw_epoch=drawing.draw
+        range(100), lengths(100), 5, 16 // (world * accumulation), world, accumulation, draw_epoch=sampler.draw
     )
 
 
-def test_epoch_takes_what_was_drawn_in_as_many_updates_as_ever() -> None:
+def test_epoch_contains_the_drawn_clips_in_the_usual_number_of_updates() -> None:
     for epoch in range(4):
         order = balanced_order(2, 2)
         updates = clips_by_update(order, epoch)
         assert sum(updates, Counter()) == Counter(balance([81, 16, 3], 0.5).draw(epoch).tolist())
         assert len(updates) == order.updates_per_epoch == 7
-        taken = np.bincount(list(sum(updates, Counter()).elements()), minlength=100)
-        assert order.expected_counts(epoch).tolist() == taken.tolist()
+        counts = np.bincount(list(sum(updates, Counter()).elements()), minlength=100)
+        assert order.expected_counts(epoch).tolist() == counts.tolist()
 
 
-def test_processes_do_not_change_an_updates_clips() -> None:
-    whole = [clips_by_update(balanced_order(1, 1), epoch) for epoch in range(3)]
+def test_updates_do_not_depend_on_world_size_and_accumulation() -> None:
+    expected = [clips_by_update(balanced_order(1, 1), epoch) for epoch in range(3)]
     for world, accumulation in ((2, 1), (4, 2), (1, 8)):
-        assert [clips_by_update(balanced_order(world, accumulation), epoch) for epoch in range(3)] == whole
+        assert [clips_by_update(balanced_order(world, accumulation), epoch) for epoch in range(3)] == expected
 
 
-def test_resuming_takes_what_was_left_and_counts_it() -> None:
+def test_resuming_continues_with_the_remaining_updates_and_counts_them() -> None:
     order = balanced_order(1, 2)
-    whole = list(order.after(0, 14, rank=0))
-    ends = [0, *(place for place, m in enumerate(whole, start=1) if m.closes_update)]
+    complete = list(order.after(0, 14, rank=0))
+    ends = [0, *(index for index, m in enumerate(complete, start=1) if m.closes_update)]
     for updates in range(1, 14):
-        assert list(order.after(updates, 14, rank=0)) == whole[ends[updates] :]
+        assert list(order.after(updates, 14, rank=0)) == complete[ends[updates] :]
         rest = sum(len(m.indices) for m in order.after(updates, -(-updates // 7) * 7, rank=0))
         assert order.clips_left(updates) == rest
 
 
-def test_rehearsal_has_the_longest_clips_although_the_first_epoch_may_not() -> None:
-    # A speaker of 200 clips and 40 of one: an epoch draws 5 or 6 of each, and few of the 200.
-    drawing = SpeakerTemperatureSampler(["many"] * 200 + [f"one{n}" for n in range(40)], 0, 1)
-    absent = next(place for place in range(200) if place not in drawing.draw(0))
-    frames = [600 if place == absent else 100 for place in range(240)]
-    order = BucketBatchSampler(range(240), frames, 1, 8, 1, 1, draw_epoch=drawing.draw)
+def test_dry_run_has_the_longest_clips_even_if_the_first_epoch_lacks_them() -> None:
+    # One speaker of 200 clips and 40 of one: an epoch draws each speaker 5 or 6 times, so few of the 200 clips.
+    sampler = SpeakerTemperatureSampler(["many"] * 200 + [f"one{n}" for n in range(40)], 0, 1)
+    absent = next(index for index in range(200) if index not in sampler.draw(0))
+    frames = [600 if index == absent else 100 for index in range(240)]
+    order = BucketBatchSampler(range(240), frames, 1, 8, 1, 1, draw_epoch=sampler.draw)
     assert absent in order.dry_run_batches(0)[0].indices
     assert len(order.dry_run_batches(0)[0].indices) == 8
 
 
 def common_voice_shape() -> list[str]:
-    """The example of docs/training.md: 300 speakers, the k-th with 600 / k clips."""
+    """The example in docs/training.md: 300 speakers, the k-th with 600 / k clips."""
     return [f"speaker{k:03}" for k in range(1, 301) for _ in range(max(1, 600 // k))]
 
 
-def test_figures_of_the_docs() -> None:
+def test_numbers_in_the_docs() -> None:
     page = Path(__file__).parents[2].joinpath("docs/training.md").read_text("utf-8")
     speakers = common_voice_shape()
     clips = Counter(speakers)
@@ -133,13 +133,13 @@ def test_figures_of_the_docs() -> None:
     assert f"{len(speakers):,} clips" in page
     assert (clips[ranked[0]], clips[ranked[9]], clips[ranked[149]], clips[ranked[299]]) == (600, 60, 4, 2)
     for temperature in (1, 0.5, 0):
-        drawing = SpeakerTemperatureSampler(speakers, temperature, 0)
-        quotas = drawing.quotas(0)
-        cells = [f"{quotas[place]} ({100 * drawing.shares[place]:.2f} %)" for place in (0, 9, 149, 299)]
-        never = int((np.bincount(drawing.draw(0), minlength=len(speakers)) == 0).sum())
+        sampler = SpeakerTemperatureSampler(speakers, temperature, 0)
+        quotas = sampler.quotas(0)
+        cells = [f"{quotas[index]} ({100 * sampler.shares[index]:.2f} %)" for index in (0, 9, 149, 299)]
+        never = int((np.bincount(sampler.draw(0), minlength=len(speakers)) == 0).sum())
         row = f"| {temperature} | {' | '.join(cells)} | {never:,} |"
         assert row in page, row
-    # By another way: the 600 clips weigh sqrt(600) among the roots of all.
+    # Computed independently: the weight of 600 clips is sqrt(600), divided by the sum of all roots.
     by_hand = 600**0.5 / sum(count**0.5 for count in clips.values())
     assert SpeakerTemperatureSampler(speakers, 0.5, 0).shares[0] == pytest.approx(by_hand, abs=1e-9)
     assert str(SpeakerTemperatureSampler(speakers, 0.5, 0)) in page.replace("\n    ", " ")

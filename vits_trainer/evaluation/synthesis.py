@@ -133,7 +133,7 @@ class Voice:
             raise DataError(f"{self.name} knows no character of the text ({unknown}). Use text in the voice's script.")
         if unknown or len(known) < len(pieces):
             logger.warning(
-                "%s does not know the characters %s: they are skipped, including %d of %d whole pieces.",
+                "%s does not know the characters %s: they are skipped, and %d of %d pieces entirely.",
                 self.name,
                 unknown,
                 len(pieces) - len(known),
