@@ -11,11 +11,11 @@ from transformers import VitsModel, pipeline
 
 from tests.support.foreign_checkpoints import golden_weights, write_coqui, write_original
 from tests.support.golden import read_case
+from vits_trainer.cli import convert as convert_command
 from vits_trainer.cli.main import main
 from vits_trainer.config.architecture import DiscriminatorShape
 from vits_trainer.diagnostics import golden
 from vits_trainer.models import parameter_names
-from vits_trainer.models.conversion import onnx as onnx_conversion
 from vits_trainer.models.discriminator import Discriminator, load_discriminator
 from vits_trainer.models.pretrained import load_model, state_on_cpu
 from vits_trainer.models.pretrained_discriminator import read_discriminator
@@ -203,11 +203,11 @@ def test_onnx_file_that_speaks_otherwise_is_thrown_away(
     def differs(model: VitsModel, path: Path) -> None:
         raise ModelError(f"{path} speaks otherwise")
 
-    monkeypatch.setattr(onnx_conversion, "export_onnx", lambda model, tokenizer, path: path.write_bytes(b"a voice"))
-    monkeypatch.setattr(onnx_conversion, "compare_onnx", differs)
+    monkeypatch.setattr(convert_command, "export_onnx", lambda model, tokenizer, path: path.write_bytes(b"a voice"))
+    monkeypatch.setattr(convert_command, "compare_onnx", differs)
     assert convert(source, "--to", "onnx", "--output", tmp_path / "voice.onnx") == 2
     assert "speaks otherwise" in capsys.readouterr().err
     assert not (tmp_path / "voice.onnx").exists()
-    monkeypatch.setattr(onnx_conversion, "compare_onnx", lambda model, path: "real-time factor 0.5")
+    monkeypatch.setattr(convert_command, "compare_onnx", lambda model, path: "real-time factor 0.5")
     assert convert(source, "--to", "onnx", "--output", tmp_path / "voice.onnx") == 0
     assert "real-time factor 0.5" in capsys.readouterr().out

@@ -26,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def expected(model: str) -> np.ndarray:
-    return Voice(model).speak(TEXT)
+    return Voice(model).synthesize(TEXT)
 
 
 def synthesize(model: str, output: Path, **flags: Any) -> tuple[np.ndarray, int]:
@@ -130,7 +130,7 @@ def test_impossible_flags_are_refused_at_once(flags: dict[str, Any], message: st
     ("flags", "kind", "message"),
     [
         ({"text": "Silav", "model": "/nowhere/at/all"}, ModelError, "/nowhere/at/all"),
-        ({"text": "Silav", "speaker": "Azad"}, ConfigError, "leave the speaker Azad out"),
+        ({"text": "Silav", "speaker": "Azad"}, ConfigError, "omit the speaker Azad"),
         ({"text": "你好"}, DataError, "你好"),
         ({"text_file": "/nowhere.txt"}, ConfigError, "/nowhere.txt"),
         ({"text_file": "/"}, ConfigError, "directory"),

@@ -378,7 +378,7 @@ MODELS = (
     CallRow("another kind of model", "exit 2", "not a VITS voice", _tuned(_bert)),
     CallRow("weights as a pickle", "exit 2", "no voice could be loaded", _tuned(_pickle)),
     CallRow("damaged config.json", "exit 2", "no voice could be loaded", _tuned(lambda voice: (voice / "config.json").write_text("{"))),
-    CallRow("weights that do not fit config.json", "exit 2", "do not fit its configuration", _tuned(lambda voice: (voice / "config.json").write_text((voice / "config.json").read_text().replace('"hidden_size": 16', '"hidden_size": 32').replace('"flow_size": 16', '"flow_size": 32')))),
+    CallRow("weights that do not fit config.json", "exit 2", "do not match its configuration", _tuned(lambda voice: (voice / "config.json").write_text((voice / "config.json").read_text().replace('"hidden_size": 16', '"hidden_size": 32').replace('"flow_size": 16', '"flow_size": 32')))),
     CallRow("infinity in a weight", "exit 2", "NaN or infinity in the weights", _tuned(lambda voice: _infinite(voice / "model.safetensors"))),
     CallRow("program beside the weights, which config.json asks to run", "exit 2", "not a VITS voice", _tuned(_program_of_its_own)),
     CallRow("no vocabulary", "exit 2", "tokenizer", _tuned(lambda voice: (voice / "vocab.json").unlink())),

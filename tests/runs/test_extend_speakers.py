@@ -81,7 +81,7 @@ def test_speakers_are_kept_with_the_voice_and_speak_by_name(choir: Path, capsys:
     assert (config["speakers"], config["num_speakers"]) == (["ava", "bo"], 2)
     assert "| 0 | ava |\n| 1 | bo |" in (choir / "final_model/README.md").read_text()
     voice = Voice(str(choir / "final_model"))
-    said = [voice.speak("number", SynthesisOptions(speaker=name)) for name in ("ava", "bo")]
+    said = [voice.synthesize("number", SynthesisOptions(speaker=name)) for name in ("ava", "bo")]
     assert not np.array_equal(*said)
     words = ["--model", str(choir / "final_model"), "--text", "number", "--output", str(choir / "bo.wav")]
     assert main(["synthesize", *words, "--speaker", "bo"]) == 0

@@ -24,7 +24,7 @@ def run(config: SynthesizeConfig) -> int:
         seed=config.seed,
     )
     start_s = time.perf_counter()
-    pieces = list(voice.speak_pieces(text, manner))
+    pieces = list(voice.synthesize_pieces(text, manner))
     elapsed_s = time.perf_counter() - start_s
     samples = join(pieces, voice.sampling_rate)
     write_speech(Path(config.output), samples, voice.sampling_rate)

@@ -89,7 +89,8 @@ def voice_synthesizer(voice: Voice, prepared: PreparedData, seed: int) -> Synthe
     has_speakers = voice.model.config.num_speakers > 1
 
     def speak(row: int) -> Samples:
-        return voice.speak(texts[row], SynthesisOptions(speaker=speakers[row] if has_speakers else None, seed=seed))
+        speaker = speakers[row] if has_speakers else None
+        return voice.synthesize(texts[row], SynthesisOptions(speaker=speaker, seed=seed))
 
     return speak
 

@@ -8,21 +8,20 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile as sf
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from transformers import VitsModel, VitsTokenizer
+from transformers import VitsTokenizer
 
 from vits_trainer.config.options import SPEECH_FORMATS
 from vits_trainer.data.audio import to_pcm16
-from vits_trainer.models.pretrained import clamp_token_durations, read_config
+from vits_trainer.models.pretrained import clamp_token_durations, load_for_inference
 from vits_trainer.text.tokenizer import VoiceTokenizer, encode, load_tokenizer
-from vits_trainer.utils.errors import ConfigError, DataError, ModelError
+from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import atomic_write
-from vits_trainer.utils.finite_weights import require_finite, weights_of
 from vits_trainer.utils.strings import some
 
 logger = logging.getLogger(__name__)
@@ -66,6 +65,19 @@ class SynthesisOptions:
 DEFAULT_OPTIONS = SynthesisOptions()
 
 
+class Speech(NamedTuple):
+    """Synthesized speech."""
+
+    samples: NDArray[np.float32]
+    """(T,), full scale at 1."""
+    sampling_rate: int
+    """In Hz."""
+
+    def save(self, path: str | Path) -> None:
+        """Writes an audio file in the format of its suffix: .wav, .flac, .ogg or .mp3."""
+        write_speech(Path(path), self.samples, self.sampling_rate)
+
+
 class Voice:
     """A VITS voice for inference: float32, in eval mode, on the GPU if there is one."""
 
@@ -76,15 +88,41 @@ class Voice:
             ModelError: it cannot be found or read, is not a VITS voice, or its weights do not match or are NaN or Inf.
         """
         self.name = name_or_dir
-        self.model = _load(name_or_dir).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_for_inference(name_or_dir).to("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = load_tokenizer(name_or_dir)
         self.sampling_rate: int = self.model.config.sampling_rate
 
-    def speak(self, text: str, options: SynthesisOptions = DEFAULT_OPTIONS) -> NDArray[np.float32]:
-        """Synthesizes ``text``: samples, (T,), full scale at 1. Raises the errors of :meth:`speak_pieces`."""
-        return join(list(self.speak_pieces(text, options)), self.sampling_rate)
+    @classmethod
+    def load(cls, name_or_dir: str | Path) -> "Voice":
+        """Loads a voice from a local folder or the Hub; raises :class:`ModelError` if it is not a VITS voice."""
+        return cls(str(name_or_dir))
 
-    def speak_pieces(self, text: str, options: SynthesisOptions = DEFAULT_OPTIONS) -> Iterator[NDArray[np.float32]]:
+    def speak(
+        self,
+        text: str,
+        *,
+        speaker: str | None = None,
+        speaking_rate: float | None = None,
+        noise_scale: float | None = None,
+        noise_scale_duration: float | None = None,
+        seed: int = DEFAULT_OPTIONS.seed,
+    ) -> Speech:
+        """Synthesizes ``text`` of any length; the arguments are those of :class:`SynthesisOptions`.
+
+        Raises:
+            ConfigError: the voice does not have the speaker.
+            DataError: the vocabulary has no character of the text.
+        """
+        options = SynthesisOptions(speaker, speaking_rate, noise_scale, noise_scale_duration, seed)
+        return Speech(self.synthesize(text, options), self.sampling_rate)
+
+    def synthesize(self, text: str, options: SynthesisOptions = DEFAULT_OPTIONS) -> NDArray[np.float32]:
+        """Synthesizes ``text``: samples, (T,), full scale at 1. Raises the errors of :meth:`synthesize_pieces`."""
+        return join(list(self.synthesize_pieces(text, options)), self.sampling_rate)
+
+    def synthesize_pieces(
+        self, text: str, options: SynthesisOptions = DEFAULT_OPTIONS
+    ) -> Iterator[NDArray[np.float32]]:
         """Synthesizes ``text`` lazily, sentence by sentence: yields samples, (T,), for :func:`join`.
 
         The noise of each piece depends only on the seed and the piece's index, not on earlier pieces. The caller's
@@ -96,7 +134,7 @@ class Voice:
         """
         speaker_id = self.speaker_id(options.speaker)
         for index, token_ids in enumerate(self._encoded_pieces(text)):
-            yield self._speak_tokens(token_ids, speaker_id, options, index)
+            yield self._synthesize_tokens(token_ids, speaker_id, options, index)
 
     def speaker_id(self, speaker: str | None) -> int | None:
         """Returns the id of a speaker, given by name or id (None is the first). None for a single-speaker voice.
@@ -142,7 +180,7 @@ class Voice:
         return known
 
     @torch.inference_mode()
-    def _speak_tokens(
+    def _synthesize_tokens(
         self, token_ids: NDArray[np.int64], speaker_id: int | None, options: SynthesisOptions, index: int
     ) -> NDArray[np.float32]:
         model, config = self.model, self.model.config
@@ -212,29 +250,6 @@ def write_speech(path: Path, samples: NDArray[np.float32], rate_hz: int) -> None
         atomic_write(path, content.getvalue())
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}): choose another --output.") from error
-
-
-def _load(name_or_dir: str) -> VitsModel:
-    config = read_config(name_or_dir)
-    try:
-        model, report = VitsModel.from_pretrained(
-            name_or_dir,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"{name_or_dir}: no voice could be loaded from there ({' '.join(str(error).split())[:300]}). "
-            "Give a folder written by train_vits, or the name of a model on the Hub (which must be reachable)."
-        ) from error
-    wrong = [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[kind]]
-    if wrong:
-        raise ModelError(f"{name_or_dir}: its weights do not fit its configuration: {', '.join(sorted(wrong)[:10])}.")
-    require_finite(weights_of(model), name_or_dir, "Use an earlier version of it, or train it again.")
-    return model.eval()
 
 
 def _has_known_tokens(tokenizer: VitsTokenizer, token_ids: NDArray[np.int64]) -> bool:

@@ -83,7 +83,7 @@ class ServedVoice:
         with self._lock:
             self._refresh()
             unknown = unknown_characters(self._voice.tokenizer, text)
-            samples = self._voice.speak(text, SynthesisOptions(seed=seed))
+            samples = self._voice.synthesize(text, SynthesisOptions(seed=seed))
             return SpokenText(text, seed, self._model, samples, self.rate_hz, unknown)
 
     def picture(self, sounds: Mapping[str, NDArray[np.float32]]) -> bytes:

@@ -63,6 +63,37 @@ def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
         ModelError: it cannot be found or read, is no VITS model, or its weights do not fit its configuration or are
             not finite.
     """
+    model, unfit = _from_pretrained(name_or_dir, layerdrop)
+    model = with_weight_norm(model)
+    if unfit:
+        weights = _weights_in_file(name_or_dir)
+        if not any(name.startswith(_INSIDE) or name.endswith("weight_g") for name in weights):
+            raise _weights_do_not_match(name_or_dir, unfit)
+        own = {
+            parameter_names.discriminator_name(name): weight
+            for name, weight in weights.items()
+            if not name.startswith(_INSIDE)
+        }
+        model.load_state_dict(parameter_names.match_state_dict(own, model.state_dict(), f"voice of {name_or_dir}"))
+    require_finite(weights_of(model), name_or_dir, _BROKEN)
+    return model
+
+
+def load_for_inference(name_or_dir: str) -> VitsModel:
+    """Returns a voice from a local folder or the Hub as transformers loads it: float32, in eval mode.
+
+    Raises:
+        ModelError: it cannot be found or read, is no VITS model, or its weights do not match or are NaN or Inf.
+    """
+    model, unfit = _from_pretrained(name_or_dir)
+    if unfit:
+        raise _weights_do_not_match(name_or_dir, unfit)
+    require_finite(weights_of(model), name_or_dir, _BROKEN)
+    return model.eval()
+
+
+def _from_pretrained(name_or_dir: str, layerdrop: float = 0.0) -> tuple[VitsModel, dict[str, list[str]]]:
+    """Returns the model, and the names of weights that are missing, unexpected or of another shape."""
     config = read_config(name_or_dir)
     config.layerdrop = layerdrop
     try:
@@ -72,25 +103,17 @@ def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, by name
+            ignore_mismatched_sizes=True,  # reported by name
             trust_remote_code=False,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(name_or_dir, error) from error
-    unfit = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    model = with_weight_norm(model)
-    if any(unfit.values()):
-        weights = _weights_in_file(name_or_dir)
-        if not any(name.startswith(_INSIDE) or name.endswith("weight_g") for name in weights):
-            raise ModelError(f"{name_or_dir}: its weights do not fit its configuration: {unfit}.")
-        own = {
-            parameter_names.discriminator_name(name): weight
-            for name, weight in weights.items()
-            if not name.startswith(_INSIDE)
-        }
-        model.load_state_dict(parameter_names.match_state_dict(own, model.state_dict(), f"voice of {name_or_dir}"))
-    require_finite(weights_of(model), name_or_dir, _BROKEN)
-    return model
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    return model, {kind: sorted(map(str, report[kind])) for kind in kinds if report[kind]}
+
+
+def _weights_do_not_match(name_or_dir: str, unfit: dict[str, list[str]]) -> ModelError:
+    return ModelError(f"{name_or_dir}: its weights do not match its configuration: {unfit}.")
 
 
 def _weights_in_file(name_or_dir: str) -> dict[str, Tensor]:

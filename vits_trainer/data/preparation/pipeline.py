@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -27,9 +27,13 @@ from vits_trainer.data.preparation.summary import (
 from vits_trainer.data.preparation.workers import convert_clip, map_in_processes, prescreen, to_accepted
 from vits_trainer.data.shards import FOLDER
 from vits_trainer.data.sources.base import Source
+from vits_trainer.data.sources.dataset import open_dataset
 from vits_trainer.data.sources.detect import open_source
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import Kind, atomic_write, discard, remove, replace_file
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 WAVS = Kind(
     "wavs",
@@ -38,7 +42,7 @@ WAVS = Kind(
 )
 
 
-def prepare(config: PrepareConfig) -> PreparationSummary:
+def prepare(config: PrepareConfig, dataset: "Dataset | None" = None) -> PreparationSummary:
     """Writes ``config.output_dir``, the same bytes whatever the number of processes, and however often it was killed::
 
         wavs/audio_000000.wav   16-bit PCM, mono, numbered over the accepted clips in the order of the source
@@ -52,12 +56,17 @@ def prepare(config: PrepareConfig) -> PreparationSummary:
 
     What is finished is left as it is, if it was asked for in the same words and the source has not changed since.
 
+    Args:
+        config: of the preparation.
+        dataset: clips to prepare instead of ``config.dataset``, with an audio column (``datasets.Audio``) and a text
+            column.
+
     Raises:
         DataError: the source or the output folder cannot be used, or not one clip is left (rejected.csv is
             written all the same).
         VitsTrainerError: a worker process was killed.
     """
-    source = open_source(config)
+    source = open_source(config) if dataset is None else open_dataset(dataset, config)
     output_dir = Path(config.output_dir).expanduser()
     if source.root is not None and output_dir.resolve() == source.root.resolve():
         raise DataError(f"--output_dir {output_dir} is the data set itself. Choose another --output_dir.")

@@ -1,0 +1,45 @@
+"""A :class:`datasets.Dataset` in memory or on disk, as a source."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.data.audio import Reason, Rejection
+from vits_trainer.data.sources.base import Columns, Source, SourceClip, row_clip
+from vits_trainer.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_NAME = "dataset"
+
+
+def open_dataset(rows: "Dataset", config: PrepareConfig) -> Source:
+    """Reads a dataset with an audio column (``datasets.Audio``) and a text column.
+
+    Raises:
+        DataError: it has no such columns, or its audio was decoded to arrays already.
+    """
+    from datasets import Audio  # noqa: PLC0415 - takes seconds
+
+    columns = Columns.of(_NAME, rows.column_names, config)
+    feature = rows.features[columns.audio]
+    if isinstance(feature, Audio):
+        rows = rows.cast_column(columns.audio, Audio(decode=False))  # decoding here would need torchcodec
+    elif isinstance(feature, dict) and "array" in feature:
+        raise DataError(
+            f"{_NAME}: column {columns.audio} holds arrays. Keep it as datasets.Audio: files or their bytes."
+        )
+    wanted = rows.select_columns(columns.present())
+
+    def clips_from(first: int) -> Iterator[SourceClip]:
+        for number in range(first, len(wanted)):
+            yield row_clip(wanted[number], f"{_NAME} row {number + 1}", columns, _find, config)
+
+    return Source("dataset", None, len(wanted), clips_from(0), revision=wanted._fingerprint, clips_from=clips_from)
+
+
+def _find(name: str) -> Path | Rejection:
+    path = Path(name)
+    return path if path.is_file() else Rejection(Reason.MISSING_FILE, f"{name} does not exist")

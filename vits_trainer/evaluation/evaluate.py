@@ -1,0 +1,109 @@
+"""Evaluation of voices on recordings that they were not trained on."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vits_trainer.config.options import SCORES
+from vits_trainer.config.serialization import listed
+from vits_trainer.config.voices import EvaluateConfig
+from vits_trainer.data.prepared import PreparedData, open_prepared, train_validation_split
+from vits_trainer.evaluation.comparison import (
+    RECORDED,
+    Synthesizer,
+    VoiceEvaluation,
+    evaluate_voice,
+    read_prepared_clip,
+    recordings_synthesizer,
+    saving_to_folder,
+    to_record,
+    to_tables,
+    voice_synthesizer,
+)
+from vits_trainer.evaluation.speech_metrics import SpeechMetrics, means
+from vits_trainer.evaluation.synthesis import Voice
+from vits_trainer.utils.errors import DataError
+from vits_trainer.utils.files import atomic_write
+
+logger = logging.getLogger("vits_trainer")
+
+_UNRELIABLE_CER = 0.5
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Speech metrics of the recordings and of voices."""
+
+    voices: Sequence[VoiceEvaluation]
+    """The recordings themselves first."""
+    metrics: Sequence[str]
+    """Names of the metrics."""
+    record: dict[str, Any]
+    """Contents of scores.json."""
+    output_dir: Path
+    """scores.json, and the speech of each voice in speech_<number>/."""
+
+    def __str__(self) -> str:
+        """Tables of all metrics with 95 % intervals."""
+        return to_tables(self.voices, self.metrics)
+
+
+def evaluate(config: EvaluateConfig) -> EvaluationResult:
+    """Measures the recordings themselves, then each voice, and writes scores.json.
+
+    Raises:
+        DataError: a voice and the recordings have different rates.
+    """
+    prepared = open_prepared(Path(config.data_dir))
+    rows = _rows(config, prepared)
+    scorer = SpeechMetrics(listed("scores", config.scores, SCORES), prepared.sampling_rate, config.asr)
+    output = Path(config.output_dir)
+    recorded = evaluate_voice(RECORDED, lambda row: read_prepared_clip(prepared, row), prepared, rows, scorer, False)
+    _check_recognizer(recorded, config.asr)
+    voices = [recorded]
+    for number, name in enumerate(config.names, start=1):
+        synthesizer = _synthesizer(name, prepared, rows, config.seed)
+        saving = saving_to_folder(synthesizer, output / f"speech_{number}", prepared)
+        voices.append(evaluate_voice(name, saving, prepared, rows, scorer, not _is_speech(name)))
+    record = {"data": config.data_dir, "asr": config.asr, **to_record(voices, scorer.names)}
+    atomic_write(output / "scores.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return EvaluationResult(voices, scorer.names, record, output)
+
+
+def _rows(config: EvaluateConfig, prepared: PreparedData) -> list[int]:
+    rows = list(range(len(prepared.rows)))
+    if config.clips == "held_out":
+        rows = train_validation_split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)[1]
+    return rows[: config.max_clips] if config.max_clips else rows
+
+
+def _synthesizer(name: str, prepared: PreparedData, rows: Sequence[int], seed: int) -> Synthesizer:
+    if _is_speech(name):
+        return recordings_synthesizer(Path(name), prepared, rows)
+    voice = Voice.load(name)
+    if voice.sampling_rate != prepared.sampling_rate:
+        raise DataError(
+            f"{name} is at {voice.sampling_rate} Hz, {prepared.root} at {prepared.sampling_rate} Hz: prepare the "
+            f"recordings again with --target_sr {voice.sampling_rate}."
+        )
+    voice.synthesize(prepared.rows["text"][rows[0]])  # the first call is slow and would distort the timing
+    return voice_synthesizer(voice, prepared, seed)
+
+
+def _is_speech(name: str) -> bool:
+    """Whether it is a folder of recordings rather than a voice."""
+    return Path(name).is_dir() and not (Path(name) / "config.json").is_file()
+
+
+def _check_recognizer(recorded: VoiceEvaluation, asr: str) -> None:
+    cer = means(recorded.clips).get("cer")
+    if cer is not None and cer > _UNRELIABLE_CER:
+        logger.warning(
+            "%s recognizes too little of the recordings themselves (CER %.2f): CER and WER of voices are meaningless. "
+            "Set --asr to a model of their language, or omit cer from --scores.",
+            asr,
+            cer,
+        )
