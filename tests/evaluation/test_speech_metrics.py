@@ -12,6 +12,7 @@ from tests.support.audio import voice
 from vits_trainer.config.options import SCORES
 from vits_trainer.data.audio import read_pcm16_wav
 from vits_trainer.data.preparation.espeak_corpus import SENTENCES, speak_corpus
+from vits_trainer.evaluation import speech_metrics
 from vits_trainer.evaluation.speech_metrics import (
     ClipScore,
     SpeechMetrics,
@@ -169,3 +170,7 @@ def test_recognizer_of_transformers_is_supported(tmp_path: Path):
 def test_missing_recognizer_is_an_error(tmp_path: Path):
     with pytest.raises(ConfigError, match="could not be loaded"):
         SpeechMetrics(["cer"], 16000, str(tmp_path / "nowhere"))
+
+
+def test_every_score_is_registered() -> None:
+    assert set(speech_metrics._MEASURES) == set(SCORES)

@@ -464,7 +464,7 @@ JUDGING = (
     CallRow("speech that lacks clips", "exit 2", "lacks 2 of 2 clips", _judged(models="{place}/training")),
     CallRow("recogniser that is not there", "exit 2", "could not be loaded", _judged(scores="cer", asr="{place}/nowhere")),
     CallRow("best metric that nothing gives", "exit 2", "--best_metric quality: give one of mel", _configured("best_metric: quality")),
-    CallRow("tracker that is unknown", "exit 2", "mlflow is none of wandb, tensorboard, trackio", _configured("report_to: mlflow")),
+    CallRow("tracker that is unknown", "exit 2", "mlfow is none of aim, clearml, comet_ml", _configured("report_to: mlfow")),
     CallRow("report of a folder that is no run", "exit 2", "is not a run", lambda place: ["report", str(place)]),
     CallRow("page for others without a password", "exit 2", "--password_file", lambda place: ["feedback_app", "--host", "192.168.1.2"]),
 )  # fmt: skip

@@ -1,15 +1,18 @@
 """Records of a run over several starts: no duplicate or missing lines, and the values sent to W&B."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from tests.support.voices import wandb_history, wandb_records
+from vits_trainer.config.options import TRACKERS
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.tracking.tracker import Tracker
+from vits_trainer.tracking.tracker import Tracker, tracker_arguments
 
 CONFIG = TrainConfig()
 
@@ -103,3 +106,11 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
         tracker.incidents(1, 0, [])
         tracker.flush()
     assert not (tmp_path / "run").exists()
+
+
+def test_every_tracker_of_accelerate_can_be_asked_for() -> None:
+    assert set(TRACKERS) == set(LOGGER_TYPE_TO_CLASS)
+    for name, tracker_class in LOGGER_TYPE_TO_CLASS.items():
+        project, settings = tracker_arguments(name, "project", "run")
+        directory = ["folder"] if tracker_class.requires_logging_directory else []
+        inspect.signature(tracker_class.__init__).bind(None, project, *directory, **settings)

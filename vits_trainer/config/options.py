@@ -22,7 +22,8 @@ HIGHER_IS_BETTER = frozenset({"utmos", "speaker_similarity"})
 """Figures; of all others, and of losses, less is better."""
 VALIDATION_LOSSES = ("mel", "mel_from_text", "total", "kl", "duration", "adversarial", "feature_matching")
 """Under ``validation/``."""
-TRACKERS = ("wandb", "tensorboard", "trackio")
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+"""All that Accelerate knows."""
 
 SPEECH_FORMATS = {".wav": "WAV", ".flac": "FLAC", ".mp3": "MP3", ".ogg": "OGG"}
 """Endings of the files that synthesize writes, and libsndfile's names for them."""

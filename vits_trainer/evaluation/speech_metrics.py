@@ -10,7 +10,8 @@ import math
 import tempfile
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,6 +82,21 @@ def worst_first(clips: Sequence[ClipScore]) -> list[ClipScore]:
     return sorted(clips, key=lambda clip: float(np.mean(ranks[clip.clip] or [0.0])), reverse=True)
 
 
+Measure = Callable[[str, Samples, Samples], ClipMetrics]
+"""Compares speech, (T',), with a recording of the same text, (T,), both with full scale at 1."""
+
+_MEASURES: dict[str, Callable[[int, str], Measure]] = {}
+"""By the keys of :data:`config.SCORES`: loads packages and models for a sampling rate and a recognizer."""
+
+
+def _registered(score: str) -> Callable[[Callable[[int, str], Measure]], Callable[[int, str], Measure]]:
+    def register(load: Callable[[int, str], Measure]) -> Callable[[int, str], Measure]:
+        _MEASURES[score] = load
+        return load
+
+    return register
+
+
 class SpeechMetrics:
     """Computes the requested metrics; loads their packages and models once."""
 
@@ -94,12 +110,7 @@ class SpeechMetrics:
             ConfigError: a package is not installed, or a model cannot be loaded.
         """
         self.scores = tuple(scores)
-        self.rate_hz = rate_hz
-        logging.getLogger("mel_cepstral_distance").setLevel(logging.ERROR)  # it warns of frame lengths not a power of 2
-        self._packages = {score: _package(score) for score in self.scores if score in _PACKAGES}
-        self._recognize = _load_recognizer(asr) if "cer" in self.scores else None
-        self._utmos = self._load_utmos() if "utmos" in self.scores else None
-        self._embed = self._load_speaker_encoder() if "similarity" in self.scores else None
+        self._measures = [_MEASURES[score](rate_hz, asr) for score in self.scores]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,53 +118,99 @@ class SpeechMetrics:
         return tuple(name for score in self.scores for name in SCORES[score])
 
     def measure(self, text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:
-        """Compares speech, (T',), with a recording of the same text, (T,), both with full scale at 1.
+        """Compares speech, (T',), with a recording of the same text, (T,), both with full scale at 1."""
+        results = [measure(text, recorded, spoken) for measure in self._measures]
+        metrics = {name: value for result in results for name, value in result.metrics.items() if math.isfinite(value)}
+        transcripts = [result.transcript for result in results if result.transcript is not None]
+        return ClipMetrics(metrics, transcripts[0] if transcripts else None)
 
-        Mel-cepstral distance in dB, aligned by dynamic time warping (Kubichek 1993). With the same alignment, log F0
-        RMSE over the frames voiced in both, and the fraction of frames voiced in only one. Duration error
-        |T' - T| / T. Character and word error rates of the transcript.
-        """
-        metrics: dict[str, float] = {}
-        transcript = None
-        if {"mcd", "f0"} & set(self.scores):
-            metrics |= self._aligned_metrics(recorded, spoken)
-        if "duration" in self.scores:
-            metrics["duration_error"] = abs(len(spoken) - len(recorded)) / len(recorded)
-        if self._recognize is not None:
-            # Recognizers are trained on recordings, which have no digital silence.
-            transcript = self._recognize(_with_dither(_resample(spoken, self.rate_hz), _MODEL_RATE_HZ, noise_steps=8))
-            metrics |= transcript_errors(text, transcript)
-        if self._utmos is not None:
-            metrics["utmos"] = self._utmos(_resample(spoken, self.rate_hz))
-        if self._embed is not None:
-            a, b = (self._embed(_resample(samples, self.rate_hz)) for samples in (recorded, spoken))
-            metrics["speaker_similarity"] = float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
-        return ClipMetrics({name: value for name, value in metrics.items() if math.isfinite(value)}, transcript)
 
-    def _aligned_metrics(self, recorded: Samples, spoken: Samples) -> dict[str, float]:
-        metrics = {}
-        with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder) / name for name in ("recorded.wav", "spoken.wav")]
-            for file, samples in zip(files, (recorded, spoken), strict=True):
-                # A cepstrum needs at least one frame, and the logarithm of silence is -Inf.
-                dithered = _with_dither(samples, self.rate_hz, noise_steps=1)
-                write_pcm16_wav(file, to_pcm16(dithered), self.rate_hz)
-            if "mcd" in self.scores:
-                distance = self._packages["mcd"].compare_audio_files(*files, hop_len=_STEP_MS)[0]
-                metrics["mcd_db"] = float(distance)
-            if "f0" in self.scores:
-                path = _warping(files, self.rate_hz)
-                metrics |= _pitch_metrics(self._packages["f0"], recorded, spoken, self.rate_hz, path)
-        return metrics
+@_registered("mcd")
+def _load_mel_cepstral_distance(rate_hz: int, asr: str) -> Measure:  # noqa: ARG001
+    """Mel-cepstral distance in dB, aligned by dynamic time warping (Kubichek 1993)."""
+    package = _package("mcd")
+    logging.getLogger("mel_cepstral_distance").setLevel(logging.ERROR)  # it warns of frame lengths not a power of 2
 
-    def _load_utmos(self) -> Callable[[Samples], float]:
-        torch = importlib.import_module("torch")
-        model = _load_model("utmos", lambda: self._packages["utmos"].UTMOSScoreScripted(None, "cpu"))
-        return lambda samples: float(model.score(torch.from_numpy(samples)[None]).mean())
+    def measure(text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:  # noqa: ARG001
+        with _as_files(recorded, spoken, rate_hz) as files:
+            return ClipMetrics({"mcd_db": float(package.compare_audio_files(*files, hop_len=_STEP_MS)[0])}, None)
 
-    def _load_speaker_encoder(self) -> Callable[[Samples], NDArray[np.float32]]:
-        encoder = _load_model("similarity", lambda: self._packages["similarity"].VoiceEncoder("cpu", verbose=False))
-        return lambda samples: np.asarray(encoder.embed_utterance(samples))
+    return measure
+
+
+@_registered("f0")
+def _load_pitch(rate_hz: int, asr: str) -> Measure:  # noqa: ARG001
+    """Log F0 RMSE over the frames voiced in both, and the fraction of frames voiced in only one, aligned as above."""
+    pyworld = _package("f0")
+    _package("mcd")
+
+    def measure(text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:  # noqa: ARG001
+        with _as_files(recorded, spoken, rate_hz) as files:
+            path = _warping(files, rate_hz)
+        return ClipMetrics(_pitch_metrics(pyworld, recorded, spoken, rate_hz, path), None)
+
+    return measure
+
+
+@_registered("duration")
+def _load_duration(rate_hz: int, asr: str) -> Measure:  # noqa: ARG001
+    """Duration error |T' - T| / T."""
+
+    def measure(text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:  # noqa: ARG001
+        return ClipMetrics({"duration_error": abs(len(spoken) - len(recorded)) / len(recorded)}, None)
+
+    return measure
+
+
+@_registered("cer")
+def _load_error_rates(rate_hz: int, asr: str) -> Measure:
+    """Character and word error rates of the transcript."""
+    _package("cer")
+    recognize = _load_recognizer(asr)
+
+    def measure(text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:  # noqa: ARG001
+        # Recognizers are trained on recordings, which have no digital silence.
+        transcript = recognize(_with_dither(_resample(spoken, rate_hz), _MODEL_RATE_HZ, noise_steps=8))
+        return ClipMetrics(transcript_errors(text, transcript), transcript)
+
+    return measure
+
+
+@_registered("utmos")
+def _load_utmos(rate_hz: int, asr: str) -> Measure:  # noqa: ARG001
+    """Predicted mean opinion score (Saeki et al. 2022)."""
+    package, torch = _package("utmos"), importlib.import_module("torch")
+    model = _load_model("utmos", lambda: package.UTMOSScoreScripted(None, "cpu"))
+
+    def measure(text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:  # noqa: ARG001
+        samples = torch.from_numpy(_resample(spoken, rate_hz))
+        return ClipMetrics({"utmos": float(model.score(samples[None]).mean())}, None)
+
+    return measure
+
+
+@_registered("similarity")
+def _load_speaker_similarity(rate_hz: int, asr: str) -> Measure:  # noqa: ARG001
+    """Cosine of the angle between speaker embeddings."""
+    package = _package("similarity")
+    encoder = _load_model("similarity", lambda: package.VoiceEncoder("cpu", verbose=False))
+
+    def measure(text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:  # noqa: ARG001
+        a, b = (np.asarray(encoder.embed_utterance(_resample(s, rate_hz))) for s in (recorded, spoken))
+        return ClipMetrics({"speaker_similarity": float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))}, None)
+
+    return measure
+
+
+@contextmanager
+def _as_files(recorded: Samples, spoken: Samples, rate_hz: int) -> Iterator[list[Path]]:
+    """Inside, both are WAV files: mel_cepstral_distance reads files."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("recorded.wav", "spoken.wav")]
+        for file, samples in zip(files, (recorded, spoken), strict=True):
+            # A cepstrum needs at least one frame, and the logarithm of silence is -Inf.
+            write_pcm16_wav(file, to_pcm16(_with_dither(samples, rate_hz, noise_steps=1)), rate_hz)
+        yield files
 
 
 def transcript_errors(text: str, transcript: str) -> dict[str, float]:

@@ -348,25 +348,37 @@ class Tracker:
         Raises:
             ConfigError: its package is not installed.
         """
-        project, folder = self.config.wandb_project, self.run_dir / name
+        folder = self.run_dir / name
         if name == "trackio":
             self._exit_stack.enter_context(_environment_defaults(TRACKIO_DIR=str(folder.resolve())))
+        tracker_class = LOGGER_TYPE_TO_CLASS[name]
+        # As Accelerator.init_trackers calls them; not by it, as trackers start only after the run's folder is claimed.
+        places = [str(folder)] if tracker_class.requires_logging_directory else []
+        project, settings = tracker_arguments(name, self.config.wandb_project, self.run_dir.name)
         try:
-            if name == "trackio":
-                tracker = LOGGER_TYPE_TO_CLASS[name](project, name=self.run_dir.name, resume="allow")
-            else:
-                tracker = LOGGER_TYPE_TO_CLASS[name]("", str(folder))
+            tracker = tracker_class(project, *places, **settings)
             tracker.start()
         except ImportError as error:
             raise ConfigError(
                 f"--report_to {name}: package not installed ({error}). Run: pip install {name}"
             ) from error
-        settings = {
+        values = {
             key: value if isinstance(value, (int, float)) else str(value)
             for key, value in flatten(to_dict(self.config)).items()
         }
-        tracker.store_init_configuration(redacted(settings))
+        tracker.store_init_configuration(redacted(values))
         return tracker
+
+
+def tracker_arguments(name: str, project: str, run_name: str) -> tuple[str, dict[str, Any]]:
+    """Returns the project and the keyword arguments of one of Accelerate's trackers."""
+    settings: dict[str, dict[str, Any]] = {
+        "mlflow": {"run_name": run_name},
+        "swanlab": {"experiment_name": run_name},
+        "trackio": {"name": run_name, "resume": "allow"},
+    }
+    # TensorBoard would make a folder of the project's name inside the run's.
+    return "" if name == "tensorboard" else project, settings.get(name, {})
 
 
 def _update_of(line: bytes) -> int:
