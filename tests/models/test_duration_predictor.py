@@ -71,8 +71,8 @@ def test_log_durations_are_those_that_transformers_infers(
 
 
 def build_generator(case: golden.Case) -> VitsModel:
-    model = with_weight_norm(VitsModel(golden.vits_config(case.figures["config"]))).eval()
-    model.load_state_dict(from_original_generator(weights_by_formula(case.figures), model.state_dict()))
+    model = with_weight_norm(VitsModel(golden.vits_config(case.content["config"]))).eval()
+    model.load_state_dict(from_original_generator(weights_by_formula(case.content), model.state_dict()))
     return model
 
 
@@ -117,7 +117,7 @@ def test_stochastic_duration_loss_gives_neither_text_nor_speaker_a_gradient():
 
 def test_plain_duration_loss_is_the_squared_error_of_log_durations():
     torch.manual_seed(0)
-    config = golden.vits_config({**read_case("single_sdp").figures["config"], "use_sdp": False})
+    config = golden.vits_config({**read_case("single_sdp").content["config"], "use_sdp": False})
     predictor = VitsDurationPredictor(config).eval()
     hidden = torch.randn(2, 16, 3, requires_grad=True)
     mask = frame_mask(torch.tensor([3, 2]), 3)
