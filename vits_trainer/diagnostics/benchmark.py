@@ -145,7 +145,7 @@ def workload(config: BenchmarkConfig) -> Batch:
 def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[GanTrainStep, Callable[[], dict[str, Tensor]]]:
     """Returns the training step as the trainer builds it, and a function that runs one update."""
     generator, discriminator = networks(config)
-    generator.recomputes = config.gradient_checkpointing
+    generator.gradient_checkpointing = config.gradient_checkpointing
     if config.compile:
         compile_fixed_shapes(generator, discriminator)
     spec = pretrained.audio_spec(generator.model.config)

@@ -107,7 +107,7 @@ def _single_clip(batch: Batch, row: int, hop: int) -> Batch:
 
 def _networks(folder: Path, config: TrainConfig) -> tuple[Generator, Discriminator | None]:
     try:
-        model = pretrained.model_to_restore(folder / "voice")
+        model = pretrained.model_from_config(folder / "voice")
         weights = load_file(folder / "generator.safetensors")
         require_finite(weights, folder, "The weights are the cause, not the clips: resume from an earlier checkpoint.")
         model.load_state_dict(weights)

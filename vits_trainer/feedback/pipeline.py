@@ -45,7 +45,7 @@ def learn_corrections(config: FeedbackConfig) -> int:
     if config.rollback:
         with voice_versions.exclusive(served):
             gone, back = voice_versions.roll_back(served)
-        kept = voice_versions.versions_of(served) / f"rolled-back-{gone}"
+        kept = voice_versions.versions_dir(served) / f"rolled-back-{gone}"
         print(f"{served}: version {back} is served again; kept is {kept}")
         return 0
     _require_places(config)
@@ -65,9 +65,9 @@ def _require_places(config: FeedbackConfig) -> None:
         "--data_dir": config.data_dir,
         "--base_model": config.base_model if begins_with_base else None,
     }
-    voice_versions.require_place(served, "model_dir", {**kept, "--output_dir": output})
-    voice_versions.require_place(output, "output_dir", {**kept, "--model_dir": served})
-    held = voice_versions.kept_path_inside(followed(work), {**kept, "--model_dir": served})
+    voice_versions.check_voice_destination(served, "model_dir", {**kept, "--output_dir": output})
+    voice_versions.check_voice_destination(output, "output_dir", {**kept, "--model_dir": served})
+    held = voice_versions.protected_path_inside(followed(work), {**kept, "--model_dir": served})
     if held or (os.path.lexists(work) and not is_ours(work, WORK)):
         raise ConfigError(
             f"{work}, where train_feedback works (--output_dir with _work behind it), {held or 'is not its own'}. "
@@ -77,7 +77,7 @@ def _require_places(config: FeedbackConfig) -> None:
 
 def _learn(config: FeedbackConfig, served: Path) -> int:
     corrections = _corrections(config)
-    learnt = voice_versions.read_learnt(served)
+    learnt = voice_versions.read_history(served)
     new = replay_mix.not_yet_learnt(corrections, learnt.corrections)
     if not new:
         print(f"Nothing new: {served} has learnt all {len(corrections)} corrections of {config.feedback_dir}.")
@@ -136,13 +136,13 @@ def _decide(
         refused = work / "refused"
         if refused.exists():  # somebody has put a file there
             move_aside(refused, "earlier")
-        voice_versions.set_apart(output, refused)
+        voice_versions.move_voice(output, refused)
         raise RefusedVoiceError(f"{verdict} {served} is as it was; the refused voice is {refused}.")
     told = {name: record[name] for name in ("words", "learnt", "version")}
     now = voice_versions.VoiceHistory(version, {**learnt.corrections, **learnt_now}, (*learnt.verdicts, told))
-    with voice_versions.replacing(served, config.keep_versions) as folder:
-        voice_versions.copy(output, folder)
-        voice_versions.write_learnt(folder, now)
+    with voice_versions.replace_voice(served, config.keep_versions) as folder:
+        voice_versions.copy_voice(output, folder)
+        voice_versions.write_history(folder, now)
     print(f"{verdict}\n{served} is version {version} now. Back to the one before: train_feedback --rollback")
     return 0
 

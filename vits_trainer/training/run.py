@@ -34,8 +34,8 @@ from vits_trainer.models import extension, initialization, pretrained, pretraine
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE, Discriminator, load_discriminator
 from vits_trainer.models.extension import add_speakers
 from vits_trainer.models.generator import Generator
+from vits_trainer.models.voice_versions import check_voice_destination
 from vits_trainer.models.voice_versions import exclusive as claimed_voice
-from vits_trainer.models.voice_versions import require_place
 from vits_trainer.text import vocabulary
 from vits_trainer.text.languages import espeak_name
 from vits_trainer.text.tokenizer import VoiceTokenizer, build_tokenizer, load_tokenizer
@@ -92,7 +92,7 @@ def _claimed(config: TrainConfig) -> Iterator[None]:
         # Where the new voice takes the place of the very one that it began with, that one becomes a version.
         "--model_name": start if start and Path(start).exists() and followed(Path(start)) != followed(output) else None,
     }
-    require_place(output, "output_dir", kept)
+    check_voice_destination(output, "output_dir", kept)
     with checkpoint.exclusive_lock(Path(config.checkpoint_dir)), claimed_voice(output):
         yield
 
@@ -293,7 +293,7 @@ def _voice(
 ) -> tuple[VitsModel, VoiceTokenizer]:
     """The voice to train, in training form: of the checkpoint, of ``model_name``, or a new one."""
     if resume_from is not None:
-        return pretrained.model_to_restore(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
+        return pretrained.model_from_config(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
     if config.architecture is None:
         model = pretrained.load_model(str(config.model_name), config.layerdrop)
         model = add_speakers(model, prepared.speakers) if config.extend_speakers else model
@@ -315,7 +315,7 @@ def _discriminator(config: TrainConfig, resume_from: Path | None) -> tuple[Discr
     if resume_from is not None and (resume_from / DISCRIMINATOR_FILE).is_file():
         # What they once came from may be gone by now.
         return load_discriminator(resume_from / DISCRIMINATOR_FILE), False
-    judges = pretrained_discriminator.discriminator_for(
+    judges = pretrained_discriminator.load_or_create_discriminator(
         config.model_name, config.discriminator, config.discriminator_from
     )
     theirs = config.discriminator_from is not None or config.model_name is None

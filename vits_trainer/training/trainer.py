@@ -27,7 +27,7 @@ from vits_trainer.distributed.stragglers import RankInfo, StragglerDetector
 from vits_trainer.distributed.watchdog import StallWatchdog
 from vits_trainer.evaluation.speakers import SpeakerMel, worst
 from vits_trainer.evaluation.speech_metrics import ClipScore, SpeechMetrics, means
-from vits_trainer.models.compile import compile_fixed_shapes, compiler_failure
+from vits_trainer.models.compile import as_compile_error, compile_fixed_shapes
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.tracking.tracker import RunOutcome, Tracker
@@ -110,7 +110,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.tracker = tracker
         self.shutdown = shutdown
-        generator.recomputes = config.gradient_checkpointing
+        generator.gradient_checkpointing = config.gradient_checkpointing
         if config.compile:
             compile_fixed_shapes(generator, discriminator)
         judge = None if discriminator is None else self._learner("discriminator", discriminator)
@@ -313,7 +313,7 @@ class Trainer:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 meaning = self.runtime.explain_collective_error(error) or (
-                    compiler_failure(error) if self.config.compile else None
+                    as_compile_error(error) if self.config.compile else None
                 )
                 if meaning is None:
                     raise
