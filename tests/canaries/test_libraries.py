@@ -1,4 +1,4 @@
-"""What we assume of other libraries. When one of these fails, look again at the place it names, not at the test."""
+"""Assumptions about other libraries. If a test fails, review the code that it names, not the test."""
 
 import pytest
 import torch
@@ -11,13 +11,13 @@ def small() -> VitsModel:
 
 
 def test_transformers_still_cannot_train_vits() -> None:
-    """The bug that began this project: ``labels`` raises. If it no longer does, docs/ must be told."""
+    """``labels`` raises, the original reason for this project. If it no longer does, update docs/."""
     with pytest.raises(NotImplementedError, match="Training of VITS is not supported yet"):
         small()(torch.zeros(1, 5, dtype=torch.long), labels=torch.zeros(1, 513, 5))
 
 
-def test_transformers_default_layerdrop_is_not_vits() -> None:
-    """models.load_model sets it to zero."""
+def test_transformers_default_layerdrop_differs_from_vits() -> None:
+    """pretrained.load_model sets it to zero."""
     assert VitsConfig().layerdrop == 0.1
 
 
@@ -28,24 +28,24 @@ def test_transformers_leaves_loaded_models_in_eval_mode(tmp_path) -> None:
 
 
 def test_transformers_stochastic_duration_predictor_flips_once_too_often() -> None:
-    """durations._stochastic_nll: without the extra flip, one flow alone would leave its own inverse."""
+    """duration_predictor._stochastic_nll: an extra flip in transformers' training direction changes the loss."""
     from vits_trainer.models.duration_predictor import duration_loss
 
     torch.manual_seed(0)
     predictor = small().duration_predictor.eval()
-    # Initialised flows are near the identity, which would hide the order of the channels.
+    # Flows are initialised close to the identity, which would hide the order of channels.
     for parameter in predictor.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     hidden, mask, frames = torch.randn(1, 16, 6), torch.ones(1, 1, 6), torch.full((1, 1, 6), 3.0)
     torch.manual_seed(1)
-    theirs = predictor(hidden, mask, durations=frames, reverse=False)
+    transformers_loss = predictor(hidden, mask, durations=frames, reverse=False)
     torch.manual_seed(1)
-    ours = duration_loss(predictor, hidden, mask, None, frames, torch.randn_like)
-    assert not torch.allclose(ours, theirs)
+    loss = duration_loss(predictor, hidden, mask, None, frames, torch.randn_like)
+    assert not torch.allclose(loss, transformers_loss)
 
 
 def test_networks_have_no_buffers() -> None:
-    """runtime leaves DistributedDataParallel's broadcasting of buffers alone, as there are none."""
+    """distributed.runtime does not configure broadcasting of buffers in DistributedDataParallel."""
     from vits_trainer.models.discriminator import Discriminator
 
     assert not list(small().buffers())

@@ -18,9 +18,9 @@ def test_full_disk_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch, caps
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["check"]) == 1
-    assert "Start it as one" in capsys.readouterr().err
+    assert "Start it with one" in capsys.readouterr().err
 
 
 def test_folder_without_golden_values_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--golden", str(tmp_path)]) == 2
-    assert "holds no golden case" in capsys.readouterr().err
+    assert "contains no golden case" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def test_coqui_voice_becomes_an_original_one(tmp_path: Path, capsys: pytest.Capt
     judges = Discriminator(SMALL)
     source = write_coqui(tmp_path / "coqui", "multi_sdp", judges)
     assert convert("--from", "coqui", "--to=original", "--input", source, "--output", tmp_path / "back") == 0
-    assert "note: its text cleaner (basic_cleaners) is not carried over" in capsys.readouterr().out
+    assert "note: its text cleaner (basic_cleaners) is not converted" in capsys.readouterr().out
     weights, back = golden_weights("multi_sdp")[0], torch.load(tmp_path / "back/G_0.pth")["model"]
     assert all(torch.equal(back[name], weight) for name, weight in weights.items() if name != "enc_p.emb.weight")
     symbols = (tmp_path / "back/vocab.txt").read_text("utf-8").split("\n")
@@ -201,12 +201,12 @@ def test_onnx_file_that_speaks_otherwise_is_thrown_away(
     assert "ends with .onnx" in capsys.readouterr().err
 
     def differs(model: VitsModel, path: Path) -> None:
-        raise ModelError(f"{path} speaks otherwise")
+        raise ModelError(f"{path} output differs")
 
     monkeypatch.setattr(convert_command, "export_onnx", lambda model, tokenizer, path: path.write_bytes(b"a voice"))
     monkeypatch.setattr(convert_command, "compare_onnx", differs)
     assert convert(source, "--to", "onnx", "--output", tmp_path / "voice.onnx") == 2
-    assert "speaks otherwise" in capsys.readouterr().err
+    assert "output differs" in capsys.readouterr().err
     assert not (tmp_path / "voice.onnx").exists()
     monkeypatch.setattr(convert_command, "compare_onnx", lambda model, path: "real-time factor 0.5")
     assert convert(source, "--to", "onnx", "--output", tmp_path / "voice.onnx") == 0

@@ -1,5 +1,4 @@
-"""What the benchmark counts, and that an update leaves the host alone."""
-
+"""Operation counts of the benchmark, and absence of host synchronization in an update."""
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from vits_trainer.diagnostics.benchmark import OperationCounter, our_update
 from vits_trainer.distributed.runtime import Runtime
 
 
-def test_counter_tells_work_from_views_and_waiting() -> None:
+def test_counter_distinguishes_work_views_and_host_syncs() -> None:
     x = torch.arange(6.0)
     with OperationCounter() as counter:
         x.view(2, 3).transpose(0, 1)[0]
@@ -27,7 +26,7 @@ def test_counter_tells_work_from_views_and_waiting() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_host_sync_in_an_update(precision: str) -> None:
-    """On the CPU, where the alignment search is not counted: it is numba's. On a GPU: the next test."""
+    """Runs on the CPU, where the numba alignment search is not counted. The next test covers the GPU."""
     _, update = our_update(BenchmarkConfig(**SMALL, precision=precision), Runtime(precision, 1))
     update()
     with OperationCounter() as counter:
@@ -40,9 +39,9 @@ def test_no_host_sync_in_an_update(precision: str) -> None:
 def test_no_host_sync_in_an_update_on_a_gpu() -> None:
     _, update = our_update(BenchmarkConfig(**SMALL, precision="bf16"), Runtime("bf16", 1))
     update()
-    torch.cuda.set_sync_debug_mode("error")  # raises at the first wait
+    torch.cuda.set_sync_debug_mode("error")  # raises on synchronization
     try:
-        found = update()
+        losses = update()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.isfinite(torch.stack(list(found.values()))).all()
+    assert torch.isfinite(torch.stack(list(losses.values()))).all()

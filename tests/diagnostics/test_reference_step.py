@@ -1,4 +1,4 @@
-"""The reference step: the same losses, more waiting."""
+"""The reference step has the same losses and more host synchronization."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from vits_trainer.diagnostics.reference_step import reference_update
 from vits_trainer.distributed.runtime import Runtime
 
 
-def test_textbook_waits_and_launches_more() -> None:
+def test_reference_synchronizes_and_launches_more() -> None:
     config, runtime = BenchmarkConfig(**SMALL, precision="bf16"), Runtime("bf16", 1)
     counts = []
     for update in (our_update(config, runtime)[1], reference_update(config, runtime)):
@@ -17,13 +17,13 @@ def test_textbook_waits_and_launches_more() -> None:
         with OperationCounter() as counter:
             update()
         counts.append((counter.launching, counter.host_syncs))
-    (ours, _), (theirs, waits) = counts
-    assert waits > 100
+    (ours, _), (theirs, host_syncs) = counts
+    assert host_syncs > 100
     assert ours < 0.75 * theirs
 
 
-def test_textbook_starts_from_the_same_losses() -> None:
-    """What stands beside ours computes the same thing: its first losses agree, but for the noise."""
+def test_reference_starts_from_the_same_losses() -> None:
+    """The first losses agree with ours up to noise, so both compute the same update."""
     config, runtime = BenchmarkConfig(**{**SMALL, "batch_size": 8}), Runtime("fp32", 1)
     ours = our_update(config, runtime)[1]()
     theirs = reference_update(config, runtime)()

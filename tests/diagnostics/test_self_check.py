@@ -1,4 +1,4 @@
-"""Parts of ``check``."""
+"""Self-checks of ``check``."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""``feedback_app``: the page in a real browser, its password over HTTP, and its answers one by one."""
+"""``feedback_app``: the page in a browser, password and headers over HTTP, and the event handlers."""
 
 import asyncio
 import contextlib
@@ -44,7 +44,7 @@ CHROMIUM_FLAGS = [
     "--no-first-run",
     "--disable-sync",
     "--disable-component-update",
-    "--use-fake-ui-for-media-stream",  # a microphone that hears beeps
+    "--use-fake-ui-for-media-stream",  # a microphone that records beeps
     "--use-fake-device-for-media-stream",
 ]
 HAS_GRADIO = importlib.util.find_spec("gradio") is not None
@@ -69,14 +69,14 @@ def model(served: Path, tmp_path: Path) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 @contextlib.contextmanager
 def app(folder: Path, model: Path, password: str | None = None, **changes: object) -> Iterator[str]:
-    """The real program on a free port; its address is the value. It ends by SIGTERM, with what that promises."""
+    """Runs the program on a free port and yields its address; checks the exit code after SIGTERM."""
     settings = {
         "feedback_dir": folder / "feedback",
         "model_dir": model,
@@ -84,12 +84,12 @@ def app(folder: Path, model: Path, password: str | None = None, **changes: objec
         "port": free_port(),
         **changes,
     }
-    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    flags = [flag for name, value in settings.items() for flag in (f"--{name}", str(value))]
     environment = os.environ | ({"VITS_TRAINER_PASSWORD": password} if password else {})
     log = folder / "app.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "vits_trainer", "feedback_app", *words],
+            [sys.executable, "-m", "vits_trainer", "feedback_app", *flags],
             cwd=ROOT,
             env=environment,
             stdout=output,
@@ -97,7 +97,7 @@ def app(folder: Path, model: Path, password: str | None = None, **changes: objec
         )
     try:
         for _ in range(1200):
-            if b"The page is at" in log.read_bytes() or process.poll() is not None:
+            if b"Serving at" in log.read_bytes() or process.poll() is not None:
                 break
             time.sleep(0.1)
         assert process.poll() is None, log.read_text()
@@ -110,7 +110,7 @@ def app(folder: Path, model: Path, password: str | None = None, **changes: objec
         process.wait()
 
 
-# In a browser
+# Page in a browser
 
 
 @pytest.fixture
@@ -120,11 +120,11 @@ def page() -> Iterator[Any]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_FLAGS)
         opened = browser.new_page(viewport={"width": 1280, "height": 900})
-        opened.asked = []
+        opened.requests = []
         opened.errors = []
-        opened.on("request", lambda request: opened.asked.append(request.url))
+        opened.on("request", lambda request: opened.requests.append(request.url))
         opened.on("pageerror", lambda error: opened.errors.append(str(error)))
-        opened.on("console", lambda said: opened.errors.append(said.text) if said.type == "error" else None)
+        opened.on("console", lambda message: opened.errors.append(message.text) if message.type == "error" else None)
         yield opened
         browser.close()
 
@@ -134,7 +134,7 @@ def tab_to(page: Any, selector: str) -> None:
         if page.evaluate("selector => document.activeElement.matches(selector)", selector):
             return
         page.keyboard.press("Tab")
-    raise AssertionError(f"{selector} cannot be reached by the tabulator key")
+    raise AssertionError(f"{selector} cannot be reached by the Tab key")
 
 
 def upload(page: Any, content: bytes, name: str = "../../it.wav") -> None:
@@ -156,7 +156,7 @@ def seconds_of(page: Any, selector: str) -> float:
 
 
 def overflowing(page: Any) -> list[str]:
-    """What reaches over the right edge, also where the page cuts it off instead of scrolling."""
+    """Returns elements beyond the right edge, including those that are clipped instead of scrolled."""
     return page.evaluate(
         """() => [...document.querySelectorAll('body *')]
              .filter(e => e.offsetParent && e.getBoundingClientRect().right > innerWidth + 1)
@@ -165,7 +165,7 @@ def overflowing(page: Any) -> list[str]:
 
 
 def unlabelled(page: Any) -> list[str]:
-    """Controls that a screen reader has no name for."""
+    """Returns controls without a label for screen readers."""
     return page.evaluate(
         """() => [...document.querySelectorAll('button, select, textarea, input, audio[controls], progress')]
              .filter(e => e.offsetParent && !e.getAttribute('aria-label') && !e.innerText?.trim()
@@ -176,13 +176,13 @@ def unlabelled(page: Any) -> list[str]:
 
 @needs_gradio
 @needs_browser
-def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
+def test_full_workflow_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
     correction = voice(1.5, 16000, 200)
     feedback = tmp_path / "feedback"
     limits = {"max_clip_s": 3, "max_upload_mb": 0.5, "max_corrections_per_hour": 2}
-    limits |= {"epochs": 20, "learning_rate": 5e-3}  # a voice of random noise
+    limits |= {"epochs": 20, "learning_rate": 5e-3}  # the voice is random noise
     with app(tmp_path, model, **limits) as address:
-        # By keyboard alone: type, hear, mark as wrong, and come to the upload.
+        # Keyboard only: type, generate, mark as wrong, and reach the upload.
         page.goto(address)
         page.wait_for_function("document.activeElement.matches('#sentence textarea')")
         page.keyboard.type(TEXT)
@@ -192,7 +192,7 @@ def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
         assert page.evaluate("document.querySelector('#rendering img').naturalWidth") > 500
         tab_to(page, "#wrong")
         page.keyboard.press("Enter")
-        page.wait_for_selector(f"#correct .wanted >> text={TEXT}")
+        page.wait_for_selector(f"#correct .prompt >> text={TEXT}")
         tab_to(page, "#recording [aria-label='Upload file']")
         page.keyboard.press("Enter")
         page.wait_for_selector("#recording input[type=file]", state="attached")
@@ -207,7 +207,7 @@ def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
         assert not list(feedback.glob("*.wav"))
         tab_to(page, "#save")
         page.keyboard.press("Enter")
-        page.wait_for_selector("#heard-notice >> text=Saved: 1.5 s.")
+        page.wait_for_selector("#playback-notice >> text=Saved: 1.5 s.")
 
         (wav,), (txt,) = feedback.glob("*.wav"), feedback.glob("*.txt")
         assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{8}", wav.stem)
@@ -218,7 +218,7 @@ def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
         assert np.abs(samples / 32768 - correction).max() < 1e-4
         (mark,) = map(json.loads, (feedback / "marks.jsonl").read_text().splitlines())
         assert (mark["text"], mark["mark"], mark["seed"], len(mark["model"])) == (TEXT, "wrong", 1234, 64)
-        assert page.inner_text("ul.saved .said") == TEXT
+        assert page.inner_text("ul.saved .text") == TEXT
         assert seconds_of(page, "ul.saved audio") == pytest.approx(1.5)
 
         page.click("#wrong")
@@ -244,14 +244,14 @@ def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
 
         page.click("#learn")
         page.wait_for_selector("#learning progress[max]", timeout=HANG_S * 1000)
-        page.wait_for_selector("#learning .notice.good >> text=The voice has learnt", timeout=HANG_S * 1000)
-        assert "version 1 of the voice" in page.inner_text("#learning .notice")
-        assert "2 corrections learnt" in page.inner_text("#learning .notice")
+        page.wait_for_selector("#learning .notice.good >> text=Training finished", timeout=HANG_S * 1000)
+        assert "voice version 1" in page.inner_text("#learning .notice")
+        assert "trained on 2 corrections" in page.inner_text("#learning .notice")
         learnt = json.loads((model / "learnt.json").read_text())["corrections"]
         assert learnt.keys() == {wav.stem, recorded.stem}
         assert (tmp_path / "final_model_versions/0/model.safetensors").is_file()
         page.click("#learn")
-        page.wait_for_selector("#learning .notice.good >> text=There was nothing new to learn", timeout=HANG_S * 1000)
+        page.wait_for_selector("#learning .notice.good >> text=There are no new corrections", timeout=HANG_S * 1000)
 
         page.set_viewport_size({"width": 390, "height": 844})
         page.wait_for_timeout(500)
@@ -259,34 +259,34 @@ def test_whole_way_in_a_browser(model: Path, tmp_path: Path, page: Any) -> None:
         assert overflowing(page) == []
         assert unlabelled(page) == []
 
-        page.once("dialog", lambda asked: asked.dismiss())
+        page.once("dialog", lambda dialog: dialog.dismiss())
         page.click(f"ul.saved [data-name='{wav.stem}']")
         assert wav.exists()
-        for name, left in ((wav.stem, "1 correction saved here."), (recorded.stem, "0 corrections saved here.")):
-            page.once("dialog", lambda asked: asked.accept())
+        for name, remaining in ((wav.stem, "1 correction saved."), (recorded.stem, "0 corrections saved.")):
+            page.once("dialog", lambda dialog: dialog.accept())
             page.click(f"ul.saved [data-name='{name}']")
-            page.wait_for_selector(f"text={left}")
+            page.wait_for_selector(f"text={remaining}")
         assert {path.name for path in feedback.iterdir()} == {"marks.jsonl", ".in_use"}
         assert page.errors == []
 
-        too_large = encode(voice(20.0, 16000), 16000)  # Gradio refuses it before we see it
+        too_large = encode(voice(20.0, 16000), 16000)  # Gradio rejects it before our check
         page.click("#recording [aria-label='Clear']")
         upload(page, too_large)
         page.wait_for_selector("text=/(exceed|too large)/i")
         assert not list(feedback.glob("*.wav"))
-    places = {urllib.parse.urlsplit(url).netloc for url in page.asked if not url.startswith(("data:", "blob:"))}
-    assert places == {urllib.parse.urlsplit(address).netloc}
+    hosts = {urllib.parse.urlsplit(url).netloc for url in page.requests if not url.startswith(("data:", "blob:"))}
+    assert hosts == {urllib.parse.urlsplit(address).netloc}
 
 
-# Over HTTP
+# HTTP
 
 
 def status(opener: urllib.request.OpenerDirector, url: str, **form: str) -> int:
     data = urllib.parse.urlencode(form).encode() if form else None
     try:
         return opener.open(url, data, timeout=HANG_S).status
-    except urllib.error.HTTPError as refused:
-        return refused.code
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 @needs_gradio
@@ -329,7 +329,7 @@ def test_password_and_policy_over_http(model: Path, tmp_path: Path) -> None:
         ({"host": "127.0.0.1:7860"}, "/gradio_api/proxy=https://example.org/x", 403),
     ],
 )
-def test_other_sites_do_not_use_the_page(headers: dict[str, str], path: str, code: int) -> None:
+def test_requests_from_other_sites_are_rejected(headers: dict[str, str], path: str, code: int) -> None:
     from vits_trainer.feedback.app import SecurityHeadersMiddleware
 
     sent: list[dict[str, Any]] = []
@@ -346,11 +346,13 @@ def test_other_sites_do_not_use_the_page(headers: dict[str, str], path: str, cod
     assert sent[0]["status"] == code
 
 
-# Answered with one line
+# Errors at start-up
 
 
 @pytest.mark.parametrize("host", ["192.168.1.2", "example.org", "::", "0"])
-def test_others_need_a_password(host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_hosts_require_a_password(
+    host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("VITS_TRAINER_PASSWORD", raising=False)
     assert main(["feedback_app", "--host", host]) == 2
     out, err = capsys.readouterr()
@@ -359,11 +361,11 @@ def test_others_need_a_password(host: str, capsys: pytest.CaptureFixture[str], m
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback_needs_none(host: str) -> None:
+def test_loopback_requires_no_password(host: str) -> None:
     assert FeedbackAppConfig(host=host).is_loopback
 
 
-def test_password_comes_from_a_file_and_is_no_short_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_password_file_is_validated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "password"
     file.write_text("short\n")
     flags = ["feedback_app", "--host", "192.168.1.2", "--password_file", str(file)]
@@ -374,10 +376,10 @@ def test_password_comes_from_a_file_and_is_no_short_one(tmp_path: Path, capsys: 
     assert "cannot be read" in capsys.readouterr().err
     file.write_text(f"{SESAME}\n")
     assert main([*flags, "--model_dir", str(tmp_path / "absent")]) == 2
-    assert "holds no voice" in capsys.readouterr().err if HAS_GRADIO else "needs gradio"
+    assert "contains no voice" in capsys.readouterr().err if HAS_GRADIO else "needs gradio"
 
 
-def test_missing_gradio_names_its_remedy(
+def test_missing_gradio_is_reported_with_the_remedy(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -389,32 +391,32 @@ def test_missing_gradio_names_its_remedy(
     ("name", "value"),
     [("port", 0), ("max_clip_s", 61), ("max_upload_mb", 0), ("epochs", 0), ("learning_rate", -1.0)],
 )
-def test_wrong_value_is_refused_with_its_flag(name: str, value: float) -> None:
+def test_invalid_value_is_rejected_with_its_flag(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"--{name} "):
         FeedbackAppConfig(**{name: value})
 
 
 @needs_gradio
-def test_port_in_use_is_said(model: Path, tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        flags = ["--port", str(taken.getsockname()[1]), "--model_dir", str(model)]
-        ended = subprocess.run(
+def test_port_in_use_is_reported(model: Path, tmp_path: Path) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        flags = ["--port", str(sock.getsockname()[1]), "--model_dir", str(model)]
+        result = subprocess.run(
             [sys.executable, "-m", "vits_trainer", "feedback_app", "--feedback_dir", str(tmp_path / "f"), *flags],
             cwd=ROOT,
             capture_output=True,
             text=True,
         )
-    assert ended.returncode == 2
-    assert "cannot listen there" in ended.stderr.splitlines()[-1]
+    assert result.returncode == 2
+    assert "cannot listen on this address" in result.stderr.splitlines()[-1]
 
 
-# Answer by answer
+# Event handlers
 
 
 @pytest.fixture
-def answers(model: Path, tmp_path: Path) -> Iterator[Any]:
+def handlers(model: Path, tmp_path: Path) -> Iterator[Any]:
     from vits_trainer.feedback.app import FeedbackPage
 
     config = FeedbackAppConfig(feedback_dir=str(tmp_path / "feedback"), model_dir=str(model))
@@ -427,79 +429,80 @@ def answers(model: Path, tmp_path: Path) -> Iterator[Any]:
     store.close()
 
 
-ASKED = SimpleNamespace(client=SimpleNamespace(host="127.0.0.1"))
+REQUEST = SimpleNamespace(client=SimpleNamespace(host="127.0.0.1"))
 
 
 @needs_gradio
-def test_each_take_has_its_seed_and_unknown_letters_are_named(answers: Any) -> None:
-    parts = answers.parts
-    first = answers.hear(TEXT, None)[parts.heard]
-    second = answers.hear(f" {TEXT}\n", first)[parts.heard]
-    other = answers.hear("number 4 Ж", second)
-    assert (first.take, second.take, other[parts.heard].take) == (1, 2, 1)
-    assert [heard.rendering.seed for heard in (first, second)] == [1234, 1235]
-    assert not np.array_equal(first.rendering.samples, second.rendering.samples)
-    assert "does not know Ж" in other[parts.heard_notice]
+def test_takes_have_different_seeds_and_unknown_letters_are_listed(handlers: Any) -> None:
+    components = handlers.components
+    first = handlers.generate(TEXT, None)[components.playback]
+    second = handlers.generate(f" {TEXT}\n", first)[components.playback]
+    other = handlers.generate("number 4 Ж", second)
+    assert (first.take, second.take, other[components.playback].take) == (1, 2, 1)
+    assert [playback.speech.seed for playback in (first, second)] == [1234, 1235]
+    assert not np.array_equal(first.speech.samples, second.speech.samples)
+    assert "does not know: Ж" in other[components.playback_notice]
 
 
 @needs_gradio
-def test_markup_in_a_text_stays_text(answers: Any) -> None:
-    shown = answers.hear('number <img src=x onerror="alert(1)"> 1', None)[answers.parts.rendering]
+def test_markup_in_a_text_is_escaped(handlers: Any) -> None:
+    shown = handlers.generate('number <img src=x onerror="alert(1)"> 1', None)[handlers.components.speech]
     assert "<img src=x" not in shown
     assert 'onerror="' not in shown
 
 
 @needs_gradio
-def test_same_mark_twice_is_one_line(answers: Any, tmp_path: Path) -> None:
-    heard = answers.hear(TEXT, None)[answers.parts.heard]
-    right = answers.mark_right(heard, ASKED)[answers.parts.heard]
-    assert answers.mark_right(right, ASKED)[answers.parts.heard] == right
-    answers.mark_wrong(right, ASKED)
+def test_repeated_mark_is_saved_once(handlers: Any, tmp_path: Path) -> None:
+    playback = handlers.generate(TEXT, None)[handlers.components.playback]
+    right = handlers.mark_right(playback, REQUEST)[handlers.components.playback]
+    assert handlers.mark_right(right, REQUEST)[handlers.components.playback] == right
+    handlers.mark_wrong(right, REQUEST)
     lines = (tmp_path / "feedback/marks.jsonl").read_text().splitlines()
     assert [json.loads(line)["mark"] for line in lines] == ["right", "wrong"]
 
 
 @needs_gradio
-def test_new_voice_speaks_once_the_folder_is_replaced(answers: Any, model: Path, tmp_path: Path) -> None:
-    before = answers.hear(TEXT, None)[answers.parts.heard].rendering
+def test_replaced_voice_is_loaded(handlers: Any, model: Path, tmp_path: Path) -> None:
+    before = handlers.generate(TEXT, None)[handlers.components.playback].speech
     renamed = tmp_path / "renamed"
-    model.rename(renamed)  # as in the midst of its replacement: the old one goes on speaking
-    assert answers.hear(TEXT, None)[answers.parts.heard].rendering.model == before.model
+    model.rename(renamed)  # as during replacement: the previous voice stays in use
+    assert handlers.generate(TEXT, None)[handlers.components.playback].speech.model == before.model
     with (renamed / "model.safetensors").open("r+b") as weights:
         weights.seek(-4, os.SEEK_END)
         weights.write(np.float32(0.125).tobytes())
     renamed.rename(model)
-    after = answers.hear(TEXT, None)[answers.parts.heard].rendering
+    after = handlers.generate(TEXT, None)[handlers.components.playback].speech
     assert after.model != before.model
-    assert answers.voice.model[:12] in answers.watch()[answers.parts.banner]
+    assert handlers.voice.model[:12] in handlers.update_progress()[handlers.components.banner]
 
 
 @needs_gradio
-def test_damaged_new_voice_is_said_once_and_the_old_one_speaks(answers: Any, model: Path) -> None:
-    before = answers.hear(TEXT, None)[answers.parts.heard].rendering
+def test_damaged_new_voice_is_reported_once_and_the_old_one_stays_in_use(handlers: Any, model: Path) -> None:
+    before = handlers.generate(TEXT, None)[handlers.components.playback].speech
     (model / "model.safetensors").write_bytes(b"damaged")
-    answer = answers._answering(answers.hear, answers.parts.heard_notice)
-    assert "no voice could be loaded" in answer(TEXT, None)[answers.parts.heard_notice]
-    assert answer(TEXT, None)[answers.parts.heard].rendering.model == before.model
+    handler = handlers._with_error_notice(handlers.generate, handlers.components.playback_notice)
+    assert "no voice could be loaded" in handler(TEXT, None)[handlers.components.playback_notice]
+    assert handler(TEXT, None)[handlers.components.playback].speech.model == before.model
 
 
 @needs_gradio
-def test_mistake_is_shown_and_the_unexpected_is_logged(
-    answers: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_user_errors_are_shown_and_unexpected_errors_logged(
+    handlers: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     import gradio as gr
 
-    notice = answers.parts.correct_notice
+    notice = handlers.components.correct_notice
     large = tmp_path / "large.wav"
     large.write_bytes(encode(voice(3.0, 16000), 16000))
-    heard = answers.hear(TEXT, None)[answers.parts.heard]
-    shown = answers._answering(answers.save, notice)(str(large), heard, ASKED)
+    playback = handlers.generate(TEXT, None)[handlers.components.playback]
+    shown = handlers._with_error_notice(handlers.save, notice)(str(large), playback, REQUEST)
     assert list(shown) == [notice]
     assert 'role="alert">The file is too large: 0.1 MB, at most 0.0625 MB.' in shown[notice]
-    assert "There is no recording yet" in answers._answering(answers.save, notice)(None, heard, ASKED)[notice]
-    assert "no correction to learn from" in answers._answering(answers.learn, notice)()[notice]
-    answers.corrections = None
-    with pytest.raises(gr.Error, match="the program's log has the details"):
-        answers._answering(answers.save, notice)(str(large), heard, ASKED)
+    without_recording = handlers._with_error_notice(handlers.save, notice)(None, playback, REQUEST)
+    assert "There is no recording yet" in without_recording[notice]
+    assert "no corrections to train on" in handlers._with_error_notice(handlers.train, notice)()[notice]
+    handlers.corrections = None
+    with pytest.raises(gr.Error, match="see the program's log for details"):
+        handlers._with_error_notice(handlers.save, notice)(str(large), playback, REQUEST)
     assert "save failed" in caplog.text
     assert "AttributeError" in caplog.text

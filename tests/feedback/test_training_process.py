@@ -121,7 +121,7 @@ def test_progress_is_read_while_it_runs(tmp_path: Path, started: list[Started]) 
     assert (shown.update, shown.total_updates, shown.elapsed_s > 0) == (12, 40, True)
     assert len(shown.lines) == 15
     assert {"bar 1", "bar 2", "update 12/40 mel 0.9 ..."} <= set(shown.lines)
-    html = views.learning(shown)
+    html = views.training_status(shown)
     assert '<progress value="12" max="40"' in html
     assert "update 12 of 40" in html
 
@@ -133,11 +133,11 @@ def test_verdict_is_taken_with_its_figures(tmp_path: Path, started: list[Started
     ended = started[0].end()
     assert ended.stage is (Stage.ACCEPTED if accepted else Stage.REFUSED)
     assert ended.message == "<b>Mel 1.23 to 0.95.</b>"
-    html = views.learning(ended)
+    html = views.training_status(ended)
     assert "&lt;b&gt;Mel 1.23 to 0.95.&lt;/b&gt;" in html
     assert "<td>1.230</td><td>0.950</td>" in html
     assert "<td>0.800</td><td>0.801</td>" in html
-    assert ("2 corrections learnt" in html) is accepted
+    assert ("trained on 2 corrections" in html) is accepted
     assert ("version 2" in html) is accepted
 
 
@@ -187,7 +187,7 @@ def test_cancelling_lets_it_save(tmp_path: Path, started: list[Started]) -> None
     ended = started[0].end()
     assert (ended.stage, ended.message) == (Stage.CANCELLED, "saved")
     assert (tmp_path / "saved").exists()
-    assert "the old voice goes on speaking" in views.learning(ended)
+    assert "the previous voice stays in use" in views.training_status(ended)
 
 
 def test_one_that_does_not_stop_is_killed_at_the_end(tmp_path: Path, started: list[Started]) -> None:

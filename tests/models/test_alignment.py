@@ -1,4 +1,4 @@
-"""Monotonic alignment search against the PyPI package and against every path there is."""
+"""Monotonic alignment search against the PyPI package and exhaustive search."""
 
 import itertools
 
@@ -22,12 +22,12 @@ def one_hot(token_of_frame: torch.Tensor, frame_lengths: torch.Tensor, tokens: i
     return path * frame_mask(frame_lengths, token_of_frame.shape[1])
 
 
-def value_of(scores: torch.Tensor, path: list[int]) -> float:
+def score_of(scores: torch.Tensor, path: list[int]) -> float:
     return float(sum(scores[t, s].double() for t, s in enumerate(path)))
 
 
-def every_path(frames: int, tokens: int) -> list[list[int]]:
-    """All ways to go through ``tokens`` in order, none left out."""
+def all_paths(frames: int, tokens: int) -> list[list[int]]:
+    """Returns all monotonic paths through ``tokens`` without skips."""
     return [
         [sum(t >= cut for cut in cuts) for t in range(frames)]
         for cuts in itertools.combinations(range(1, frames), tokens - 1)
@@ -35,61 +35,61 @@ def every_path(frames: int, tokens: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("frames", "tokens"), [(1, 1), (4, 1), (5, 5), (6, 2), (7, 3), (8, 4), (8, 7)])
-def test_search_finds_the_best_of_all_paths(frames, tokens):
+def test_search_finds_the_best_path(frames, tokens):
     for seed in range(20):
         scores = torch.randn(frames, tokens, generator=torch.Generator().manual_seed(seed)) * 10
-        best = max(every_path(frames, tokens), key=lambda path: value_of(scores, path))
+        best = max(all_paths(frames, tokens), key=lambda path: score_of(scores, path))
         assert search(scores[None], lengths(frames), lengths(tokens))[0].tolist() == best
 
 
-def test_search_in_float64_tells_scores_apart_that_are_alike_in_float32():
+def test_search_in_float64_distinguishes_scores_equal_in_float32():
     scores = 1000 + 1e-9 * torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert len(scores.float().unique()) == 1
-    best = max(every_path(6, 3), key=lambda path: value_of(scores, path))
+    best = max(all_paths(6, 3), key=lambda path: score_of(scores, path))
     assert search(scores[None], lengths(6), lengths(3))[0].tolist() == best
     assert search(scores[None].float(), lengths(6), lengths(3))[0].tolist() != best
 
 
 @pytest.mark.parametrize("offset", [0.0, -1e4])
-def test_search_equals_the_published_package(offset):
+def test_search_equals_the_pypi_package(offset):
     generator = torch.Generator().manual_seed(3)
     frame_lengths, token_lengths = lengths(50, 31, 20, 9, 40), lengths(20, 12, 20, 1, 17)
     scores = torch.randn(5, 50, 20, generator=generator) * 30 + offset
     mask = frame_mask(token_lengths, 20).transpose(1, 2) * frame_mask(frame_lengths, 50)  # (B, S, T)
-    theirs = monotonic_alignment_search.maximum_path(scores.transpose(1, 2).contiguous(), mask)
-    ours = one_hot(search(scores, frame_lengths, token_lengths), frame_lengths, 20)
-    assert torch.equal(ours, theirs.float())
+    expected = monotonic_alignment_search.maximum_path(scores.transpose(1, 2).contiguous(), mask)
+    result = one_hot(search(scores, frame_lengths, token_lengths), frame_lengths, 20)
+    assert torch.equal(result, expected.float())
 
 
-def test_as_many_frames_as_tokens_leave_the_diagonal():
+def test_equal_number_of_frames_and_tokens_gives_the_diagonal():
     scores = torch.zeros(1, 6, 6)
-    scores[0, :, 0] = 1e6  # nothing is to be gained from staying
+    scores[0, :, 0] = 1e6  # staying on token 0 would be worth more
     assert search(scores, lengths(6), lengths(6))[0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_one_token_takes_all_frames():
+def test_single_token_is_assigned_all_frames():
     assert search(torch.randn(1, 7, 1), lengths(7), lengths(1))[0].tolist() == [0] * 7
 
 
 @pytest.mark.parametrize("value", [0.0, -1e9])
-def test_ties_still_give_each_token_a_frame(value):
+def test_ties_assign_each_token_a_frame(value):
     path = search(torch.full((1, 9, 4), value), lengths(9), lengths(4))[0]
     assert path.diff().min() >= 0
     assert sorted(set(path.tolist())) == [0, 1, 2, 3]
 
 
-def test_very_low_scores_do_not_let_the_path_leave_its_bounds():
+def test_very_low_scores_keep_the_path_in_bounds():
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         scores = torch.where(torch.rand(1, 8, 4, generator=generator) < 0.5, -1e9, 0.0)
         path = search(scores, lengths(8), lengths(4))[0].tolist()
-        best = max(value_of(scores[0], candidate) for candidate in every_path(8, 4))
-        assert value_of(scores[0], path) == best
-        assert path in every_path(8, 4)
+        best = max(score_of(scores[0], candidate) for candidate in all_paths(8, 4))
+        assert score_of(scores[0], path) == best
+        assert path in all_paths(8, 4)
 
 
 @pytest.mark.parametrize("padding", [0.0, 1e9, -1e9, float("nan"), float("inf")])
-def test_padding_does_not_matter(padding):
+def test_padding_does_not_change_the_path(padding):
     scores = torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(1))
     alone = search(scores[1:, :7, :3], lengths(7), lengths(3))
     padded = scores.clone()
@@ -99,23 +99,23 @@ def test_padding_does_not_matter(padding):
     assert torch.equal(together[0], search(scores[:1], lengths(12), lengths(6))[0])
 
 
-def test_likelihoods_are_those_of_the_normal_distribution():
+def test_log_likelihoods_match_the_normal_distribution():
     generator = torch.Generator().manual_seed(0)
     latents, means, log_stds = (torch.randn(2, 5, size, generator=generator) for size in (7, 4, 4))
     prior = Normal(means[:, :, None].double(), log_stds[:, :, None].double().exp())  # (B, C, 1, S)
     expected = prior.log_prob(latents[..., None].double()).sum(1)
-    ours = log_likelihoods(latents, means, log_stds)
-    np.testing.assert_allclose(ours.numpy(), expected.numpy(), rtol=1e-4, atol=1e-3)
+    result = log_likelihoods(latents, means, log_stds)
+    np.testing.assert_allclose(result.numpy(), expected.numpy(), rtol=1e-4, atol=1e-3)
 
 
-def test_likelihoods_keep_float32_under_autocast():
+def test_log_likelihoods_are_float32_under_autocast():
     latents, means, log_stds = torch.randn(1, 5, 7), torch.randn(1, 5, 4), torch.randn(1, 5, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = log_likelihoods(latents.bfloat16(), means, log_stds)
-    assert torch.equal(ours, log_likelihoods(latents.bfloat16().float(), means, log_stds))
+        result = log_likelihoods(latents.bfloat16(), means, log_stds)
+    assert torch.equal(result, log_likelihoods(latents.bfloat16().float(), means, log_stds))
 
 
-def test_durations_sum_to_the_frames_and_give_each_token_one_at_least():
+def test_durations_sum_to_the_frames_and_are_at_least_one():
     frame_lengths, token_lengths = lengths(20, 13), lengths(6, 4)
     path = search(torch.randn(2, 20, 6), frame_lengths, token_lengths)
     counted = durations(path, frame_mask(frame_lengths, 20), 6)
@@ -126,7 +126,7 @@ def test_durations_sum_to_the_frames_and_give_each_token_one_at_least():
     assert torch.equal(counted[:, 0], one_hot(path, frame_lengths, 6).sum(2))
 
 
-def test_expansion_is_the_product_with_the_path_and_so_is_its_gradient():
+def test_expansion_and_its_gradient_equal_the_product_with_the_path():
     frame_lengths, token_lengths = lengths(20, 13), lengths(6, 4)
     path = search(torch.randn(2, 20, 6), frame_lengths, token_lengths)
     hot, weights = one_hot(path, frame_lengths, 6), torch.randn(2, 3, 20)
@@ -137,9 +137,9 @@ def test_expansion_is_the_product_with_the_path_and_so_is_its_gradient():
     torch.testing.assert_close(values.grad, weights @ hot.transpose(1, 2))
 
 
-def test_path_with_nan_is_a_path_all_the_same() -> None:
-    """The update is masked elsewhere; here nothing may run out of bounds."""
+def test_nan_scores_give_a_valid_path() -> None:
+    """The update is masked elsewhere; the search must not go out of bounds."""
     scores = torch.full((1, 9, 4), torch.nan)
-    found = search(scores, lengths(9), lengths(4))[0]
-    assert found.min() >= 0
-    assert found.max() < 4
+    path = search(scores, lengths(9), lengths(4))[0]
+    assert path.min() >= 0
+    assert path.max() < 4

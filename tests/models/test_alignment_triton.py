@@ -1,4 +1,4 @@
-"""The alignment search on a GPU equals the CPU's."""
+"""GPU alignment search against the CPU implementation."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ generator = torch.Generator().manual_seed(1)
 cases = 0
 
 def close(scores):
-    return 1000 + 1e-9 * scores.double()  # alike in float32
+    return 1000 + 1e-9 * scores.double()  # equal in float32
 
 for frames, tokens in [(1, 1), (2, 1), (9, 9), (40, 17), (33, 32), (70, 64)]:
     for clips in (1, 3):
@@ -27,18 +27,18 @@ for frames, tokens in [(1, 1), (2, 1), (9, 9), (40, 17), (33, 32), (70, 64)]:
             frame_lengths = torch.maximum(token_lengths, torch.randint(1, frames + 1, (clips,), generator=generator))
             scores = torch.randn(clips, frames, tokens, generator=generator) * 30
             scores = {"random": scores, "ties": scores.sign(), "steep": scores * 1e4, "close": close(scores)}[kind]
-            kept = scores.clone()
-            found = search_on_gpu(scores, frame_lengths, token_lengths)
-            assert torch.equal(scores, kept), "the input was changed"
-            assert torch.equal(found, search(scores, frame_lengths, token_lengths)), (frames, tokens, kind)
+            original = scores.clone()
+            result = search_on_gpu(scores, frame_lengths, token_lengths)
+            assert torch.equal(scores, original), "the input was modified"
+            assert torch.equal(result, search(scores, frame_lengths, token_lengths)), (frames, tokens, kind)
             cases += 1
 print(cases)
 """
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_gpu_search_is_the_cpus_in_tritons_interpreter() -> None:
-    """Its own process, as Triton decides when it is imported. On a GPU: the next test."""
+def test_gpu_search_equals_cpu_search_in_triton_interpreter() -> None:
+    """Runs in a subprocess, as Triton selects the interpreter at import. The next test covers the GPU."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ended = subprocess.run([sys.executable, "-c", ON_GPU], capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stderr
@@ -48,10 +48,10 @@ def test_gpu_search_is_the_cpus_in_tritons_interpreter() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("clips", "frames", "tokens"), [(1, 1, 1), (16, 400, 180), (64, 500, 180), (3, 1024, 600)])
-def test_gpu_search_is_the_cpus(clips: int, frames: int, tokens: int) -> None:
+def test_gpu_search_equals_cpu_search(clips: int, frames: int, tokens: int) -> None:
     generator = torch.Generator().manual_seed(frames)
     token_lengths = torch.randint(1, tokens + 1, (clips,), generator=generator)
     frame_lengths = torch.maximum(token_lengths, torch.randint(1, frames + 1, (clips,), generator=generator))
     scores = torch.randn(clips, frames, tokens, generator=generator) * 30
-    found = search(scores.cuda(), frame_lengths.cuda(), token_lengths.cuda())
-    assert torch.equal(found.cpu(), search(scores, frame_lengths, token_lengths))
+    result = search(scores.cuda(), frame_lengths.cuda(), token_lengths.cuda())
+    assert torch.equal(result.cpu(), search(scores, frame_lengths, token_lengths))

@@ -1,4 +1,4 @@
-"""Weight norm and checkpointing as the compiler takes them."""
+"""Compilable weight norm, and gradient checkpointing."""
 
 from dataclasses import replace
 
@@ -16,23 +16,24 @@ SMALL = BenchmarkConfig(size="tiny", batch_size=2, clip_s=2.0, tokens=40, precis
 
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(4, 6, 3), nn.Conv2d(4, 6, (5, 1)), nn.ConvTranspose1d(4, 6, 3)])
-def test_plain_weight_norm_is_pytorchs(layer: nn.Module) -> None:
-    """In value and in both gradients, for every kind of layer that has it."""
+def test_plain_weight_norm_equals_pytorch(layer: nn.Module) -> None:
+    """Compares the value and both gradients for all layer types with weight norm."""
     normed = weight_norm(layer.double())
-    found = []
+    results = []
     for _ in range(2):
         normed.zero_grad()
         normed.weight.pow(3).sum().backward()
-        found.append([normed.weight.detach(), *(parameter.grad for parameter in normed.parametrizations.parameters())])
+        gradients = (parameter.grad for parameter in normed.parametrizations.parameters())
+        results.append([normed.weight.detach(), *gradients])
         normed.parametrizations.weight[0] = PlainWeightNorm()
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
     normed.weight = torch.full_like(normed.weight, 0.5)
     torch.testing.assert_close(normed.weight, torch.full_like(normed.weight, 0.5))
 
 
 def first_gradients(config: BenchmarkConfig) -> tuple[dict[str, float], list[torch.Tensor]]:
-    """Losses of an update, and the gradients that its step of the generator and of the discriminators saw."""
+    """Returns the losses of an update and the gradients of its generator and discriminator steps."""
     turns, _ = benchmark.our_update(config, Runtime(config.precision, 1))
     batch = benchmark.workload(config)
     torch.manual_seed(0)
@@ -45,29 +46,29 @@ def first_gradients(config: BenchmarkConfig) -> tuple[dict[str, float], list[tor
     ]
 
 
-def test_recomputed_activations_give_the_same_bits_and_take_less_memory() -> None:
+def test_gradient_checkpointing_gives_identical_values_with_less_memory() -> None:
     plain, recomputed = SMALL, replace(SMALL, gradient_checkpointing=True)
     losses, gradients = first_gradients(plain)
     again, gradients_again = first_gradients(recomputed)
     assert again == losses
     assert all(map(torch.equal, gradients, gradients_again))
-    assert kept_bytes(recomputed) < 0.6 * kept_bytes(plain)
+    assert saved_bytes(recomputed) < 0.6 * saved_bytes(plain)
 
 
-def kept_bytes(config: BenchmarkConfig) -> int:
-    """What the generator's forward pass keeps for its backward pass."""
+def saved_bytes(config: BenchmarkConfig) -> int:
+    """Returns the bytes that the generator's forward pass saves for the backward pass."""
     generator, _ = benchmark.networks(config)
-    generator.recomputes = config.gradient_checkpointing
+    generator.gradient_checkpointing = config.gradient_checkpointing
     batch = benchmark.workload(config)
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     magnitude = torch.rand(2, 513, int(batch.frame_lengths[0]))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        found = generator(batch.tokens, batch.token_lengths, magnitude, batch.frame_lengths)
-    assert found.waveform.requires_grad
-    return sum(kept.values())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        results = generator(batch.tokens, batch.token_lengths, magnitude, batch.frame_lengths)
+    assert results.waveform.requires_grad
+    return sum(saved.values())

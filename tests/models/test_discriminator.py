@@ -1,4 +1,4 @@
-"""The discriminators' sizes, names and shapes."""
+"""Discriminator sizes, parameter names and shapes."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def full_size() -> Discriminator:
         return Discriminator()
 
 
-def test_full_size_has_the_originals_parameters():
+def test_full_size_has_the_original_parameters():
     discriminator = full_size()
     shapes = {name: list(p.shape) for name, p in discriminator.named_parameters()}
     original = json.loads(GOLDEN.read_text())["discriminator_shapes"]
@@ -32,20 +32,20 @@ def test_full_size_has_the_originals_parameters():
     assert 46.6e6 < sum(p.numel() for p in discriminator.parameters()) < 46.8e6
 
 
-def test_there_is_one_scale_and_five_periods():
+def test_one_scale_and_five_period_discriminators():
     scale, *periods = full_size().discriminators
     assert isinstance(scale, ScaleDiscriminator)
     assert [p.period for p in periods] == [2, 3, 5, 7, 11]
 
 
-def test_scale_convolutions_are_the_papers():
+def test_scale_convolutions_match_the_paper():
     scale = full_size().discriminators[0]
     assert [conv.groups for conv in scale.convs] == [1, 4, 16, 64, 256, 1]
     assert [conv.stride[0] for conv in scale.convs] == [1, 4, 4, 4, 4, 1]
     assert [conv.kernel_size[0] for conv in scale.convs] == [15, 41, 41, 41, 41, 5]
 
 
-def test_divided_widths_keep_groups_that_fit():
+def test_divided_widths_keep_valid_groups():
     scale = Discriminator(DiscriminatorShape((2,), 4)).discriminators[0]
     assert [conv.out_channels for conv in scale.convs] == [4, 16, 64, 256, 256, 256]
     assert [conv.groups for conv in scale.convs] == [1, 4, 16, 64, 256, 1]
@@ -53,12 +53,12 @@ def test_divided_widths_keep_groups_that_fit():
     assert [conv.groups for conv in small.convs] == [1, 2, 8, 32, 128, 1]
 
 
-def test_judgement_holds_scores_and_activations_of_each_layer():
-    judgement = Discriminator(DiscriminatorShape((2, 3), 8))(torch.randn(2, 1, 512))
-    assert [len(layers) for layers in judgement.feature_maps] == [7, 6, 6]
-    for scores, layers in zip(judgement.scores, judgement.feature_maps, strict=True):
+def test_output_has_scores_and_feature_maps_of_each_layer():
+    output = Discriminator(DiscriminatorShape((2, 3), 8))(torch.randn(2, 1, 512))
+    assert [len(layers) for layers in output.feature_maps] == [7, 6, 6]
+    for scores, layers in zip(output.scores, output.feature_maps, strict=True):
         assert torch.equal(scores, layers[-1].flatten(1))
-    assert judgement.scores[0].shape == (2, 2)  # 512 samples / 4^4
+    assert output.scores[0].shape == (2, 2)  # 512 samples / 4^4
 
 
 def test_split_separates_the_first_clips_from_the_rest():
@@ -68,13 +68,13 @@ def test_split_separates_the_first_clips_from_the_rest():
     whole = discriminator(torch.cat([first, second]))
     for half, alone in zip(whole.split(2), (discriminator(first), discriminator(second)), strict=True):
         assert isinstance(half, DiscriminatorOutput)
-        for ours, expected in zip(half.scores, alone.scores, strict=True):
-            torch.testing.assert_close(ours, expected)
-        for ours, expected in zip(half.feature_maps, alone.feature_maps, strict=True):
-            assert [layer.shape for layer in ours] == [layer.shape for layer in expected]
+        for actual, expected in zip(half.scores, alone.scores, strict=True):
+            torch.testing.assert_close(actual, expected)
+        for actual, expected in zip(half.feature_maps, alone.feature_maps, strict=True):
+            assert [layer.shape for layer in actual] == [layer.shape for layer in expected]
 
 
-def test_period_folds_after_reflecting_the_end_to_whole_rows():
+def test_period_discriminator_reflects_the_end_to_whole_rows():
     torch.manual_seed(0)
     period = PeriodDiscriminator(3, 8)
     seen = []
@@ -85,7 +85,7 @@ def test_period_folds_after_reflecting_the_end_to_whole_rows():
     assert seen[1].tolist() == [[[[0, 1, 2], [3, 4, 5]]]]
 
 
-def test_first_layer_is_a_weight_normed_convolution_and_a_leaky_relu_of_slope_a_tenth():
+def test_first_layer_is_weight_normed_convolution_with_leaky_relu_of_slope_0_1():
     torch.manual_seed(0)
     scale = ScaleDiscriminator(8)
     waveform = torch.randn(1, 1, 64)

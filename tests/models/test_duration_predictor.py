@@ -1,4 +1,4 @@
-"""Duration predictors: splines, flows and losses against transformers and by hand."""
+"""Splines, flows and losses of the duration predictors against transformers and manual computation."""
 
 import math
 
@@ -17,38 +17,44 @@ from vits_trainer.models.pretrained import with_weight_norm
 from vits_trainer.models.spectrogram import frame_mask
 
 
-def test_spline_is_transformers_within_its_bounds_and_the_identity_beyond() -> None:
-    from transformers.models.vits.modeling_vits import _unconstrained_rational_quadratic_spline as theirs
+def test_spline_equals_transformers_inside_and_the_identity_outside() -> None:
+    from transformers.models.vits.modeling_vits import _unconstrained_rational_quadratic_spline as transformers_spline
 
     draw = torch.Generator().manual_seed(3)
     inputs = (torch.randn(2, 1, 50, dtype=torch.float64, generator=draw) * 4).requires_grad_()
     shape = [torch.randn(2, 1, 50, n, dtype=torch.float64, generator=draw).requires_grad_() for n in (10, 10, 9)]
-    ours, expected = rational_quadratic_spline(inputs, *shape, 5.0), theirs(inputs, *shape, tail_bound=5.0)
+    actual = rational_quadratic_spline(inputs, *shape, 5.0)
+    expected = transformers_spline(inputs, *shape, tail_bound=5.0)
     beyond = inputs.abs() > 5
     assert 0 < beyond.sum() < 50
-    for our, their in zip(ours, expected, strict=True):
-        assert torch.allclose(our, their, rtol=1e-6, atol=1e-7)  # theirs moves the last knot by 1e-6
-        found = (torch.autograd.grad(value.sum(), [inputs, *shape], retain_graph=True) for value in (our, their))
-        for our_gradient, their_gradient in zip(*found, strict=True):
-            assert torch.allclose(our_gradient, their_gradient, rtol=1e-5, atol=1e-6)
-    assert torch.equal(ours[0][beyond], inputs[beyond])
+    for actual_part, expected_part in zip(actual, expected, strict=True):
+        # transformers shifts the last knot by 1e-6
+        assert torch.allclose(actual_part, expected_part, rtol=1e-6, atol=1e-7)
+        gradients = (
+            torch.autograd.grad(value.sum(), [inputs, *shape], retain_graph=True)
+            for value in (actual_part, expected_part)
+        )
+        for actual_gradient, expected_gradient in zip(*gradients, strict=True):
+            assert torch.allclose(actual_gradient, expected_gradient, rtol=1e-5, atol=1e-6)
+    assert torch.equal(actual[0][beyond], inputs[beyond])
 
 
-def test_inverse_spline_is_transformers_and_leads_back() -> None:
-    from transformers.models.vits.modeling_vits import _unconstrained_rational_quadratic_spline as theirs
+def test_inverse_spline_equals_transformers_and_inverts() -> None:
+    from transformers.models.vits.modeling_vits import _unconstrained_rational_quadratic_spline as transformers_spline
 
     draw = torch.Generator().manual_seed(4)
     outputs = torch.randn(2, 1, 50, dtype=torch.float64, generator=draw) * 4
     shape = [torch.randn(2, 1, 50, n, dtype=torch.float64, generator=draw) for n in (10, 10, 9)]
-    ours = inverse_spline(outputs, *shape, 5.0)
-    assert torch.allclose(ours, theirs(outputs, *shape, reverse=True, tail_bound=5.0)[0], rtol=1e-5, atol=1e-5)
-    assert torch.allclose(rational_quadratic_spline(ours, *shape, 5.0)[0], outputs, atol=1e-9)
-    assert torch.equal(ours[outputs.abs() > 5], outputs[outputs.abs() > 5])
+    actual = inverse_spline(outputs, *shape, 5.0)
+    expected = transformers_spline(outputs, *shape, reverse=True, tail_bound=5.0)[0]
+    assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(rational_quadratic_spline(actual, *shape, 5.0)[0], outputs, atol=1e-9)
+    assert torch.equal(actual[outputs.abs() > 5], outputs[outputs.abs() > 5])
 
 
 @pytest.mark.parametrize("stochastic", [True, False])
 @pytest.mark.parametrize("speakers", [1, 3])
-def test_log_durations_are_those_that_transformers_infers(
+def test_log_durations_equal_transformers_inference(
     monkeypatch: pytest.MonkeyPatch, stochastic: bool, speakers: int
 ) -> None:
     torch.manual_seed(0)
@@ -65,18 +71,18 @@ def test_log_durations_are_those_that_transformers_infers(
     monkeypatch.setattr(torch, "randn", lambda *size, **options: noise)
     with torch.no_grad():
         expected = predictor(hidden, mask, speaker, **({"reverse": True, "noise_scale": 0.8} if stochastic else {}))
-        found = log_durations(predictor, hidden, mask, speaker, 0.8 * noise)
+        gradients = log_durations(predictor, hidden, mask, speaker, 0.8 * noise)
     assert expected.std() > 0.01
-    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(gradients, expected, rtol=1e-5, atol=1e-5)
 
 
 def build_generator(case: golden.Case) -> VitsModel:
-    model = with_weight_norm(VitsModel(golden.vits_config(case.figures["config"]))).eval()
-    model.load_state_dict(from_original_generator(weights_by_formula(case.figures), model.state_dict()))
+    model = with_weight_norm(VitsModel(golden.vits_config(case.content["config"]))).eval()
+    model.load_state_dict(from_original_generator(weights_by_formula(case.content), model.state_dict()))
     return model
 
 
-def test_stochastic_duration_flows_are_the_inverse_of_inference(monkeypatch):
+def test_training_flows_invert_inference(monkeypatch):
     torch.manual_seed(0)
     predictor = build_generator(read_case("multi_sdp")).duration_predictor
     hidden, speaker = torch.randn(2, 16, 7), torch.randn(2, 8, 1)
@@ -84,27 +90,27 @@ def test_stochastic_duration_flows_are_the_inverse_of_inference(monkeypatch):
     start = torch.randn(2, 2, 7) * mask
     condition = predictor.conv_pre(hidden) + predictor.cond(speaker)
     condition = predictor.conv_proj(predictor.conv_dds(condition, mask)) * mask
-    latents, _ = duration_predictor._through(predictor.flows, start, mask, condition)
+    latents, _ = duration_predictor._apply_flows(predictor.flows, start, mask, condition)
     monkeypatch.setattr(torch, "randn", lambda *size, **options: latents)
     log_durations = predictor(hidden, mask, speaker, reverse=True, noise_scale=1.0)
     assert (latents - start).abs().max() > 0.1
     torch.testing.assert_close(log_durations, start[:, :1], atol=1e-4, rtol=0)
 
 
-def test_log_determinant_of_the_duration_flows_is_that_of_their_jacobian():
+def test_log_determinant_equals_that_of_the_jacobian():
     torch.manual_seed(0)
     predictor = build_generator(read_case("single_sdp")).duration_predictor.double()
     start, condition, mask = torch.randn(1, 2, 3).double(), torch.randn(1, 16, 3).double(), torch.ones(1, 1, 3).double()
 
     def flows(values: Tensor) -> Tensor:
-        return duration_predictor._through(predictor.flows, values, mask, condition)[0]
+        return duration_predictor._apply_flows(predictor.flows, values, mask, condition)[0]
 
     jacobian = torch.autograd.functional.jacobian(flows, start).reshape(6, 6)
-    log_det = duration_predictor._through(predictor.flows, start, mask, condition)[1]
+    log_det = duration_predictor._apply_flows(predictor.flows, start, mask, condition)[1]
     torch.testing.assert_close(log_det[0], torch.linalg.slogdet(jacobian).logabsdet, atol=1e-5, rtol=0)
 
 
-def test_stochastic_duration_loss_gives_neither_text_nor_speaker_a_gradient():
+def test_stochastic_duration_loss_has_no_gradient_for_text_and_speaker():
     predictor = build_generator(read_case("multi_sdp")).duration_predictor
     hidden = torch.randn(1, 16, 4, requires_grad=True)
     speaker = torch.randn(1, 8, 1, requires_grad=True)
@@ -115,9 +121,9 @@ def test_stochastic_duration_loss_gives_neither_text_nor_speaker_a_gradient():
     assert all(parameter.grad is not None for parameter in predictor.parameters())
 
 
-def test_plain_duration_loss_is_the_squared_error_of_log_durations():
+def test_deterministic_duration_loss_is_the_squared_error_of_log_durations():
     torch.manual_seed(0)
-    config = golden.vits_config({**read_case("single_sdp").figures["config"], "use_sdp": False})
+    config = golden.vits_config({**read_case("single_sdp").content["config"], "use_sdp": False})
     predictor = VitsDurationPredictor(config).eval()
     hidden = torch.randn(2, 16, 3, requires_grad=True)
     mask = frame_mask(torch.tensor([3, 2]), 3)

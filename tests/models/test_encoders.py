@@ -1,4 +1,4 @@
-"""Our way through transformers' modules gives transformers' values and gradients."""
+"""Encoders and flow give the same values and gradients as transformers."""
 
 import pytest
 import torch
@@ -27,30 +27,31 @@ def gradients(network: nn.Module, output: Tensor) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
 
 
-def require_same(network: nn.Module, ours: Tensor, theirs: Tensor) -> None:
-    assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
-    for our, their in zip(gradients(network, ours), gradients(network, theirs), strict=True):
-        assert torch.allclose(our, their, rtol=1e-8, atol=1e-10)
+def require_same(network: nn.Module, actual: Tensor, expected: Tensor) -> None:
+    assert torch.allclose(actual, expected, rtol=1e-10, atol=1e-12)
+    pairs = zip(gradients(network, actual), gradients(network, expected), strict=True)
+    for actual_gradient, expected_gradient in pairs:
+        assert torch.allclose(actual_gradient, expected_gradient, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 12])
-def test_text_encoder(size: int) -> None:
-    """Texts shorter than the window of relative positions, and longer."""
+def test_text_encoder_equals_transformers(size: int) -> None:
+    """Covers texts shorter and longer than the window of relative positions."""
     encoder = model_of().text_encoder
     tokens = torch.randint(0, 20, (2, size), generator=torch.Generator().manual_seed(1))
     mask = frame_mask(torch.tensor([size, max(1, size - 2)]), size).double()
-    theirs = encoder(tokens, padding_mask=mask.transpose(1, 2), attention_mask=mask[:, 0].long())
-    expected = (theirs.last_hidden_state, theirs.prior_means, theirs.prior_log_variances)
+    expected_output = encoder(tokens, padding_mask=mask.transpose(1, 2), attention_mask=mask[:, 0].long())
+    expected = (expected_output.last_hidden_state, expected_output.prior_means, expected_output.prior_log_variances)
     for which in range(3):
-        ours = encode_text(encoder, tokens, mask)
-        require_same(encoder, ours[which], expected[which].transpose(1, 2)) if which < 2 else None
-        assert torch.allclose(ours[which], expected[which].transpose(1, 2), rtol=1e-10, atol=1e-12)
-        theirs = encoder(tokens, padding_mask=mask.transpose(1, 2), attention_mask=mask[:, 0].long())
-        expected = (theirs.last_hidden_state, theirs.prior_means, theirs.prior_log_variances)
+        actual = encode_text(encoder, tokens, mask)
+        require_same(encoder, actual[which], expected[which].transpose(1, 2)) if which < 2 else None
+        assert torch.allclose(actual[which], expected[which].transpose(1, 2), rtol=1e-10, atol=1e-12)
+        expected_output = encoder(tokens, padding_mask=mask.transpose(1, 2), attention_mask=mask[:, 0].long())
+        expected = (expected_output.last_hidden_state, expected_output.prior_means, expected_output.prior_log_variances)
 
 
 @pytest.mark.parametrize("speakers", [1, 3])
-def test_wavenet_and_flow(speakers: int) -> None:
+def test_wavenet_and_flow_equal_transformers(speakers: int) -> None:
     model = model_of(speakers)
     mask = frame_mask(torch.tensor([9, 6]), 9).double()
     hidden = torch.randn(2, 16, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * mask
@@ -64,7 +65,7 @@ def test_wavenet_and_flow(speakers: int) -> None:
     assert torch.allclose(around, hidden, atol=1e-12)
 
 
-def test_diagonals_by_hand() -> None:
+def test_diagonals_of_a_small_example() -> None:
     values = torch.arange(1.0, 13).view(1, 4, 3)  # rows of (left, here, right)
     placed = _on_diagonals(values, window=1)[0]
     assert placed.tolist() == [[2, 3, 0, 0], [4, 5, 6, 0], [0, 7, 8, 9], [0, 0, 10, 11]]

@@ -1,4 +1,4 @@
-"""A voice that gets more speakers: it sounds as before, and can learn to tell them apart."""
+"""Adding speakers and characters to a voice."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ PLAIN = replace(SMALL, use_stochastic_duration_prediction=False)
 
 
 def trained_voice(*speakers: str, architecture: Architecture = SMALL) -> VitsModel:
-    """Weights everywhere, also where training starts at zero."""
+    """Returns a voice whose zero-initialised weights are filled, as after training."""
     model = new_voice(*speakers, architecture=architecture)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -31,44 +31,45 @@ def trained_voice(*speakers: str, architecture: Architecture = SMALL) -> VitsMod
     return model.eval()
 
 
-def spoken(model: VitsModel, speaker_id: int | None = None) -> Tensor:
+def synthesize(model: VitsModel, speaker_id: int | None = None) -> Tensor:
     torch.manual_seed(5)
     with torch.no_grad():
         speech: Tensor = model(**TOKENIZER("silav dinya", return_tensors="pt"), speaker_id=speaker_id).waveform
     return speech
 
 
-def one_pass(model: VitsModel, speaker_ids: list[int] | None) -> GeneratorOutput:
-    """The training direction, on two clips."""
+def training_forward(model: VitsModel, speaker_ids: list[int] | None) -> GeneratorOutput:
+    """Runs the training forward pass on two clips."""
     torch.manual_seed(7)
     lengths = torch.tensor([60, 48])
     spectrogram = torch.rand(2, 513, 60) * frame_mask(lengths, 60)
     ids = None if speaker_ids is None else torch.tensor(speaker_ids)
     generator = Generator(model, "posterior", 8)
-    found: GeneratorOutput = generator(torch.randint(1, 8, (2, 11)), torch.tensor([11, 9]), spectrogram, lengths, ids)
-    return found
+    output: GeneratorOutput = generator(torch.randint(1, 8, (2, 11)), torch.tensor([11, 9]), spectrogram, lengths, ids)
+    return output
 
 
 @pytest.mark.parametrize("architecture", [SMALL, PLAIN], ids=["stochastic durations", "plain durations"])
-def test_each_speaker_of_an_extended_voice_sounds_as_the_one_did(architecture: Architecture) -> None:
+def test_each_speaker_of_an_extended_voice_sounds_like_the_original(architecture: Architecture) -> None:
     old = trained_voice(architecture=architecture)
     torch.manual_seed(1)
     new = add_speakers(old, ["ava", "bo", "cem"])
     for speaker_id in range(3):
-        assert torch.equal(spoken(new, speaker_id), spoken(old))
-    for name, before, after in zip(GeneratorOutput._fields, one_pass(old, None), one_pass(new, [2, 1]), strict=True):
+        assert torch.equal(synthesize(new, speaker_id), synthesize(old))
+    outputs = training_forward(old, None), training_forward(new, [2, 1])
+    for name, before, after in zip(GeneratorOutput._fields, *outputs, strict=True):
         assert torch.equal(before, after), name
     assert not torch.equal(new.embed_speaker.weight[0], new.embed_speaker.weight[1])
     assert 0.9 < float(new.embed_speaker.weight.detach().std()) < 1.1
 
 
-def test_conditioning_of_zero_gets_gradients_everywhere_and_then_tells_speakers_apart() -> None:
+def test_zero_conditioning_gets_gradients_and_separates_speakers_after_a_step() -> None:
     model = add_speakers(trained_voice(), ["ava", "bo"])
-    found = one_pass(model, [0, 1])
-    total = found.waveform.square().sum() + found.duration_loss.sum() + found.latents.square().sum()
+    output = training_forward(model, [0, 1])
+    total = output.waveform.square().sum() + output.duration_loss.sum() + output.latents.square().sum()
     torch.autograd.backward(total)
     layers = {name: layer for name, layer in model.named_modules() if name.endswith(("cond", "cond_layer"))}
-    # Of the duration predictor, the posterior encoder, the decoder and each of two flows.
+    # In the duration predictor, the posterior encoder, the decoder and each of two flows.
     assert len(layers) == 5
     for name, layer in layers.items():
         weight = getattr(layer, "parametrizations", None)
@@ -78,19 +79,19 @@ def test_conditioning_of_zero_gets_gradients_everywhere_and_then_tells_speakers_
         assert gradient.abs().max() > 0, name
     torch.optim.SGD(model.parameters(), 1e-4).step()
     model.zero_grad()
-    assert not torch.equal(spoken(model, 0), spoken(model, 1))
-    torch.autograd.backward(one_pass(model, [0, 1]).waveform.square().sum())
+    assert not torch.equal(synthesize(model, 0), synthesize(model, 1))
+    torch.autograd.backward(training_forward(model, [0, 1]).waveform.square().sum())
     assert (model.embed_speaker.weight.grad.abs().amax(dim=1) > 0).all()
 
 
-def test_voice_of_several_keeps_its_speakers_and_new_ones_start_at_their_mean() -> None:
+def test_multi_speaker_voice_keeps_its_speakers_and_adds_their_mean() -> None:
     old = trained_voice("bo", "dan")
     before = {name: tensor.clone() for name, tensor in old.state_dict().items()}
     new = add_speakers(old, ["ava", "bo", "cem"])
     assert new.config.speakers == ["bo", "dan", "ava", "cem"]
     assert new.config.num_speakers == 4
     for speaker_id in range(2):
-        assert torch.equal(spoken(new, speaker_id), spoken(old, speaker_id))
+        assert torch.equal(synthesize(new, speaker_id), synthesize(old, speaker_id))
     for name, tensor in new.state_dict().items():
         assert torch.equal(tensor[:2] if name == "embed_speaker.weight" else tensor, before[name]), name
     mean = (before["embed_speaker.weight"][0] + before["embed_speaker.weight"][1]) / 2
@@ -98,14 +99,14 @@ def test_voice_of_several_keeps_its_speakers_and_new_ones_start_at_their_mean() 
     assert (old.config.num_speakers, old.config.speakers) == (2, ["bo", "dan"])
 
 
-def test_voice_that_knows_all_speakers_stays_the_same() -> None:
+def test_voice_with_all_speakers_is_unchanged() -> None:
     old = trained_voice("bo", "dan")
     new = add_speakers(old, ["dan"])
     assert new.config.speakers == ["bo", "dan"]
     assert all(torch.equal(tensor, old.state_dict()[name]) for name, tensor in new.state_dict().items())
 
 
-def test_speakers_without_names_are_known_by_their_numbers() -> None:
+def test_unnamed_speakers_are_identified_by_their_ids() -> None:
     old = trained_voice("bo", "dan")
     del old.config.speakers
     new = add_speakers(old, ["ava", "1"])
@@ -113,37 +114,38 @@ def test_speakers_without_names_are_known_by_their_numbers() -> None:
     assert speaker_ids(new.config, ["1", "ava"]) == {"0": 0, "1": 1, "ava": 2}
 
 
-def test_unused_conditioning_of_a_one_speaker_voice_is_not_woken() -> None:
-    """Converted voices of one speaker may carry such layers, which nothing ever ran through."""
+def test_unused_conditioning_of_a_single_speaker_voice_stays_inactive() -> None:
+    """Converted single-speaker voices can contain such layers, which were never trained."""
     old = trained_voice("bo", "dan")
     old.config.num_speakers = 1
     del old.config.speakers, old.embed_speaker
     new = add_speakers(old, ["ava", "bo"])
-    assert torch.equal(spoken(new, 1), spoken(old))
+    assert torch.equal(synthesize(new, 1), synthesize(old))
 
 
-def test_extended_voice_comes_back_in_transformers_with_its_speakers(tmp_path: Path) -> None:
+def test_extended_voice_is_loaded_by_transformers_with_its_speakers(tmp_path: Path) -> None:
     old = trained_voice()
     export(add_speakers(old, ["ava", "b|o"]), TOKENIZER, None, tmp_path / "out")
     loaded, report = VitsModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert loaded.config.speakers == ["ava", "b|o"]
-    torch.testing.assert_close(spoken(loaded, 1), spoken(old), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(synthesize(loaded, 1), synthesize(old), atol=1e-6, rtol=1e-4)
     assert any("cond_layer" in name for name in load_file(tmp_path / "out/model.safetensors"))
-    assert torch.equal(spoken(load_model(str(tmp_path / "out")), 0), spoken(load_model(str(tmp_path / "out")), 1))
+    first, second = (synthesize(load_model(str(tmp_path / "out")), speaker_id) for speaker_id in (0, 1))
+    assert torch.equal(first, second)
 
 
-def test_nothing_to_extend_by_is_refused() -> None:
-    with pytest.raises(ModelError, match="the voice has one speaker, and so have the data"):
+def test_extension_without_new_named_speakers_is_rejected() -> None:
+    with pytest.raises(ModelError, match="the voice and the data have one speaker each"):
         add_speakers(trained_voice(), ["ava"])
-    with pytest.raises(ModelError, match="without a speaker's name"):
+    with pytest.raises(ModelError, match="without a speaker name"):
         add_speakers(trained_voice("bo", "dan"), ["", "ava"])
 
 
 TEXTS = ["Silav dinya.", "Çêlek û çem!", "Silav, ç 5"]
 
 
-def test_extension_leaves_old_embeddings_and_starts_new_ones_at_their_mean():
+def test_added_characters_start_at_the_mean_of_existing_embeddings():
     voice = new_voice()
     old = voice.text_encoder.embed_tokens.weight.detach().clone()
     larger = add_characters(voice, TOKENIZER, TEXTS)
@@ -156,7 +158,7 @@ def test_extension_leaves_old_embeddings_and_starts_new_ones_at_their_mean():
     assert encode(larger, "silav").tolist() == encode(TOKENIZER, "silav").tolist()
 
 
-def test_nothing_is_changed_where_nothing_is_missing():
+def test_model_is_unchanged_without_missing_characters():
     voice = new_voice()
     before = voice.text_encoder.embed_tokens
     assert add_characters(voice, TOKENIZER, ["silav!"]) is TOKENIZER
@@ -164,14 +166,14 @@ def test_nothing_is_changed_where_nothing_is_missing():
 
 
 def test_punctuation_is_added_to_phonemes_only(monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "romanised", lambda given: given.replace("ж", "zh"))
+    monkeypatch.setattr(tokenizer_module, "romanised", lambda text: text.replace("ж", "zh"))
     voice, latin = new_voice(), build_tokenizer(["silav"])
     latin.is_uroman = True
     assert add_characters(voice, latin, ["silav, ж!"]).encoder.keys() - latin.encoder.keys() == set("zh")
 
 
-def test_new_letters_take_no_id_of_an_old_one():
-    """Ids with gaps, as a conversion may leave them, and two characters of one id."""
+def test_new_letters_do_not_reuse_existing_ids():
+    """Covers ids with gaps, as left by a conversion, and two characters with the same id."""
     gaps = _made({"_": 0, "a": 1, "b": 5, "c": 5}, **dict.fromkeys(("pad_token", "unk_token"), "_"), phonemize=False)
     voice = new_voice()
     old = voice.text_encoder.embed_tokens.weight.detach().clone()

@@ -1,4 +1,4 @@
-"""Voices from scratch: VITS's initialisation, and frozen parts."""
+"""VITS initialisation of new voices, and freezing of modules."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from vits_trainer.models.pretrained import audio_spec
 from vits_trainer.utils.errors import ConfigError
 
 
-def test_trap_5_from_scratch_couplings_and_splines_begin_as_identity():
+def test_new_couplings_and_splines_start_as_identity():
     model = new_voice()
     predictor = model.duration_predictor
     last = [coupling.conv_post for coupling in model.flow.flows]
@@ -22,18 +22,18 @@ def test_trap_5_from_scratch_couplings_and_splines_begin_as_identity():
     assert all((p == 0).all() for layer in last for p in layer.parameters())
 
 
-def test_trap_5_from_scratch_decoder_is_normal_with_a_hundredth():
+def test_new_decoder_weights_are_normal_with_std_0_01():
     decoder = new_voice().decoder
     blocks = [m for m in decoder.resblocks.modules() if isinstance(m, nn.Conv1d)]
     for layer in (*decoder.upsampler, *blocks):
         if layer.weight.numel() > 500:
             assert layer.weight.std().item() == pytest.approx(0.01, rel=0.2)
-            assert layer.weight.abs().max() > 0.02  # no uniform distribution
+            assert layer.weight.abs().max() > 0.02  # not a uniform distribution
     everything = torch.cat([layer.weight.flatten() for layer in (*decoder.upsampler, *blocks)])
     assert everything.std().item() == pytest.approx(0.01, rel=0.03)
 
 
-def test_trap_5_from_scratch_all_else_is_pytorchs_default():
+def test_other_new_weights_have_pytorch_defaults():
     model = new_voice()
     checked = 0
     for name, module in model.named_modules():
@@ -58,7 +58,7 @@ def test_trap_5_from_scratch_all_else_is_pytorchs_default():
     assert checked > 30
 
 
-def test_trap_5_from_scratch_embeddings_and_attention_are_vitss():
+def test_new_embeddings_and_attention_match_vits():
     model = new_voice("a", "b", "c")
     assert model.text_encoder.embed_tokens.weight.std().item() == pytest.approx(32**-0.5, rel=0.2)
     assert model.embed_speaker.weight.std().item() == pytest.approx(1, rel=0.1)
@@ -66,31 +66,31 @@ def test_trap_5_from_scratch_embeddings_and_attention_are_vitss():
     assert attention.emb_rel_k.std().item() == pytest.approx(16**-0.5, rel=0.2)
 
 
-def test_trap_5_from_scratch_projections_of_attention_are_xaviers():
+def test_new_attention_projections_have_xavier_initialisation():
     attention = new_voice().text_encoder.encoder.layers[0].attention
     for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
         assert projection.weight.abs().max().item() == pytest.approx((6 / 64) ** 0.5, rel=0.05)
 
 
-def test_from_scratch_voice_has_the_tokenizers_vocabulary_and_the_hops_framing():
+def test_new_voice_has_the_vocabulary_of_the_tokenizer_and_the_hop_of_the_architecture():
     model = new_voice()
     assert model.text_encoder.embed_tokens.num_embeddings == len(TOKENIZER)
     spec = audio_spec(model.config)
     assert (spec.sampling_rate, spec.n_fft, spec.window, spec.hop, spec.mel_bands) == (16000, 1024, 1024, 256, 80)
 
 
-def test_plain_duration_predictor_can_be_started_too():
+def test_deterministic_duration_predictor_can_be_initialised():
     model = new_voice(architecture=replace(SMALL, use_stochastic_duration_prediction=False))
     assert speech(model).shape[0] == 1
 
 
-def test_frozen_voice_of_several_speakers_still_learns_who_they_are() -> None:
+def test_frozen_multi_speaker_voice_still_trains_speaker_embeddings() -> None:
     model = new_voice("ann", "bo")
     freeze(model, PARTS)
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["embed_speaker.weight"]
-    with pytest.raises(ConfigError, match="leaves nothing to train"):
+    with pytest.raises(ConfigError, match="leaves no trainable parameters"):
         freeze(new_voice(), PARTS)
 
 
-def test_every_part_of_a_voice_has_a_name() -> None:
+def test_freezable_parts_cover_all_modules() -> None:
     assert {name.split(".")[0] for name, _ in new_voice().named_parameters()} == set(PARTS)

@@ -1,4 +1,4 @@
-"""The original's parameter names in the words of this package's networks."""
+"""Translation of parameter names between the original and this package."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def full_size(**settings: object) -> VitsModel:
 
 
 def original_names(case: str, layers: int = 6) -> list[str]:
-    """The original's names at full size: those of the golden case, with as many text encoder layers."""
+    """Returns the original's names at full size: those of the golden case, with ``layers`` text encoder layers."""
     names = json.loads((GOLDEN / f"{case}.json").read_text())["generator_shapes"]
     more = [
         re.sub(r"(enc_p\.encoder\.\w+)\.1\.", rf"\1.{layer}.", name)
@@ -49,7 +49,7 @@ def original_names(case: str, layers: int = 6) -> list[str]:
 
 
 def plain_duration_names(names: list[str], several_speakers: bool) -> list[str]:
-    """The original's ``DurationPredictor`` instead of its stochastic one."""
+    """Replaces the names of the stochastic duration predictor by those of the original's ``DurationPredictor``."""
     layers = ["conv_1.weight", "conv_1.bias", "norm_1.gamma", "norm_1.beta", "conv_2.weight", "conv_2.bias"]
     layers += ["norm_2.gamma", "norm_2.beta", "proj.weight", "proj.bias"]
     layers += ["cond.weight", "cond.bias"] if several_speakers else []
@@ -58,7 +58,7 @@ def plain_duration_names(names: list[str], several_speakers: bool) -> list[str]:
 
 @pytest.mark.parametrize("plain", [False, True], ids=["stochastic", "plain"])
 @pytest.mark.parametrize("case", ["single_sdp", "multi_sdp"])
-def test_names_of_a_full_size_generator_fit_one_to_one(case, plain):
+def test_full_size_generator_names_map_one_to_one(case, plain):
     several = case == "multi_sdp"
     speakers = {"num_speakers": 109, "speaker_embedding_size": 256} if several else {}
     model = full_size(use_stochastic_duration_prediction=not plain, **speakers)
@@ -66,12 +66,12 @@ def test_names_of_a_full_size_generator_fit_one_to_one(case, plain):
     if plain:
         originals = plain_duration_names(originals, several)
     assert has_stochastic_durations(originals) is not plain
-    ours = [generator_name(name, stochastic_durations=not plain) for name in originals]
-    assert sorted(ours) == sorted(model.state_dict())
+    expected = [generator_name(name, stochastic_durations=not plain) for name in originals]
+    assert sorted(expected) == sorted(model.state_dict())
 
 
 @pytest.mark.parametrize(
-    ("original", "ours"),
+    ("original", "expected"),
     [
         ("enc_p.encoder.attn_layers.3.conv_q.weight", "text_encoder.encoder.layers.3.attention.q_proj.weight"),
         ("enc_p.encoder.attn_layers.0.emb_rel_v", "text_encoder.encoder.layers.0.attention.emb_rel_v"),
@@ -85,13 +85,13 @@ def test_names_of_a_full_size_generator_fit_one_to_one(case, plain):
         ("dec.ups.1.weight_v", "decoder.upsampler.1.parametrizations.weight.original1"),
     ],
 )
-def test_name_in_our_words(original, ours):
-    assert generator_name(original) == ours
+def test_generator_name(original, expected):
+    assert generator_name(original) == expected
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["stochastic", "plain"])
 @pytest.mark.parametrize("case", ["single_sdp", "multi_sdp"])
-def test_names_go_back_to_the_originals(case, plain):
+def test_names_are_mapped_back_to_the_original(case, plain):
     originals = original_names(case)
     if plain:
         originals = plain_duration_names(originals, case == "multi_sdp")
@@ -104,7 +104,7 @@ def golden_model(case):
 
 
 @pytest.mark.parametrize("case", ["single_sdp", "multi_sdp"])
-def test_original_weights_come_back_bit_for_bit_in_the_originals_shapes(case):
+def test_original_weights_round_trip_exactly(case):
     model, shapes = golden_model(case)
     generator = torch.Generator().manual_seed(0)
     weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -114,7 +114,7 @@ def test_original_weights_come_back_bit_for_bit_in_the_originals_shapes(case):
     assert all(torch.equal(back[name], weight) for name, weight in weights.items())
 
 
-def test_folded_layer_is_split_and_a_split_one_folded_where_the_network_has_it_so():
+def test_weight_norm_is_split_or_folded_to_match_the_network():
     folded = nn.Sequential(nn.ConvTranspose1d(4, 6, 3))
     normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(4, 6, 3)))
     inputs = torch.randn(1, 4, 9)
@@ -126,31 +126,31 @@ def test_folded_layer_is_split_and_a_split_one_folded_where_the_network_has_it_s
     torch.testing.assert_close(again(inputs), expected)
 
 
-def test_linear_layers_take_the_originals_convolutions():
+def test_original_convolutions_are_converted_to_linear_layers():
     shapes = {"text_encoder.encoder.layers.0.attention.q_proj.weight": torch.empty(2, 3)}
     weight = torch.arange(6.0).reshape(2, 3, 1)
     converted = from_original_generator({"enc_p.encoder.attn_layers.0.conv_q.weight": weight}, shapes)
     assert converted["text_encoder.encoder.layers.0.attention.q_proj.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_plain_durations_are_told_from_the_names():
+def test_deterministic_duration_predictor_is_detected_by_names():
     shapes = {"duration_predictor.proj.bias": torch.empty(1)}
     assert from_original_generator({"dp.proj.bias": torch.ones(1)}, shapes).keys() == shapes.keys()
 
 
-def test_what_does_not_fit_the_generator_is_named_key_by_key():
+def test_each_generator_mismatch_is_listed():
     shapes = {"text_encoder.embed_tokens.weight": torch.empty(4, 2), "decoder.conv_pre.bias": torch.empty(3)}
     weights = {"enc_p.emb.weight": torch.empty(5, 2), "dec.cond.bias": torch.empty(3)}
     with pytest.raises(ModelError) as refused:
         from_original_generator(weights, shapes)
     message = str(refused.value)
-    assert "do not fit the generator" in message
-    assert "decoder.cond.bias has no place" in message
+    assert "do not match the generator" in message
+    assert "decoder.cond.bias is unexpected" in message
     assert "decoder.conv_pre.bias is missing" in message
-    assert "text_encoder.embed_tokens.weight has shape (5, 2), not (4, 2)" in message
+    assert "text_encoder.embed_tokens.weight has shape (5, 2), expected (4, 2)" in message
 
 
-def test_discriminator_takes_its_own_weights_back_under_the_originals_names():
+def test_discriminator_weights_round_trip_under_original_names():
     state = Discriminator(DiscriminatorShape((2, 3), 8)).state_dict()
     originals = {
         name.replace("parametrizations.weight.original0", "weight_g").replace(
@@ -166,13 +166,13 @@ def test_discriminator_takes_its_own_weights_back_under_the_originals_names():
     assert all(torch.equal(converted[name], state[name]) for name in state)
 
 
-def test_discriminator_of_another_size_is_refused():
+def test_discriminator_of_another_size_is_rejected():
     weights = Discriminator(DiscriminatorShape((2,), 8)).state_dict()
     with pytest.raises(ModelError, match=r"discriminators\.2\.convs\.0\.bias is missing"):
         from_original_discriminator(weights, Discriminator(DiscriminatorShape((2, 3), 8)).state_dict())
 
 
-def test_size_of_discriminators_is_read_from_their_shapes():
+def test_discriminator_sizes_are_inferred_from_shapes():
     shapes = json.loads((GOLDEN / "single_sdp.json").read_text())["discriminator_shapes"]
     assert discriminator_shape(shapes) == DiscriminatorShape()
     small = Discriminator(DiscriminatorShape((2, 3), 8)).state_dict()
@@ -181,6 +181,6 @@ def test_size_of_discriminators_is_read_from_their_shapes():
     )
 
 
-def test_other_weights_are_no_discriminators():
-    with pytest.raises(ModelError, match=r"no discriminators of VITS .*enc_p\.emb"):
+def test_other_weights_are_rejected_as_discriminators():
+    with pytest.raises(ModelError, match=r"not VITS discriminators .*enc_p\.emb"):
         discriminator_shape({"enc_p.emb.weight": (3, 4)})

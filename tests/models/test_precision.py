@@ -1,4 +1,4 @@
-"""At least float32: which types become wider, and which stay."""
+"""Casting to at least float32."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from vits_trainer.models.precision import at_least_float32
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("dtype", "expected"),
     [
         (torch.float16, torch.float32),
         (torch.bfloat16, torch.float32),
@@ -15,13 +15,13 @@ from vits_trainer.models.precision import at_least_float32
         (torch.float64, torch.float64),
     ],
 )
-def test_narrow_types_become_float32_and_wide_ones_stay(given, expected):
-    tensor = torch.tensor([1.5, -2.0], dtype=given, requires_grad=True)
+def test_narrow_dtypes_are_cast_to_float32_and_wide_dtypes_kept(dtype, expected):
+    tensor = torch.tensor([1.5, -2.0], dtype=dtype, requires_grad=True)
     wide = at_least_float32(tensor)
     assert wide.dtype == expected
     assert wide.tolist() == [1.5, -2.0]
     (3 * wide).sum().backward()
-    assert tensor.grad.dtype == given
+    assert tensor.grad.dtype == dtype
     assert tensor.grad.tolist() == [3, 3]
 
 

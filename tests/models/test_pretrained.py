@@ -1,4 +1,4 @@
-"""Loading, starting and giving back voices."""
+"""Loading and exporting voices."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ from vits_trainer.config.architecture import DiscriminatorShape
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.initialization import new_model
 from vits_trainer.models.pretrained import (
-    LONGEST_TOKEN_S,
+    MAX_TOKEN_S,
     audio_spec,
     clamp_token_durations,
     export,
@@ -26,7 +26,7 @@ from vits_trainer.utils.errors import ConfigError, ModelError
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A voice as transformers makes and saves it: decoder folded, layerdrop 0.1."""
+    """Saves a voice as transformers does: folded decoder, layerdrop 0.1."""
     torch.manual_seed(0)
     config = VitsConfig(vocab_size=len(TOKENIZER), hidden_size=16, flow_size=16, num_hidden_layers=2, ffn_dim=32,
                         upsample_initial_channel=32, resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]],
@@ -42,34 +42,34 @@ def decoder_weight_norms(names) -> list[str]:
     return [name for name in names if name.startswith("decoder.") and ("parametrizations" in name or "weight_" in name)]
 
 
-def test_trap_2_layerdrop_is_zero_unless_asked_for(published):
+def test_layerdrop_defaults_to_zero(published):
     assert load_model(str(published)).text_encoder.encoder.layerdrop == 0
     assert load_model(str(published), layerdrop=0.3).text_encoder.encoder.layerdrop == 0.3
     assert new_voice().text_encoder.encoder.layerdrop == 0
     assert new_model(SMALL, TOKENIZER, [], layerdrop=0.2).text_encoder.encoder.layerdrop == 0.2
 
 
-def test_trap_3_loaded_voice_is_in_eval_mode(published):
+def test_loaded_voice_is_in_eval_mode(published):
     model = load_model(str(published))
     assert not model.training
     assert not any(module.training for module in model.modules() if isinstance(module, nn.Dropout))
     assert not any(part.training for part in model.children())
 
 
-def test_trap_5_decoder_gets_its_weight_norm_and_speaks_as_before(published):
+def test_decoder_weight_norm_is_restored_without_changing_output(published):
     as_published, trainable = VitsModel.from_pretrained(published), load_model(str(published))
     assert decoder_weight_norms(as_published.state_dict()) == []
     assert len(decoder_weight_norms(trainable.state_dict())) == 2 * (4 + 4 * 4)  # upsampling, residual blocks
     torch.testing.assert_close(speech(trainable), speech(as_published), atol=1e-5, rtol=1e-4)
 
 
-def test_trap_5_flow_has_weight_norm_in_its_wavenets_alone(published):
+def test_flow_has_weight_norm_only_in_wavenets(published):
     names = {name for name in load_model(str(published)).state_dict() if name.startswith("flow.")}
     assert any("wavenet.in_layers.0.parametrizations" in name for name in names)
     assert not [name for name in names if ("conv_pre" in name or "conv_post" in name) and "parametrizations" in name]
 
 
-def test_trap_5_export_gives_back_what_transformers_published(published, tmp_path):
+def test_export_reproduces_the_original_checkpoint(published, tmp_path):
     export(load_model(str(published)), TOKENIZER, None, tmp_path / "out")
     again, report = VitsModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -80,7 +80,7 @@ def test_trap_5_export_gives_back_what_transformers_published(published, tmp_pat
     assert decoder_weight_norms(load_file(tmp_path / "out" / "model.safetensors")) == []
 
 
-def test_export_leaves_the_trained_voice_as_it_is(tmp_path):
+def test_export_does_not_modify_the_trained_voice(tmp_path):
     model = new_voice().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     export(model, TOKENIZER, None, tmp_path / "out")
@@ -89,14 +89,14 @@ def test_export_leaves_the_trained_voice_as_it_is(tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_trained_voice_goes_on_after_its_export(tmp_path):
+def test_training_continues_after_export(tmp_path):
     model = new_voice()
     before = speech(model)
     export(model, TOKENIZER, None, tmp_path / "out")
     assert torch.equal(speech(model), before)
 
 
-def test_voice_under_the_old_names_of_weight_norm_is_loaded_and_written_under_the_new(published, tmp_path):
+def test_legacy_weight_norm_names_are_loaded_and_saved_under_current_names(published, tmp_path):
     old = tmp_path / "old"
     TOKENIZER.save_pretrained(old)
     (old / "config.json").write_text((published / "config.json").read_text())
@@ -116,7 +116,7 @@ def test_voice_under_the_old_names_of_weight_norm_is_loaded_and_written_under_th
     assert not [name for name in written if name.endswith(("weight_g", "weight_v"))]
 
 
-def test_pipeline_speaks_from_the_exported_folder(tmp_path):
+def test_pipeline_loads_the_exported_voice(tmp_path):
     model = new_voice()
     before = speech(model).flatten()
     export(model, TOKENIZER, Discriminator(DiscriminatorShape((2,), 8)), tmp_path / "out")
@@ -127,7 +127,7 @@ def test_pipeline_speaks_from_the_exported_folder(tmp_path):
     torch.testing.assert_close(torch.from_numpy(spoken["audio"]).flatten(), before, atol=1e-5, rtol=1e-3)
 
 
-def test_export_keeps_the_voice_that_was_there_and_leaves_nothing_else_beside_it(tmp_path):
+def test_export_keeps_the_previous_voice_and_leaves_no_other_files(tmp_path):
     export(new_voice(), TOKENIZER, None, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     before = (tmp_path / "out/model.safetensors").read_bytes()
@@ -142,25 +142,25 @@ def test_export_keeps_the_voice_that_was_there_and_leaves_nothing_else_beside_it
     assert (tmp_path / "out/notes").read_text() == "mine"
 
 
-def test_export_takes_no_place_of_something_else(tmp_path):
+def test_export_does_not_replace_other_files(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("precious")
-    with pytest.raises(ConfigError, match="holds mine, and is no voice"):
+    with pytest.raises(ConfigError, match="contains mine and is not a voice"):
         export(new_voice(), TOKENIZER, None, tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
-def test_export_that_would_not_be_what_was_trained_is_refused_and_the_old_voice_kept(tmp_path):
+def test_export_that_differs_from_the_trained_voice_is_rejected_and_the_old_voice_kept(tmp_path):
     export(new_voice(), TOKENIZER, None, tmp_path / "out")
     broken = new_voice()
-    nn.init.constant_(broken.text_encoder.project.bias, math.nan)  # equals not even itself
+    nn.init.constant_(broken.text_encoder.project.bias, math.nan)  # never equals itself
     with pytest.raises(ModelError, match=r"text_encoder\.project\.bias"):
         export(broken, TOKENIZER, None, tmp_path / "out")
-    kept = load_file(tmp_path / "out" / "model.safetensors")
-    assert kept["text_encoder.project.bias"].isfinite().all()
+    size = load_file(tmp_path / "out" / "model.safetensors")
+    assert size["text_encoder.project.bias"].isfinite().all()
 
 
-def test_trap_8_speakers_are_kept_with_the_voice_in_their_order(tmp_path):
+def test_speakers_are_saved_with_the_voice_in_order(tmp_path):
     export(new_voice("ava", "bo", "cem"), TOKENIZER, None, tmp_path / "out")
     config = VitsConfig.from_pretrained(tmp_path / "out")
     assert config.num_speakers == 3
@@ -169,34 +169,34 @@ def test_trap_8_speakers_are_kept_with_the_voice_in_their_order(tmp_path):
     assert load_model(str(tmp_path / "out")).config.speakers == ["ava", "bo", "cem"]
 
 
-def test_trap_8_speaker_that_the_voice_does_not_know_is_refused():
+def test_unknown_speaker_is_rejected():
     config = new_voice("ava", "bo").config
-    with pytest.raises(ModelError, match="does not know cem"):
+    with pytest.raises(ModelError, match="but not cem"):
         speaker_ids(config, ["ava", "cem"])
 
 
-def test_one_speaker_needs_no_ids():
+def test_single_speaker_voice_has_no_speaker_ids():
     config = new_voice("ava").config
     assert (config.num_speakers, config.speaker_embedding_size) == (1, 0)
     assert speaker_ids(config, ["ava"]) is None
 
 
-def test_missing_folder_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"no voice could be loaded from there .*Give a local folder"):
+def test_missing_directory_is_rejected(tmp_path):
+    with pytest.raises(ModelError, match=r"cannot load a voice .*Pass a local directory"):
         load_model(str(tmp_path / "absent"))
 
 
-def test_model_of_another_kind_is_refused(tmp_path):
+def test_other_model_type_is_rejected(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="is a bert model, not a VITS voice"):
         load_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("kept", [0, 100, 20000], ids=["empty", "in the header", "in the weights"])
-def test_damaged_weights_are_refused(published, tmp_path, kept):
+@pytest.mark.parametrize("size", [0, 100, 20000], ids=["empty", "in the header", "in the weights"])
+def test_damaged_weights_are_rejected(published, tmp_path, size):
     weights = copied(published, tmp_path / "voice") / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:kept])
-    with pytest.raises(ModelError, match="no voice could be loaded"):
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(ModelError, match="cannot load a voice"):
         load_model(str(tmp_path / "voice"))
 
 
@@ -208,7 +208,7 @@ def test_damaged_weights_are_refused(published, tmp_path, kept):
         pytest.param("mismatched"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(published, tmp_path, change):
+def test_mismatched_weights_are_listed(published, tmp_path, change):
     path = copied(published, tmp_path / "voice") / "model.safetensors"
     weights, name = load_file(path), "text_encoder.embed_tokens.weight"
     if change == "missing":
@@ -223,19 +223,19 @@ def test_weights_that_do_not_fit_are_named(published, tmp_path, change):
         load_model(str(tmp_path / "voice"))
 
 
-def test_damaged_configuration_is_refused(published, tmp_path):
+def test_damaged_configuration_is_rejected(published, tmp_path):
     (copied(published, tmp_path / "voice") / "config.json").write_text("{broken")
-    with pytest.raises(ModelError, match="no voice could be loaded"):
+    with pytest.raises(ModelError, match="cannot load a voice"):
         load_model(str(tmp_path / "voice"))
 
 
 @pytest.mark.parametrize("stochastic", [True, False])
-def test_voice_that_has_diverged_does_not_speak_for_hours(stochastic: bool) -> None:
-    """Log durations of 20 are 485 million frames a token."""
+def test_durations_of_a_diverged_voice_are_limited(stochastic: bool) -> None:
+    """Log durations of 20 correspond to 485 million frames per token."""
     model = new_voice(architecture=replace(SMALL, use_stochastic_duration_prediction=stochastic)).eval()
     tokens = torch.ones((1, 5), dtype=torch.long)
     hop = audio_spec(model.config).hop
-    frames_a_token = LONGEST_TOKEN_S * 16000 / hop
+    frames_a_token = MAX_TOKEN_S * 16000 / hop
     diverged = model.duration_predictor.register_forward_hook(lambda *_: torch.full((1, 1, 5), 20.0))
     with clamp_token_durations(model), torch.no_grad():
         spoken = model(tokens).waveform

@@ -110,4 +110,4 @@ def test_machine_without_a_compiler_is_told(
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     assert main(["train_vits", *train_flags(tmp_path, compile="true")]) == 2
-    assert "Leave --compile out" in capsys.readouterr().err
+    assert "Omit --compile" in capsys.readouterr().err

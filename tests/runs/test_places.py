@@ -127,7 +127,7 @@ def test_voice_of_a_place_where_another_is_at_work_is_refused(folder: Path, caps
     with files.try_lock(folder / ".final_model.lock"):  # type: ignore[union-attr]
         assert train(folder, checkpoint_dir=folder / "again", run_name="other") == 2
         assert export(folder, folder / "final_model") == 2
-        assert capsys.readouterr().err.count("Another process is at work on") == 2
+        assert capsys.readouterr().err.count("is in use by another process") == 2
     assert export(folder, folder / "final_model") == 0
 
 
@@ -138,7 +138,7 @@ def test_two_exports_at_once_leave_a_whole_voice(folder: Path) -> None:
     errors = [process.communicate()[1] for process in started]
     codes = [process.returncode for process in started]
     assert 0 in codes
-    assert all(code == 0 or "Another process is at work on" in error for code, error in zip(codes, errors, strict=True))
+    assert all(code == 0 or "is in use by another process" in error for code, error in zip(codes, errors, strict=True))
     pretrained.load_model(str(folder / "final_model"))
     assert (folder / "final_model/MY_NOTES.md").read_text() == "mine"
     kept = sorted(path.name for path in (folder / "final_model_versions").iterdir())
@@ -194,13 +194,13 @@ def learn(folder: Path, **changes: object) -> int:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"output_dir": "training", "data_dir": "training"}, "--output_dir {}/training is or holds --data_dir"),
+        ({"output_dir": "training", "data_dir": "training"}, "--output_dir {}/training is or contains --data_dir"),
         ({"output_dir": "training"}, "--output_dir {}/training holds dataset.json, metadata.csv, runs"),
-        ({"output_dir": "."}, "is or holds --feedback_dir"),
-        ({"output_dir": "feedback"}, "is or holds --feedback_dir"),
+        ({"output_dir": "."}, "is or contains --feedback_dir"),
+        ({"output_dir": "feedback"}, "is or contains --feedback_dir"),
         ({"model_dir": "training"}, "--model_dir {}/training holds dataset.json, metadata.csv, runs"),
         ({"output_dir": "mine"}, "mine_work, where train_feedback works (--output_dir with _work behind it), is not"),
-        ({"output_dir": "mine", "data_dir": "mine_work"}, "behind it), is or holds --data_dir"),
+        ({"output_dir": "mine", "data_dir": "mine_work"}, "behind it), is or contains --data_dir"),
     ],
 )
 def test_feedback_takes_no_place_of_something_else(

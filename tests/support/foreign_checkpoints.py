@@ -26,7 +26,7 @@ def golden_weights(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The generator's weights by the original's names, and the case's configuration."""
     read = read_case(case)
     weights = {name.removeprefix("generator."): t for name, t in read.tensors.items() if name.startswith("generator.")}
-    return weights, read.figures["config"]
+    return weights, read.content["config"]
 
 
 def original_config(golden: Mapping[str, Any]) -> dict[str, Any]:

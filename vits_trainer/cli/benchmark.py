@@ -24,9 +24,9 @@ def run(config: BenchmarkConfig) -> int:
         if config.compare == "reference":
             figures |= benchmark.compare_updates(config, runtime, reference_update(config, runtime))
     elif config.suite == "alignment":
-        figures = benchmark_data.alignment_figures(config)
+        figures = benchmark_data.benchmark_alignment(config)
     else:
-        figures = benchmark_data.data_figures(config)
+        figures = benchmark_data.benchmark_data_pipeline(config)
     width = max(map(len, figures))
     for name, value in figures.items():
         print(f"{name:<{width}}  {value:,.6g}")

@@ -6,7 +6,7 @@ from vits_trainer.config.voices import ConvertConfig
 from vits_trainer.models import pretrained
 from vits_trainer.models.conversion import export_original, importer
 from vits_trainer.models.conversion.onnx import compare_onnx, export_onnx, require_packages
-from vits_trainer.models.voice_versions import exclusive, require_place
+from vits_trainer.models.voice_versions import check_voice_destination, exclusive
 from vits_trainer.utils import files
 from vits_trainer.utils.errors import ConfigError
 
@@ -70,7 +70,7 @@ def _output(config: ConvertConfig) -> Path:
     if config.to == "onnx" and output.suffix != ".onnx":
         raise ConfigError(f"--output {output}: give a name that ends with .onnx.")
     _require_absent(output)
-    require_place(output, "output", {})
+    check_voice_destination(output, "output", {})
     return output
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from vits_trainer.config.voices import ExportConfig
 from vits_trainer.models import pretrained
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE, load_discriminator
-from vits_trainer.models.voice_versions import exclusive, require_place
+from vits_trainer.models.voice_versions import check_voice_destination, exclusive
 from vits_trainer.text.tokenizer import load_tokenizer
 from vits_trainer.training import checkpoint
 
@@ -21,7 +21,7 @@ def run(config: ExportConfig) -> int:
     """
     place = Path(config.checkpoint)
     output_dir = Path(config.output_dir or place.resolve().parent.parent / "exported" / place.resolve().name)
-    require_place(output_dir, "output_dir", {"the checkpoint": place})
+    check_voice_destination(output_dir, "output_dir", {"the checkpoint": place})
     checkpoint.verify(place)
     with exclusive(output_dir):
         _export(place, output_dir, config.keep_versions)
@@ -30,7 +30,7 @@ def run(config: ExportConfig) -> int:
 
 
 def _export(place: Path, output_dir: Path, keep_versions: int) -> None:
-    model = pretrained.model_to_restore(place / "voice")
+    model = pretrained.model_from_config(place / "voice")
     checkpoint.load_networks(place, model, None)
     checkpoint.load_average(place, model)
     judge = place / DISCRIMINATOR_FILE

@@ -1,1 +1,1 @@
-"""Proofs, benchmarks and replays."""
+"""Self-checks, golden-value comparison, benchmarks and replay of non-finite updates."""

@@ -1,4 +1,4 @@
-"""Measures what an update of training takes: on a fixed, seeded workload, part by part, and beside the textbook's."""
+"""Benchmarks a training update on a fixed, seeded workload: total, by part, and against a reference implementation."""
 
 import statistics
 import time
@@ -44,7 +44,7 @@ _FREE = {
     *("empty.memory_format", "empty_like.default", "new_empty.default", "empty_strided.default"),
     *("new_empty_strided.default", "detach.default", "is_pinned.default", "_unsafe_view.default"),
 }
-"""Operations that start nothing on a device, beside views."""
+"""Operations besides views that launch no work on the device."""
 _READS_BACK = {
     *("_local_scalar_dense.default", "nonzero.default", "is_nonzero.default", "equal.default"),
     *("masked_select.default", "unique_consecutive.default", "_unique2.default"),
@@ -53,7 +53,7 @@ _READS_BACK = {
 
 
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what an eager update asks of a device: operations that launch work, and those that the host waits for."""
+    """Counts the operations of an eager update that launch device work, and those that synchronize with the host."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -63,16 +63,16 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = f"{func.overloadpacket.__name__}.{func._overloadname}"
         self.launching += not (func.is_view or name in _FREE)
-        self.host_syncs += name in _READS_BACK or (name.startswith("index.") and _by_mask(args))
+        self.host_syncs += name in _READS_BACK or (name.startswith("index.") and _is_boolean_index(args))
         return func(*args, **(kwargs or {}))
 
 
-def _by_mask(args: Any) -> bool:
+def _is_boolean_index(args: Any) -> bool:
     return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1])
 
 
 class Clock:
-    """Time spent in named parts, the device's work included."""
+    """Time spent in named parts, including device work."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -84,36 +84,36 @@ class Clock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Puts back what :meth:`timed` has replaced."""
+        """Restores the callables that :meth:`timed` replaced."""
         for owner, name, call in reversed(self._replaced):
             setattr(owner, name, call)
 
     def now(self) -> float:
-        """Seconds, once the device has done all that it was asked for."""
+        """Returns the time in seconds after synchronizing with the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def timed(self, owner: Any, name: str, part: str) -> None:
-        """Counts calls of ``owner.name`` as ``part``, less what is counted inside of them."""
+        """Adds the time of calls to ``owner.name`` to ``part``, without the time of nested timed calls."""
         call = getattr(owner, name)
         self._replaced.append((owner, name, call))
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            began = self.now()
+            start = self.now()
             self._open.append(0.0)
             result = call(*args, **kwargs)
-            took_s = self.now() - began
-            self.spent_s[part] += took_s - self._open.pop()
+            elapsed_s = self.now() - start
+            self.spent_s[part] += elapsed_s - self._open.pop()
             if self._open:
-                self._open[-1] += took_s
+                self._open[-1] += elapsed_s
             return result
 
         setattr(owner, name, wrapped)
 
 
 def networks(config: BenchmarkConfig) -> tuple[Generator, Discriminator]:
-    """Fresh ones of the asked size, the same for the same seed."""
+    """Creates untrained networks of the configured size, deterministic for a given seed."""
     seed_all(config.seed)
     architecture, shape = SIZES[config.size]
     tokenizer = build_tokenizer([ALPHABET])
@@ -122,7 +122,7 @@ def networks(config: BenchmarkConfig) -> tuple[Generator, Discriminator]:
 
 
 def workload(config: BenchmarkConfig) -> Batch:
-    """Noise under a syllable-like envelope, and random texts; every clip of the same length. On the CPU."""
+    """Creates a batch on the CPU: noise with a syllable-like envelope and random texts; all clips have equal length."""
     rate_hz, hop = 16000, 256
     frames = int(config.clip_s * rate_hz) // hop
     draw = torch.Generator().manual_seed(config.seed)
@@ -143,54 +143,56 @@ def workload(config: BenchmarkConfig) -> Batch:
 
 
 def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[GanTrainStep, Callable[[], dict[str, Tensor]]]:
-    """The parts of an update as training has it, and the update itself."""
+    """Returns the training step as the trainer builds it, and a function that runs one update."""
     generator, discriminator = networks(config)
-    generator.recomputes = config.gradient_checkpointing
+    generator.gradient_checkpointing = config.gradient_checkpointing
     if config.compile:
         compile_fixed_shapes(generator, discriminator)
     spec = pretrained.audio_spec(generator.model.config)
     training = TrainConfig(model_name="none")
     objective = Objective("vits", training.loss_weights, spec, segment_frames=32)
-    learners = []
+    optimizers = []
     for name, network in (("generator", generator), ("discriminator", discriminator)):
         network.to(runtime.device)
         optimizer = build_optimizer(network.parameters(), training)
-        learners.append(NetworkOptimizer(name, network, optimizer, runtime.accelerator, runtime.gradient_scaler(), 0.0))
-    turns = GanTrainStep(runtime, objective, learners[0], discriminator, learners[1], config.compile)
+        optimizers.append(
+            NetworkOptimizer(name, network, optimizer, runtime.accelerator, runtime.gradient_scaler(), 0.0)
+        )
+    train_step = GanTrainStep(runtime, objective, optimizers[0], discriminator, optimizers[1], config.compile)
     batch = workload(config)
-    normalisers = objective.denominators(batch)
+    denominators = objective.denominators(batch)
 
     means = DeviceMeans()
 
     def update() -> dict[str, Tensor]:
-        found = turns(
-            batch, normalisers, discriminator_only=False, sync_gradients=True, learning_rate=training.learning_rate
+        losses = train_step(
+            batch, denominators, discriminator_only=False, sync_gradients=True, learning_rate=training.learning_rate
         )
-        norms = torch.stack([value for name, value in found.items() if name.startswith("grad_norm/")])
-        means.add(found, normalisers.clips, counts=torch.isfinite(norms).all())
-        return found
+        norms = torch.stack([value for name, value in losses.items() if name.startswith("grad_norm/")])
+        means.add(losses, denominators.clips, counts=torch.isfinite(norms).all())
+        return losses
 
-    return turns, update
+    return train_step, update
 
 
 def measure_update(config: BenchmarkConfig, runtime: Runtime) -> dict[str, float]:
-    """All figures of our update, but for the comparison. What is counted and the split have runs of their own.
+    """Returns all metrics of our update except the comparison. Counters and the time per part use separate updates.
 
-    What a compiled update would have launched is counted in an eager one, once the memory has been read.
+    Operations of a compiled update are counted in an eager one, after peak memory has been read.
     """
-    turns, update = our_update(config, runtime)
-    began = time.perf_counter()
+    train_step, update = our_update(config, runtime)
+    start = time.perf_counter()
     update()
-    first_s = time.perf_counter() - began
+    first_s = time.perf_counter() - start
     with Clock(runtime.device) as clock:
-        update_s = statistics.median(_durations(update, config.updates, clock))
-        _split(turns, clock)
+        update_s = statistics.median(_time_calls(update, config.updates, clock))
+        _time_parts(train_step, clock)
         for _ in range(config.updates):
             update()
         peak = matmul_tflop_per_s(runtime, clock)
     parts = {f"ms_{name}": 1000 * spent_s / config.updates for name, spent_s in clock.spent_s.items()}
     memory_gib = peak_memory_gib(runtime.device)
-    counts = _counted(our_update(replace(config, compile=False), runtime)[1] if config.compile else update)
+    counts = _count_operations(our_update(replace(config, compile=False), runtime)[1] if config.compile else update)
     return {
         **throughput(config, update_s),
         **parts,
@@ -203,8 +205,8 @@ def measure_update(config: BenchmarkConfig, runtime: Runtime) -> dict[str, float
     }
 
 
-def _counted(update: Callable[[], object]) -> dict[str, float]:
-    update()  # the optimisers' first step makes their moments
+def _count_operations(update: Callable[[], object]) -> dict[str, float]:
+    update()  # the first step allocates the optimizer state
     with OperationCounter() as counter:
         update()
     with FlopCounterMode(display=False) as flops:
@@ -217,31 +219,31 @@ def _counted(update: Callable[[], object]) -> dict[str, float]:
 
 
 def matmul_tflop_per_s(runtime: Runtime, clock: Clock) -> float:
-    """The device's peak as it can be had: the best of ten products of large matrices in the run's precision."""
+    """Returns the achievable peak of the device: the fastest of ten large matmuls in the run's precision."""
     size = 8192 if runtime.device.type == "cuda" else 2048
     matrix = torch.randn(size, size, device=runtime.device)
     with runtime.autocast():
-        best_s = min(_durations(lambda: matrix @ matrix, 10, clock))
+        best_s = min(_time_calls(lambda: matrix @ matrix, 10, clock))
     return 2 * size**3 / best_s / 1e12
 
 
 def compare_updates(config: BenchmarkConfig, runtime: Runtime, other: Callable[[], object]) -> dict[str, float]:
-    """Ours and another update in turn, so that both meet the same moments of the machine; medians, and their ratio."""
+    """Alternates our update with another, so that load on the machine affects both; returns medians and their ratio."""
     _, update = our_update(config, runtime)
     clock = Clock(runtime.device)
-    took: tuple[list[float], list[float]] = ([], [])
+    durations: tuple[list[float], list[float]] = ([], [])
     for number in range(config.updates + 1):
-        for which, one in enumerate((update, other)):
-            (seconds,) = _durations(one, 1, clock)
-            if number:  # the first one is to warm up
-                took[which].append(seconds)
-    ours_s, theirs_s = map(statistics.median, took)
-    pairs = [theirs / ours for ours, theirs in zip(*took, strict=True)]
+        for which, run_update in enumerate((update, other)):
+            (seconds,) = _time_calls(run_update, 1, clock)
+            if number:  # the first is a warm-up
+                durations[which].append(seconds)
+    ours_s, theirs_s = map(statistics.median, durations)
+    pairs = [theirs / ours for ours, theirs in zip(*durations, strict=True)]
     return {"ms_ours": 1000 * ours_s, "ms_reference": 1000 * theirs_s, "ratio": statistics.median(pairs)}
 
 
 def throughput(config: BenchmarkConfig, update_s: float) -> dict[str, float]:
-    """What an update's seconds come to."""
+    """Returns throughput for a given duration of an update."""
     return {
         "ms_update": 1000 * update_s,
         "clips_per_s": config.batch_size / update_s,
@@ -249,21 +251,21 @@ def throughput(config: BenchmarkConfig, update_s: float) -> dict[str, float]:
     }
 
 
-def _durations(update: Callable[[], object], times: int, clock: Clock) -> list[float]:
-    found = []
+def _time_calls(update: Callable[[], object], times: int, clock: Clock) -> list[float]:
+    durations = []
     for _ in range(times):
-        began = clock.now()
+        start = clock.now()
         update()
-        found.append(clock.now() - began)
-    return found
+        durations.append(clock.now() - start)
+    return durations
 
 
-def _split(turns: GanTrainStep, clock: Clock) -> None:
+def _time_parts(train_step: GanTrainStep, clock: Clock) -> None:
     clock.timed(Batch, "to", "data")
-    clock.timed(turns.objective, "synthesize", "synthesis")
-    clock.timed(turns.objective, "discriminator_losses", "discriminator")
-    clock.timed(turns.objective, "generator_losses", "generator")
-    for learner in turns.learners:
-        clock.timed(learner, "backward", learner.name)
-        clock.timed(learner, "update", "optimiser")
+    clock.timed(train_step.objective, "generator_forward", "synthesis")
+    clock.timed(train_step.objective, "discriminator_losses", "discriminator")
+    clock.timed(train_step.objective, "generator_losses", "generator")
+    for optimizer in train_step.learners:
+        clock.timed(optimizer, "backward", optimizer.name)
+        clock.timed(optimizer, "step", "optimiser")
     clock.timed(alignment, "search", "alignment")

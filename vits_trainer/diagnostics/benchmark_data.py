@@ -1,4 +1,4 @@
-"""Benchmarks of what stands beside the networks: the alignment search, and the way of the data."""
+"""Benchmarks of the alignment search and the data pipeline."""
 
 import multiprocessing
 import os
@@ -34,48 +34,53 @@ from vits_trainer.utils.errors import InstallationError
 
 Result = TypeVar("Result")
 
-_SIZES = ((16, 180, 400), (64, 180, 500), (64, 256, 1024))
+_ALIGNMENT_SIZES = ((16, 180, 400), (64, 180, 500), (64, 256, 1024))
 _FEW, _CLIPS = 64, 1024
 _SOURCE_RATE_HZ = 48_000
 _TEXT = "the old boat crossed the quiet river and came home before the rain "
 
 
-def alignment_figures(config: BenchmarkConfig) -> dict[str, float]:
-    """Milliseconds of the search, ours and the PyPI package's, for batches of (clips, tokens, frames), and the ratio.
+def benchmark_alignment(config: BenchmarkConfig) -> dict[str, float]:
+    """Times the alignment search, ours and the PyPI package's, per batch size of (clips, tokens, frames).
+
+    Returns:
+        Milliseconds of both, their ratio, and whether the paths are equal.
 
     Raises:
-        InstallationError: the package is not there.
+        InstallationError: the package monotonic-alignment-search is not installed.
     """
     try:
-        from monotonic_alignment_search import maximum_path  # noqa: PLC0415 - needed for this comparison only
+        from monotonic_alignment_search import maximum_path  # noqa: PLC0415 - only for this comparison
     except ImportError as error:
-        raise InstallationError("--suite alignment needs the package monotonic-alignment-search.") from error
+        raise InstallationError(
+            "--suite alignment needs the package monotonic-alignment-search: pip install it, or 'vits-trainer[dev]'."
+        ) from error
     draw = torch.Generator().manual_seed(config.seed)
-    figures: dict[str, float] = {}
-    for clips, tokens, frames in _SIZES:
+    metrics: dict[str, float] = {}
+    for clips, tokens, frames in _ALIGNMENT_SIZES:
         scores = torch.randn(clips, frames, tokens, generator=draw) * 30
-        turned, mask = scores.transpose(1, 2).contiguous(), torch.ones(clips, tokens, frames)
+        transposed, mask = scores.transpose(1, 2).contiguous(), torch.ones(clips, tokens, frames)
         ours = partial(search, scores, torch.full((clips,), frames), torch.full((clips,), tokens))
-        theirs = partial(maximum_path, turned, mask)
-        took_s = [(_timed(ours)[1], _timed(theirs)[1]) for _ in range(2 * config.updates + 1)]
-        ours_s, theirs_s = map(statistics.median, zip(*took_s[1:], strict=True))
+        theirs = partial(maximum_path, transposed, mask)
+        durations_s = [(_timed(ours)[1], _timed(theirs)[1]) for _ in range(2 * config.updates + 1)]
+        ours_s, theirs_s = map(statistics.median, zip(*durations_s[1:], strict=True))
         name = f"{clips}x{tokens}x{frames}"
-        figures |= {f"{name} ms": 1000 * ours_s, f"{name} ms_pypi": 1000 * theirs_s, f"{name} ratio": theirs_s / ours_s}
+        metrics |= {f"{name} ms": 1000 * ours_s, f"{name} ms_pypi": 1000 * theirs_s, f"{name} ratio": theirs_s / ours_s}
         path = torch.nn.functional.one_hot(ours(), tokens).transpose(1, 2)
-        figures[f"{name} equal_paths"] = float(torch.equal(path, theirs().to(path.dtype)))
-    return figures
+        metrics[f"{name} equal_paths"] = float(torch.equal(path, theirs().to(path.dtype)))
+    return metrics
 
 
-def data_figures(config: BenchmarkConfig) -> dict[str, float]:
-    """Clips a second: what decoding and resampling allow on all cores, prepare_data, reading back, the loader.
+def benchmark_data_pipeline(config: BenchmarkConfig) -> dict[str, float]:
+    """Measures clips per second of decoding and resampling on all cores, of prepare_data, and of the data loader.
 
-    Rates are of clips in an amount of work less those in a smaller one, so that no start of a process is in them.
+    Rates come from the difference between a large and a small workload, so that process start-up is excluded.
     """
     with tempfile.TemporaryDirectory(prefix="vits_trainer-benchmark-") as folder:
         source = _recordings(Path(folder, "source"), config)
         limit = _limit_clips_per_s(sorted((source / "wavs").iterdir()))
-        (_, few_s), (target, all_s) = (_timed(partial(_prepared, source, clips)) for clips in (_FEW, _CLIPS))
-        figures = {
+        (_, few_s), (target, all_s) = (_timed(partial(_prepare, source, clips)) for clips in (_FEW, _CLIPS))
+        metrics = {
             "limit_clips_per_s": limit,
             "prepare_clips_per_s": (_CLIPS - _FEW) / (all_s - few_s),
             "prepare_share_of_limit": (_CLIPS - _FEW) / (all_s - few_s) / limit,
@@ -83,57 +88,58 @@ def data_figures(config: BenchmarkConfig) -> dict[str, float]:
             "cores": float(len(os.sched_getaffinity(0))),
         }
         prepared = open_prepared(target)
-        reader = PreparedClipDataset(prepared, build_tokenizer([_TEXT]), AudioSpec(16000), None)
+        dataset = PreparedClipDataset(prepared, build_tokenizer([_TEXT]), AudioSpec(16000), None)
         rows = list(range(len(prepared.rows)))
-        order = BucketBatchSampler(rows, prepared.frames(rows, 256), config.seed, config.batch_size, 1, 1)
-        few, many = (list(islice(_for_ever(order), passes * order.updates_per_epoch)) for passes in (2, 12))
+        sampler = BucketBatchSampler(rows, prepared.frames(rows, 256), config.seed, config.batch_size, 1, 1)
+        few, many = (list(islice(_endless_epochs(sampler), passes * sampler.updates_per_epoch)) for passes in (2, 12))
         for workers in (0, 1, 2):
-            _read(reader, few, 0)  # texts known, files in the machine's cache
-            (_, few_s), (_, many_s) = (_timed(partial(_read, reader, places, workers)) for places in (few, many))
-            figures[f"loader_clips_per_s_workers_{workers}"] = 10 * _CLIPS / (many_s - few_s)
-        unread = PreparedClipDataset(prepared, build_tokenizer([_TEXT]), AudioSpec(16000), None)
+            _read(dataset, few, 0)  # fills the text cache and the page cache
+            (_, few_s), (_, many_s) = (_timed(partial(_read, dataset, specs, workers)) for specs in (few, many))
+            metrics[f"loader_clips_per_s_workers_{workers}"] = 10 * _CLIPS / (many_s - few_s)
+        uncached = PreparedClipDataset(prepared, build_tokenizer([_TEXT]), AudioSpec(16000), None)
         for rate in (500, 1000):
-            fraction = _wait_fraction(_handed_over(build_dataloader(unread, few, 2)), config.batch_size / rate)
-            figures[f"data_wait_fraction_at_{rate}_clips_per_s"] = fraction
-        return figures
+            batches = _prefetch_in_thread(build_dataloader(uncached, few, 2))
+            fraction = _data_wait_fraction(batches, config.batch_size / rate)
+            metrics[f"data_wait_fraction_at_{rate}_clips_per_s"] = fraction
+        return metrics
 
 
-def _handed_over(batches: Iterator[Batch]) -> Iterator[Batch | None]:
-    """Takes batches from the workers in a thread, as the loader itself does where it pins memory for a GPU."""
+def _prefetch_in_thread(batches: Iterator[Batch]) -> Iterator[Batch | None]:
+    """Reads batches in a thread, as the loader does when it pins memory for a GPU."""
     ready: Queue[Batch | None] = Queue(1)
 
-    def hand_over() -> None:
+    def prefetch() -> None:
         for batch in chain(batches, [None]):
             ready.put(batch)
 
-    Thread(target=hand_over, daemon=True).start()
+    Thread(target=prefetch, daemon=True).start()
     return iter(ready.get, None)
 
 
-def _wait_fraction(batches: Iterator[Batch | None], update_s: float) -> float:
-    """Share of its time that a device which takes ``update_s`` for each batch would wait; texts not yet known."""
-    next(batches)  # the workers have started
-    began, waited_s = time.perf_counter(), 0.0
+def _data_wait_fraction(batches: Iterator[Batch | None], update_s: float) -> float:
+    """Returns the fraction of time that a device with ``update_s`` per batch waits for data; text cache empty."""
+    next(batches)  # workers have started
+    start, waited_s = time.perf_counter(), 0.0
     while True:
         time.sleep(update_s)
-        asked = time.perf_counter()
+        requested = time.perf_counter()
         batch = next(batches, None)
-        waited_s += time.perf_counter() - asked
+        waited_s += time.perf_counter() - requested
         if batch is None:
-            return waited_s / (time.perf_counter() - began)
+            return waited_s / (time.perf_counter() - start)
 
 
-def _prepared(source: Path, clips: int) -> Path:
+def _prepare(source: Path, clips: int) -> Path:
     target = source.with_name(f"prepared-{clips}")
     prepare(PrepareConfig(dataset=str(source), output_dir=str(target), max_samples=clips))
     return target
 
 
 def _limit_clips_per_s(paths: list[Path]) -> float:
-    """What decoding and resampling alone come to, with a process on each core."""
+    """Returns the rate of decoding and resampling alone, with one process per core."""
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_decode, paths[: 8 * cores]))  # the processes have started
+        list(pool.map(_decode, paths[: 8 * cores]))  # processes have started
         _, limit_s = _timed(lambda: list(pool.map(_decode, paths, chunksize=8)))
     return len(paths) / limit_s
 
@@ -142,18 +148,18 @@ def _decode(path: Path) -> int:
     return len(to_rate(*read_recording(path), 16000))
 
 
-def _for_ever(order: BucketBatchSampler) -> Iterator[MicroBatchSpec]:
+def _endless_epochs(sampler: BucketBatchSampler) -> Iterator[MicroBatchSpec]:
     for epoch in count(1):
-        yield from order.epoch(epoch, 0)
+        yield from sampler.epoch(epoch, 0)
 
 
-def _read(reader: PreparedClipDataset, places: list[MicroBatchSpec], workers: int) -> None:
-    for _ in build_dataloader(reader, places, workers):
+def _read(dataset: PreparedClipDataset, specs: list[MicroBatchSpec], workers: int) -> None:
+    for _ in build_dataloader(dataset, specs, workers):
         pass
 
 
 def _recordings(folder: Path, config: BenchmarkConfig) -> Path:
-    """An LJ Speech folder of noise, FLAC at 48 kHz."""
+    """Writes noise clips in LJ Speech layout, as FLAC at 48 kHz."""
     (folder / "wavs").mkdir(parents=True)
     draw = np.random.default_rng(config.seed)
     samples = soxr.resample(draw.standard_normal(int(config.clip_s * 8000)) * 0.1, 8000, _SOURCE_RATE_HZ)
@@ -166,6 +172,6 @@ def _recordings(folder: Path, config: BenchmarkConfig) -> Path:
 
 
 def _timed(call: Callable[[], Result]) -> tuple[Result, float]:
-    began = time.perf_counter()
+    start = time.perf_counter()
     result = call()
-    return result, time.perf_counter() - began
+    return result, time.perf_counter() - start

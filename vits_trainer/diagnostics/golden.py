@@ -2,15 +2,15 @@
 
 A case is ``NAME.json`` (``config``, ``losses``, gradient norms by original parameter name, ``discriminator_shapes``,
 ``discriminator_fill``) with ``NAME.safetensors`` (``generator.<original name>`` weights, ``input.*`` tensors, and
-``output.z``): one optimisation step in eval mode, with all noise zero and the segments' starts given.
+``output.z``): one optimisation step in eval mode, with zero noise and fixed segment starts.
 
-The verdict is about float64. Gradients of leaky ReLUs jump at zero, and the last bit of a convolution or of a Fourier
-transform differs between processors: in float32 it moves gradient norms of the reference's sizes by up to 2.6 %. Losses
-do not jump, and are compared in float32 too, in which voices are trained.
+Correctness is decided in float64. Leaky ReLU gradients are discontinuous at zero, and the last bit of a convolution or
+FFT differs between processors: in float32 this changes gradient norms at the reference's sizes by up to 2.6 %. Losses
+are continuous, so they are also compared in float32, the precision of training.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf, isnan
@@ -54,13 +54,13 @@ LOSS_NAMES = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What is compared, and how far apart it may be."""
+    """A kind of compared value and its tolerance."""
 
     name: str
     bound: float
-    """Greatest error, relative unless ``is_absolute``."""
+    """Largest accepted error, relative unless ``is_absolute``."""
     zero: float = 0.0
-    """Two values that are both below it agree."""
+    """Two values whose magnitudes are both below it agree."""
     is_absolute: bool = False
 
 
@@ -70,10 +70,13 @@ GRADIENT_NORM = Kind("gradient norms in float64", 1e-4, zero=1e-9)
 POSTERIOR = Kind("posterior sample in float64", 1e-8, is_absolute=True)
 KINDS = (LOSS, LOSS_FLOAT32, GRADIENT_NORM, POSTERIOR)
 
+_LOSSES = "losses"
+_NORMS = ("generator_gradient_norms", "discriminator_gradient_norms")
+
 
 @dataclass(frozen=True)
 class ComparedValue:
-    """One compared number."""
+    """A golden value and the value of this implementation."""
 
     name: str
     golden: float
@@ -82,7 +85,7 @@ class ComparedValue:
 
     @property
     def error(self) -> float:
-        """``|ours - golden|``, absolute or as a part of ``|golden|``; 0 below ``zero``, infinite for a NaN."""
+        """``|ours - golden|``, absolute or relative to ``|golden|``; 0 if both are below ``kind.zero``, inf for NaN."""
         if abs(self.golden) < self.kind.zero and abs(self.ours) < self.kind.zero:
             return 0.0
         difference = abs(self.ours - self.golden)
@@ -91,86 +94,103 @@ class ComparedValue:
 
     @property
     def agrees(self) -> bool:
-        """Within the bound."""
+        """Whether the error is within the bound."""
         return self.error <= self.kind.bound
 
 
 @dataclass(frozen=True)
 class Case:
-    """A golden case, read."""
+    """A golden case in memory."""
 
     name: str
-    figures: Mapping[str, Any]
+    content: Mapping[str, Any]
+    """Content of the JSON file."""
     tensors: Mapping[str, Tensor]
+    """Content of the safetensors file."""
 
 
 def read_cases(directory: Path) -> list[Case]:
-    """All cases of a folder.
+    """Reads all golden cases of a directory.
 
     Raises:
-        DataError: there is none, or one cannot be read.
+        DataError: there is no case, a case cannot be read or has no losses, a loss has an unknown name, or no case
+            has a value of one of the compared kinds.
     """
     cases = []
     for path in sorted(directory.glob("*.json")):
         try:
-            cases.append(
-                Case(path.stem, json.loads(path.read_text("utf-8")), load_file(path.with_suffix(".safetensors")))
-            )
+            content = json.loads(path.read_text("utf-8"))
+            tensors = load_file(path.with_suffix(".safetensors"))
         except (OSError, ValueError, SafetensorError) as error:
-            raise DataError(f"{path}: this golden case cannot be read ({error}).") from error
+            raise DataError(f"{path}: cannot read this golden case ({error}).") from error
+        losses = content.get(_LOSSES) if isinstance(content, dict) else None
+        if not isinstance(losses, dict):
+            raise DataError(f"{path}: {_LOSSES}: missing; expected an object with values for {', '.join(LOSS_NAMES)}.")
+        unknown = sorted(losses.keys() - LOSS_NAMES.keys())
+        if unknown:
+            raise DataError(f"{path}: {_LOSSES}: unknown name {unknown[0]!r}; expected one of {', '.join(LOSS_NAMES)}.")
+        cases.append(Case(path.stem, content, tensors))
     if not cases:
-        raise DataError(f"{directory} holds no golden case (CASE.json beside CASE.safetensors).")
+        raise DataError(f"{directory} contains no golden case (CASE.json with CASE.safetensors).")
+    _require_values(directory, cases, (_LOSSES,), "at least one loss, such as loss_mel")
+    _require_values(directory, cases, _NORMS, "the gradient norm of at least one parameter")
     return cases
 
 
+def _require_values(directory: Path, cases: Sequence[Case], fields: Sequence[str], expected: str) -> None:
+    if not any(case.content.get(field) for case in cases for field in fields):
+        files = ", ".join(f"{case.name}.json" for case in cases)
+        raise DataError(f"{directory} ({files}): {' and '.join(fields)}: no values in any case; expected {expected}.")
+
+
 def compare_case(case: Case, dtype: torch.dtype = torch.float64) -> list[ComparedValue]:
-    """Runs one optimisation step of ``case`` and sets what came of it beside the golden values.
+    """Runs the optimisation step of ``case`` and compares the results with the golden values.
 
     Args:
-        case: what to compute with and to compare with.
-        dtype: float64, or float32.
+        case: weights, inputs and golden values.
+        dtype: float64 or float32.
 
     Returns:
-        In float64 the posterior's sample, each loss and each gradient norm; in float32 each loss.
+        In float64 the posterior sample, each loss and each gradient norm; in float32 each loss.
 
     Raises:
-        DataError: the case lacks something.
-        ModelError: its weights do not fit the networks that its configuration describes.
+        DataError: a field or a tensor of the case is missing.
+        ModelError: the weights do not match the networks that the case's configuration describes.
     """
     is_exact = dtype == torch.float64
     try:
         generator, discriminator, objective, batch = _build(case, dtype)
-        golden_losses = case.figures["losses"]
-        golden_norms = (case.figures["generator_gradient_norms"], case.figures["discriminator_gradient_norms"])
+        golden_losses = case.content[_LOSSES]
+        generator_norms, discriminator_norms = (case.content[field] for field in _NORMS)
         starts, posterior = case.tensors["input.ids_slice"], case.tensors["output.z"]
     except KeyError as error:
-        raise DataError(f"golden case {case.name} lacks {error}.") from error
-    comparison = objective.generator_forward(generator, batch, starts)
-    judged = objective.discriminator_losses(discriminator, comparison)
+        raise DataError(f"golden case {case.name} has no {error}.") from error
+    segments = objective.generator_forward(generator, batch, starts)
+    discriminator_losses = objective.discriminator_losses(discriminator, segments)
     with frozen(discriminator):
-        generated = objective.generator_losses(discriminator, comparison)
-    ours = {f"generator/{name}": loss.item() for name, loss in generated.items()}
-    ours |= {f"discriminator/{name}": loss.item() for name, loss in judged.items()}
+        generator_losses = objective.generator_losses(discriminator, segments)
+    ours = {f"generator/{name}": loss.item() for name, loss in generator_losses.items()}
+    ours |= {f"discriminator/{name}": loss.item() for name, loss in discriminator_losses.items()}
     kind, suffix = (LOSS, "") if is_exact else (LOSS_FLOAT32, " in float32")
     losses = [
         ComparedValue(name + suffix, value, ours[LOSS_NAMES[name]], kind) for name, value in golden_losses.items()
     ]
     if not is_exact:
         return losses
-    for turn in (judged, generated):
-        turn["total"].backward()  # type: ignore[no-untyped-call]
-    distance = (comparison.output.posterior - posterior).abs().max().item()
-    translate = partial(generator_name, stochastic_durations=case.figures["config"]["use_sdp"])
+    for losses_of_network in (discriminator_losses, generator_losses):
+        losses_of_network["total"].backward()  # type: ignore[no-untyped-call]
+    distance = (segments.output.posterior - posterior).abs().max().item()
+    translate = partial(generator_name, stochastic_durations=case.content["config"]["use_sdp"])
     return [
-        ComparedValue("posterior sample, greatest difference", 0.0, distance, POSTERIOR),
+        ComparedValue("posterior sample, largest difference", 0.0, distance, POSTERIOR),
         *losses,
-        *_norms(generator.model, golden_norms[0], translate, "generator"),
-        *_norms(discriminator, golden_norms[1], discriminator_name, "discriminator"),
+        *_norms(generator.model, generator_norms, translate, "generator"),
+        *_norms(discriminator, discriminator_norms, discriminator_name, "discriminator"),
     ]
 
 
 def fill(name: str, shape: tuple[int, ...], scale: float, weight_g_base: float, shift: int) -> Tensor:
-    """The formula that stands in for weights too large to ship: a sine over the elements, its phase from the name."""
+    """Generates weights that are too large to ship: a sine over the elements, with a phase derived from the name."""
     phase = sum(map(ord, name)) % 97 + shift
     k = np.arange(int(np.prod(shape)), dtype=np.float64)
     values = (scale * np.sin(0.61803 * k * (1 + phase / 97) + phase)).astype(np.float32)
@@ -180,7 +200,7 @@ def fill(name: str, shape: tuple[int, ...], scale: float, weight_g_base: float, 
 
 
 def vits_config(golden: Mapping[str, Any]) -> VitsConfig:
-    """The original's configuration of a case, in transformers' words."""
+    """Returns the ``VitsConfig`` for the original implementation's configuration of a case."""
     return VitsConfig(
         vocab_size=golden["n_vocab"],
         hidden_size=golden["hidden_channels"],
@@ -204,7 +224,7 @@ def vits_config(golden: Mapping[str, Any]) -> VitsConfig:
 
 
 def _build(case: Case, dtype: torch.dtype) -> tuple[Generator, Discriminator, Objective, Batch]:
-    config, tensors = case.figures["config"], case.tensors
+    config, tensors = case.content["config"], case.tensors
     spec = AudioSpec(
         sampling_rate=config["sampling_rate"],
         n_fft=config["filter_length"],
@@ -220,7 +240,7 @@ def _build(case: Case, dtype: torch.dtype) -> tuple[Generator, Discriminator, Ob
     generator = Generator(model.to(dtype), "posterior", config["segment_frames"]).eval()
     generator.noise = torch.zeros_like
 
-    shapes, formula = case.figures["discriminator_shapes"], case.figures["discriminator_fill"]
+    shapes, formula = case.content["discriminator_shapes"], case.content["discriminator_fill"]
     discriminator = Discriminator(discriminator_shape(shapes)).to(dtype).eval()
     filled = {name: fill(name, tuple(shape), **formula) for name, shape in shapes.items()}
     discriminator.load_state_dict(from_original_discriminator(filled, discriminator.state_dict()))
@@ -243,9 +263,9 @@ def _norms(
     network: nn.Module, golden: Mapping[str, float], translate: Callable[[str], str], label: str
 ) -> list[ComparedValue]:
     parameters = dict(network.named_parameters())
-    figures = []
+    values = []
     for name, value in golden.items():
         gradient = parameters[translate(name)].grad
         norm = 0.0 if gradient is None else gradient.norm().item()
-        figures.append(ComparedValue(f"{label} gradient {name}", value, norm, GRADIENT_NORM))
-    return figures
+        values.append(ComparedValue(f"{label} gradient {name}", value, norm, GRADIENT_NORM))
+    return values

@@ -1,5 +1,8 @@
-"""The update as everyone writes it, to be compared with: eager, transformers' own modules, the PyPI package's alignment
-on the CPU, four calls of the discriminators, losses read back each time. Never used to train."""
+"""A conventional training update, used only as the benchmark's reference.
+
+Eager mode, transformers' own modules, alignment on the CPU by the PyPI package, four discriminator calls, and losses
+read back to the host in every update.
+"""
 
 from collections.abc import Callable
 
@@ -23,13 +26,13 @@ WEIGHTS = LossWeights()
 
 
 def reference_update(config: BenchmarkConfig, runtime: Runtime) -> Callable[[], dict[str, float]]:
-    """The update, over networks of its own with the weights that ours begin with.
+    """Returns a function that runs one reference update on separate networks with the same initial weights as ours.
 
     Raises:
-        InstallationError: the PyPI package monotonic-alignment-search is not there.
+        InstallationError: the PyPI package monotonic-alignment-search is not installed.
     """
     try:
-        from monotonic_alignment_search import maximum_path  # noqa: PLC0415 - needed for this comparison only
+        from monotonic_alignment_search import maximum_path  # noqa: PLC0415 - only for this comparison
     except ImportError as error:
         raise InstallationError(
             "--compare reference needs the package monotonic-alignment-search: pip install it, or 'vits-trainer[dev]'."
@@ -43,27 +46,27 @@ def reference_update(config: BenchmarkConfig, runtime: Runtime) -> Callable[[], 
     batch = workload(config)
 
     def update() -> dict[str, float]:
-        found = {}
+        losses = {}
         moved = batch.to(runtime.device)
         with runtime.autocast():
             fake, real, terms, mels = _synthesize(generator, moved, maximum_path)
             real_scores, fake_scores = discriminator(real), discriminator(fake.detach())
-        judged = zip(real_scores.scores, fake_scores.scores, strict=True)
-        loss = torch.stack([(1 - r.float()).square().mean() + f.float().square().mean() for r, f in judged]).sum()
+        score_pairs = zip(real_scores.scores, fake_scores.scores, strict=True)
+        loss = torch.stack([(1 - r.float()).square().mean() + f.float().square().mean() for r, f in score_pairs]).sum()
         optimizer_d.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(discriminator.parameters(), 1000)
         optimizer_d.step()
-        found["discriminator"] = loss.item()
+        losses["discriminator"] = loss.item()
         with runtime.autocast():
-            terms |= _judged(discriminator, real, fake)
+            terms |= _discriminator_terms(discriminator, real, fake)
         terms["mel"] = F.l1_loss(*mels)
         loss = torch.stack([getattr(WEIGHTS, name) * term for name, term in terms.items()]).sum()
         optimizer_g.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(generator.parameters(), 1000)
         optimizer_g.step()
-        return found | {name: term.item() for name, term in terms.items()}
+        return losses | {name: term.item() for name, term in terms.items()}
 
     return update
 
@@ -71,7 +74,7 @@ def reference_update(config: BenchmarkConfig, runtime: Runtime) -> Callable[[], 
 def _synthesize(
     generator: Generator, batch: Batch, maximum_path: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], tuple[Tensor, Tensor]]:
-    """Generated and recorded segments, the losses that need no judge, and both mel spectrograms."""
+    """Returns generated and recorded segments, the losses without discriminators, and both mel spectrograms."""
     model = generator.model
     spec = pretrained.audio_spec(model.config)
     magnitude = spectrogram(batch.waveform, batch.frame_lengths, spec)
@@ -109,14 +112,14 @@ def _synthesize(
     return fake, real, terms, (fake_mel, target_mel)
 
 
-def _judged(discriminator: Discriminator, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    real_judged, fake_judged = discriminator(real), discriminator(fake)
+def _discriminator_terms(discriminator: Discriminator, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    real_output, fake_output = discriminator(real), discriminator(fake)
     matching = [
         (r.detach().float() - f.float()).abs().mean()
-        for real_layers, fake_layers in zip(real_judged.feature_maps, fake_judged.feature_maps, strict=True)
+        for real_layers, fake_layers in zip(real_output.feature_maps, fake_output.feature_maps, strict=True)
         for r, f in zip(real_layers, fake_layers, strict=True)
     ]
-    adversarial = [(1 - score.float()).square().mean() for score in fake_judged.scores]
+    adversarial = [(1 - score.float()).square().mean() for score in fake_output.scores]
     return {"adversarial": torch.stack(adversarial).sum(), "feature_matching": 2 * torch.stack(matching).sum()}
 
 

@@ -1,8 +1,8 @@
-"""Updates that came to no finite number, kept and run again.
+"""Replays saved updates whose losses or gradients were NaN or Inf.
 
 nonfinite/update-<update>/
     voice/, generator.safetensors, discriminator.safetensors, config.yaml     as in a checkpoint; a few updates later
-    rank<rank>.safetensors                                                    the micro-batches of one rank
+    rank<rank>.safetensors                                                    micro-batches of one rank
 """
 
 import json
@@ -33,27 +33,27 @@ from vits_trainer.utils.finite_weights import require_finite
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What a micro-batch, or one clip of it alone, comes to."""
+    """Losses and gradient norms of a micro-batch, or of one of its clips."""
 
     clips: tuple[str, ...]
     values: Mapping[str, float]
-    """Losses, and the norms of the gradients."""
+    """Losses and gradient norms by name."""
 
     @property
     def is_finite(self) -> bool:
-        """Whether every value is."""
+        """Whether all values are finite."""
         return all(map(isfinite, self.values.values()))
 
     def __str__(self) -> str:
-        """For people."""
+        """Formats the clips and values as one line."""
         return f"{', '.join(self.clips)}: " + ", ".join(f"{name} {value:.4g}" for name, value in self.values.items())
 
 
 def replay(file: Path) -> Iterator[ReplayResult]:
-    """Runs kept micro-batches again, with the same random numbers; then, where one is not finite, each clip alone.
+    """Runs saved micro-batches again with the same random numbers, and each clip of a non-finite one separately.
 
     Raises:
-        CheckpointError: the file, or the networks beside it, cannot be read.
+        CheckpointError: the file or the networks in its directory cannot be read.
     """
     batches, record = _read(file)
     config = parser.parse("train_vits", TrainConfig, ["--config", str(file.parent / "config.yaml")])
@@ -65,12 +65,12 @@ def replay(file: Path) -> Iterator[ReplayResult]:
     )
     networks = [network.to(runtime.device) for network in (generator, discriminator) if network is not None]
     seed_all(record["seed"], record["update"] - 1, record["rank"])
-    findings = [_run(batch, objective, networks, runtime) for batch in batches]
-    for batch, finding in zip(batches, findings, strict=True):
-        yield finding
-        if not finding.is_finite and len(batch.clip_ids) > 1:
+    results = [_run(batch, objective, networks, runtime) for batch in batches]
+    for batch, result in zip(batches, results, strict=True):
+        yield result
+        if not result.is_finite and len(batch.clip_ids) > 1:
             for row in range(len(batch.clip_ids)):
-                yield _run(_alone(batch, row, objective.spec.hop), objective, networks, runtime)
+                yield _run(_single_clip(batch, row, objective.spec.hop), objective, networks, runtime)
 
 
 def _run(batch: Batch, objective: Objective, networks: Sequence[nn.Module], runtime: Runtime) -> ReplayResult:
@@ -79,17 +79,17 @@ def _run(batch: Batch, objective: Objective, networks: Sequence[nn.Module], runt
     for network in networks:
         network.zero_grad(set_to_none=True)
     with runtime.autocast():
-        comparison = objective.generator_forward(generator, batch.to(runtime.device))
+        segments = objective.generator_forward(generator, batch.to(runtime.device))
         values: dict[str, float] = {}
         if discriminator is not None:
-            losses = objective.discriminator_losses(discriminator, comparison)
+            losses = objective.discriminator_losses(discriminator, segments)
             losses["total"].backward()  # type: ignore[no-untyped-call]
             values |= {f"discriminator/{name}": float(loss.detach()) for name, loss in losses.items()}
             values["grad_norm/discriminator"] = _norm(discriminator)
             with frozen(discriminator):
-                losses = objective.generator_losses(discriminator, comparison)
+                losses = objective.generator_losses(discriminator, segments)
         else:
-            losses = objective.generator_losses(None, comparison)
+            losses = objective.generator_losses(None, segments)
     losses["total"].backward()  # type: ignore[no-untyped-call]
     values |= {f"generator/{name}": float(loss.detach()) for name, loss in losses.items()}
     values["grad_norm/generator"] = _norm(generator)
@@ -100,30 +100,30 @@ def _norm(network: nn.Module) -> float:
     return float(nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None]))
 
 
-def _alone(batch: Batch, row: int, hop: int) -> Batch:
+def _single_clip(batch: Batch, row: int, hop: int) -> Batch:
     one = {name: tensor[row : row + 1] for name in _TENSORS if (tensor := getattr(batch, name)) is not None}
     return replace(batch, **one, clip_ids=batch.clip_ids[row : row + 1]).trimmed(hop)
 
 
 def _networks(folder: Path, config: TrainConfig) -> tuple[Generator, Discriminator | None]:
     try:
-        model = pretrained.model_to_restore(folder / "voice")
+        model = pretrained.model_from_config(folder / "voice")
         weights = load_file(folder / "generator.safetensors")
-        require_finite(weights, folder, "The update's weights, not its clips, are the cause: go back to a checkpoint.")
+        require_finite(weights, folder, "The weights are the cause, not the clips: resume from an earlier checkpoint.")
         model.load_state_dict(weights)
         if config.objective == "mel":
             return Generator(model, "prior", config.segment_frames).train(), None
         generator = Generator(model, "posterior", config.segment_frames).train()
         return generator, load_discriminator(folder / "discriminator.safetensors")
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} does not hold the networks of the update ({error}).") from error
+        raise CheckpointError(f"{folder}: cannot load the networks of the update ({error}).") from error
 
 
 def _read(file: Path) -> tuple[list[Batch], dict[str, Any]]:
     try:
-        with safe_open(file, framework="pt") as kept:
-            record = json.loads((kept.metadata() or {})["record"])
-            tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 - it is no dictionary
+        with safe_open(file, framework="pt") as saved:
+            record = json.loads((saved.metadata() or {})["record"])
+            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 - not a dictionary
         batches = [
             Batch(
                 **{name: tensors.get(f"{number}/{name}") for name in _TENSORS},  # type: ignore[arg-type]
@@ -136,6 +136,6 @@ def _read(file: Path) -> tuple[list[Batch], dict[str, Any]]:
         ]
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{file} is no kept update ({error}). Give nonfinite/update-<update>/rank<rank>.safetensors of a run."
+            f"{file} is not a saved update ({error}). Pass nonfinite/update-<update>/rank<rank>.safetensors of a run."
         ) from error
     return batches, record

@@ -1,4 +1,4 @@
-"""What ``check`` proves on a machine: each proof does one real thing and says what it showed, or how to mend it."""
+"""Self-checks of ``check``: each runs one real operation and reports its result, or the error and its remedy."""
 
 import hashlib
 import os
@@ -53,14 +53,14 @@ NEEDED_BYTES = 200 * 2**20
 
 
 def run_self_checks(folder: Path, train: Train) -> Iterator[tuple[str, str]]:
-    """Runs each proof in turn and yields its name and what it showed.
+    """Runs all checks in order and yields the name and result of each.
 
     Args:
-        folder: an empty one for what the proofs write.
+        folder: an empty directory for files that the checks write.
         train: the ``train_vits`` command.
 
     Raises:
-        CheckFailedError: a proof failed; the message says what is wrong and the remedy.
+        CheckFailedError: a check failed; the message states the problem and the remedy.
     """
     yield "versions", ", ".join(f"{name} {version}" for name, version in versions().items())
     yield "machine", _machine(folder)
@@ -70,38 +70,38 @@ def run_self_checks(folder: Path, train: Train) -> Iterator[tuple[str, str]]:
     summary = prepare(PrepareConfig(dataset=str(corpus), output_dir=str(prepared), max_samples=12, processes=1))
     yield "data", f"{summary.accepted} spoken sentences prepared"
     yield "gradients and update", _gradients(prepared)
-    whole = _trained(train, prepared, folder / "whole", updates=4)
-    yield "training", f"4 updates, final weights sha256 {whole[:16]}"
-    _trained(train, prepared, folder / "halves", updates=2)
-    resumed = _trained(train, prepared, folder / "halves", updates=4, resume="latest")
-    if resumed != whole:
+    uninterrupted = _train_and_hash(train, prepared, folder / "whole", updates=4)
+    yield "training", f"4 updates, final weights sha256 {uninterrupted[:16]}"
+    _train_and_hash(train, prepared, folder / "halves", updates=2)
+    resumed = _train_and_hash(train, prepared, folder / "halves", updates=4, resume="latest")
+    if resumed != uninterrupted:
         raise CheckFailedError(
-            "A run resumed at update 2 ended with other weights than the uninterrupted one: kernels here do not repeat "
-            "their results. Resuming works, but not bit for bit; on a GPU set CUBLAS_WORKSPACE_CONFIG=:4096:8."
+            "A run resumed at update 2 ended with different weights than the uninterrupted run: kernels here are not "
+            "deterministic. Resuming works, but not bit for bit; on a GPU set CUBLAS_WORKSPACE_CONFIG=:4096:8."
         )
-    yield "saving and resuming", "stopped at update 2 and resumed, the same weights"
+    yield "saving and resuming", "stopped at update 2 and resumed, same weights"
     yield "Weights & Biases", _offline_run(prepared / "runs" / "whole")
-    yield "export", _speaks(folder / "whole" / "final_model")
+    yield "export", _check_pipeline(folder / "whole" / "final_model")
 
 
 def _machine(folder: Path) -> str:
-    processes, reached = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.device_count()
+    processes, gpu_count = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > 1:
         raise CheckFailedError(
-            f"check was started as {processes} processes. Start it as one: python -m vits_trainer check"
+            f"check was started with {processes} processes. Start it with one: python -m vits_trainer check"
         )
     free = shutil.disk_usage(folder).free
     if free < NEEDED_BYTES:
         raise CheckFailedError(
-            f"{folder} has {free / 2**20:.0f} MiB left, {NEEDED_BYTES / 2**20:.0f} are needed. Free some, or set "
-            "TMPDIR to a roomier place."
+            f"{folder} has {free / 2**20:.0f} MiB free, {NEEDED_BYTES / 2**20:.0f} MiB are required. Free some space, "
+            "or set TMPDIR to a directory with more space."
         )
-    gpus = ", ".join(torch.cuda.get_device_name(n) for n in range(reached)) or "no GPU: training runs on the CPU"
+    gpus = ", ".join(torch.cuda.get_device_name(n) for n in range(gpu_count)) or "no GPU: training runs on the CPU"
     return f"{gpus}; {processor()}; {_threads()}; {free / 2**30:.1f} GiB free for temporary files"
 
 
 def processor() -> str:
-    """The CPU's model, and the instruction set that PyTorch uses of it."""
+    """Returns the CPU model and the instruction set that PyTorch uses."""
     name = platform.processor() or platform.machine()
     with suppress(OSError):  # Linux only
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -111,20 +111,20 @@ def processor() -> str:
 
 
 def _threads() -> str:
-    """Times convolutions of a small voice's size with one thread and with all."""
+    """Times convolutions of a small voice's size with one thread and with all threads."""
     threads = torch.get_num_threads()
     if threads == 1:
         return f"1 thread, {available_cpus():g} CPU(s) available"
     frames, kernel = torch.zeros(8, 96, 128), torch.zeros(96, 96, 3)
 
-    def work() -> float:
-        began = time.perf_counter()
+    def run_convolutions() -> float:
+        start = time.perf_counter()
         for _ in range(200):
             torch.tanh(torch.nn.functional.conv1d(frames, kernel))
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     try:
-        times = time_threads(work, threads, torch.set_num_threads)
+        times = time_threads(run_convolutions, threads, torch.set_num_threads)
     finally:
         torch.set_num_threads(threads)
     starved = f" WARNING: {STARVED_REMEDY}" if times.is_starved else ""
@@ -135,15 +135,15 @@ def _forward() -> str:
     model = VitsModel(VitsConfig(hidden_size=16, flow_size=16, num_hidden_layers=1, upsample_initial_channel=16)).eval()
     tokens = torch.arange(6)[None]
     with torch.no_grad():
-        given = model(tokens)
+        output = model(tokens)
     try:
         model(tokens, labels=torch.zeros(1, 513, 6))
     except NotImplementedError as error:
         labels = f"labels raises: {error}"
     else:
-        labels = "labels no longer raises; this trainer does not use it"
-    takes = ", ".join(name for name in signature(VitsModel.forward).parameters if name not in ("self", "kwargs"))
-    return f"takes {takes}; gives {', '.join(given.keys())} and no loss; {labels}"
+        labels = "labels no longer raises (not used by this trainer)"
+    arguments = ", ".join(name for name in signature(VitsModel.forward).parameters if name not in ("self", "kwargs"))
+    return f"arguments: {arguments}; outputs: {', '.join(output.keys())}, no loss; {labels}"
 
 
 def _gradients(prepared_dir: Path) -> str:
@@ -154,18 +154,18 @@ def _gradients(prepared_dir: Path) -> str:
     spec = audio_spec(generator.model.config)
     discriminator = Discriminator(DISCRIMINATOR)
     objective = Objective("vits", TrainConfig().loss_weights, spec, 32)
-    reader = PreparedClipDataset(prepared, tokenizer, spec, None)
-    batch = reader[MicroBatchSpec((0, 1, 2, 3), 0, 0, closes_update=True)]
+    dataset = PreparedClipDataset(prepared, tokenizer, spec, None)
+    batch = dataset[MicroBatchSpec((0, 1, 2, 3), 0, 0, closes_update=True)]
     parts = {name: getattr(generator.model, name) for name in PARTS} | {"discriminator": discriminator}
     before = {name: [p.detach().clone() for p in part.parameters()] for name, part in parts.items()}
     optimizer = torch.optim.AdamW([*generator.parameters(), *discriminator.parameters()], lr=1e-3)
     norms: dict[str, float] = {}
-    for _ in range(2):  # layers that start at zero let no gradient through before they have moved once
+    for _ in range(2):  # zero-initialised layers pass no gradient before their first step
         optimizer.zero_grad()
-        comparison = objective.generator_forward(generator, batch.to(torch.device("cpu")))
-        objective.discriminator_losses(discriminator, comparison)["total"].backward()  # type: ignore[no-untyped-call]
+        segments = objective.generator_forward(generator, batch.to(torch.device("cpu")))
+        objective.discriminator_losses(discriminator, segments)["total"].backward()  # type: ignore[no-untyped-call]
         with frozen(discriminator):
-            losses = objective.generator_losses(discriminator, comparison)
+            losses = objective.generator_losses(discriminator, segments)
         losses["total"].backward()  # type: ignore[no-untyped-call]
         norms = {name: _gradient_norm(part) for name, part in parts.items()}
         optimizer.step()
@@ -177,10 +177,10 @@ def _gradients(prepared_dir: Path) -> str:
     ]
     if dead:
         raise CheckFailedError(
-            f"No usable gradient or no update in {', '.join(sorted(set(dead)))}: norms {norms}. Install the versions "
-            "that pyproject.toml names."
+            f"Zero or non-finite gradient, or unchanged weights, in {', '.join(sorted(set(dead)))}: norms {norms}. "
+            "Install the versions that pyproject.toml requires."
         )
-    return "norms " + ", ".join(f"{name} {norm:.3g}" for name, norm in norms.items()) + "; every weight moved"
+    return "norms " + ", ".join(f"{name} {norm:.3g}" for name, norm in norms.items()) + "; all weights changed"
 
 
 def _gradient_norm(part: nn.Module) -> float:
@@ -188,8 +188,8 @@ def _gradient_norm(part: nn.Module) -> float:
     return float(torch.stack(gradients).norm())
 
 
-def _trained(train: Train, prepared: Path, folder: Path, updates: int, resume: str | None = None) -> str:
-    """Runs the training command; the hash of the last checkpoint's weights."""
+def _train_and_hash(train: Train, prepared: Path, folder: Path, updates: int, resume: str | None = None) -> str:
+    """Runs the training command and returns the hash of the last checkpoint's weights."""
     train(
         TrainConfig(
             data_dir=str(prepared),
@@ -206,21 +206,22 @@ def _trained(train: Train, prepared: Path, folder: Path, updates: int, resume: s
             precision="fp32",
         )
     )
-    place = folder / "checkpoints" / f"checkpoint-{updates}"
-    content = b"".join((place / f"{network}.safetensors").read_bytes() for network in ("generator", "discriminator"))
+    checkpoint = folder / "checkpoints" / f"checkpoint-{updates}"
+    content = b"".join(
+        (checkpoint / f"{network}.safetensors").read_bytes() for network in ("generator", "discriminator")
+    )
     return hashlib.sha256(content).hexdigest()
 
 
 def _offline_run(run_dir: Path) -> str:
     files = [path for path in run_dir.glob("wandb/*run-*/run-*.wandb") if path.stat().st_size > 0]
     if not files:
-        raise CheckFailedError(f"wandb {wandb.__version__} wrote no run below {run_dir}. Install wandb again.")
+        raise CheckFailedError(f"wandb {wandb.__version__} wrote no run in {run_dir}. Reinstall wandb.")
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return f"a run of {files[0].stat().st_size / 1024:.0f} KiB, {len(lines)} lines in metrics.jsonl"
 
 
-def _speaks(voice: Path) -> str:
+def _check_pipeline(voice: Path) -> str:
     speech = pipeline("text-to-speech", model=str(voice), trust_remote_code=False)("the old boat")
-    return (
-        f"transformers' pipeline speaks {len(speech['audio']) / speech['sampling_rate']:.2f} s with the exported voice"
-    )
+    duration_s = len(speech["audio"]) / speech["sampling_rate"]
+    return f"transformers' pipeline generates {duration_s:.2f} s with the exported voice"

@@ -1,4 +1,4 @@
-"""The page of ``feedback_app``: Gradio components, and what happens when they are used."""
+"""The ``feedback_app`` page: Gradio components and their event handlers."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from starlette.middleware import Middleware
 from vits_trainer.config.feedback import FeedbackAppConfig, is_loopback
 from vits_trainer.data.audio import to_pcm16
 from vits_trainer.feedback import views
-from vits_trainer.feedback.corrections import MARKS_FILE, Corrections, Mark, normalised_text
+from vits_trainer.feedback.corrections import MARKS_FILE, Corrections, Mark, normalize_text
 from vits_trainer.feedback.served_voice import ServedVoice, SpokenText
 from vits_trainer.feedback.training_process import AT_WORK, Stage, TrainingProcess
 from vits_trainer.utils.errors import ConfigError, DataError, VitsTrainerError
@@ -31,71 +31,71 @@ from vits_trainer.utils.files import discard
 logger = logging.getLogger(__name__)
 
 USER = "voice"
-"""Whom the password belongs to."""
+"""User name for the login."""
 _FIRST_SEED = 1234
-"""synthesize's; each further take of a text has the next."""
+"""Default seed of ``synthesize``; each further take of a text increments it."""
 _WRONG_PASSWORD_S = 1.0
-"""Guessing passwords is to be slow."""
+"""Delay after a wrong password, to slow down guessing."""
 _POLL_S = 1.0
-_KEPT_S = 3600
-"""How long an upload that was not saved is kept."""
-_LEARN_HINT = "Trains on the saved corrections. The voice is replaced only by one that proves no worse."
+_UPLOAD_LIFETIME_S = 3600
+"""Lifetime of unsaved uploads, in seconds."""
+_TRAIN_HINT = "Trains the voice on the saved corrections. It is only replaced if the new voice measures no worse."
 _FONTS = ["system-ui", "sans-serif"]
-"""Those of the user's machine: none is fetched."""
-_BUSY = 32
-"""Requests that may wait."""
+"""System fonts; no font is downloaded."""
+_MAX_QUEUED = 32
+"""Maximum number of queued requests."""
 _POLICY = (
     b"default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     b"style-src 'self' 'unsafe-inline'; frame-ancestors 'self'; form-action 'self'; base-uri 'self'"
 )
-"""A browser that keeps it sends nothing to any other machine."""
+"""Content security policy: browsers connect to no other server."""
 _DELETE = """
 element.addEventListener('click', event => {
   const button = event.target.closest('button[data-name]');
-  if (button && confirm('Delete this correction for good?')) trigger('delete', {name: button.dataset.name});
+  if (button && confirm('Permanently delete this correction?')) trigger('delete', {name: button.dataset.name});
 });
 """
-_SHOW_CORRECTING = "() => document.getElementById('correct')?.scrollIntoView({block: 'nearest'})"
+_SCROLL_TO_CORRECTION = "() => document.getElementById('correct')?.scrollIntoView({block: 'nearest'})"
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Scope]]
 _Send = Callable[[_Scope], Awaitable[None]]
-_Answer = dict[Any, Any]
-"""New values by component; what is not in it stays."""
+_Updates = dict[Any, Any]
+"""New values by component; other components are unchanged."""
 
 
 @dataclass(frozen=True)
 class LastPlayback:
-    """What this page's user has just heard."""
+    """The speech last played to the user of this page."""
 
-    rendering: SpokenText
+    speech: SpokenText
     take: int
     mark: str = ""
-    """right or wrong, once it is marked."""
+    """``right`` or ``wrong`` once marked, else empty."""
 
 
 class PageComponents:
-    """The components that handlers read and write, in the page's order."""
+    """Components that handlers read and write, in page order."""
 
     def __init__(self, config: FeedbackAppConfig) -> None:
-        """Lays the page out; to be called within ``gradio.Blocks``."""
-        self.heard = gr.State(None)
+        """Creates the layout. Must be called inside ``gradio.Blocks``."""
+        self.playback = gr.State(None)
         self.timer = gr.Timer(_POLL_S, active=False)
         self.banner = gr.HTML()
         with gr.Row(equal_height=False):
             with gr.Column(min_width=320, scale=3):
-                self._listening(config)
-                self._correcting(config)
+                self._listening_section(config)
+                self._correction_section(config)
             with gr.Column(min_width=320, scale=2):
-                self._learning()
+                self._training_section()
                 with gr.Column(elem_classes="section"):
                     gr.HTML(views.heading("Saved corrections"))
                     self.saved = gr.HTML(js_on_load=_DELETE)
                     self.saved_notice = gr.HTML()
 
-    def _listening(self, config: FeedbackAppConfig) -> None:
+    def _listening_section(self, config: FeedbackAppConfig) -> None:
         with gr.Column(elem_classes="section"):
-            gr.HTML(views.heading("1. Hear", "Type a sentence and press Enter. Hear it again for another take."))
+            gr.HTML(views.heading("1. Listen", "Type a sentence and press Enter. Repeat for another take."))
             self.text = gr.Textbox(
                 label=f"Sentence (at most {config.max_text_characters} characters)",
                 lines=1,
@@ -104,196 +104,205 @@ class PageComponents:
                 autofocus=True,
                 elem_id="sentence",
             )
-            self.hear = gr.Button("Hear", variant="primary", elem_id="hear")
-            self.rendering = gr.HTML(elem_id="rendering")
-            with gr.Row(visible=False) as self.judging:
-                self.right = gr.Button("✓ It is right", min_width=120, elem_id="right")
-                self.wrong = gr.Button("✗ It is wrong", min_width=120, elem_id="wrong")
-            self.heard_notice = gr.HTML(elem_id="heard-notice")
+            self.generate = gr.Button("Generate speech", variant="primary", elem_id="hear")
+            self.speech = gr.HTML(elem_id="rendering")
+            with gr.Row(visible=False) as self.marking:
+                self.right = gr.Button("✓ Correct", min_width=120, elem_id="right")
+                self.wrong = gr.Button("✗ Wrong", min_width=120, elem_id="wrong")
+            self.playback_notice = gr.HTML(elem_id="playback-notice")
 
-    def _correcting(self, config: FeedbackAppConfig) -> None:
-        most = f"{config.max_clip_s:g} s, {config.max_upload_mb:g} MB"
-        hint = f"Record it, or upload a WAV, FLAC, MP3 or Ogg file, of at most {most}."
-        with gr.Column(visible=False, elem_classes="section", elem_id="correct") as self.correcting:
-            gr.HTML(views.heading("2. Say how it should be", hint))
-            self.wanted = gr.HTML()
+    def _correction_section(self, config: FeedbackAppConfig) -> None:
+        limits = f"{config.max_clip_s:g} s, {config.max_upload_mb:g} MB"
+        hint = f"Record it, or upload a WAV, FLAC, MP3 or Ogg file (at most {limits})."
+        with gr.Column(visible=False, elem_classes="section", elem_id="correct") as self.correction:
+            gr.HTML(views.heading("2. Record the correct speech", hint))
+            self.prompt = gr.HTML()
             self.recording = gr.Audio(
                 sources=["microphone", "upload"],
                 type="filepath",
                 label="Your recording",
-                buttons=[],  # one of them would share it with the Hugging Face Hub
+                buttons=[],  # the default buttons include sharing to the Hugging Face Hub
                 elem_id="recording",
             )
             self.comparison = gr.HTML()
-            self.save = gr.Button("Save the correction", variant="primary", elem_id="save")
+            self.save = gr.Button("Save correction", variant="primary", elem_id="save")
             self.correct_notice = gr.HTML(elem_id="correct-notice")
 
-    def _learning(self) -> None:
+    def _training_section(self) -> None:
         with gr.Column(elem_classes="section"):
-            gr.HTML(views.heading("3. Learn", _LEARN_HINT))
+            gr.HTML(views.heading("3. Train", _TRAIN_HINT))
             with gr.Row():
-                self.learn = gr.Button("Learn now", variant="primary", min_width=120, elem_id="learn")
+                self.train = gr.Button("Start training", variant="primary", min_width=120, elem_id="learn")
                 self.stop = gr.Button("Stop", variant="stop", min_width=120, visible=False, elem_id="stop")
-            self.learn_notice = gr.HTML()
-            self.learning = gr.HTML(elem_id="learning")
+            self.train_notice = gr.HTML()
+            self.training_status = gr.HTML(elem_id="learning")
 
 
 class FeedbackPage:
-    """Joins a voice, its corrections and its learning to the components of a page."""
+    """Connects a voice, its corrections and its training to the components of the page."""
 
     def __init__(
-        self, config: FeedbackAppConfig, voice: ServedVoice, corrections: Corrections, learner: TrainingProcess
+        self, config: FeedbackAppConfig, voice: ServedVoice, corrections: Corrections, training: TrainingProcess
     ) -> None:
         self.config = config
         self.voice = voice
         self.corrections = corrections
-        self.learner = learner
+        self.training = training
 
     def build(self) -> Any:
-        """The ``gradio.Blocks``."""
-        with gr.Blocks(title="Correct a voice", analytics_enabled=False, delete_cache=(_KEPT_S, _KEPT_S)) as page:
-            p = self.parts = PageComponents(self.config)
-            hear = {"handler": self.hear, "inputs": [p.text, p.heard], "notice": p.heard_notice, "wait": p.rendering}
-            self._on(p.text.submit, **hear)
-            self._on(p.hear.click, **hear)
-            self._on(p.right.click, self.mark_right, [p.heard], p.heard_notice)
-            marked = self._on(p.wrong.click, self.mark_wrong, [p.heard], p.heard_notice)
-            marked.then(None, js=_SHOW_CORRECTING)
-            self._on(p.recording.change, self.check, [p.recording, p.heard], p.correct_notice, p.comparison)
-            self._on(p.save.click, self.save, [p.recording, p.heard], p.correct_notice)
+        """Builds the ``gradio.Blocks``."""
+        with gr.Blocks(
+            title="Correct a voice", analytics_enabled=False, delete_cache=(_UPLOAD_LIFETIME_S, _UPLOAD_LIFETIME_S)
+        ) as page:
+            p = self.components = PageComponents(self.config)
+            generate = {
+                "handler": self.generate,
+                "inputs": [p.text, p.playback],
+                "notice": p.playback_notice,
+                "wait": p.speech,
+            }
+            self._on(p.text.submit, **generate)
+            self._on(p.generate.click, **generate)
+            self._on(p.right.click, self.mark_right, [p.playback], p.playback_notice)
+            marked = self._on(p.wrong.click, self.mark_wrong, [p.playback], p.playback_notice)
+            marked.then(None, js=_SCROLL_TO_CORRECTION)
+            self._on(p.recording.change, self.check, [p.recording, p.playback], p.correct_notice, p.comparison)
+            self._on(p.save.click, self.save, [p.recording, p.playback], p.correct_notice)
             self._on(p.saved.delete, self.delete, [], p.saved_notice)
-            self._on(p.learn.click, self.learn, [], p.learn_notice)
-            self._on(p.stop.click, self.stop, [], p.learn_notice)
-            self._on(p.timer.tick, self.watch, [], p.learn_notice)
-            self._on(page.load, self.open, [], p.learn_notice)
+            self._on(p.train.click, self.train, [], p.train_notice)
+            self._on(p.stop.click, self.stop, [], p.train_notice)
+            self._on(p.timer.tick, self.update_progress, [], p.train_notice)
+            self._on(page.load, self.open, [], p.train_notice)
         return page
 
-    def open(self) -> _Answer:
-        """All that a page shows when it is opened, be it in the midst of learning."""
+    def open(self) -> _Updates:
+        """Returns the initial content of the page, including a training in progress."""
         return self._corrections() | self._progress() | self._banner()
 
-    def hear(self, text: str, before: LastPlayback | None) -> _Answer:
-        """Speaks the text, each further time with another seed."""
-        p, said = self.parts, normalised_text(text or "", self.config.max_text_characters)
-        again = before is not None and before.rendering.text == said
+    def generate(self, text: str, before: LastPlayback | None) -> _Updates:
+        """Generates speech for the text, with another seed for each repetition."""
+        p, text = self.components, normalize_text(text or "", self.config.max_text_characters)
+        again = before is not None and before.speech.text == text
         take = before.take + 1 if before is not None and again else 1
-        spoken = self.voice.speak(said, _FIRST_SEED + take - 1)
-        picture = self.voice.picture({"the voice": spoken.samples})
-        left_out = f"The voice does not know {spoken.unknown} and leaves it out." if spoken.unknown else ""
+        speech = self.voice.speak(text, _FIRST_SEED + take - 1)
+        plot = self.voice.plot_mels({"generated speech": speech.samples})
+        skipped = f"Skipped characters that the voice does not know: {speech.unknown}" if speech.unknown else ""
         return self._banner() | {
-            p.heard: LastPlayback(spoken, take),
-            p.rendering: views.rendering(said, take, len(spoken.samples) / spoken.rate_hz, _wav(spoken), picture),
-            p.judging: gr.update(visible=True),
-            p.correcting: gr.update(visible=False),
+            p.playback: LastPlayback(speech, take),
+            p.speech: views.playback(text, take, len(speech.samples) / speech.rate_hz, _wav(speech), plot),
+            p.marking: gr.update(visible=True),
+            p.correction: gr.update(visible=False),
             p.recording: None,
-            p.heard_notice: views.notice(left_out, "warn"),
+            p.playback_notice: views.notice(skipped, "warn"),
             p.correct_notice: "",
         }
 
-    def mark_right(self, heard: LastPlayback | None, request: gr.Request) -> _Answer:
-        """Notes that the rendering is right."""
-        marked = self._mark(heard, "right", request)
-        p = self.parts
+    def mark_right(self, playback: LastPlayback | None, request: gr.Request) -> _Updates:
+        """Marks the speech as correct."""
+        marked = self._save_mark(playback, "right", request)
+        p = self.components
         return {
-            p.heard: marked,
-            p.heard_notice: views.notice("Noted as right."),
-            p.correcting: gr.update(visible=False),
+            p.playback: marked,
+            p.playback_notice: views.notice("Marked as correct."),
+            p.correction: gr.update(visible=False),
         }
 
-    def mark_wrong(self, heard: LastPlayback | None, request: gr.Request) -> _Answer:
-        """Notes that the rendering is wrong, and asks for a recording."""
-        marked = self._mark(heard, "wrong", request)
-        p = self.parts
+    def mark_wrong(self, playback: LastPlayback | None, request: gr.Request) -> _Updates:
+        """Marks the speech as wrong and asks for a recording."""
+        marked = self._save_mark(playback, "wrong", request)
+        p = self.components
         return {
-            p.heard: marked,
-            p.heard_notice: views.notice("Noted as wrong. Now say how it should be.", "warn"),
-            p.correcting: gr.update(visible=True),
-            p.wanted: views.wanted(marked.rendering.text),
+            p.playback: marked,
+            p.playback_notice: views.notice("Marked as wrong. Now record the correct speech.", "warn"),
+            p.correction: gr.update(visible=True),
+            p.prompt: views.prompt(marked.speech.text),
         }
 
-    def check(self, recording: str | None, heard: LastPlayback | None) -> _Answer:
-        """Judges a recording as soon as it is there, and draws it below what the voice said."""
-        p = self.parts
-        if recording is None or heard is None:
+    def check(self, recording: str | None, playback: LastPlayback | None) -> _Updates:
+        """Validates a new recording and plots it below the generated speech."""
+        p = self.components
+        if recording is None or playback is None:
             return {p.comparison: ""}
         samples = self.corrections.read(Path(recording))
-        picture = self.voice.picture({"the voice": heard.rendering.samples, "your recording": samples})
-        return {p.comparison: views.comparison(len(samples) / self.corrections.rate_hz, picture), p.correct_notice: ""}
+        plot = self.voice.plot_mels({"generated speech": playback.speech.samples, "your recording": samples})
+        return {p.comparison: views.comparison(len(samples) / self.corrections.rate_hz, plot), p.correct_notice: ""}
 
-    def save(self, recording: str | None, heard: LastPlayback | None, request: gr.Request) -> _Answer:
-        """Saves the recording with the text that was heard."""
-        p = self.parts
-        if heard is None or recording is None:
-            raise DataError("There is no recording yet: record or upload how it should be.")
-        correction = self.corrections.add(heard.rendering.text, Path(recording), _client(request))
-        discard(Path(recording))  # Gradio's copy of it
-        words = f"Saved: {correction.duration_s:.1f} s. Correct the next sentence, or let the voice learn."
+    def save(self, recording: str | None, playback: LastPlayback | None, request: gr.Request) -> _Updates:
+        """Saves the recording with the text of the generated speech."""
+        p = self.components
+        if playback is None or recording is None:
+            raise DataError("There is no recording yet. Record or upload the correct speech.")
+        correction = self.corrections.add(playback.speech.text, Path(recording), _client(request))
+        discard(Path(recording))  # the copy made by Gradio
+        message = f"Saved: {correction.duration_s:.1f} s. Correct another sentence, or start training."
         return self._corrections() | {
             p.recording: None,
-            p.correcting: gr.update(visible=False),
-            p.heard_notice: views.notice(words),
+            p.correction: gr.update(visible=False),
+            p.playback_notice: views.notice(message),
         }
 
-    def delete(self, event: gr.EventData) -> _Answer:
-        """Deletes the correction whose button was pressed."""
+    def delete(self, event: gr.EventData) -> _Updates:
+        """Deletes the correction whose button was clicked."""
         self.corrections.delete(str(event.name))
-        return self._corrections() | {self.parts.saved_notice: views.notice("Deleted.")}
+        return self._corrections() | {self.components.saved_notice: views.notice("Deleted.")}
 
-    def learn(self) -> _Answer:
-        """Starts learning."""
+    def train(self) -> _Updates:
+        """Starts training."""
         self._require_corrections()
-        self.learner.start()
-        return self._progress() | {self.parts.learn_notice: ""}
+        self.training.start()
+        return self._progress() | {self.components.train_notice: ""}
 
-    def stop(self) -> _Answer:
-        """Asks learning to stop."""
-        self.learner.cancel()
+    def stop(self) -> _Updates:
+        """Requests training to stop."""
+        self.training.cancel()
         return self._progress()
 
-    def watch(self) -> _Answer:
-        """Shows how learning stands; at its end the new voice is loaded."""
+    def update_progress(self) -> _Updates:
+        """Updates the training status; loads the new voice when training has ended."""
         shown = self._progress()
-        if self.learner.progress().stage in AT_WORK:
+        if self.training.progress().stage in AT_WORK:
             return shown
         self.voice.refresh()
         return self._corrections() | shown | self._banner()
 
     def _require_corrections(self) -> None:
-        if not self.corrections.all() and not self.corrections.others():
-            raise DataError("There is no correction to learn from yet.")
+        if not self.corrections.all() and not self.corrections.count_external():
+            raise DataError("There are no corrections to train on yet.")
 
-    def _mark(self, heard: LastPlayback | None, mark: Literal["right", "wrong"], request: gr.Request) -> LastPlayback:
-        if heard is None:
-            raise DataError("Hear a sentence first.")
-        spoken = heard.rendering
-        if heard.mark != mark:
-            self.corrections.mark(Mark(spoken.text, mark, spoken.seed, spoken.model), _client(request))
-        return dataclasses.replace(heard, mark=mark)
+    def _save_mark(
+        self, playback: LastPlayback | None, mark: Literal["right", "wrong"], request: gr.Request
+    ) -> LastPlayback:
+        if playback is None:
+            raise DataError("Generate speech first.")
+        speech = playback.speech
+        if playback.mark != mark:
+            self.corrections.mark(Mark(speech.text, mark, speech.seed, speech.model), _client(request))
+        return dataclasses.replace(playback, mark=mark)
 
-    def _banner(self) -> _Answer:
-        return {self.parts.banner: views.banner(self.config.model_dir, self.voice.model, self.voice.rate_hz)}
+    def _banner(self) -> _Updates:
+        return {self.components.banner: views.banner(self.config.model_dir, self.voice.model, self.voice.rate_hz)}
 
-    def _corrections(self) -> _Answer:
-        found, others = self.corrections.all(), self.corrections.others()
-        return {self.parts.saved: views.saved(found, others, self.corrections.folder)}
+    def _corrections(self) -> _Updates:
+        saved, external = self.corrections.all(), self.corrections.count_external()
+        return {self.components.saved: views.saved(saved, external, self.corrections.folder)}
 
-    def _progress(self) -> _Answer:
-        p, progress = self.parts, self.learner.progress()
+    def _progress(self) -> _Updates:
+        p, progress = self.components, self.training.progress()
         at_work = progress.stage in AT_WORK
         return {
-            p.learning: views.learning(progress),
-            p.learn: gr.update(interactive=not at_work),
+            p.training_status: views.training_status(progress),
+            p.train: gr.update(interactive=not at_work),
             p.stop: gr.update(visible=at_work, interactive=progress.stage is Stage.RUNNING),
             p.timer: gr.update(active=at_work),
         }
 
     def _on(
-        self, trigger: Any, handler: Callable[..., _Answer], inputs: list[Any], notice: Any, wait: Any = None
+        self, trigger: Any, handler: Callable[..., _Updates], inputs: list[Any], notice: Any, wait: Any = None
     ) -> Any:
-        """Has ``handler`` answer an event; ``notice`` shows its errors, and ``wait`` that it takes a while."""
-        outputs = [part for part in vars(self.parts).values() if part is not self.parts.text]
+        """Registers ``handler`` for an event; ``notice`` shows its errors and ``wait`` its progress."""
+        outputs = [component for component in vars(self.components).values() if component is not self.components.text]
         return trigger(
-            self._answering(handler, notice),
+            self._with_error_notice(handler, notice),
             inputs,
             outputs,
             api_visibility="private",
@@ -301,31 +310,31 @@ class FeedbackPage:
             show_progress_on=wait,
         )
 
-    def _answering(self, handler: Callable[..., _Answer], notice: Any) -> Callable[..., _Answer]:
+    def _with_error_notice(self, handler: Callable[..., _Updates], notice: Any) -> Callable[..., _Updates]:
         @functools.wraps(handler)
-        def answer(*values: Any) -> _Answer:
+        def handle(*values: Any) -> _Updates:
             try:
                 return handler(*values)
             except VitsTrainerError as error:
                 return {notice: views.notice(str(error), "bad")}
             except Exception as error:
                 logger.exception("%s failed", handler.__name__)
-                words = "Something went wrong that should not; the program's log has the details."
-                raise gr.Error(words, print_exception=False) from error
+                message = "Unexpected error; see the program's log for details."
+                raise gr.Error(message, print_exception=False) from error
 
-        return answer
+        return handle
 
 
 class SecurityHeadersMiddleware:
-    """ASGI: a policy by which browsers send nothing elsewhere; Gradio's own fetching of other addresses is refused."""
+    """ASGI middleware: sets a content security policy and rejects Gradio's routes that fetch other addresses."""
 
     def __init__(self, app: Callable[[_Scope, _Receive, _Send], Awaitable[None]], local_only: bool) -> None:
-        """``local_only``: where there is no password, other sites in the user's browser must not use the page."""
+        """``local_only``: no password is set, so requests from other sites in the user's browser are rejected."""
         self.app = app
         self.local_only = local_only
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        """Passes a request on, or answers it with 403."""
+        """Forwards a request or responds with 403."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -345,32 +354,32 @@ class SecurityHeadersMiddleware:
 
 
 def _is_cross_origin(scope: _Scope) -> bool:
-    """Whether another site asks: under a name that it has made lead to this machine, or from its own pages."""
+    """Whether a request comes from another site: by DNS rebinding or from its own pages."""
     headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
     host, origin = headers.get(b"host", ""), headers.get(b"origin")
     try:
-        known = is_loopback(urlsplit(f"//{host}").hostname or "")
-        return not known or (origin is not None and urlsplit(origin).netloc != host)
+        is_valid = is_loopback(urlsplit(f"//{host}").hostname or "")
+        return not is_valid or (origin is not None and urlsplit(origin).netloc != host)
     except ValueError:
         return True
 
 
 def serve(page: Any, config: FeedbackAppConfig, password: str | None) -> int:
-    """Listens until SIGINT or SIGTERM; the exit code is 128 + the signal's number.
+    """Serves the page until SIGINT or SIGTERM and returns 128 + the signal number as exit code.
 
     Raises:
-        ConfigError: nothing can listen at that address.
+        ConfigError: the address cannot be used.
     """
     feedback = Path(config.feedback_dir).resolve()
-    stopped: queue.SimpleQueue[int] = queue.SimpleQueue()
+    received_signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: stopped.put(received))
+        signal.signal(number, lambda received, _: received_signals.put(received))
     try:
-        _, address, _ = page.queue(max_size=_BUSY).launch(
+        _, address, _ = page.queue(max_size=_MAX_QUEUED).launch(
             server_name=config.host,
             server_port=config.port,
             auth=None if password is None else functools.partial(_check_password, password),
-            auth_message=f'The user is "{USER}".',
+            auth_message=f'User name: "{USER}".',
             max_file_size=round(config.max_upload_mb * 2**20),
             allowed_paths=[str(feedback)],
             blocked_paths=[str(feedback / MARKS_FILE)],
@@ -388,27 +397,31 @@ def serve(page: Any, config: FeedbackAppConfig, password: str | None) -> int:
             pwa=False,
         )
     except OSError as error:
-        raise ConfigError(f"--host {config.host} --port {config.port}: cannot listen there ({error}).") from error
-    logger.info("The page is at %s  (Ctrl-C ends it)", address)
+        raise ConfigError(
+            f"--host {config.host} --port {config.port}: cannot listen on this address ({error})."
+        ) from error
+    logger.info("Serving at %s (Ctrl-C to stop)", address)
     try:
-        return 128 + stopped.get()
+        return 128 + received_signals.get()
     finally:
         page.close(verbose=False)
 
 
-def _check_password(password: str, user: str, given: str) -> bool:
-    known = hmac.compare_digest(user.encode(), USER.encode()) & hmac.compare_digest(given.encode(), password.encode())
-    if not known:
-        logger.warning("a wrong password was given")
+def _check_password(password: str, user: str, entered: str) -> bool:
+    is_valid = hmac.compare_digest(user.encode(), USER.encode()) & hmac.compare_digest(
+        entered.encode(), password.encode()
+    )
+    if not is_valid:
+        logger.warning("Rejected a login with a wrong password")
         time.sleep(_WRONG_PASSWORD_S)
-    return known
+    return is_valid
 
 
 def _client(request: gr.Request) -> str:
     return str(request.client.host) if request.client else "unknown"
 
 
-def _wav(spoken: SpokenText) -> bytes:
+def _wav(speech: SpokenText) -> bytes:
     content = io.BytesIO()
-    sf.write(content, to_pcm16(spoken.samples), spoken.rate_hz, format="WAV", subtype="PCM_16")
+    sf.write(content, to_pcm16(speech.samples), speech.rate_hz, format="WAV", subtype="PCM_16")
     return content.getvalue()

@@ -1,4 +1,4 @@
-"""What users say of a voice: corrections as NAME.wav with NAME.txt, and marks, within limits. No torch, no gradio."""
+"""User feedback on a voice: corrections as NAME.wav with NAME.txt, and marks, within limits. No torch, no gradio."""
 
 import calendar
 import json
@@ -36,67 +36,67 @@ logger = logging.getLogger(__name__)
 
 MARKS_FILE = "marks.jsonl"
 SILENCE_DBFS = -60.0
-"""A recording that is softer came from a microphone that was muted."""
+"""Quieter recordings come from a muted microphone."""
 _NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
-"""When it was saved, in UTC, and chance: what the user writes is in no file's name."""
+"""UTC time of saving and a random suffix; file names contain no user input."""
 _ENDING = re.compile(r"(wav|txt)((\.[0-9a-f]{8})?\.part)?")
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _HOUR_S = 3600.0
-_ALL_CLIENTS = 4
-"""All clients together may save this many times what one may."""
-_MARKS = 10
-"""Marks that a client may set for each correction that it may save."""
+_ALL_CLIENTS_FACTOR = 4
+"""Limit of all clients together, as a multiple of the limit per client."""
+_MARKS_FACTOR = 10
+"""Limit of marks, as a multiple of the limit of corrections."""
 _LISTED_BYTES = 16 * 2**10
-"""The most of a text that is read, as other programs can write into the folder."""
+"""Maximum bytes of a text that are read, as other programs can write to the directory."""
 
-_IN_PLAIN_WORDS = {
-    Reason.TRUNCATED_AUDIO: "The recording is cut off ({detail}): upload the whole file.",
-    Reason.UNREADABLE_AUDIO: "This file cannot be read as audio ({detail}): give WAV, FLAC, MP3 or Ogg.",
-    Reason.UNSUPPORTED_AUDIO: "The recording has {detail}: give 1 to 8 channels at 4 to 192 kHz.",
-    Reason.EMPTY_AUDIO: "The recording is empty: record it again.",
+_REJECTION_MESSAGES = {
+    Reason.TRUNCATED_AUDIO: "The recording is truncated ({detail}). Upload the complete file.",
+    Reason.UNREADABLE_AUDIO: "This file cannot be read as audio ({detail}). Use WAV, FLAC, MP3 or Ogg.",
+    Reason.UNSUPPORTED_AUDIO: "The recording has {detail}. Use 1 to 8 channels at 4 to 192 kHz.",
+    Reason.EMPTY_AUDIO: "The recording is empty. Record it again.",
     Reason.TOO_SHORT: "The recording is too short ({detail}).",
     Reason.TOO_LONG: "The recording is too long ({detail}).",
-    Reason.NON_FINITE_AUDIO: "The recording holds samples that are no numbers: record it again.",
-    Reason.TOO_QUIET: "Nothing can be heard in the recording ({detail}): is the microphone on?",
-    Reason.MISSING_FILE: "The recording is no longer there: record or upload it again.",
+    Reason.NON_FINITE_AUDIO: "The recording contains NaN or Inf samples. Record it again.",
+    Reason.TOO_QUIET: "The recording is silent ({detail}). Check the microphone.",
+    Reason.MISSING_FILE: "The recording no longer exists. Record or upload it again.",
 }
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one correction may be, and how many there may be."""
+    """Limits on the size and number of corrections."""
 
     max_clip_s: float = 30.0
     max_upload_bytes: int = 20 * 2**20
     max_corrections_per_hour: int = 60
-    """From one client; four times as many from all together."""
+    """Limit per client; four times as many for all clients together."""
     max_text_characters: int = 400
 
 
 @dataclass(frozen=True)
 class Correction:
-    """A pair that is whole."""
+    """A complete pair of recording and text."""
 
     name: str
     text: str
     duration_s: float
     saved_s: float
-    """Unix time, from the name."""
+    """Unix time of saving, from the name."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What a user thinks of one rendering."""
+    """A user's rating of generated speech."""
 
     text: str
     mark: Literal["right", "wrong"]
     seed: int
     model: str
-    """SHA-256 of the weights that spoke."""
+    """SHA-256 of the weights that generated it."""
 
 
 class RateLimit:
-    """At most so many events in any hour, from one client and from all together."""
+    """Limits the events per hour, per client and for all clients together."""
 
     def __init__(self, per_client: int, overall: int, now: Callable[[], float] = time.monotonic) -> None:
         self.per_client = per_client
@@ -104,21 +104,26 @@ class RateLimit:
         self._now = now
         self._times_s: dict[str, deque[float]] = defaultdict(deque)
 
-    def require(self, client: str, what: str) -> None:
-        """Raises :class:`DataError` where ``client`` must wait before one more; :meth:`note` counts it."""
-        self._forget()
+    def require(self, client: str, events: str) -> None:
+        """Raises :class:`DataError` if ``client`` has reached a limit. :meth:`record` counts an event."""
+        self._drop_expired()
         own = self._times_s.get(client, deque())
-        everyone = sorted(moment for times_s in self._times_s.values() for moment in times_s)
-        for times_s, limit, whose in ((list(own), self.per_client, "you"), (everyone, self.overall, "everyone here")):
+        everyone = sorted(time_s for times_s in self._times_s.values() for time_s in times_s)
+        for times_s, limit, scope in (
+            (list(own), self.per_client, "per user"),
+            (everyone, self.overall, "for all users"),
+        ):
             if len(times_s) >= limit:
                 wait_min = max(1, round((times_s[-limit] + _HOUR_S - self._now()) / 60))
-                raise DataError(f"Too many {what}: {whose} may save {limit} in an hour. Try again in {wait_min} min.")
+                raise DataError(
+                    f"Too many {events}: the limit {scope} is {limit} per hour. Try again in {wait_min} min."
+                )
 
-    def note(self, client: str) -> None:
+    def record(self, client: str) -> None:
         """Counts one event."""
         self._times_s[client].append(self._now())
 
-    def _forget(self) -> None:
+    def _drop_expired(self) -> None:
         since_s = self._now() - _HOUR_S
         for client, times_s in list(self._times_s.items()):
             while times_s and times_s[0] <= since_s:
@@ -128,117 +133,117 @@ class RateLimit:
 
 
 class Corrections:
-    """The folder that ``train_feedback`` reads. Several threads may use it, and one object at a time."""
+    """The directory of corrections read by ``train_feedback``. Thread-safe; only one instance per directory."""
 
     def __init__(self, folder: Path, rate_hz: int, limits: Limits) -> None:
-        """Makes the folder where it is absent, and clears away what a crash left of half a pair.
+        """Creates the directory if needed and deletes incomplete pairs left by a crash.
 
         Args:
-            folder: holds the pairs and marks.jsonl.
-            rate_hz: of the voice.
-            limits: are kept by :meth:`add` and :meth:`mark`.
+            folder: directory of the pairs and marks.jsonl.
+            rate_hz: sampling rate of the voice.
+            limits: enforced by :meth:`add` and :meth:`mark`.
 
         Raises:
-            DataError: the folder cannot be made or written to, or is in use.
+            DataError: the directory cannot be created or written, or is in use.
         """
         self.folder = folder
         self.rate_hz = rate_hz
         self.limits = limits
         hourly = limits.max_corrections_per_hour
-        self._saving = RateLimit(hourly, _ALL_CLIENTS * hourly)
-        self._marking = RateLimit(_MARKS * hourly, _MARKS * _ALL_CLIENTS * hourly)
-        self._one_at_a_time = threading.Lock()
+        self._saving = RateLimit(hourly, _ALL_CLIENTS_FACTOR * hourly)
+        self._marking = RateLimit(_MARKS_FACTOR * hourly, _MARKS_FACTOR * _ALL_CLIENTS_FACTOR * hourly)
+        self._lock = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._held = try_lock(folder / ".in_use")
-            if self._held is None:
-                raise DataError(f"Another feedback_app uses {folder}: end it, or give another --feedback_dir.")
-            self._clear_halves()
+            self._folder_lock = try_lock(folder / ".in_use")
+            if self._folder_lock is None:
+                raise DataError(f"{folder} is in use by another feedback_app. Stop it, or pass another --feedback_dir.")
+            self._delete_incomplete()
         except OSError as error:
-            raise DataError(f"{folder} cannot be used ({error.strerror}): give another --feedback_dir.") from error
+            raise DataError(f"{folder}: cannot be used ({error.strerror}). Pass another --feedback_dir.") from error
 
     def close(self) -> None:
-        """Lets another one use the folder."""
-        if self._held is not None:
-            self._held.close()
+        """Releases the directory."""
+        if self._folder_lock is not None:
+            self._folder_lock.close()
 
     def add(self, text: str, recording: Path, client: str) -> Correction:
-        """Saves how ``text`` should sound; a pair is whole or not listed, whenever the process may die.
+        """Saves a recording of ``text``. Incomplete pairs are never listed, even if the process is killed.
 
         Args:
-            text: what is said.
-            recording: any file of libsndfile's formats; it is left where it is.
-            client: whom the hourly limit holds for.
+            text: text of the recording.
+            recording: a file in any format of libsndfile; not modified.
+            client: client for the hourly limit.
 
         Raises:
-            DataError: a limit is passed, the text or the recording cannot be used, or the disk is full; in one plain
-                sentence, and nothing is left behind.
+            DataError: a limit is exceeded, the text or the recording is unusable, or the disk is full. The message is
+                suitable for users, and no files are left.
         """
-        said = normalised_text(text, self.limits.max_text_characters)
-        with self._one_at_a_time:
+        cleaned = normalize_text(text, self.limits.max_text_characters)
+        with self._lock:
             self._saving.require(client, "corrections")
             samples = self.read(recording)
             name = f"{time.strftime(_TIME_FORMAT, time.gmtime())}-{secrets.token_hex(4)}"
             wav, txt = self._paths(name)
             try:
-                atomic_write(txt, f"{said}\n")
+                atomic_write(txt, f"{cleaned}\n")
                 with written_beside(wav) as part:
                     write_pcm16_wav(part, to_pcm16(samples), self.rate_hz)
             except OSError as error:
                 for path in (wav, txt):
                     discard(path)
                 raise DataError(f"The correction could not be saved: {error.strerror}.") from error
-            self._saving.note(client)
-        return Correction(name, said, len(samples) / self.rate_hz, _saved_s(name))
+            self._saving.record(client)
+        return Correction(name, cleaned, len(samples) / self.rate_hz, _saved_s(name))
 
     def read(self, recording: Path) -> NDArray[np.float32]:
-        """A recording as it would be saved: samples, (T,), full scale at 1, at the voice's rate.
+        """Reads a recording as it would be saved: samples (T,), full scale 1, at the voice's sampling rate.
 
         Raises:
-            DataError: it is too large, too long or too short, silent, or cannot be read.
+            DataError: the recording is too large, too long, too short, silent or unreadable.
         """
         try:
             size_bytes = recording.stat().st_size if recording.exists() else 0
             if size_bytes > self.limits.max_upload_bytes:
-                found_mb, most_mb = (size / 2**20 for size in (size_bytes, self.limits.max_upload_bytes))
-                raise DataError(f"The file is too large: {found_mb:.1f} MB, at most {most_mb:g} MB.")
+                size_mb, limit_mb = (size / 2**20 for size in (size_bytes, self.limits.max_upload_bytes))
+                raise DataError(f"The file is too large: {size_mb:.1f} MB, at most {limit_mb:g} MB.")
             samples, rate_hz = read_recording(recording, MIN_DURATION_S, self.limits.max_clip_s)
             require_loudness(samples, SILENCE_DBFS)
         except RecordingError as error:
-            logger.info("a recording was refused: %s", error)
-            sentence = _IN_PLAIN_WORDS.get(error.rejection.reason, "The recording cannot be used ({detail}).")
-            raise DataError(sentence.format(detail=error.rejection.detail)) from error
+            logger.info("Rejected a recording: %s", error)
+            message = _REJECTION_MESSAGES.get(error.rejection.reason, "The recording cannot be used ({detail}).")
+            raise DataError(message.format(detail=error.rejection.detail)) from error
         return to_rate(samples, rate_hz, self.rate_hz)
 
     def all(self) -> list[Correction]:
-        """The pairs that this program saved, newest first."""
+        """Returns the pairs saved by this program, newest first."""
         names = sorted((path.stem for path in self.folder.glob("*.wav") if _NAME.fullmatch(path.stem)), reverse=True)
-        return [correction for correction in map(self._listed, names) if correction is not None]
+        return [correction for correction in map(self._find, names) if correction is not None]
 
-    def others(self) -> int:
-        """How many texts somebody else has put into the folder: they are learnt, but not listed or deleted."""
+    def count_external(self) -> int:
+        """Counts the texts added by other programs, which are used for training but not listed or deleted."""
         return sum(not _NAME.fullmatch(path.stem) for path in self.folder.glob("*.txt"))
 
     def wav(self, name: str) -> Path:
-        """The recording of a correction.
+        """Returns the path of a correction's recording.
 
         Raises:
-            DataError: there is no such correction.
+            DataError: the correction does not exist.
         """
-        if self._listed(name) is None:
-            raise DataError("This correction is no longer there.")
+        if self._find(name) is None:
+            raise DataError("This correction no longer exists.")
         return self._paths(name)[0]
 
     def delete(self, name: str) -> None:
-        """Removes a pair.
+        """Deletes a pair.
 
         Raises:
-            DataError: there is no such correction, or the folder does not let it go.
+            DataError: the correction does not exist or cannot be deleted.
         """
-        with self._one_at_a_time:
+        with self._lock:
             self.wav(name)
             try:
-                for path in self._paths(name):  # the .wav first: from then on the pair is not listed
+                for path in self._paths(name):  # the .wav first: without it the pair is not listed
                     discard(path)
             except OSError as error:
                 raise DataError(f"The correction could not be deleted: {error.strerror}.") from error
@@ -247,22 +252,22 @@ class Corrections:
         """Appends a line to marks.jsonl.
 
         Raises:
-            DataError: a limit is passed, or the line cannot be written.
+            DataError: a limit is exceeded, or the line cannot be written.
         """
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **asdict(mark)})
-        with self._one_at_a_time:
+        with self._lock:
             self._marking.require(client, "marks")
             try:
                 with (self.folder / MARKS_FILE).open("a", encoding="utf-8") as file:
                     file.write(f"{line}\n")
             except OSError as error:
                 raise DataError(f"The mark could not be saved: {error.strerror}.") from error
-            self._marking.note(client)
+            self._marking.record(client)
 
     def _paths(self, name: str) -> tuple[Path, Path]:
         return self.folder / f"{name}.wav", self.folder / f"{name}.txt"
 
-    def _listed(self, name: str) -> Correction | None:
+    def _find(self, name: str) -> Correction | None:
         if not _NAME.fullmatch(name):
             return None
         wav, txt = self._paths(name)
@@ -277,31 +282,31 @@ class Corrections:
         seconds = max(0, size_bytes - WAV_HEADER_BYTES) / PCM16_BYTES / self.rate_hz
         return Correction(name, text.strip(), seconds, _saved_s(name))
 
-    def _clear_halves(self) -> None:
+    def _delete_incomplete(self) -> None:
         for path in list(self.folder.iterdir()):
             name, _, ending = path.name.lstrip(".").partition(".")
             if not _NAME.fullmatch(name) or not _ENDING.fullmatch(ending):
                 continue
             if ending.endswith(".part") or not all(other.exists() for other in self._paths(name)):
-                logger.info("%s is half a correction, left by a crash: deleted", path)
+                logger.info("Deleted %s, an incomplete correction left by a crash", path)
                 discard(path)
 
 
-def normalised_text(text: str, max_characters: int) -> str:
-    """One line without control characters, stripped, white space as single spaces.
+def normalize_text(text: str, max_characters: int) -> str:
+    """Returns the text as one line without control characters, with white space collapsed.
 
     Raises:
-        DataError: nothing to say is left, or more than ``max_characters``.
+        DataError: no speakable text remains, or it has more than ``max_characters``.
     """
     spaced = (" " if character.isspace() else character for character in text)
-    # Cc: control characters, NUL among them. Cs: halves of characters, which no file can hold.
+    # Cc: control characters including NUL. Cs: surrogates, which cannot be encoded.
     kept = "".join(character for character in spaced if unicodedata.category(character) not in ("Cc", "Cs"))
-    said = " ".join(kept.split())
-    if not any(map(str.isalnum, said)):
-        raise DataError("There is nothing to say: type a sentence.")
-    if len(said) > max_characters:
-        raise DataError(f"The text is too long: {len(said)} characters, at most {max_characters}.")
-    return said
+    cleaned = " ".join(kept.split())
+    if not any(map(str.isalnum, cleaned)):
+        raise DataError("The text has nothing to speak. Type a sentence.")
+    if len(cleaned) > max_characters:
+        raise DataError(f"The text is too long: {len(cleaned)} characters, at most {max_characters}.")
+    return cleaned
 
 
 def _saved_s(name: str) -> float:

@@ -57,7 +57,7 @@ def learn_corrections(config: FeedbackConfig) -> int:
 def _roll_back(served: Path) -> int:
     with voice_versions.exclusive(served):
         gone, back = voice_versions.roll_back(served)
-    kept = voice_versions.versions_of(served) / f"rolled-back-{gone}"
+    kept = voice_versions.versions_dir(served) / f"rolled-back-{gone}"
     print(f"{served}: version {back} is served again; version {gone} is kept in {kept}")
     return 0
 
@@ -73,9 +73,9 @@ def _require_places(config: FeedbackConfig) -> None:
         "--data_dir": config.data_dir,
         "--base_model": config.base_model if starts_from_base else None,
     }
-    voice_versions.require_place(served, "model_dir", {**kept, "--output_dir": output})
-    voice_versions.require_place(output, "output_dir", {**kept, "--model_dir": served})
-    inside = voice_versions.kept_path_inside(followed(work), {**kept, "--model_dir": served})
+    voice_versions.check_voice_destination(served, "model_dir", {**kept, "--output_dir": output})
+    voice_versions.check_voice_destination(output, "output_dir", {**kept, "--model_dir": served})
+    inside = voice_versions.protected_path_inside(followed(work), {**kept, "--model_dir": served})
     if inside or (os.path.lexists(work) and not is_ours(work, WORK)):
         raise ConfigError(
             f"{work}, the work folder of train_feedback (--output_dir with _work appended), "
@@ -94,7 +94,7 @@ class _KnownClips:
 
 def _learn(config: FeedbackConfig, served: Path) -> int:
     corrections = _find_corrections(config)
-    history = voice_versions.read_learnt(served)
+    history = voice_versions.read_history(served)
     new = replay_mix.not_yet_learnt(corrections, history.corrections)
     if not new:
         print(f"Nothing new: {served} has learnt all {len(corrections)} corrections of {config.feedback_dir}.")
@@ -140,7 +140,7 @@ def _learn(config: FeedbackConfig, served: Path) -> int:
     refused = work / "refused"
     if refused.exists():  # not by train_feedback: the work folder is new
         move_aside(refused, "earlier")
-    voice_versions.set_apart(Path(config.output_dir), refused)
+    voice_versions.move_voice(Path(config.output_dir), refused)
     raise RefusedVoiceError(f"{decision.message} {served} is unchanged; the rejected voice is {refused}.")
 
 
@@ -156,9 +156,9 @@ def _install(
     verdict = {name: record[name] for name in ("words", "learnt", "version")}
     version = record["version"]
     now = voice_versions.VoiceHistory(version, {**history.corrections, **learnt}, (*history.verdicts, verdict))
-    with voice_versions.replacing(served, config.keep_versions) as folder:
-        voice_versions.copy(Path(config.output_dir), folder)
-        voice_versions.write_learnt(folder, now)
+    with voice_versions.replace_voice(served, config.keep_versions) as folder:
+        voice_versions.copy_voice(Path(config.output_dir), folder)
+        voice_versions.write_history(folder, now)
     print(f"{decision.message}\n{served} is version {version} now. To undo: train_feedback --rollback")
 
 

@@ -1,4 +1,4 @@
-"""The voice that is served: loaded once, loaded again when its folder has been replaced, spoken by one at a time."""
+"""The served voice: loaded once and reloaded when its directory has been replaced."""
 
 import io
 import logging
@@ -21,64 +21,66 @@ from vits_trainer.utils.files import sha256
 logger = logging.getLogger(__name__)
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
-_PICTURE_INCHES = 5.8
+_PLOT_WIDTH_INCHES = 5.8
 
 
 @dataclass(frozen=True)
 class SpokenText:
-    """One text as the voice said it once."""
+    """A text and the speech generated for it."""
 
     text: str
     seed: int
     model: str
     """SHA-256 of the weights."""
     samples: NDArray[np.float32]
-    """(T,), full scale at 1."""
+    """(T,), full scale 1."""
     rate_hz: int
     unknown: str
-    """Letters of the text that the voice does not know and leaves out."""
+    """Characters of the text that are not in the vocabulary and were skipped."""
 
 
 class ServedVoice:
-    """A voice in a folder that may be replaced at any moment. Several threads may use it."""
+    """A voice in a directory that can be replaced at any time. Thread-safe; generates one text at a time."""
 
     def __init__(self, model_dir: str) -> None:
-        """Raises:
-        ConfigError: the folder holds no voice.
-        ModelError: the voice cannot be loaded.
+        """Loads the voice.
+
+        Raises:
+            ConfigError: the directory contains no voice.
+            ModelError: the voice cannot be loaded.
         """
         self.folder = Path(model_dir)
         if not all((self.folder / name).is_file() for name in (_WEIGHTS, _CONFIG)):
-            raise ConfigError(f"--model_dir {model_dir} holds no voice: give a folder that train_vits wrote.")
+            raise ConfigError(f"--model_dir {model_dir} contains no voice. Pass a directory written by train_vits.")
         self._lock = threading.Lock()
         self._unusable: tuple[tuple[int, int, int], ...] | None = None
         self._load()
 
     @property
     def rate_hz(self) -> int:
-        """Samples in a second."""
+        """Sampling rate."""
         return self._voice.sampling_rate
 
     @property
     def model(self) -> str:
-        """SHA-256 of the weights that speak."""
+        """SHA-256 of the current weights."""
         return self._model
 
     def refresh(self) -> bool:
-        """Loads the voice again where its folder has another one now; whether it did.
+        """Reloads the voice if its directory was replaced, and returns whether it was.
 
         Raises:
-            ModelError: the new one cannot be loaded; the old one goes on speaking.
+            ModelError: the new voice cannot be loaded; the previous one stays in use.
         """
         with self._lock:
             return self._refresh()
 
     def speak(self, text: str, seed: int) -> SpokenText:
-        """Says ``text`` with the newest voice.
+        """Generates speech for ``text`` with the newest voice.
 
         Raises:
-            DataError: the voice knows no character of the text.
-            ModelError: there is a new voice, and it cannot be loaded.
+            DataError: no character of the text is in the vocabulary.
+            ModelError: a new voice cannot be loaded.
         """
         with self._lock:
             self._refresh()
@@ -86,8 +88,8 @@ class ServedVoice:
             samples = self._voice.synthesize(text, SynthesisOptions(seed=seed))
             return SpokenText(text, seed, self._model, samples, self.rate_hz, unknown)
 
-    def picture(self, sounds: Mapping[str, NDArray[np.float32]]) -> bytes:
-        """Mel spectrograms of samples, (T,) each and by title, one below the other, as a PNG."""
+    def plot_mels(self, sounds: Mapping[str, NDArray[np.float32]]) -> bytes:
+        """Plots mel spectrograms of samples, (T,) each by title, below each other as a PNG."""
         spec = audio_spec(self._voice.model.config)
         mels = {}
         for title, samples in sounds.items():
@@ -96,14 +98,14 @@ class ServedVoice:
             magnitude = spectrogram(waveform, torch.tensor([spec.frames(waveform.shape[1])]), spec)
             mels[title] = log_mel(magnitude, spec)[0].numpy()
         content = io.BytesIO()
-        mel_picture(mels, spec.hop / spec.sampling_rate, content, _PICTURE_INCHES)
+        mel_picture(mels, spec.hop / spec.sampling_rate, content, _PLOT_WIDTH_INCHES)
         return content.getvalue()
 
     def _refresh(self) -> bool:
-        found = self._signature()
-        if found in (None, self._loaded, self._unusable):  # None: it is being replaced just now
+        signature = self._signature()
+        if signature in (None, self._loaded, self._unusable):  # None: being replaced right now
             return False
-        self._unusable = found  # so that it is tried, and complained of, once
+        self._unusable = signature  # so that a damaged voice is tried and reported only once
         self._load()
         return True
 
@@ -111,14 +113,15 @@ class ServedVoice:
         signature = self._signature()
         voice = Voice(str(self.folder))
         for weights in (*voice.model.parameters(), *voice.model.buffers()):
-            weights.data = weights.data.clone()  # out of the mapped file: who overwrites that would end this process
+            # Copies from the memory-mapped file: overwriting that file would crash this process.
+            weights.data = weights.data.clone()
         self._model = sha256(self.folder / _WEIGHTS)
         self._voice, self._loaded = voice, signature
-        logger.info("the voice in %s speaks: %s", self.folder, self._model[:12])
+        logger.info("Loaded the voice in %s (weights %s)", self.folder, self._model[:12])
 
     def _signature(self) -> tuple[tuple[int, int, int], ...] | None:
         try:
-            found = [(self.folder / name).stat() for name in (_WEIGHTS, _CONFIG)]
+            stats = [(self.folder / name).stat() for name in (_WEIGHTS, _CONFIG)]
         except FileNotFoundError:
             return None
-        return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in found)
+        return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)

@@ -1,4 +1,4 @@
-"""What the page of ``feedback_app`` shows, as HTML: every text of a user or a file is escaped. No gradio, no torch."""
+"""HTML fragments of the ``feedback_app`` page. Text from users and files is escaped. No gradio, no torch."""
 
 import base64
 import time
@@ -14,126 +14,126 @@ from vits_trainer.feedback.training_process import AT_WORK, Progress, Stage
 SHOWN_CORRECTIONS = 200
 
 _ENDED = {
-    Stage.ACCEPTED: ("good", "The voice has learnt"),
-    Stage.NOTHING_NEW: ("good", "There was nothing new to learn"),
-    Stage.REFUSED: ("warn", "The new voice was not taken; the old one goes on speaking"),
-    Stage.CANCELLED: ("warn", "Stopped; the old voice goes on speaking"),
-    Stage.MISTAKE: ("bad", "Learning could not begin"),
-    Stage.FAILED: ("bad", "Learning failed; the old voice goes on speaking"),
+    Stage.ACCEPTED: ("good", "Training finished: the new voice is in use"),
+    Stage.NOTHING_NEW: ("good", "There are no new corrections to train on"),
+    Stage.REFUSED: ("warn", "The new voice was rejected; the previous voice stays in use"),
+    Stage.CANCELLED: ("warn", "Stopped; the previous voice stays in use"),
+    Stage.MISTAKE: ("bad", "Training could not start"),
+    Stage.FAILED: ("bad", "Training failed; the previous voice stays in use"),
 }
 
 
 def heading(title: str, hint: str = "") -> str:
-    """A section's heading with a line of advice below it."""
+    """Returns a section heading with an optional hint below."""
     return f"<h2>{escape(title)}</h2>" + (f'<p class="hint">{escape(hint)}</p>' if hint else "")
 
 
 def banner(model_dir: str, model: str, rate_hz: int) -> str:
-    """The page's head: which voice speaks."""
+    """Returns the page header with the current voice."""
     return (
         "<h1>Correct a voice</h1>"
-        '<p class="hint">Hear it, say how it should be, let it learn. '
+        '<p class="hint">Listen to it, record corrections, and train it on them. '
         f"<span>Voice: <code>{escape(model_dir)}</code></span> · "
         f"<span>weights <code>{escape(model[:12])}</code></span> · <span>{rate_hz} Hz</span></p>"
     )
 
 
-def notice(words: str, kind: str = "good") -> str:
-    """One sentence; screen readers say it at once. ``kind``: good, warn or bad."""
+def notice(message: str, kind: str = "good") -> str:
+    """Returns a message that screen readers announce immediately. ``kind``: good, warn or bad."""
     role = "alert" if kind == "bad" else "status"
-    return f'<p class="notice {kind}" role="{role}">{escape(words)}</p>' if words else ""
+    return f'<p class="notice {kind}" role="{role}">{escape(message)}</p>' if message else ""
 
 
-def rendering(text: str, take: int, seconds: float, wav: bytes, picture: bytes) -> str:
-    """What the voice said: a player and its mel spectrogram."""
+def playback(text: str, take: int, seconds: float, wav: bytes, picture: bytes) -> str:
+    """Returns a player for the generated speech and its mel spectrogram."""
     return (
-        f'<figure class="heard"><figcaption>“{escape(text)}” <span class="hint">take {take}, {seconds:.1f} s</span>'
-        f'</figcaption><audio controls autoplay aria-label="The voice says: {escape(text)}" '
+        f'<figure class="playback"><figcaption>“{escape(text)}” <span class="hint">take {take}, {seconds:.1f} s</span>'
+        f'</figcaption><audio controls autoplay aria-label="Generated speech: {escape(text)}" '
         f'src="data:audio/wav;base64,{_base64(wav)}"></audio>'
-        f"{_image(picture, 'Mel spectrogram of what the voice said')}</figure>"
+        f"{_image(picture, 'Mel spectrogram of the generated speech')}</figure>"
     )
 
 
 def comparison(seconds: float, picture: bytes) -> str:
-    """The voice's rendering above the user's recording."""
+    """Returns mel spectrograms of the generated speech and, below it, the user's recording."""
     return (
         f'<figure><figcaption class="hint">Your recording: {seconds:.1f} s</figcaption>'
-        f"{_image(picture, 'Mel spectrograms: what the voice said, and your recording below it')}</figure>"
+        f"{_image(picture, 'Mel spectrograms of the generated speech and, below it, of your recording')}</figure>"
     )
 
 
-def wanted(text: str) -> str:
-    """What to record."""
-    return f'<p class="wanted">Say: <q>{escape(text)}</q></p>'
+def prompt(text: str) -> str:
+    """Returns the text to record."""
+    return f'<p class="prompt">Read aloud: <q>{escape(text)}</q></p>'
 
 
-def saved(corrections: Sequence[Correction], others: int, folder: Path) -> str:
-    """The list of corrections, each with a player and a button to delete it."""
-    words = [f"{len(corrections)} correction{'' if len(corrections) == 1 else 's'} saved here"]
-    if others:
-        words.append(f"{others} put into the folder by hand, which are learnt too")
+def saved(corrections: Sequence[Correction], external: int, folder: Path) -> str:
+    """Returns the list of corrections, each with a player and a delete button."""
+    parts = [f"{len(corrections)} correction{'' if len(corrections) == 1 else 's'} saved"]
+    if external:
+        parts.append(f"{external} added to the directory manually, also used for training")
     if len(corrections) > SHOWN_CORRECTIONS:
-        words.append(f"the newest {SHOWN_CORRECTIONS} are shown")
+        parts.append(f"showing the newest {SHOWN_CORRECTIONS}")
     rows = "".join(_row(correction, folder) for correction in corrections[:SHOWN_CORRECTIONS])
-    hint = f'<p class="hint">{escape("; ".join(words))}.</p>'
+    hint = f'<p class="hint">{escape("; ".join(parts))}.</p>'
     return hint + (f'<ul class="saved" tabindex="0" aria-label="Saved corrections">{rows}</ul>' if rows else "")
 
 
-def learning(progress: Progress) -> str:
-    """Learning as it stands: a bar while it runs, the verdict with its figures when it has ended."""
+def training_status(progress: Progress) -> str:
+    """Returns the training status: a progress bar while it runs, the decision with its metrics afterwards."""
     if progress.stage is Stage.IDLE:
         return ""
     lines = escape("\n".join(progress.lines))
     log = f'<pre tabindex="0" aria-label="Last lines of the log">{lines}</pre>'
     if progress.stage not in AT_WORK:
-        return f"{_verdict(progress)}<details><summary>Last lines of the log</summary>{log}</details>"
-    known = progress.total_updates > 0
-    where = f"update {progress.update} of {progress.total_updates}" if known else "preparing"
+        return f"{_decision(progress)}<details><summary>Last lines of the log</summary>{log}</details>"
+    is_known = progress.total_updates > 0
+    position = f"update {progress.update} of {progress.total_updates}" if is_known else "preparing"
     if progress.stage is Stage.STOPPING:
-        where += ", saving and stopping"
-    bar = f'value="{progress.update}" max="{progress.total_updates}"' if known else ""
+        position += ", saving and stopping"
+    bar = f'value="{progress.update}" max="{progress.total_updates}"' if is_known else ""
     return (
-        f'<p class="progress"><span>Learning: {where}</span><span>{_clock(progress.elapsed_s)}</span></p>'
-        f'<progress {bar} aria-label="Progress of learning"></progress>{log}'
+        f'<p class="progress"><span>Training: {position}</span><span>{_clock(progress.elapsed_s)}</span></p>'
+        f'<progress {bar} aria-label="Training progress"></progress>{log}'
     )
 
 
-def _verdict(progress: Progress) -> str:
+def _decision(progress: Progress) -> str:
     kind, title = _ENDED[progress.stage]
     role = "alert" if kind == "bad" else "status"
-    found = progress.decision if progress.stage in (Stage.ACCEPTED, Stage.REFUSED) else None
-    figures = ""
-    if found:
-        measured = (("Corrections", found.corrections), ("Held-out clips", found.held_out))
-        rows = "".join(_figures(name, change) for name, change in measured if change)
+    decision = progress.decision if progress.stage in (Stage.ACCEPTED, Stage.REFUSED) else None
+    metrics = ""
+    if decision:
+        changes = (("Corrections", decision.corrections), ("Validation clips", decision.held_out))
+        rows = "".join(_metric_row(name, change) for name, change in changes if change)
         if rows:
-            titles = ("Mel loss (less is better)", "before", "after")
+            titles = ("Mel loss (lower is better)", "before", "after")
             head = "".join(f'<th scope="col">{title}</th>' for title in titles)
-            figures = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        facts = [f"{len(found.learnt)} corrections learnt"] if found.learnt and found.accepted else []
-        facts += [f"version {found.version} of the voice"] if found.version is not None and found.accepted else []
-        figures += f'<p class="hint">{escape(", ".join(facts))} in {_clock(progress.elapsed_s)}.</p>' if facts else ""
-    return f'<div class="notice {kind}" role="{role}"><h3>{title}</h3><p>{escape(progress.message)}</p>{figures}</div>'
+            metrics = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        facts = [f"trained on {len(decision.learnt)} corrections"] if decision.learnt and decision.accepted else []
+        facts += [f"voice version {decision.version}"] if decision.version is not None and decision.accepted else []
+        metrics += f'<p class="hint">{escape(", ".join(facts))} in {_clock(progress.elapsed_s)}.</p>' if facts else ""
+    return f'<div class="notice {kind}" role="{role}"><h3>{title}</h3><p>{escape(progress.message)}</p>{metrics}</div>'
 
 
-def _figures(name: str, change: MetricChange) -> str:
+def _metric_row(name: str, change: MetricChange) -> str:
     return f'<tr><th scope="row">{name}</th><td>{change.before:.3f}</td><td>{change.after:.3f}</td></tr>'
 
 
 def _row(correction: Correction, folder: Path) -> str:
-    said = escape(correction.text)
+    text = escape(correction.text)
     when = time.strftime("%d %b %Y, %H:%M", time.localtime(correction.saved_s))
     source = quote(f"gradio_api/file={folder.resolve() / correction.name}.wav", safe="/=")
     return (
-        f'<li><p class="said">{said}</p><p class="hint">{when} · {correction.duration_s:.1f} s</p>'
-        f'<div class="controls"><audio controls preload="none" aria-label="Correction: {said}" src="{source}"></audio>'
-        f'<button type="button" class="delete" data-name="{escape(correction.name)}" aria-label="Delete: {said}">'
+        f'<li><p class="text">{text}</p><p class="hint">{when} · {correction.duration_s:.1f} s</p>'
+        f'<div class="controls"><audio controls preload="none" aria-label="Correction: {text}" src="{source}"></audio>'
+        f'<button type="button" class="delete" data-name="{escape(correction.name)}" aria-label="Delete: {text}">'
         "Delete</button></div></li>"
     )
 
 
-def _image(png: bytes, described: str) -> str:
-    return f'<img alt="{described}" src="data:image/png;base64,{_base64(png)}">'
+def _image(png: bytes, description: str) -> str:
+    return f'<img alt="{description}" src="data:image/png;base64,{_base64(png)}">'
 
 
 def _base64(content: bytes) -> str:
@@ -194,11 +194,11 @@ figure audio { display: block; width: 100%; min-width: 0; margin-bottom: 0.5rem;
 .notice :is(table, thead, tbody, tr, th, td) { border: 0 !important; background: none !important; }
 .notice :is(th, td) { text-align: left; padding: 0.2rem 0.6rem 0.2rem 0; font-weight: 500; }
 .notice tbody tr { border-top: 1px solid rgb(0 0 0 / 15%) !important; }
-.wanted { font-size: 1.15rem; margin: 0; overflow-wrap: anywhere; }
+.prompt { font-size: 1.15rem; margin: 0; overflow-wrap: anywhere; }
 ul.saved { list-style: none; margin: 0.5rem 0 0; padding: 0; max-height: 32rem; overflow-y: auto; }
 ul.saved li { border-top: 1px solid var(--border-color-primary); padding: 0.7rem 0.2rem; margin: 0; }
 ul.saved p { display: block !important; }
-ul.saved .said { margin: 0; overflow-wrap: anywhere; }
+ul.saved .text { margin: 0; overflow-wrap: anywhere; }
 ul.saved .controls { display: flex; gap: 0.6rem; align-items: center; margin-top: 0.4rem; }
 ul.saved audio { margin: 0; height: 2.6rem; flex: 1 1 0; }
 button.delete { border: 1px solid #b91c1c; color: #b91c1c; background: transparent; border-radius: 8px; cursor: pointer;
@@ -212,7 +212,7 @@ progress::-webkit-progress-bar { background: #d4d4d8; }
 progress::-webkit-progress-value { background: #1d4ed8; transition: width 0.4s; }
 progress::-moz-progress-bar { background: #1d4ed8; }
 summary { cursor: pointer; padding: 0.4rem 0; }
-.gradio-container pre { display: flex; flex-direction: column-reverse; /* the newest line stays in sight */
+.gradio-container pre { display: flex; flex-direction: column-reverse; /* keeps the newest line visible */
   font-size: 0.75rem; line-height: 1.4; max-height: 17rem; overflow: auto; white-space: pre-wrap;
   overflow-wrap: anywhere; margin: 0.4rem 0 0; padding: 0.6rem; border-radius: 8px;
   background: var(--background-fill-secondary); color: var(--body-text-color); }

@@ -1,1 +1,1 @@
-"""The networks, their parts, and their files."""
+"""Networks, their modules, and reading and writing of voices."""

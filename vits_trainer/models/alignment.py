@@ -1,6 +1,6 @@
 """Monotonic alignment search (Kim et al., Glow-TTS, 2020, section 3.2; VITS, 2021, section 2.2.1).
 
-Of all ways to give each frame one token, in order and leaving out none, the search finds the most likely.
+Finds the most likely alignment that assigns one token to each frame, in order and without skipping a token.
 """
 
 import math
@@ -16,15 +16,17 @@ from vits_trainer.models.precision import at_least_float32
 
 
 def log_likelihoods(latents: Tensor, means: Tensor, log_stds: Tensor) -> Tensor:
-    """Log-likelihood of each latent frame under each token's prior, ``log N(z_p[t]; m_p[s], exp(log_std_p[s]))``.
+    """Returns the log-likelihood of each latent frame under each token's prior.
+
+    The value at [t, s] is ``log N(z_p[t]; m_p[s], exp(log_std_p[s]))``.
 
     Args:
-        latents: (B, C, T) the posterior's sample after the flow.
-        means: (B, C, S) prior mean of each of S tokens.
-        log_stds: (B, C, S) logarithm of the prior's standard deviation.
+        latents: (B, C, T) posterior sample after the flow.
+        means: (B, C, S) prior mean per token.
+        log_stds: (B, C, S) log standard deviation of the prior.
 
     Returns:
-        (B, T, S) in the type of the arguments, at least float32.
+        (B, T, S) in the dtype of the arguments, at least float32.
     """
     with torch.autocast(latents.device.type, enabled=False):
         latents, means, log_stds = map(at_least_float32, (latents, means, log_stds))
@@ -36,19 +38,19 @@ def log_likelihoods(latents: Tensor, means: Tensor, log_stds: Tensor) -> Tensor:
 
 
 def search(scores: Tensor, frame_lengths: Tensor, token_lengths: Tensor) -> Tensor:
-    """The monotonic alignment with the greatest sum of scores.
+    """Returns the monotonic alignment with the largest sum of scores.
 
     Args:
-        scores: (B, T, S) value of giving frame t to token s.
-        frame_lengths: (B,) frames of each clip; at least its tokens (guarded where the data is read).
-        token_lengths: (B,) tokens of each clip.
+        scores: (B, T, S) score of assigning frame t to token s.
+        frame_lengths: (B,) frames per clip; at least as many as tokens (checked when the data is read).
+        token_lengths: (B,) tokens per clip.
 
     Returns:
-        (B, T) int64, the token of each frame, on the device of ``scores``; 0 behind a clip's last frame.
+        (B, T) int64, token index of each frame, on the device of ``scores``; 0 after a clip's last frame.
     """
     scores = at_least_float32(scores.detach()).contiguous()
     if scores.is_cuda:
-        from vits_trainer.models.alignment_triton import search_on_gpu  # noqa: PLC0415 - Triton is there with a GPU only
+        from vits_trainer.models.alignment_triton import search_on_gpu  # noqa: PLC0415 - Triton comes with CUDA only
 
         return search_on_gpu(scores, frame_lengths, token_lengths)
     token_of_frame = np.zeros(scores.shape[:2], dtype=np.int64)
@@ -57,14 +59,16 @@ def search(scores: Tensor, frame_lengths: Tensor, token_lengths: Tensor) -> Tens
 
 
 def durations(token_of_frame: Tensor, frame_mask: Tensor, tokens: int) -> Tensor:
-    """Frames given to each token: (B, T) tokens of frames and (B, 1, T) mask to (B, 1, S) in the mask's type, at least
-    float32."""
+    """Returns the number of frames per token, (B, 1, S), from (B, T) token indices and a (B, 1, T) mask.
+
+    The dtype is that of the mask, at least float32.
+    """
     valid = at_least_float32(frame_mask[:, 0])
     return valid.new_zeros(len(valid), tokens).scatter_add_(1, token_of_frame, valid)[:, None]
 
 
 def expand(values: Tensor, token_of_frame: Tensor, frame_mask: Tensor) -> Tensor:
-    """Repeats each token's values over its frames: (B, C, S) to (B, C, T), zero behind each clip's end."""
+    """Repeats each token's values over its frames: (B, C, S) to (B, C, T), zero after each clip's end."""
     index = token_of_frame[:, None].expand(-1, values.shape[1], -1)
     return values.gather(2, index) * frame_mask.to(values.dtype)
 
@@ -76,7 +80,7 @@ def _search_batch(
     token_lengths: NDArray[np.int64],
     token_of_frame: NDArray[np.int64],
 ) -> None:
-    """Clip by clip. On one thread: 64 clips of 180 tokens and 500 frames take 2 ms."""
+    """Searches clip by clip in one thread: 64 clips of 180 tokens and 500 frames take 2 ms."""
     for b in range(scores.shape[0]):
         _search_clip(scores[b], frame_lengths[b], token_lengths[b], token_of_frame[b])
 
@@ -85,21 +89,21 @@ def _search_batch(
 def _search_clip(
     scores: NDArray[np.floating[Any]], frames: int, tokens: int, token_of_frame: NDArray[np.int64]
 ) -> None:
-    """Forward row by row (one frame after the other), then back along the better predecessors.
+    """Runs the forward recursion frame by frame, then backtracks along the best predecessors.
 
-    A row is computed whole and without a branch, so that the processor takes many tokens at a time; tokens that cannot
-    be reached yet have the score minus infinity.
+    Each row is computed in full and without branches so that it vectorizes over tokens. Tokens that are not reachable
+    yet have a score of minus infinity.
     """
     advanced = np.empty((frames, tokens), dtype=np.bool_)
-    best = np.full(tokens + 1, -np.inf, dtype=scores.dtype)  # with a wall to the left of the first token
-    following = np.full(tokens + 1, -np.inf, dtype=scores.dtype)
+    best = np.full(tokens + 1, -np.inf, dtype=scores.dtype)  # index 0 is a sentinel left of the first token
+    next_best = np.full(tokens + 1, -np.inf, dtype=scores.dtype)
     best[1] = scores[0, 0]
     for t in range(1, frames):
         for s in range(tokens):
-            stays, steps = best[s + 1], best[s]
-            advanced[t, s] = steps > stays
-            following[s + 1] = (steps if steps > stays else stays) + scores[t, s]
-        best, following = following, best
+            stay, advance = best[s + 1], best[s]
+            advanced[t, s] = advance > stay
+            next_best[s + 1] = (advance if advance > stay else stay) + scores[t, s]
+        best, next_best = next_best, best
     s = tokens - 1
     for t in range(frames - 1, -1, -1):
         token_of_frame[t] = s

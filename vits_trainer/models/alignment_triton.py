@@ -1,4 +1,4 @@
-"""The alignment search on a GPU: one Triton program a clip, nothing read back to the host."""
+"""Alignment search on a GPU: one Triton program per clip, without host synchronization."""
 
 import torch
 import triton
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def search_on_gpu(scores: Tensor, frame_lengths: Tensor, token_lengths: Tensor) -> Tensor:
-    """:func:`vits_trainer.models.alignment.search`, where ``scores`` is.
+    """GPU implementation of :func:`vits_trainer.models.alignment.search`.
 
     Args:
-        scores: (B, T, S) float32 or float64, contiguous; only read.
+        scores: (B, T, S) float32 or float64, contiguous; not modified.
         frame_lengths: (B,) int64.
         token_lengths: (B,) int64.
 
@@ -33,8 +33,8 @@ def search_on_gpu(scores: Tensor, frame_lengths: Tensor, token_lengths: Tensor) 
 def _search_clip(  # type: ignore[no-untyped-def]
     scores, frame_lengths, token_lengths, rows, advanced, token_of_frame, max_frames, max_tokens, block: tl.constexpr
 ):
-    """As its namesake on the CPU. A row goes through memory, as each token needs its left neighbour: two rows in
-    turn, with one barrier between writing and reading."""
+    """Same recursion as on the CPU. Each token needs its left neighbour, so rows are exchanged through global memory:
+    two alternating row buffers with one barrier between write and read."""
     clip = tl.program_id(0).to(tl.int64)
     frames = tl.load(frame_lengths + clip)
     tokens = tl.load(token_lengths + clip)
@@ -43,21 +43,21 @@ def _search_clip(  # type: ignore[no-untyped-def]
     token_of_frame += clip * max_frames
     rows += clip * 2 * block
     token = tl.arange(0, block)
-    inside = token < tokens
+    is_token = token < tokens
     best = tl.where(token == 0, tl.load(scores), float("-inf"))
     for frame in range(1, frames):
         row = rows + (frame % 2) * block
         tl.store(row + token, best)
         tl.debug_barrier()
-        steps = tl.load(row + token - 1, mask=token > 0, other=float("-inf"))
-        step = steps > best
-        tl.store(advanced + frame * max_tokens + token, step.to(tl.int8), mask=inside)
-        score = tl.load(scores + frame * max_tokens + token, mask=inside, other=float("-inf"))
-        best = tl.where(step, steps, best) + score
+        advance = tl.load(row + token - 1, mask=token > 0, other=float("-inf"))
+        is_advance = advance > best
+        tl.store(advanced + frame * max_tokens + token, is_advance.to(tl.int8), mask=is_token)
+        score = tl.load(scores + frame * max_tokens + token, mask=is_token, other=float("-inf"))
+        best = tl.where(is_advance, advance, best) + score
     tl.debug_barrier()
     position = tokens - 1
-    for back in range(frames):
-        frame = frames - 1 - back
+    for offset in range(frames):
+        frame = frames - 1 - offset
         tl.store(token_of_frame + frame, position)
         moved = tl.load(advanced + frame * max_tokens + position, mask=frame > 0, other=0)
         position -= moved.to(tl.int64)

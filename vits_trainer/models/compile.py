@@ -1,6 +1,6 @@
-"""The half of an update whose shapes are fixed, compiled: decoder and discriminators see segments of one length.
+"""Compiles the parts of an update with fixed shapes: decoder and discriminators, which receive segments of one length.
 
-Text, posterior and flow stay eager: each batch of theirs has its own length, and would be compiled for itself.
+Text encoder, posterior encoder and flow stay eager: their input length differs per batch and would cause recompilation.
 """
 
 from typing import cast
@@ -15,30 +15,30 @@ from vits_trainer.utils.errors import ConfigError
 
 
 class PlainWeightNorm(nn.Module):
-    """``g v / |v|`` over all but the first dimension (Salimans & Kingma 2016), of operations that can be fused.
+    """``g v / |v|`` over all but the first dimension (Salimans & Kingma 2016), built from fusible operations.
 
-    PyTorch's own is one opaque operation, whose backward fails where it is compiled for a wide two-dimensional
-    convolution on a GPU (pytorch#165749). Parameters, their names and their meaning are the same.
+    PyTorch's implementation is a single opaque operation whose compiled backward fails for a wide two-dimensional
+    convolution on a GPU (pytorch#165749). Parameters, their names and their semantics are unchanged.
     """
 
     def forward(self, magnitude: Tensor, direction: Tensor) -> Tensor:
-        """The weight from ``g`` (O, 1, ...) and ``v`` (O, ...)."""
-        others = tuple(range(1, direction.dim()))
-        return direction * (magnitude * direction.square().sum(others, keepdim=True).rsqrt())
+        """Returns the weight for ``g`` (O, 1, ...) and ``v`` (O, ...)."""
+        dimensions = tuple(range(1, direction.dim()))
+        return direction * (magnitude * direction.square().sum(dimensions, keepdim=True).rsqrt())
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """``g`` and ``v`` for a weight."""
+        """Returns ``g`` and ``v`` for a weight."""
         return weight.square().sum(tuple(range(1, weight.dim())), keepdim=True).sqrt(), weight
 
 
 def compile_fixed_shapes(generator: Generator, discriminator: Discriminator | None) -> None:
-    """Compiles the decoder as training calls it, and the discriminators, at their first calls. Changes both in place.
+    """Compiles the decoder and the discriminators on their first calls. Modifies both in place.
 
-    A batch of another size is compiled once more, for any size from then on. More kinds of calls than
-    ``torch._dynamo.config.recompile_limit`` raise, instead of falling back without a word.
+    A batch of another size triggers one recompilation with dynamic size. Exceeding
+    ``torch._dynamo.config.recompile_limit`` raises instead of silently falling back to eager mode.
     """
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    torch._dynamo.config.recompile_limit = 32  # grad or none, frozen or not, full batches and the rest
+    torch._dynamo.config.recompile_limit = 32  # grad mode, frozen parameters, full and partial batches
     _with_plain_weight_norm(generator.model.decoder)
     generator.compiled_decoder = torch.compile(generator.model.decoder.forward)
     if discriminator is not None:
@@ -53,13 +53,13 @@ def _with_plain_weight_norm(network: nn.Module) -> None:
             cast("nn.ModuleList", weights)[0] = PlainWeightNorm()
 
 
-def compiler_failure(error: RuntimeError) -> ConfigError | None:
-    """What an error says where it is the compiler's; None if it is another's."""
-    from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415 - a second of every start
+def as_compile_error(error: RuntimeError) -> ConfigError | None:
+    """Converts an error of the compiler to a ``ConfigError``; returns None for other errors."""
+    from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415 - costs a second at start-up
 
     if not isinstance(error, TorchDynamoException):
         return None
     return ConfigError(
         f"--compile: the compiler failed ({type(error).__name__}: {' '.join(str(error).split())[:300]}). It needs a "
-        "C++ compiler (g++), and Triton on a GPU. Leave --compile out to train without it."
+        "C++ compiler (g++), and Triton on a GPU. Omit --compile to train without it."
     )

@@ -1,6 +1,6 @@
-"""The discriminators of VITS: one over the scale, five over periods (HiFi-GAN, Kong et al. 2020, section 2.3).
+"""VITS discriminators: one scale and five period discriminators (HiFi-GAN, Kong et al. 2020, section 2.3).
 
-Parameters carry the original's names (``discriminators.0.convs.0`` ...), so that its checkpoints fit.
+Parameter names follow the original (``discriminators.0.convs.0`` ...), so that its checkpoints load.
 """
 
 import json
@@ -23,15 +23,15 @@ LEAKY_SLOPE = 0.1
 
 
 class DiscriminatorOutput(NamedTuple):
-    """What each discriminator says: a score map, and the activations of its layers (the last one is the score)."""
+    """Scores and feature maps of each discriminator; its last feature map contains the scores."""
 
     scores: list[Tensor]
-    """(B, positions) for each discriminator."""
+    """(B, positions) per discriminator."""
     feature_maps: list[list[Tensor]]
-    """Feature maps of each layer of each discriminator."""
+    """Activations of each layer, per discriminator."""
 
     def split(self, clips: int) -> tuple["DiscriminatorOutput", "DiscriminatorOutput"]:
-        """The judgement on the first ``clips`` waveforms of a batch, and on the rest."""
+        """Splits the output into the first ``clips`` waveforms of a batch and the rest."""
         return (
             DiscriminatorOutput(
                 [s[:clips] for s in self.scores], [[a[:clips] for a in layers] for layers in self.feature_maps]
@@ -43,7 +43,7 @@ class DiscriminatorOutput(NamedTuple):
 
 
 class ScaleDiscriminator(nn.Module):
-    """Grouped convolutions over the waveform itself."""
+    """Grouped convolutions over the raw waveform."""
 
     def __init__(self, divisor: int) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ class ScaleDiscriminator(nn.Module):
         self.conv_post = weight_norm(nn.Conv1d(widths[-1], 1, 3, padding=1))
 
     def forward(self, waveform: Tensor) -> list[Tensor]:
-        """(B, 1, N) to the activations of each layer, the last being the scores (B, 1, positions)."""
+        """Returns the activations of each layer for (B, 1, N); the last are the scores (B, 1, positions)."""
         return _activations(waveform, self.convs, self.conv_post)
 
 
 class PeriodDiscriminator(nn.Module):
-    """Two-dimensional convolutions over the waveform folded into rows of ``period`` samples."""
+    """Two-dimensional convolutions over the waveform, reshaped into rows of ``period`` samples."""
 
     def __init__(self, period: int, divisor: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class PeriodDiscriminator(nn.Module):
         self.conv_post = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
 
     def forward(self, waveform: Tensor) -> list[Tensor]:
-        """(B, 1, N) to the activations of each layer, the last being the scores (B, 1, positions, period)."""
+        """Returns the activations of each layer for (B, 1, N); the last are the scores (B, 1, positions, period)."""
         batch, channels, samples = waveform.shape
         if samples % self.period:
             waveform = F.pad(waveform, (0, self.period - samples % self.period), "reflect")
@@ -82,7 +82,7 @@ class PeriodDiscriminator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """All discriminators of VITS over the same waveforms."""
+    """All VITS discriminators, applied to the same waveforms."""
 
     def __init__(self, shape: DiscriminatorShape | None = None) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Discriminator(nn.Module):
         self.discriminators = nn.ModuleList([ScaleDiscriminator(divisor), *periods])
 
     def forward(self, waveform: Tensor) -> DiscriminatorOutput:
-        """Judges (B, 1, N) waveforms."""
+        """Applies all discriminators to (B, 1, N) waveforms."""
         activations = [discriminator(waveform) for discriminator in self.discriminators]
         return DiscriminatorOutput([torch.flatten(layers[-1], 1) for layers in activations], activations)
 
@@ -109,16 +109,16 @@ DISCRIMINATOR_FILE = "discriminator.safetensors"
 
 
 def save_discriminator(discriminator: Discriminator, path: Path) -> None:
-    """Writes the discriminators' weights, with their sizes in the file's metadata."""
+    """Writes the discriminators' weights, with their shape in the file's metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in discriminator.state_dict().items()}
     save_file(tensors, path, metadata={"shape": json.dumps(to_dict(discriminator.shape))})
 
 
 def load_discriminator(path: Path) -> Discriminator:
-    """Reads what :func:`save_discriminator` wrote.
+    """Loads discriminators written by :func:`save_discriminator`.
 
     Raises:
-        ModelError: the file is damaged or holds something else, or a weight is not finite.
+        ModelError: the file is damaged or has other content, or a weight is NaN or Inf.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -127,6 +127,6 @@ def load_discriminator(path: Path) -> Discriminator:
         discriminator.load_state_dict(load_file(path))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path}: no discriminators could be loaded ({reason}). Delete it to start afresh.") from error
-    require_finite(weights_of(discriminator), path, "Delete it to start with fresh discriminators.")
+        raise ModelError(f"{path}: cannot load discriminators ({reason}). Delete it to train new ones.") from error
+    require_finite(weights_of(discriminator), path, "Delete it to train new discriminators.")
     return discriminator

@@ -1,4 +1,4 @@
-"""The duration predictors over transformers' own modules: the training direction, and a branch-free inference."""
+"""Training direction and branch-free inference of the duration predictors, on transformers' modules."""
 
 import math
 from collections.abc import Callable
@@ -12,27 +12,27 @@ from vits_trainer.models.precision import at_least_float32
 
 LOG_2_PI = math.log(2 * math.pi)
 MIN_BIN, MIN_DERIVATIVE = 1e-3, 1e-3
-"""VITS's: least share of the spline's interval for a bin, least slope at a knot."""
+"""Minimum bin size as a fraction of the spline's interval, and minimum derivative at a knot, as in VITS."""
 
 Noise = Callable[[Tensor], Tensor]
-"""Draws noise in the shape, type and device of its argument: ``torch.randn_like``, or zeros to compare with."""
+"""Returns noise with the shape, dtype and device of its argument: ``torch.randn_like``, or zeros in comparisons."""
 
 
 def duration_loss(
     predictor: nn.Module, hidden: Tensor, text_mask: Tensor, speaker: Tensor | None, durations: Tensor, noise: Noise
 ) -> Tensor:
-    """Loss of each clip's durations, summed over its tokens: to be divided by the tokens of the batch.
+    """Returns the duration loss per clip, summed over its tokens; the caller divides by the batch's tokens.
 
     Args:
-        predictor: transformers' stochastic or plain duration predictor.
-        hidden: (B, C, S) the text encoder's output; gets no gradient, as in VITS.
+        predictor: transformers' stochastic or deterministic duration predictor.
+        hidden: (B, C, S) output of the text encoder; detached, as in VITS.
         text_mask: (B, 1, S).
         speaker: (B, E, 1) speaker embedding, or None.
-        durations: (B, 1, S) frames of each token.
-        noise: draws the stochastic predictor's noise.
+        durations: (B, 1, S) frames per token.
+        noise: noise source of the stochastic predictor.
 
     Returns:
-        (B,) in the type of ``hidden``, at least float32.
+        (B,) in the dtype of ``hidden``, at least float32.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         hidden = at_least_float32(hidden)
@@ -54,10 +54,10 @@ def _stochastic_nll(
     durations: Tensor,
     noise: Noise,
 ) -> Tensor:
-    """Variational bound on the negative log-likelihood of the durations (VITS section 2.2.2), (B,).
+    """Returns the variational bound on the negative log-likelihood of the durations (VITS section 2.2.2), (B,).
 
-    Not ``predictor(..., reverse=False)``: transformers (5.23) flips the channels after the element-wise affine flow
-    too, so that its training direction is not the inverse of its inference (2.596 where VITS gives 1.711).
+    ``predictor(..., reverse=False)`` is unusable: transformers (5.23) also flips the channels after the element-wise
+    affine flow, so its training direction is not the inverse of its inference (2.596 instead of 1.711 in VITS).
     """
     condition = predictor.conv_pre(hidden.detach())
     if speaker is not None:
@@ -68,46 +68,46 @@ def _stochastic_nll(
     duration_condition = predictor.post_conv_proj(duration_condition) * mask
 
     posterior_noise = noise(durations.expand(-1, 2, -1)) * mask
-    latents, log_det_q = _through(predictor.post_flows, posterior_noise, mask, condition + duration_condition)
+    latents, log_det_q = _apply_flows(predictor.post_flows, posterior_noise, mask, condition + duration_condition)
     logit_u, z1 = latents.chunk(2, dim=1)
     log_det_q = log_det_q + ((F.logsigmoid(logit_u) + F.logsigmoid(-logit_u)) * mask).sum((1, 2))
     log_q = (-0.5 * (LOG_2_PI + posterior_noise.square()) * mask).sum((1, 2)) - log_det_q
 
     dequantised = (durations - torch.sigmoid(logit_u)) * mask
     z0 = torch.log(dequantised.clamp(min=1e-5)) * mask
-    latents, log_det = _through(predictor.flows, torch.cat([z0, z1], dim=1), mask, condition)
+    latents, log_det = _apply_flows(predictor.flows, torch.cat([z0, z1], dim=1), mask, condition)
     log_det = log_det - z0.sum((1, 2))
     nll: Tensor = (0.5 * (LOG_2_PI + latents.square()) * mask).sum((1, 2)) - log_det
     return nll + log_q
 
 
 def log_durations(predictor: nn.Module, hidden: Tensor, mask: Tensor, speaker: Tensor | None, noise: Tensor) -> Tensor:
-    """Logarithms of the frames of each token, as ``predictor`` itself infers them.
+    """Returns the log duration in frames of each token, as ``predictor`` infers it.
 
-    Without its boolean indexing, whose shapes depend on values, so that it can be exported.
+    Avoids boolean indexing, whose shapes depend on values, so that it can be exported.
 
     Args:
-        predictor: transformers' stochastic or plain duration predictor.
-        hidden: (B, C, S) the text encoder's output.
+        predictor: transformers' stochastic or deterministic duration predictor.
+        hidden: (B, C, S) output of the text encoder.
         mask: (B, 1, S).
         speaker: (B, E, 1) speaker embedding, or None.
-        noise: (B, 2, S), scaled; the plain predictor does not heed it.
+        noise: (B, 2, S), scaled; ignored by the deterministic predictor.
 
     Returns:
         (B, 1, S).
     """
     if not isinstance(predictor, VitsStochasticDurationPredictor):
-        plain: Tensor = predictor(hidden, mask, speaker)
-        return plain
+        deterministic: Tensor = predictor(hidden, mask, speaker)
+        return deterministic
     condition = predictor.conv_pre(hidden)
     if speaker is not None:
         condition = condition + predictor.cond(speaker)
     condition = predictor.conv_proj(predictor.conv_dds(condition, mask)) * mask
-    affine, _, *splines = predictor.flows  # the first spline shapes the channel that is thrown away
+    affine, _, *splines = predictor.flows  # the first spline only affects the discarded channel
     latents = noise
     for flow in reversed(splines):
         first, second = latents.flip(1).chunk(2, dim=1)
-        widths, heights, derivatives = _spline_of(flow, first, mask, condition)
+        widths, heights, derivatives = _predict_spline(flow, first, mask, condition)
         second = inverse_spline(second, widths, heights, derivatives, flow.tail_bound)
         latents = torch.cat([first, second], dim=1) * mask
     latents, _ = affine(latents.flip(1), mask, reverse=True)
@@ -115,8 +115,10 @@ def log_durations(predictor: nn.Module, hidden: Tensor, mask: Tensor, speaker: T
     return log_duration
 
 
-def _spline_of(flow: VitsConvFlow, first: Tensor, mask: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Widths, heights and derivatives, (B, 1, S, bins) each, of the spline that the first channel shapes."""
+def _predict_spline(
+    flow: VitsConvFlow, first: Tensor, mask: Tensor, condition: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns widths, heights and derivatives, (B, 1, S, bins) each, of the spline predicted from the first channel."""
     hidden = flow.conv_dds(flow.conv_pre(first), mask, condition)
     shape = (flow.conv_proj(hidden) * mask).transpose(1, 2)[:, None]  # (B, 1, S, 3 bins - 1)
     widths, heights, derivatives = shape.split([flow.num_bins, flow.num_bins, flow.num_bins - 1], dim=-1)
@@ -124,22 +126,25 @@ def _spline_of(flow: VitsConvFlow, first: Tensor, mask: Tensor, condition: Tenso
     return widths * scale, heights * scale, derivatives
 
 
-def _through(flows: nn.ModuleList, latents: Tensor, mask: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-    """An element-wise affine flow, then spline flows each followed by a flip of the two channels."""
+def _apply_flows(flows: nn.ModuleList, latents: Tensor, mask: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    """Applies an element-wise affine flow, then spline flows, each followed by a flip of the two channels."""
     affine, *splines = flows
     latents, log_det = affine(latents, mask, global_conditioning=condition)
     for flow in splines:
-        latents, spline_log_det = _coupled(flow, latents, mask, condition)
+        latents, spline_log_det = _apply_spline_flow(flow, latents, mask, condition)
         latents = torch.flip(latents, [1])
         log_det = log_det + spline_log_det
     return latents, log_det
 
 
-def _coupled(flow: VitsConvFlow, latents: Tensor, mask: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-    """The first channel shapes a spline through which the second one goes. Not ``flow(...)``, which reads back to the
-    host which values lie within the spline's bounds, some 150 times an update."""
+def _apply_spline_flow(flow: VitsConvFlow, latents: Tensor, mask: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    """Transforms the second channel by a spline predicted from the first.
+
+    Replaces ``flow(...)``, which reads back to the host which values are within the spline's bounds, about 150 times
+    per update.
+    """
     first, second = latents.chunk(2, dim=1)  # (B, 1, S) each
-    widths, heights, derivatives = _spline_of(flow, first, mask, condition)
+    widths, heights, derivatives = _predict_spline(flow, first, mask, condition)
     second, log_det = rational_quadratic_spline(second, widths, heights, derivatives, flow.tail_bound)
     return torch.cat([first, second], dim=1) * mask, (log_det * mask).sum((1, 2))
 
@@ -147,74 +152,76 @@ def _coupled(flow: VitsConvFlow, latents: Tensor, mask: Tensor, condition: Tenso
 def rational_quadratic_spline(
     inputs: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, bound: float
 ) -> tuple[Tensor, Tensor]:
-    """A monotonic spline on ``[-bound, bound]``, the identity beyond (Durkan et al. 2019, eq. 4 to 8). Branch-free.
+    """Applies a monotonic spline on ``[-bound, bound]``, the identity outside (Durkan et al. 2019, eq. 4 to 8).
+
+    Branch-free.
 
     Args:
         inputs: any shape.
-        widths: the same shape with bins behind it, before the softmax.
-        heights: likewise.
-        derivatives: likewise at the inner knots, one fewer, before the softplus; at both ends they are 1.
-        bound: of the interval, in both directions.
+        widths: shape of ``inputs`` plus a last dimension of bins, before the softmax.
+        heights: as ``widths``.
+        derivatives: at the inner knots, one fewer than bins, before the softplus; at both ends they are 1.
+        bound: limit of the interval on both sides.
 
     Returns:
-        Outputs and the logarithm of their derivatives, shaped like ``inputs``.
+        Outputs and their log derivatives, in the shape of ``inputs``.
     """
-    inside = inputs.abs() <= bound
+    is_inside = inputs.abs() <= bound
     x = inputs.clamp(-bound, bound)
-    left, width, bottom, height, slope, next_slope = _bin_of(x, widths, heights, derivatives, bound)
+    left, width, bottom, height, slope, next_slope = _find_bins(x, widths, heights, derivatives, bound)
     mean_slope = height / width
     theta = (x - left) / width
-    both = theta * (1 - theta)
-    denominator = mean_slope + (slope + next_slope - 2 * mean_slope) * both
-    outputs = bottom + height * (mean_slope * theta.square() + slope * both) / denominator
-    rise = next_slope * theta.square() + 2 * mean_slope * both + slope * (1 - theta).square()
+    theta_product = theta * (1 - theta)
+    denominator = mean_slope + (slope + next_slope - 2 * mean_slope) * theta_product
+    outputs = bottom + height * (mean_slope * theta.square() + slope * theta_product) / denominator
+    rise = next_slope * theta.square() + 2 * mean_slope * theta_product + slope * (1 - theta).square()
     log_det = torch.log(mean_slope.square() * rise) - 2 * torch.log(denominator)
-    return torch.where(inside, outputs, inputs), torch.where(inside, log_det, 0.0)
+    return torch.where(is_inside, outputs, inputs), torch.where(is_inside, log_det, 0.0)
 
 
 def inverse_spline(outputs: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, bound: float) -> Tensor:
-    """What :func:`rational_quadratic_spline` makes ``outputs`` of (Durkan et al. 2019, eq. 6 to 8). Branch-free.
+    """Inverts :func:`rational_quadratic_spline` (Durkan et al. 2019, eq. 6 to 8). Branch-free.
 
     Args:
         outputs: any shape.
-        widths: as there, like the others.
-        heights: likewise.
-        derivatives: likewise.
-        bound: likewise.
+        widths: as in :func:`rational_quadratic_spline`.
+        heights: as in :func:`rational_quadratic_spline`.
+        derivatives: as in :func:`rational_quadratic_spline`.
+        bound: as in :func:`rational_quadratic_spline`.
 
     Returns:
-        Inputs, shaped like ``outputs``.
+        Inputs, in the shape of ``outputs``.
     """
-    inside = outputs.abs() <= bound
+    is_inside = outputs.abs() <= bound
     y = outputs.clamp(-bound, bound)
-    left, width, bottom, height, slope, next_slope = _bin_of(y, widths, heights, derivatives, bound, by_height=True)
+    left, width, bottom, height, slope, next_slope = _find_bins(y, widths, heights, derivatives, bound, by_height=True)
     mean_slope, rise = height / width, y - bottom
     bend = rise * (slope + next_slope - 2 * mean_slope)
     a, b, c = height * (mean_slope - slope) + bend, height * slope - bend, -mean_slope * rise
-    # The root as it does not cancel; below zero the discriminant is by rounding alone.
+    # This form of the root avoids cancellation; a negative discriminant is a rounding error.
     theta = 2 * c / (-b - (b.square() - 4 * a * c).clamp(min=0).sqrt())
-    return torch.where(inside, left + width * theta, outputs)
+    return torch.where(is_inside, left + width * theta, outputs)
 
 
-def _bin_of(
+def _find_bins(
     points: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, bound: float, by_height: bool = False
 ) -> tuple[Tensor, ...]:
-    """Left, width, bottom, height, slope and next slope of the bin that each point falls into, shaped like ``points``.
+    """Returns left, width, bottom, height, slope and next slope of each point's bin, in the shape of ``points``.
 
-    Points are places on the axis of widths, or by height those on the other one.
+    Points are on the axis of widths, or with ``by_height`` on the axis of heights.
     """
-    left, width = _bins(widths, bound)
-    bottom, height = _bins(heights, bound)
+    left, width = _bin_edges(widths, bound)
+    bottom, height = _bin_edges(heights, bound)
     slopes = F.pad(MIN_DERIVATIVE + F.softplus(derivatives), (1, 1), value=1.0)
-    # The last one that does not begin beyond the point.
+    # The last bin whose start is not beyond the point.
     index = (points[..., None] >= (bottom if by_height else left)).sum(-1, keepdim=True) - 1
     knots = (left, width, bottom, height, slopes[..., :-1], slopes[..., 1:])
     return tuple(each.gather(-1, index)[..., 0] for each in knots)
 
 
-def _bins(unnormalised: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """Where each bin begins, and how long it is: both shaped like ``unnormalised``, together all of the interval."""
-    shares = MIN_BIN + (1 - MIN_BIN * unnormalised.shape[-1]) * torch.softmax(unnormalised, dim=-1)
-    inner = 2 * bound * torch.cumsum(shares, dim=-1)[..., :-1] - bound
+def _bin_edges(unnormalised: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    """Returns start and size of each bin, in the shape of ``unnormalised``; the bins cover the whole interval."""
+    fractions = MIN_BIN + (1 - MIN_BIN * unnormalised.shape[-1]) * torch.softmax(unnormalised, dim=-1)
+    inner = 2 * bound * torch.cumsum(fractions, dim=-1)[..., :-1] - bound
     knots = F.pad(F.pad(inner, (1, 0), value=-bound), (0, 1), value=bound)
-    return knots[..., :-1], knots[..., 1:] - knots[..., :-1]  # diff(), which ONNX lacks
+    return knots[..., :-1], knots[..., 1:] - knots[..., :-1]  # not diff(), which ONNX lacks

@@ -1,7 +1,7 @@
-"""Text encoder, WaveNets and flow over transformers' own modules: the same values in fewer operations.
+"""Text encoder, WaveNets and flow on transformers' modules: the same values in fewer operations.
 
-The host waits for none of them. transformers' forward asks the device whether a mask has gaps, adds zeros where there
-is no speaker, and pads relative positions to twice the text's length.
+None of them synchronizes with the host. transformers' forward reads back whether a mask has gaps, adds zeros without a
+speaker, and pads relative positions to twice the text's length.
 """
 
 import math
@@ -21,44 +21,46 @@ from transformers.models.vits.modeling_vits import (
 
 
 def encode_text(encoder: VitsTextEncoder, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The prior's text encoder (VITS section 2.1.2; relative positions as in Shaw et al. 2018).
+    """Applies the text encoder of the prior (VITS section 2.1.2; relative positions as in Shaw et al. 2018).
 
     Args:
-        encoder: its parameters, and whether layers are dropped.
+        encoder: provides the parameters and the layer drop probability.
         tokens: (B, S).
         mask: (B, 1, S).
 
     Returns:
-        Hidden states, prior means and logarithms of the prior's standard deviations, (B, C, S) each.
+        Hidden states, prior means and prior log standard deviations, (B, C, S) each.
     """
-    by_token = mask.transpose(1, 2)
-    hidden = encoder.embed_tokens(tokens) * math.sqrt(encoder.config.hidden_size) * by_token
-    # For all heads: minus infinity towards what lies behind a text's end.
-    unseen = torch.zeros_like(mask).masked_fill(mask == 0, torch.finfo(mask.dtype).min)
-    unseen = unseen.repeat_interleave(encoder.config.num_attention_heads, dim=0)  # (B heads, 1, S)
+    token_mask = mask.transpose(1, 2)
+    hidden = encoder.embed_tokens(tokens) * math.sqrt(encoder.config.hidden_size) * token_mask
+    # For all heads: minus infinity for positions after the end of a text.
+    attention_bias = torch.zeros_like(mask).masked_fill(mask == 0, torch.finfo(mask.dtype).min)
+    attention_bias = attention_bias.repeat_interleave(encoder.config.num_attention_heads, dim=0)  # (B heads, 1, S)
     for layer in encoder.encoder.layers:
         if encoder.training and encoder.encoder.layerdrop and np.random.uniform() < encoder.encoder.layerdrop:
             continue
-        hidden = _encoder_layer(layer, hidden, mask, by_token, unseen)
-    hidden = (hidden * by_token).transpose(1, 2)
+        hidden = _encoder_layer(layer, hidden, mask, token_mask, attention_bias)
+    hidden = (hidden * token_mask).transpose(1, 2)
     mean, log_std = (encoder.project(hidden) * mask).chunk(2, dim=1)
     return hidden, mean, log_std
 
 
-def _encoder_layer(layer: VitsEncoderLayer, hidden: Tensor, mask: Tensor, by_token: Tensor, unseen: Tensor) -> Tensor:
+def _encoder_layer(
+    layer: VitsEncoderLayer, hidden: Tensor, mask: Tensor, token_mask: Tensor, attention_bias: Tensor
+) -> Tensor:
     """(B, S, C) to (B, S, C)."""
-    hidden = layer.layer_norm(hidden + layer.dropout(_attend(layer.attention, hidden, unseen)))
-    feed = layer.feed_forward
-    left, right = feed.padding[:2] if feed.padding is not None else (0, 0)
-    inner = F.pad((hidden * by_token).transpose(1, 2), (left, right))
-    inner = feed.dropout(feed.act_fn(feed.conv_1(inner))) * mask
-    inner = (feed.conv_2(F.pad(inner, (left, right))) * mask).transpose(1, 2)
+    hidden = layer.layer_norm(hidden + layer.dropout(_attend(layer.attention, hidden, attention_bias)))
+    feed_forward = layer.feed_forward
+    left, right = feed_forward.padding[:2] if feed_forward.padding is not None else (0, 0)
+    inner = F.pad((hidden * token_mask).transpose(1, 2), (left, right))
+    inner = feed_forward.dropout(feed_forward.act_fn(feed_forward.conv_1(inner))) * mask
+    inner = (feed_forward.conv_2(F.pad(inner, (left, right))) * mask).transpose(1, 2)
     normed: Tensor = layer.final_layer_norm(hidden + layer.dropout(inner))
     return normed
 
 
-def _attend(attention: VitsAttention, hidden: Tensor, unseen: Tensor) -> Tensor:
-    """Self-attention whose keys and values depend on the distance as well, up to a window: (B, S, C) to (B, S, C)."""
+def _attend(attention: VitsAttention, hidden: Tensor, attention_bias: Tensor) -> Tensor:
+    """Applies self-attention with relative positions within a window: (B, S, C) to (B, S, C)."""
     batch, size, _ = hidden.shape
     heads, width = attention.num_heads, attention.head_dim
 
@@ -66,7 +68,7 @@ def _attend(attention: VitsAttention, hidden: Tensor, unseen: Tensor) -> Tensor:
         return values.view(batch, size, heads, width).transpose(1, 2).reshape(batch * heads, size, width)
 
     query = by_head(attention.q_proj(hidden) * attention.scaling)
-    scores = torch.bmm(query, by_head(attention.k_proj(hidden)).transpose(1, 2)) + unseen
+    scores = torch.bmm(query, by_head(attention.k_proj(hidden)).transpose(1, 2)) + attention_bias
     window = attention.window_size
     if window:
         scores = scores + _on_diagonals(torch.matmul(query, attention.emb_rel_k[0].T), window)
@@ -80,16 +82,16 @@ def _attend(attention: VitsAttention, hidden: Tensor, unseen: Tensor) -> Tensor:
 
 
 def _on_diagonals(values: Tensor, window: int) -> Tensor:
-    """(N, S, 2 window + 1) to (N, S, S): ``values[n, i, k]`` goes to ``[n, i, i + k - window]``, zero elsewhere."""
+    """Maps (N, S, 2 window + 1) to (N, S, S): ``values[n, i, k]`` to ``[n, i, i + k - window]``, zero elsewhere."""
     count, size, width = values.shape
-    # Rows one longer than they are read: each row begins one place further to the right.
+    # Rows are one longer than the view reads, so each row is shifted right by one position.
     flat = F.pad(values, (0, size)).reshape(count, -1)
     wide = size + width - 1
     return flat[:, : size * wide].view(count, size, wide)[:, :, window : window + size]
 
 
 def _diagonals(values: Tensor, window: int) -> Tensor:
-    """The inverse: (N, S, S) to (N, S, 2 window + 1), zero beyond the edges."""
+    """Inverse of :func:`_on_diagonals`: (N, S, S) to (N, S, 2 window + 1), zero beyond the edges."""
     count, size, _ = values.shape
     width = 2 * window + 1
     flat = F.pad(F.pad(values, (window, window)).reshape(count, -1), (0, size))
@@ -97,17 +99,17 @@ def _diagonals(values: Tensor, window: int) -> Tensor:
 
 
 def wavenet(net: VitsWaveNet, hidden: Tensor, mask: Tensor, speaker: Tensor | None) -> Tensor:
-    """Gated dilated convolutions with residual and skip connections (WaveNet, van den Oord et al. 2016).
+    """Applies gated dilated convolutions with residual and skip connections (WaveNet, van den Oord et al. 2016).
 
     Args:
-        net: its parameters.
+        net: provides the parameters.
         hidden: (B, C, T).
         mask: (B, 1, T).
         speaker: (B, E, 1), or None.
     """
     size = net.hidden_size
     conditions = [None] * net.num_layers if speaker is None else net.cond_layer(speaker).split(2 * size, dim=1)
-    skipped = None
+    skip_sum = None
     for convolve, mix, condition in zip(net.in_layers, net.res_skip_layers, conditions, strict=True):
         gated = convolve(hidden) if condition is None else convolve(hidden) + condition
         signal, gate = gated.chunk(2, dim=1)
@@ -115,13 +117,13 @@ def wavenet(net: VitsWaveNet, hidden: Tensor, mask: Tensor, speaker: Tensor | No
         if mixed.shape[1] > size:
             residual, mixed = mixed.split(size, dim=1)
             hidden = (hidden + residual) * mask
-        skipped = mixed if skipped is None else skipped + mixed
-    masked: Tensor = skipped * mask  # type: ignore[operator]
+        skip_sum = mixed if skip_sum is None else skip_sum + mixed
+    masked: Tensor = skip_sum * mask  # type: ignore[operator]
     return masked
 
 
 def flow(block: VitsResidualCouplingBlock, latents: Tensor, mask: Tensor, speaker: Tensor | None) -> Tensor:
-    """From the posterior's sample to the prior's: couplings that only shift, each followed by a flip (B, C, T)."""
+    """Maps the posterior sample to the prior: mean-only couplings, each followed by a flip, (B, C, T)."""
     for coupling in block.flows:
         first, second = latents.chunk(2, dim=1)
         latents = torch.cat([first, _shift(coupling, first, mask, speaker) + second * mask], dim=1).flip(1)
@@ -129,7 +131,7 @@ def flow(block: VitsResidualCouplingBlock, latents: Tensor, mask: Tensor, speake
 
 
 def reversed_flow(block: VitsResidualCouplingBlock, latents: Tensor, mask: Tensor, speaker: Tensor | None) -> Tensor:
-    """The inverse of :func:`flow`."""
+    """Inverts :func:`flow`."""
     for coupling in reversed(block.flows):
         first, second = latents.flip(1).chunk(2, dim=1)
         latents = torch.cat([first, (second - _shift(coupling, first, mask, speaker)) * mask], dim=1)

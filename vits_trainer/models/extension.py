@@ -1,4 +1,4 @@
-"""More speakers for a voice that is there: nothing sounds otherwise before the first update."""
+"""Adds speakers and characters to an existing voice; its output is unchanged before the first update."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -16,56 +16,60 @@ from vits_trainer.utils.errors import ModelError
 
 
 def add_speakers(model: VitsModel, speakers: Sequence[str]) -> VitsModel:
-    """A voice that knows ``speakers`` beside its own, in training form and eval mode; ``model`` stays as it is.
+    """Returns a copy of ``model`` with additional ``speakers``, in training form and eval mode.
 
-    A voice of one speaker gets conditioning whose layers are zero, and embeddings from N(0, 1), as VITS has them: each
-    speaker sounds as the voice did, to the last bit. A voice of several keeps its weights and its rows of embeddings;
-    a new row is the mean of the old ones.
+    A single-speaker voice gets zero conditioning layers, and embeddings from N(0, 1) as in VITS: each speaker sounds
+    exactly like the original voice. A multi-speaker voice keeps its weights and embeddings; a new embedding is the mean
+    of the existing ones.
 
     Args:
-        model: in training form.
-        speakers: names, of the data; new ones get ids behind the voice's own, in this order.
+        model: in training form; not modified.
+        speakers: speaker names in the data; new ones get ids after the existing ones, in this order.
 
     Raises:
-        ModelError: a new speaker has no name, or there would be one speaker only.
+        ModelError: a new speaker has no name, or the result would have only one speaker.
     """
-    one = model.config.num_speakers <= 1
+    is_single = model.config.num_speakers <= 1
     known = speaker_names(model.config)
     new = [name for name in speakers if name not in known]
     if "" in new:
         raise ModelError(
-            "--extend_speakers: the data have clips without a speaker's name. Prepare them with --speaker_column, or "
-            "leave the flag out."
+            "--extend_speakers: the data has clips without a speaker name. Prepare it with --speaker_column, or omit "
+            "the flag."
         )
-    if one and len(known) + len(new) < 2:
+    if is_single and len(known) + len(new) < 2:
         raise ModelError(
-            "--extend_speakers: the voice has one speaker, and so have the data. Leave it out; or prepare the data of "
-            "several with --speaker_column."
+            "--extend_speakers: the voice and the data have one speaker each. Omit the flag, or prepare data of "
+            "several speakers with --speaker_column."
         )
     config = copy.deepcopy(model.config)
     config.speakers = known + new
     config.num_speakers = len(config.speakers)
     config.speaker_embedding_size = config.speaker_embedding_size or EMBEDDED_SPEAKER_SIZE
-    larger = with_weight_norm(VitsModel(config))
+    extended = with_weight_norm(VitsModel(config))
     weights = model.state_dict()
-    if one:
-        nn.init.normal_(larger.embed_speaker.weight)
+    if is_single:
+        nn.init.normal_(extended.embed_speaker.weight)
     else:
         rows: Tensor = weights["embed_speaker.weight"]
         weights["embed_speaker.weight"] = torch.cat([rows, rows.mean(dim=0, keepdim=True).expand(len(new), -1)])
-    unfit = larger.load_state_dict(weights, strict=False)
-    if one:
-        _zero_conditioning(larger)
-    strange = [name for name in unfit.missing_keys if not (one and ("cond" in name or "embed_speaker" in name))]
-    if strange or unfit.unexpected_keys:
-        raise ModelError(f"--extend_speakers: no place for {', '.join([*strange, *unfit.unexpected_keys][:10])}.")
-    return larger.eval()
+    mismatch = extended.load_state_dict(weights, strict=False)
+    if is_single:
+        _zero_conditioning(extended)
+    unmatched = [
+        name for name in mismatch.missing_keys if not (is_single and ("cond" in name or "embed_speaker" in name))
+    ]
+    if unmatched or mismatch.unexpected_keys:
+        raise ModelError(
+            f"--extend_speakers: weights without a match: {', '.join([*unmatched, *mismatch.unexpected_keys][:10])}."
+        )
+    return extended.eval()
 
 
 def _zero_conditioning(model: VitsModel) -> None:
-    """Makes the conditioning's layers give zero. Changes ``model``.
+    """Zeroes the output of the conditioning layers. Modifies ``model``.
 
-    Through g alone where there is weight norm: a direction v of zero has no length to divide by, and no gradient.
+    With weight norm only g is zeroed: a zero direction v has no length to divide by and no gradient.
     """
     for name, layer in model.named_modules():
         if name.rpartition(".")[2] in ("cond", "cond_layer"):
@@ -75,27 +79,27 @@ def _zero_conditioning(model: VitsModel) -> None:
 
 
 def add_characters(model: VitsModel, tokenizer: VoiceTokenizer, texts: Iterable[str]) -> VoiceTokenizer:
-    """Gives ``model`` an embedding for each letter, mark and digit of ``texts`` that the vocabulary lacks.
+    """Adds an embedding to ``model`` for each letter, mark and digit of ``texts`` missing from the vocabulary.
 
-    Old ids and their embeddings stay to the last bit; new ones start at the mean of the old ones. Changes ``model``.
+    Existing ids and embeddings are unchanged; new embeddings are the mean of the existing ones. Modifies ``model``.
 
     Returns:
-        The tokenizer that knows them.
+        The extended tokenizer.
     """
     missing = missing_characters(tokenizer, texts)
-    # Of phonemes every sign counts: stress marks and lengths are no letters.
-    added = [found.character for found in missing if found.is_spoken or tokenizer.phonemize]
+    # In phonemes all characters count: stress and length marks are not letters.
+    added = [entry.character for entry in missing if entry.is_spoken or tokenizer.phonemize]
     if not added:
         return tokenizer
-    larger = extended_tokenizer(tokenizer, added)
+    extended = extended_tokenizer(tokenizer, added)
     old = model.text_encoder.embed_tokens.weight.detach()
     known = 1 + max(tokenizer.encoder.values())
     padding = model.text_encoder.embed_tokens.padding_idx
-    embedding = nn.Embedding(max(1 + max(larger.encoder.values()), len(old)), old.shape[1], padding_idx=padding)
+    embedding = nn.Embedding(max(1 + max(extended.encoder.values()), len(old)), old.shape[1], padding_idx=padding)
     with torch.no_grad():
         embedding.weight[: len(old)] = old
         # Some voices have more rows than tokens.
         embedding.weight[known:] = old[:known].mean(dim=0)
     model.text_encoder.embed_tokens = embedding
     model.config.vocab_size = len(embedding.weight)
-    return larger
+    return extended

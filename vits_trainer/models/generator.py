@@ -1,4 +1,4 @@
-"""The generator's forward in the training direction, over transformers' own modules (``VitsModel`` only infers)."""
+"""Training forward pass of the generator on transformers' modules (``VitsModel`` only supports inference)."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -16,9 +16,9 @@ from vits_trainer.models.spectrogram import cut_segments, frame_mask, random_seg
 
 
 class GeneratorOutput(NamedTuple):
-    """What one forward of the generator gives. B clips, C latent channels, T frames, S tokens.
+    """Output of a generator forward pass. B clips, C latent channels, T frames, S tokens.
 
-    A NamedTuple, as DistributedDataParallel looks for the tensors in it.
+    A NamedTuple, so that DistributedDataParallel can find its tensors.
     """
 
     waveform: Tensor
@@ -26,19 +26,19 @@ class GeneratorOutput(NamedTuple):
     segment_starts: Tensor
     """(B,) first frame of each segment."""
     duration_loss: Tensor
-    """(B,) loss of each clip's durations, summed over its tokens."""
+    """(B,) duration loss per clip, summed over its tokens."""
     posterior: Tensor
-    """(B, C, T) the posterior's sample, ``z``."""
+    """(B, C, T) posterior sample ``z``."""
     latents: Tensor
-    """(B, C, T) the posterior's sample after the flow, ``z_p``."""
+    """(B, C, T) posterior sample after the flow, ``z_p``."""
     posterior_log_std: Tensor
     """(B, C, T)."""
     prior_mean: Tensor
-    """(B, C, T) expanded over the frames by the alignment."""
+    """(B, C, T) expanded to frames by the alignment."""
     prior_log_std: Tensor
-    """(B, C, T) expanded over the frames by the alignment."""
+    """(B, C, T) expanded to frames by the alignment."""
     token_of_frame: Tensor
-    """(B, T) the alignment."""
+    """(B, T) alignment: token index of each frame."""
     text_mask: Tensor
     """(B, 1, S)."""
     frame_mask: Tensor
@@ -46,12 +46,12 @@ class GeneratorOutput(NamedTuple):
 
 
 class Generator(nn.Module):
-    """A ``VitsModel`` that can be trained: text and spectrogram in, decoded segments and what the losses need out.
+    """Trainable wrapper of a ``VitsModel``: maps text and spectrogram to decoded segments and the inputs of the losses.
 
-    ``decode_from`` says whose sample is decoded: the posterior's (VITS), or the prior's through the reversed flow,
-    which is what inference does (the mel objective: the posterior encoder then only serves the alignment, frozen).
-    With ``recomputes``, activations are computed again in the backward pass instead of being kept: less memory, the
-    same values, a forward pass more.
+    ``decode_from`` selects the decoded sample: that of the posterior (VITS), or of the prior through the reversed flow,
+    as in inference (mel objective; the frozen posterior encoder is then only used for the alignment). With
+    ``gradient_checkpointing``, activations are recomputed in the backward pass: less memory, identical values, at the
+    cost of one more forward pass.
     """
 
     def __init__(self, model: VitsModel, decode_from: Literal["posterior", "prior"], segment_frames: int) -> None:
@@ -60,7 +60,7 @@ class Generator(nn.Module):
         self.decode_from = decode_from
         self.segment_frames = segment_frames
         self.noise: Noise = torch.randn_like
-        self.recomputes = False
+        self.gradient_checkpointing = False
         self.compiled_decoder: Callable[..., Tensor] | None = None
         if decode_from == "prior":
             model.posterior_encoder.requires_grad_(False)
@@ -74,15 +74,15 @@ class Generator(nn.Module):
         speaker_ids: Tensor | None = None,
         segment_starts: Tensor | None = None,
     ) -> GeneratorOutput:
-        """One pass from text and speech to segments of speech.
+        """Runs the training forward pass.
 
         Args:
             tokens: (B, S) token ids.
             token_lengths: (B,).
             spectrogram: (B, F, T) magnitudes.
-            frame_lengths: (B,) each at least its clip's tokens.
-            speaker_ids: (B,) for models of several speakers.
-            segment_starts: (B,) frames; drawn at random when left out.
+            frame_lengths: (B,) at least the number of tokens of each clip.
+            speaker_ids: (B,) for multi-speaker models.
+            segment_starts: (B,) start frames; random by default.
         """
         text_mask = frame_mask(token_lengths, tokens.shape[1])
         frames = frame_mask(frame_lengths, spectrogram.shape[2])
@@ -123,19 +123,19 @@ class Generator(nn.Module):
         )
 
     def _posterior(self, spectrogram: Tensor, frames: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The posterior's sample, its log standard deviation, and the sample after the flow: (B, C, T) each."""
+        """Returns the posterior sample, its log standard deviation, and the sample after the flow, (B, C, T) each."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.decode_from == "posterior"):
             sample, log_std = self._sample(spectrogram, frames, speaker)
             return sample, log_std, at_least_float32(self._run(flow, self.model.flow, sample, frames, speaker))
 
     def _sample(self, spectrogram: Tensor, frames: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor]:
-        # Not ``encoder(...)``, which draws its noise itself.
+        # ``encoder(...)`` would draw the noise itself.
         encoder = self.model.posterior_encoder
         hidden = self._run(wavenet, encoder.wavenet, encoder.conv_pre(spectrogram) * frames, frames, speaker)
         mean, log_std = at_least_float32(encoder.conv_proj(hidden) * frames).chunk(2, dim=1)
         return (mean + self.noise(mean) * torch.exp(log_std)) * frames, log_std
 
-    def _run(self, part: Callable[..., Any], *given: Any) -> Any:
-        if self.recomputes and torch.is_grad_enabled():
-            return checkpoint(part, *given, use_reentrant=False)
-        return part(*given)
+    def _run(self, module: Callable[..., Any], *args: Any) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(module, *args, use_reentrant=False)
+        return module(*args)

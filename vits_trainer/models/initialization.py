@@ -1,4 +1,4 @@
-"""New generators, VITS's initialisation, and frozen parts."""
+"""New generators, VITS initialisation, and freezing of modules."""
 
 from collections.abc import Iterable
 
@@ -17,13 +17,13 @@ from vits_trainer.utils.errors import ConfigError
 def new_model(
     architecture: Architecture, tokenizer: VitsTokenizer, speakers: list[str], layerdrop: float = 0.0
 ) -> VitsModel:
-    """A voice from scratch in training form, with VITS's own initialisation (transformers' is Kaiming's).
+    """Creates an untrained voice in training form with VITS initialisation (transformers uses Kaiming initialisation).
 
     Args:
-        architecture: sizes.
-        tokenizer: its vocabulary becomes the embedding's.
-        speakers: sorted names; a name's place is its id, and they are kept in the model's configuration.
-        layerdrop: chance to skip a text encoder layer.
+        architecture: network sizes.
+        tokenizer: its vocabulary defines the embedding.
+        speakers: sorted names, stored in the model configuration; the index of a name is its id.
+        layerdrop: probability of skipping a text encoder layer.
     """
     config = VitsConfig(
         vocab_size=len(tokenizer),
@@ -41,16 +41,16 @@ def new_model(
 
 
 def init_vits_weights(model: VitsModel) -> None:
-    """PyTorch's own initialisation with VITS's exceptions. Changes ``model``, in training form.
+    """Applies PyTorch's default initialisation with the exceptions of VITS. Modifies ``model``, in training form.
 
-    N(0, 0.01) in the decoder's upsampling and residual convolutions, zeros in the last layer of each coupling and of
-    each spline flow, N(0, C^-0.5) embeddings, Xavier's attention projections.
+    N(0, 0.01) for the decoder's upsampling and residual convolutions, zeros for the last layer of each coupling and
+    spline flow, N(0, C^-0.5) for embeddings, Xavier for attention projections.
     """
     width = model.config.hidden_size
     for module in model.modules():
         if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, nn.Linear)):
             _reset(module)
-    for module in model.modules():  # again, as an attention comes before its projections
+    for module in model.modules():  # second pass, as an attention module precedes its projections
         if isinstance(module, VitsAttention):
             for projection in (module.q_proj, module.k_proj, module.v_proj):
                 nn.init.xavier_uniform_(projection.weight)
@@ -72,7 +72,7 @@ def init_vits_weights(model: VitsModel) -> None:
 
 
 def _reset(layer: nn.Conv1d | nn.ConvTranspose1d | nn.Linear) -> None:
-    """PyTorch's default, through weight norm where the layer has it: there ``weight`` is computed from g and v."""
+    """Applies PyTorch's default, through weight norm if present: there ``weight`` is computed from g and v."""
     if parametrize.is_parametrized(layer, "weight"):
         weight = torch.empty_like(layer.weight)
         nn.init.kaiming_uniform_(weight, a=5**0.5)
@@ -85,18 +85,18 @@ def _reset(layer: nn.Conv1d | nn.ConvTranspose1d | nn.Linear) -> None:
 
 
 def freeze(model: VitsModel, parts: Iterable[str]) -> None:
-    """Leaves parts of a voice as they are: none of their parameters takes a gradient. Changes ``model``.
+    """Disables gradients for modules of a voice. Modifies ``model``.
 
-    Before an optimiser is built, and before the ranks are joined, as both take what is to be trained.
+    Call it before building an optimizer and before wrapping in DDP: both select the trainable parameters.
 
     Raises:
-        ConfigError: nothing would be left to train.
+        ConfigError: no trainable parameter would remain.
     """
     parts = list(parts)
     for part in parts:
         getattr(model, part).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
-            f"--freeze {','.join(parts)} leaves nothing to train (--objective mel freezes the posterior encoder by "
-            "itself). Leave out a part."
+            f"--freeze {','.join(parts)} leaves no trainable parameters (--objective mel also freezes the posterior "
+            "encoder). Remove a part from the list."
         )

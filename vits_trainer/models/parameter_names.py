@@ -1,4 +1,4 @@
-"""Parameter names of the original VITS implementation in the words of this package's networks, and back."""
+"""Translates parameter names and weights between the original VITS implementation and this package."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -76,22 +76,22 @@ _REST_BACK = [
     (r"^(flow\.flows\.\d+)\.conv_(pre|post)\.", r"\1.\2."),
     (r"^(flow\.flows\.\d+)\.wavenet\.", r"\1.enc."),
 ]
-_ONCE_CONVOLUTIONS = re.compile(r"\.conv_[qkvo]\.weight$")
-"""Convolutions of width 1 in the original, linear layers in transformers."""
+_CONV_TO_LINEAR = re.compile(r"\.conv_[qkvo]\.weight$")
+"""1x1 convolutions in the original, linear layers in transformers."""
 
 
 def generator_name(original: str, stochastic_durations: bool = True) -> str:
-    """The name in a ``VitsModel`` in training form of the original generator's parameter ``original``.
+    """Returns the name of an original generator parameter in a ``VitsModel`` in training form.
 
     Args:
-        original: such as ``enc_p.encoder.attn_layers.0.conv_q.weight``.
-        stochastic_durations: which duration predictor it is of: both have a ``dp.proj``.
+        original: for example ``enc_p.encoder.attn_layers.0.conv_q.weight``.
+        stochastic_durations: type of the duration predictor, as both have a ``dp.proj``.
     """
     name = original
-    if name.startswith("flow."):  # the original's list of flows holds a flip after each
+    if name.startswith("flow."):  # the original has a flip after each flow in its list
         name = re.sub(r"(?<=^flow\.flows\.)\d+", lambda index: str(int(index.group()) // 2), name)
     if name.startswith("dp."):
-        # likewise, behind one element-wise affine flow
+        # same, after one element-wise affine flow
         name = re.sub(r"(?<=flows\.)\d+", lambda index: str((int(index.group()) + 1) // 2), name)
         rules = _DURATION_PREDICTOR if stochastic_durations else [(r"^dp\.", "duration_predictor.")]
         return _rename(name, [*rules, *_NORM])
@@ -99,12 +99,12 @@ def generator_name(original: str, stochastic_durations: bool = True) -> str:
 
 
 def has_stochastic_durations(names: Iterable[str]) -> bool:
-    """Whether parameters under the original's names are of a generator with the stochastic duration predictor."""
+    """Whether original parameter names are those of a generator with the stochastic duration predictor."""
     return any(name.startswith("dp.flows.") for name in names)
 
 
 def original_generator_name(ours: str) -> str:
-    """The inverse of :func:`generator_name`, for either duration predictor: both have their own names there."""
+    """Inverts :func:`generator_name` for both duration predictors, whose names differ in ``VitsModel``."""
     if ours.startswith("flow."):
         ours = re.sub(r"(?<=^flow\.flows\.)\d+", lambda index: str(2 * int(index.group())), ours)
     if ours.startswith("duration_predictor."):
@@ -115,24 +115,24 @@ def original_generator_name(ours: str) -> str:
 
 
 def discriminator_name(original: str) -> str:
-    """The name in :class:`~vits_trainer.models.discriminator.Discriminator` of the original's ``original``."""
+    """Returns the name of an original parameter in :class:`~vits_trainer.models.discriminator.Discriminator`."""
     return _rename(original, _WEIGHT_NORM)
 
 
-def named_as_original(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weight norm under its legacy names, ``weight_g`` and ``weight_v``, however torch called it then."""
+def with_legacy_weight_norm_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames weight norm to its legacy names ``weight_g`` and ``weight_v``."""
     return {_rename(name, _WEIGHT_NORM_BACK): weight for name, weight in weights.items()}
 
 
 def from_original_generator(weights: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the original's names to the state of a ``VitsModel`` in training form (weight norm as g and v).
+    """Converts original generator weights to the state of a ``VitsModel`` in training form (weight norm as g and v).
 
     Args:
-        weights: the original generator's parameters.
-        shapes: ``state_dict()`` of the model to fill; its 1x1 convolutions may have become linear layers.
+        weights: parameters of the original generator.
+        shapes: ``state_dict()`` of the target model, where some 1x1 convolutions are linear layers.
 
     Raises:
-        ModelError: a parameter without a place, of another size, or a place without a parameter; each is named.
+        ModelError: parameters are unexpected, missing or of another shape; lists each.
     """
     stochastic = has_stochastic_durations(weights)
     converted = {generator_name(name, stochastic): weight for name, weight in weights.items()}
@@ -140,39 +140,37 @@ def from_original_generator(weights: Mapping[str, Tensor], shapes: Mapping[str, 
 
 
 def to_original_generator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`from_original_generator`: the very numbers under the original's names and in its shapes."""
+    """Inverts :func:`from_original_generator`: identical values under the original's names and in its shapes."""
     converted = {original_generator_name(name): tensor for name, tensor in state.items()}
-    return {
-        name: tensor[..., None] if _ONCE_CONVOLUTIONS.search(name) else tensor for name, tensor in converted.items()
-    }
+    return {name: tensor[..., None] if _CONV_TO_LINEAR.search(name) else tensor for name, tensor in converted.items()}
 
 
 def from_original_discriminator(weights: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the original's names to the state of a ``Discriminator``.
+    """Converts original discriminator weights to the state of a ``Discriminator``.
 
     Raises:
-        ModelError: as :func:`from_original_generator`.
+        ModelError: as in :func:`from_original_generator`.
     """
     converted = {discriminator_name(name): weight for name, weight in weights.items()}
     return match_state_dict(converted, shapes, "discriminator")
 
 
 def to_original_discriminator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`from_original_discriminator`."""
-    return named_as_original(state)
+    """Inverts :func:`from_original_discriminator`."""
+    return with_legacy_weight_norm_names(state)
 
 
 def discriminator_shape(
     shapes: Mapping[str, Iterable[int]], periods: tuple[int, ...] | None = None
 ) -> DiscriminatorShape:
-    """The sizes of discriminators from their parameters' shapes, by the original's names.
+    """Infers the discriminator sizes from parameter shapes under the original's names.
 
     Args:
-        shapes: of every parameter, with weight norm or without.
-        periods: where the checkpoint's configuration states them; else VITS's own, as many as there are.
+        shapes: shapes of all parameters, with or without weight norm.
+        periods: periods from the checkpoint's configuration; defaults to the first of those of VITS.
 
     Raises:
-        ModelError: these are no discriminators of VITS.
+        ModelError: these are not VITS discriminators.
     """
     periods = periods or DiscriminatorShape().periods
     count = len({name.split(".")[1] for name in shapes if name.startswith("discriminators.")})
@@ -180,8 +178,8 @@ def discriminator_shape(
     channels = next(iter(first or ()), 0)
     if not channels or count - 1 > len(periods):
         raise ModelError(
-            f"These are no discriminators of VITS (one over the scale and up to {len(periods)} over periods): there is "
-            f"{', '.join(sorted(shapes)[:5]) or 'nothing'}. Give a D_*.pth of original VITS or MMS."
+            f"These are not VITS discriminators (one scale and up to {len(periods)} period discriminators): found "
+            f"{', '.join(sorted(shapes)[:5]) or 'no parameters'}. Pass a D_*.pth of original VITS or MMS."
         )
     return DiscriminatorShape(periods[: count - 1], max(1, 16 // channels))
 
@@ -193,34 +191,34 @@ def _rename(name: str, rules: list[tuple[str, str]]) -> str:
 
 
 def match_state_dict(weights: Mapping[str, Tensor], shapes: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
-    """``weights`` in the shapes of a network's state, with weight norm where the network has it.
+    """Reshapes ``weights`` to match a network's state, with weight norm where the network uses it.
 
-    Weights that were saved folded are split into g, their norm, and v, themselves, and the other way round: that keeps
-    every output. Nothing else is changed.
+    Folded weights are split into g (their norm) and v (the weights), and vice versa, which preserves every output.
+    Values are otherwise unchanged.
 
     Args:
-        weights: by the network's own names.
-        shapes: its ``state_dict()``.
-        network: what to call it.
+        weights: weights under the network's names.
+        shapes: ``state_dict()`` of the network.
+        network: name for error messages.
 
     Raises:
-        ModelError: a parameter without a place, of another size, or a place without a parameter; each is named.
+        ModelError: parameters are unexpected, missing or of another shape; lists each.
     """
     weights = _with_weight_norm_as_in(shapes, weights)
-    problems = [f"{name} has no place" for name in sorted(weights.keys() - shapes.keys())]
+    problems = [f"{name} is unexpected" for name in sorted(weights.keys() - shapes.keys())]
     problems += [f"{name} is missing" for name in sorted(shapes.keys() - weights.keys())]
     problems += [
-        f"{name} has shape {tuple(weights[name].shape)}, not {tuple(shapes[name].shape)}"
+        f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(shapes[name].shape)}"
         for name in sorted(weights.keys() & shapes.keys())
-        if _wide(weights[name]) != _wide(shapes[name])
+        if _squeezed_shape(weights[name]) != _squeezed_shape(shapes[name])
     ]
     if problems:
-        raise ModelError(f"These weights do not fit the {network}: {'; '.join(problems)}. Check its configuration.")
+        raise ModelError(f"These weights do not match the {network}: {'; '.join(problems)}. Check its configuration.")
     return {name: weight.reshape(shapes[name].shape) for name, weight in weights.items()}
 
 
-def _wide(weight: Tensor) -> list[int]:
-    """Its shape without the dimensions of 1, which a layer may have more of there."""
+def _squeezed_shape(weight: Tensor) -> list[int]:
+    """Returns the shape without dimensions of size 1, whose number may differ between implementations."""
     return [size for size in weight.shape if size > 1]
 
 

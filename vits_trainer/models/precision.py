@@ -1,9 +1,9 @@
-"""In which floating-point type a loss is computed, whatever type the networks run in."""
+"""Floating-point dtype of loss computations, independent of the dtype of the networks."""
 
 import torch
 from torch import Tensor
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """``tensor`` in float32 where its type is narrower, such as bfloat16; float32 and float64 stay as they are."""
+    """Casts narrower dtypes such as bfloat16 to float32; returns float32 and float64 unchanged."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Voices: loading them for training, starting them from scratch, and giving them back to ``transformers``."""
+"""Loading of voices for training, and export to ``transformers``."""
 
 import copy
 import math
@@ -17,65 +17,66 @@ from transformers.utils import cached_file
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.models import parameter_names
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE, Discriminator, save_discriminator
-from vits_trainer.models.voice_versions import replacing
+from vits_trainer.models.voice_versions import replace_voice
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
 
-_INSIDE = "discriminator."
-"""What finetune-hf-vits puts before the discriminators' names, in model.safetensors beside the voice's own weights."""
+_DISCRIMINATOR_PREFIX = "discriminator."
+"""Prefix of discriminator weights that finetune-hf-vits stores in model.safetensors with those of the voice."""
 EMBEDDED_SPEAKER_SIZE = 256
-"""As VITS has it."""
-_BROKEN = "Take an earlier version of it, or train it again with a lower --learning_rate."
-LONGEST_TOKEN_S = 2.0
-"""Of speech from text: longer than any sound or pause of a sentence."""
+"""Value used by VITS."""
+_NONFINITE_REMEDY = "Use an earlier version of it, or train it again with a lower --learning_rate."
+MAX_TOKEN_S = 2.0
+"""Duration limit of a token in synthesis, in seconds: longer than any sound or pause of a sentence."""
 
 
 def read_config(name_or_dir: str) -> VitsConfig:
-    """A voice's configuration, read without ``AutoConfig``: that one asks whether to run code of the voice's folder.
+    """Reads a voice's configuration without ``AutoConfig``, which asks whether to run code from the voice's directory.
 
     Raises:
-        ModelError: it cannot be found or read, or is of another kind of model.
+        ModelError: the configuration is missing, unreadable or of another model type.
     """
     try:
-        stated, _ = VitsConfig.get_config_dict(name_or_dir)
-        kind = stated.get("model_type")
+        values, _ = VitsConfig.get_config_dict(name_or_dir)
+        kind = values.get("model_type")
         if kind != VitsConfig.model_type:
-            raise ModelError(f"{name_or_dir} is a {kind} model, not a VITS voice. Give a VITS or MMS-TTS one.")
-        return VitsConfig.from_dict(stated)
+            raise ModelError(f"{name_or_dir} is a {kind} model, not a VITS voice. Pass a VITS or MMS-TTS voice.")
+        return VitsConfig.from_dict(values)
     except (OSError, ValueError) as error:
-        raise _not_loaded(name_or_dir, error) from error
+        raise _load_error(name_or_dir, error) from error
 
 
-def _not_loaded(name_or_dir: str, error: Exception) -> ModelError:
+def _load_error(name_or_dir: str, error: Exception) -> ModelError:
     return ModelError(
-        f"{name_or_dir}: no voice could be loaded from there ({' '.join(str(error).split())[:300]}). Give a local "
-        "folder with config.json and model.safetensors, or a Hub name while the Hub can be reached."
+        f"{name_or_dir}: cannot load a voice ({' '.join(str(error).split())[:300]}). Pass a local directory with "
+        "config.json and model.safetensors, or a Hub name if the Hub is reachable."
     )
 
 
 def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
-    """A voice from a local folder or the Hub, in training form: float32, the decoder's weight norm unfolded.
+    """Loads a voice from a local directory or the Hub in training form: float32, decoder weight norm unfolded.
 
-    It is in eval mode, as ``from_pretrained`` leaves it; the trainer sets the mode. Checkpoints of finetune-hf-vits are
-    taken as well, whose file holds discriminators (see :func:`discriminator_for`) and may carry weight norm everywhere.
+    The model is in eval mode, as returned by ``from_pretrained``; the trainer sets the mode. Also reads checkpoints of
+    finetune-hf-vits, whose file includes discriminators (see :func:`load_or_create_discriminator`) and may have weight
+    norm in all modules.
 
     Raises:
-        ModelError: it cannot be found or read, is no VITS model, or its weights do not fit its configuration or are
-            not finite.
+        ModelError: the voice is missing, unreadable or not a VITS model, or its weights do not match its configuration
+            or are NaN or Inf.
     """
     model, unfit = _from_pretrained(name_or_dir, layerdrop)
     model = with_weight_norm(model)
     if unfit:
-        weights = _weights_in_file(name_or_dir)
-        if not any(name.startswith(_INSIDE) or name.endswith("weight_g") for name in weights):
+        weights = _load_weights(name_or_dir)
+        if not any(name.startswith(_DISCRIMINATOR_PREFIX) or name.endswith("weight_g") for name in weights):
             raise _weights_do_not_match(name_or_dir, unfit)
         own = {
             parameter_names.discriminator_name(name): weight
             for name, weight in weights.items()
-            if not name.startswith(_INSIDE)
+            if not name.startswith(_DISCRIMINATOR_PREFIX)
         }
         model.load_state_dict(parameter_names.match_state_dict(own, model.state_dict(), f"voice of {name_or_dir}"))
-    require_finite(weights_of(model), name_or_dir, _BROKEN)
+    require_finite(weights_of(model), name_or_dir, _NONFINITE_REMEDY)
     return model
 
 
@@ -88,7 +89,7 @@ def load_for_inference(name_or_dir: str) -> VitsModel:
     model, unfit = _from_pretrained(name_or_dir)
     if unfit:
         raise _weights_do_not_match(name_or_dir, unfit)
-    require_finite(weights_of(model), name_or_dir, _BROKEN)
+    require_finite(weights_of(model), name_or_dir, _NONFINITE_REMEDY)
     return model.eval()
 
 
@@ -107,23 +108,23 @@ def _from_pretrained(name_or_dir: str, layerdrop: float = 0.0) -> tuple[VitsMode
             trust_remote_code=False,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _not_loaded(name_or_dir, error) from error
+        raise _load_error(name_or_dir, error) from error
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     return model, {kind: sorted(map(str, report[kind])) for kind in kinds if report[kind]}
 
 
 def _weights_do_not_match(name_or_dir: str, unfit: dict[str, list[str]]) -> ModelError:
-    return ModelError(f"{name_or_dir}: its weights do not match its configuration: {unfit}.")
+    return ModelError(f"{name_or_dir}: weights do not match the configuration: {unfit}.")
 
 
-def _weights_in_file(name_or_dir: str) -> dict[str, Tensor]:
-    """Everything in a voice's one model.safetensors, under the names there; empty where there is no such file."""
-    path = _file_of(name_or_dir)
+def _load_weights(name_or_dir: str) -> dict[str, Tensor]:
+    """Returns all weights of a voice's model.safetensors under their names in the file; empty without that file."""
+    path = _weights_path(name_or_dir)
     return {name: weight.float() for name, weight in load_file(path).items()} if path else {}
 
 
-def _file_of(name_or_dir: str) -> str | None:
-    """A voice's model.safetensors on this disk, fetched from the Hub where need be; None where there is none."""
+def _weights_path(name_or_dir: str) -> str | None:
+    """Returns the local path of a voice's model.safetensors, downloaded from the Hub if needed; None if missing."""
     try:
         path: str | None = cached_file(
             name_or_dir,
@@ -131,33 +132,33 @@ def _file_of(name_or_dir: str) -> str | None:
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-    except OSError:  # neither a folder nor a name of the Hub
+    except OSError:  # neither a directory nor a Hub name
         return None
     return path
 
 
 def with_weight_norm(model: VitsModel) -> VitsModel:
-    """Puts the decoder's weight norm back, which voices in Hugging Face form carry folded. Changes ``model``."""
+    """Restores the decoder's weight norm, which is folded in Hugging Face checkpoints. Modifies ``model``."""
     model.decoder.apply_weight_norm()
     return model
 
 
-def model_to_restore(directory: Path) -> VitsModel:
-    """A voice in training form with the configuration in ``directory``, whose weights a checkpoint will bring."""
+def model_from_config(directory: Path) -> VitsModel:
+    """Creates a voice in training form from the configuration in ``directory``; a checkpoint provides its weights."""
     return with_weight_norm(VitsModel(VitsConfig.from_pretrained(directory, trust_remote_code=False)))
 
 
 @contextmanager
 def clamp_token_durations(model: VitsModel) -> Iterator[None]:
-    """Inside, no token lasts longer than :data:`LONGEST_TOKEN_S` of speech from text.
+    """Limits token durations to :data:`MAX_TOKEN_S` during synthesis in this context.
 
-    Durations are exponentials: those of a voice that has diverged would ask for hours of speech, and all memory.
+    Durations are exponentials: a diverged voice would generate hours of speech and exhaust memory.
     """
     spec = audio_spec(model.config)
-    most = math.log(LONGEST_TOKEN_S * spec.sampling_rate / spec.hop)
+    maximum = math.log(MAX_TOKEN_S * spec.sampling_rate / spec.hop)
 
-    def cap(module: nn.Module, arguments: object, log_durations: Tensor) -> Tensor:  # noqa: ARG001 - a hook's arguments
-        return log_durations.nan_to_num(0.0).clamp(max=most)
+    def cap(module: nn.Module, arguments: object, log_durations: Tensor) -> Tensor:  # noqa: ARG001 - hook signature
+        return log_durations.nan_to_num(0.0).clamp(max=maximum)
 
     hook = model.duration_predictor.register_forward_hook(cap)
     try:
@@ -167,7 +168,7 @@ def clamp_token_durations(model: VitsModel) -> Iterator[None]:
 
 
 def audio_spec(config: VitsConfig) -> AudioSpec:
-    """The framing that a voice's configuration implies."""
+    """Returns the framing implied by a voice's configuration."""
     hop = 1
     for rate in config.upsample_rates:
         hop *= rate
@@ -176,14 +177,14 @@ def audio_spec(config: VitsConfig) -> AudioSpec:
 
 
 def fold_weight_norm(model: VitsModel) -> VitsModel:
-    """A copy on the CPU with the decoder's weight norm folded into its weights, as transformers' checkpoints have it.
+    """Returns a copy on the CPU with the decoder's weight norm folded, as in transformers' checkpoints.
 
-    Not by a deep copy: torch's parametrized layers share a class with their copies, and folding one breaks the other.
+    Not a deep copy: parametrized layers share a class with their copies, so folding one breaks the other.
 
     Raises:
-        ModelError: a weight is not finite.
+        ModelError: a weight is NaN or Inf.
     """
-    require_finite(weights_of(model), "The voice to be written", _BROKEN)
+    require_finite(weights_of(model), "The voice to export", _NONFINITE_REMEDY)
     with torch.device("meta"):
         exported = VitsModel(copy.deepcopy(model.config))
     state = {name: tensor for name, tensor in state_on_cpu(model).items() if name in exported.state_dict()}
@@ -201,26 +202,26 @@ def export(
     directory: Path,
     keep_versions: int = 0,
 ) -> None:
-    """Writes a voice that ``VitsModel.from_pretrained`` and ``pipeline("text-to-speech")`` load as it is.
+    """Writes a voice for ``VitsModel.from_pretrained`` and ``pipeline("text-to-speech")``.
 
-    Into a temporary folder beside ``directory`` first, read back and compared, and only then into its place.
+    Writes to a temporary sibling directory, reads it back, compares it, and then moves it to ``directory``.
 
     Args:
         model: in training form.
-        tokenizer: the voice's.
-        discriminator: kept beside the voice so that it can be tuned again.
-        directory: claimed; a voice in it becomes one of so many versions that are kept.
-        keep_versions: 0 = all.
+        tokenizer: tokenizer of the voice.
+        discriminator: saved with the voice, so that it can be finetuned again.
+        directory: locked by the caller; a voice in it is kept as a version.
+        keep_versions: number of earlier versions to keep; 0 = all.
 
     Raises:
-        ConfigError: something else than a voice is in ``directory``.
-        ModelError: a weight is not finite, or what was written is not what was trained.
+        ConfigError: ``directory`` contains something other than a voice.
+        ModelError: a weight is NaN or Inf, or the written voice differs from the trained one.
     """
     exported = fold_weight_norm(model)
     if discriminator is not None:
-        require_finite(weights_of(discriminator), "The discriminators to be written", _BROKEN)
-    with replacing(directory, keep_versions) as temporary:
-        # legacy names of weight norm (weight_g) would come back from a voice that was loaded with them
+        require_finite(weights_of(discriminator), "The discriminators to export", _NONFINITE_REMEDY)
+    with replace_voice(directory, keep_versions) as temporary:
+        # otherwise a voice loaded with legacy weight norm names (weight_g) would be saved with them
         exported.save_pretrained(temporary, save_original_format=False)
         tokenizer.save_pretrained(temporary)
         if discriminator is not None:
@@ -244,7 +245,7 @@ def _compare(model: VitsModel, directory: Path) -> None:
 
 
 def speaker_names(config: VitsConfig) -> list[str]:
-    """Names of a voice's speakers in the order of their ids; of those without a name, the id. None for one speaker."""
+    """Returns speaker names in order of their ids, with the id for unnamed speakers; empty for a single speaker."""
     if config.num_speakers <= 1:
         return []
     names: list[str] = getattr(config, "speakers", None) or []
@@ -252,10 +253,12 @@ def speaker_names(config: VitsConfig) -> list[str]:
 
 
 def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | None:
-    """Ids of the data's speakers (sorted names) in a voice: as kept with it, else their places. None for one speaker.
+    """Returns the ids of the data's speakers (sorted names) in a voice; None for a single speaker.
+
+    Ids are those stored with the voice, or else the indices of ``speakers``.
 
     Raises:
-        ModelError: the voice does not know a speaker.
+        ModelError: the voice does not have a speaker.
     """
     if config.num_speakers <= 1:
         return None
@@ -263,13 +266,13 @@ def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | Non
     unknown = sorted(set(speakers) - set(names))
     if unknown or len(names) > config.num_speakers:
         raise ModelError(
-            f"The voice has {config.num_speakers} speakers and does not know {', '.join(unknown[:5]) or 'all'} of the "
-            "data's. Add them with --extend_speakers true, leave their clips out with --only_speakers, or start from a "
-            "voice that knows them."
+            f"The voice has {config.num_speakers} speakers, but not {', '.join(unknown[:5]) or 'all'} of the data. Add "
+            "them with --extend_speakers true, exclude their clips with --only_speakers, or start from a voice that "
+            "includes them."
         )
     return {name: index for index, name in enumerate(names)}
 
 
 def state_on_cpu(module: nn.Module) -> dict[str, Tensor]:
-    """The module's parameters and buffers as contiguous CPU tensors."""
+    """Returns the module's parameters and buffers as contiguous CPU tensors."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}

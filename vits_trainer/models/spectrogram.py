@@ -1,6 +1,6 @@
-"""Spectrograms, mel spectrograms and segments, as VITS computes them (``mel_processing.py`` of the original).
+"""Spectrograms, mel spectrograms and segments as in VITS (``mel_processing.py`` of the original).
 
-Shapes: B clips, N samples, T frames, F spectrogram bins, M mel bands. Frame ``t`` of a clip belongs to the samples
+Shapes: B clips, N samples, T frames, F spectrogram bins, M mel bands. Frame ``t`` of a clip covers the samples
 ``[t * hop, (t + 1) * hop)``; a clip of ``n`` samples has ``n // hop`` frames.
 """
 
@@ -18,23 +18,23 @@ MAGNITUDE_EPS = 1e-6
 
 
 def spectrogram(waveform: Tensor, frame_lengths: Tensor, spec: AudioSpec) -> Tensor:
-    """Magnitudes ``sqrt(re^2 + im^2 + 1e-6)`` of the Hann-windowed STFT of each clip by itself.
+    """Returns magnitudes ``sqrt(re^2 + im^2 + 1e-6)`` of the Hann-windowed STFT of each clip.
 
-    Each clip is reflected at its own two ends, so its values do not depend on its neighbours in the batch.
+    Each clip is reflected at its own ends, so its values do not depend on the rest of the batch.
 
     Args:
-        waveform: (B, N) in [-1, 1]; what lies behind a clip's end is not read.
-        frame_lengths: (B,) whole frames of each clip; each at least ``spec.minimum_frames``.
-        spec: the voice's framing.
+        waveform: (B, N) in [-1, 1]; samples after a clip's end are not read.
+        frame_lengths: (B,) whole frames per clip; at least ``spec.minimum_frames``.
+        spec: framing of the voice.
 
     Returns:
-        (B, F, T), T = N // hop, in the type of ``waveform``, at least float32; zero behind each clip's end.
+        (B, F, T), T = N // hop, in the dtype of ``waveform``, at least float32; zero after each clip's end.
 
     Raises:
-        TypeError: integers, as a batch has them before it is moved.
+        TypeError: the samples are integers, as in a batch before ``Batch.to``.
     """
     if not waveform.is_floating_point():
-        raise TypeError(f"samples are {waveform.dtype}, where -1 to 1 is expected: move the batch to its device first")
+        raise TypeError(f"samples are {waveform.dtype}, expected floats in [-1, 1]: move the batch to its device first")
     reflected = _reflect_ends(at_least_float32(waveform), frame_lengths * spec.hop, spec.reflected_samples)
     window = hann_window(spec.window, reflected.dtype, reflected.device)
     with torch.autocast(waveform.device.type, enabled=False):
@@ -45,14 +45,14 @@ def spectrogram(waveform: Tensor, frame_lengths: Tensor, spec: AudioSpec) -> Ten
 
 
 def log_mel(magnitude: Tensor, spec: AudioSpec) -> Tensor:
-    """Natural logarithm of the mel spectrogram, floored at 1e-5.
+    """Returns the natural logarithm of the mel spectrogram, clamped to at least 1e-5.
 
     Args:
         magnitude: (B, F, T) from :func:`spectrogram`.
-        spec: the voice's framing.
+        spec: framing of the voice.
 
     Returns:
-        (B, M, T) in the type of ``magnitude``, at least float32.
+        (B, M, T) in the dtype of ``magnitude``, at least float32.
     """
     magnitude = at_least_float32(magnitude)
     filters = mel_filterbank(spec, magnitude.dtype, magnitude.device)
@@ -63,13 +63,13 @@ def log_mel(magnitude: Tensor, spec: AudioSpec) -> Tensor:
 
 @lru_cache(maxsize=8)
 def hann_window(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Hann's periodic window, computed in float64: (size,)."""
+    """Returns the periodic Hann window, computed in float64: (size,)."""
     return torch.hann_window(size, dtype=torch.float64).to(device, dtype)
 
 
 @lru_cache(maxsize=8)
 def mel_filterbank(spec: AudioSpec, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-    """Slaney's mel filters, area-normalised, computed in float64: (M, F)."""
+    """Returns Slaney mel filters, area-normalised, computed in float64: (M, F)."""
     filters = mel_filter_bank(
         num_frequency_bins=spec.n_fft // 2 + 1,
         num_mel_filters=spec.mel_bands,
@@ -83,39 +83,39 @@ def mel_filterbank(spec: AudioSpec, dtype: torch.dtype = torch.float32, device: 
 
 
 def frame_mask(lengths: Tensor, size: int) -> Tensor:
-    """(B, 1, size) of ones up to each length, then zeros, in float32: they are exact in any type."""
+    """Returns (B, 1, size) in float32: ones up to each length, then zeros, which are exact in any dtype."""
     positions = torch.arange(size, device=lengths.device)
     return (positions < lengths[:, None]).float()[:, None]
 
 
 def random_segment_starts(frame_lengths: Tensor, segment_frames: int) -> Tensor:
-    """A start for each clip, uniform over the places where a segment fits; 0 for clips shorter than it. (B,) int64."""
-    places = (frame_lengths - segment_frames + 1).clamp(min=1)
-    return (torch.rand(places.shape, device=places.device) * places).long().clamp(max=places - 1)
+    """Draws a segment start per clip, uniform over valid positions; 0 for clips shorter than a segment. (B,) int64."""
+    choices = (frame_lengths - segment_frames + 1).clamp(min=1)
+    return (torch.rand(choices.shape, device=choices.device) * choices).long().clamp(max=choices - 1)
 
 
 def cut_segments(values: Tensor, starts: Tensor, size: int) -> Tensor:
-    """Cuts ``values[b, :, starts[b] : starts[b] + size]``; what lies behind the end is zero.
+    """Returns ``values[b, :, starts[b] : starts[b] + size]``, zero-padded beyond the end.
 
     Args:
         values: (B, C, T).
         starts: (B,) first position of each segment.
-        size: positions in a segment.
+        size: number of positions per segment.
 
     Returns:
-        (B, C, size), differentiable; no value is read back to the host.
+        (B, C, size), differentiable; no host synchronization.
     """
     positions = starts[:, None] + torch.arange(size, device=values.device)
-    inside = positions < values.shape[-1]
-    index = torch.where(inside, positions, 0)[:, None].expand(-1, values.shape[1], -1)
-    return values.gather(2, index) * inside[:, None].to(values.dtype)
+    is_inside = positions < values.shape[-1]
+    index = torch.where(is_inside, positions, 0)[:, None].expand(-1, values.shape[1], -1)
+    return values.gather(2, index) * is_inside[:, None].to(values.dtype)
 
 
 def _reflect_ends(waveform: Tensor, sample_lengths: Tensor, reflected: int) -> Tensor:
-    """(B, N) to (B, N + 2 * reflected): each clip mirrored at its own first and last sample, zero behind that."""
+    """Maps (B, N) to (B, N + 2 * reflected): each clip reflected at its first and last sample, zero after that."""
     last = sample_lengths[:, None] - 1
     position = torch.arange(-reflected, waveform.shape[1] + reflected, device=waveform.device)
     mirrored = last - (last - position.abs()).abs()
-    inside = position <= last + reflected
-    index = torch.where(inside, mirrored, 0).clamp(0, max(waveform.shape[1] - 1, 0))
-    return waveform.gather(1, index) * inside
+    is_inside = position <= last + reflected
+    index = torch.where(is_inside, mirrored, 0).clamp(0, max(waveform.shape[1] - 1, 0))
+    return waveform.gather(1, index) * is_inside

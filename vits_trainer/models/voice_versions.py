@@ -1,11 +1,11 @@
-"""The place of a voice, and those that stood there before: one takes another's place at once, and can go back.
+"""Versioned voice directories: atomic replacement of a voice, earlier versions, and rollback.
 
-final_model/                 the voice; learnt.json in it has its number and the corrections that it has learnt
-final_model_versions/1/ ...  those before
+final_model/                 the voice; learnt.json contains its version number and the corrections it was trained on
+final_model_versions/1/ ...  earlier versions
 final_model_versions/rolled-back-2/
-.final_model.lock            while a process is at work there
+.final_model.lock            exists while a process writes there
 
-What somebody else has put beside a voice stays in its place, whichever voice comes or goes.
+Files of other programs in a voice's directory stay there when the voice is replaced.
 """
 
 import ctypes
@@ -26,26 +26,26 @@ from vits_trainer.utils.files import Kind, atomic_write, followed, fsync_dir, is
 
 logger = logging.getLogger("vits_trainer")
 
-LEARNT = "learnt.json"
-CARD = "README.md"
+HISTORY_FILE = "learnt.json"
+CARD_FILE = "README.md"
 _SIGNATURE = "Made with vits_trainer."
-"""In the card of a voice that train_vits made."""
+"""Text in the model card of a voice written by train_vits."""
 _AT_CWD = -100
 _EXCHANGE = 2
 _PATIENCE_S = 5.0
-"""Enough for a short export to end, and for the data workers of a run that was killed."""
-_HELD: set[Path] = set()
-"""Places that this process has claimed."""
+"""Long enough for a short export to finish, and for the data workers of a killed run to exit."""
+_LOCKED: set[Path] = set()
+"""Directories locked by this process."""
 
 
 def _has_our_files(folder: Path) -> bool:
-    """Whether a folder is a voice that an earlier version made, which wrote no marker."""
+    """Whether a directory is a voice of an earlier version of this program, which wrote no marker."""
     if not is_voice(folder):
         return False
-    if any((folder / name).is_file() for name in ("discriminator.safetensors", LEARNT)):
+    if any((folder / name).is_file() for name in ("discriminator.safetensors", HISTORY_FILE)):
         return True
     try:
-        return _SIGNATURE in (folder / CARD).read_text(encoding="utf-8", errors="replace")
+        return _SIGNATURE in (folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
 
@@ -61,11 +61,11 @@ VOICE = Kind(
     _has_our_files,
 )
 _DATA = re.compile(r"wavs|shards|metadata\.csv|dataset\.json|shards\.json|marks\.jsonl|runs|checkpoints|checkpoint-\d+")
-"""What no voice has: a folder that holds one of these is that of data, of runs or of another trainer."""
+"""Names that no voice contains: a directory with one of them belongs to data, runs or another trainer."""
 
 
 def is_voice(folder: Path) -> bool:
-    """Whether ``transformers`` would load a VITS voice from a folder, whoever made it."""
+    """Whether a directory contains a VITS voice that ``transformers`` would load, from any program."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -74,83 +74,84 @@ def is_voice(folder: Path) -> bool:
     return is_vits and any(re.match(r"(pytorch_)?model\b", path.name) for path in folder.iterdir())
 
 
-# Where a voice may go
+# Checks of the output directory
 
 
-def require_place(output: Path, flag: str, kept: Mapping[str, str | Path | None]) -> None:
-    """Refuses a place where a voice would take something else's. Call it before anything is trained.
+def check_voice_destination(output: Path, flag: str, protected: Mapping[str, str | Path | None]) -> None:
+    """Checks that a voice written to ``output`` would not displace anything else. Call it before training.
 
-    A voice may go where nothing is, into an empty folder, or to another voice, whoever made that: it is kept.
+    Valid are a path that does not exist, an empty directory, and the directory of another voice from any program, which
+    is kept as a version.
 
     Args:
-        output: what the user gave.
-        flag: under which name.
-        kept: paths that must stay where they are, by their flags; those that are None do not matter.
+        output: path from the command line.
+        flag: name of its flag.
+        protected: paths that must not be moved, by name; None values are ignored.
 
     Raises:
-        ConfigError: says what is in the way, and the remedy.
+        ConfigError: ``output`` is not usable; states the reason and the remedy.
     """
     try:
-        reason = _reason_to_refuse(followed(output), kept)
+        reason = _invalid_destination_reason(followed(output), protected)
     except OSError as error:
         reason = f"cannot be written ({error.strerror or error})"
     if reason:
         raise ConfigError(
-            f"--{flag} {output} {reason}. Nothing was changed: name a folder that does not exist yet, or that holds a "
-            "voice."
+            f"--{flag} {output} {reason}. Nothing was changed. Pass a directory that does not exist yet, or "
+            "that of a voice."
         )
 
 
-def _reason_to_refuse(place: Path, kept: Mapping[str, str | Path | None]) -> str:
-    always: dict[str, str | Path | None] = {"the working folder": Path.cwd()}
-    always["your home folder"] = os.path.expanduser("~")  # noqa: PTH111 - raises nothing where there is none
-    reason = kept_path_inside(place, {**kept, **always})
+def _invalid_destination_reason(directory: Path, protected: Mapping[str, str | Path | None]) -> str:
+    always: dict[str, str | Path | None] = {"the working directory": Path.cwd()}
+    always["your home directory"] = os.path.expanduser("~")  # noqa: PTH111 - does not raise without a home directory
+    reason = protected_path_inside(directory, {**protected, **always})
     if reason:
         return reason
-    around = next(filter(_is_cleared, place.parents), None)
-    if around is not None:
-        return f"lies in {around}, from which this program deletes files"
-    if place.is_symlink():
-        return "is a link that leads in a circle"
-    if not os.path.lexists(place):
+    parent = next(filter(_is_cleared, directory.parents), None)
+    if parent is not None:
+        return f"is in {parent}, from which this program deletes files"
+    if directory.is_symlink():
+        return "is a circular symbolic link"
+    if not os.path.lexists(directory):
         return ""
-    if not place.is_dir():
+    if not directory.is_dir():
         return "is a file"
-    if place.is_mount():
-        return "is a mount point, which cannot be renamed (a folder in it can)"
-    if not os.access(place, os.W_OK | os.X_OK):
+    if directory.is_mount():
+        return "is a mount point, which cannot be renamed (a directory inside it can)"
+    if not os.access(directory, os.W_OK | os.X_OK):
         return "cannot be written (Permission denied)"
-    return _other_than_a_voice(place)
+    return _other_than_a_voice(directory)
 
 
-def kept_path_inside(place: Path, kept: Mapping[str, str | Path | None]) -> str:
-    """Which of the paths a followed ``place`` is, or has in it, in words; nothing where it is none."""
-    for what, path in kept.items():
-        if path is not None and _is_or_holds(place, followed(Path(path))):
-            return f"is or holds {what} {path}"
+def protected_path_inside(directory: Path, protected: Mapping[str, str | Path | None]) -> str:
+    """Describes the first protected path that is ``directory`` or inside it; empty if there is none."""
+    for name, path in protected.items():
+        if path is not None and _is_or_contains(directory, followed(Path(path))):
+            return f"is or contains {name} {path}"
     return ""
 
 
-def _other_than_a_voice(place: Path) -> str:
-    names = sorted(path.name for path in place.iterdir())
+def _other_than_a_voice(directory: Path) -> str:
+    names = sorted(path.name for path in directory.iterdir())
     data = list(filter(_DATA.fullmatch, names))
     if data:
-        return f"holds {', '.join(data[:3])}"
-    if is_ours(place, VOICE) or is_voice(place):
+        return f"contains {', '.join(data[:3])}"
+    if is_ours(directory, VOICE) or is_voice(directory):
         return ""
-    return f"holds {', '.join(names[:3])}, and is no voice"
+    return f"contains {', '.join(names[:3])} and is not a voice"
 
 
-def _is_or_holds(place: Path, path: Path) -> bool:
-    for around in (path, *path.parents):
-        # samefile: where capitals do not matter, or a folder is mounted twice, two paths are one folder.
-        if around == place or (around.exists() and place.exists() and around.samefile(place)):
+def _is_or_contains(directory: Path, path: Path) -> bool:
+    for parent in (path, *path.parents):
+        # samefile: on case-insensitive file systems or with bind mounts, two paths may be one directory.
+        if parent == directory or (parent.exists() and directory.exists() and parent.samefile(directory)):
             return True
     return False
 
 
 def _is_cleared(folder: Path) -> bool:
-    """Whether this program deletes in a folder: a checkpoint, a prepared set's clips, train_feedback's work."""
+    """Whether this program deletes files in a directory: checkpoint, prepared clips, work of train_feedback."""
     if all((folder / name).is_file() for name in ("state.json", "manifest.json")):
         return True
     if files.marked_kind(folder) in ("checkpoint", "work", "temporary"):
@@ -161,241 +162,240 @@ def _is_cleared(folder: Path) -> bool:
 
 @contextmanager
 def exclusive(output: Path) -> Iterator[None]:
-    """Inside, no other process puts a voice into this place; what one that was killed left behind is put in order.
-
-    A process that has a place may claim it again.
+    """Locks the voice directory ``output`` and repairs leftovers of a killed process. Reentrant within a process.
 
     Raises:
-        ConfigError: the folder around it cannot be written.
-        DataError: another process has it, even after some seconds.
+        ConfigError: the parent directory is not writable.
+        DataError: another process still holds the lock after a few seconds.
     """
-    place = followed(output)
-    if place in _HELD:
+    directory = followed(output)
+    if directory in _LOCKED:
         yield
         return
-    lock_file = place.with_name(f".{place.name}.lock")
+    lock_file = directory.with_name(f".{directory.name}.lock")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        held = files.claim(lock_file, _PATIENCE_S, place)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = files.claim(lock_file, _PATIENCE_S, directory)
     except OSError as error:
-        raise ConfigError(f"{output} cannot be written ({error.strerror or error}): give another place.") from error
-    if held is None:
+        raise ConfigError(f"{output}: cannot be written ({error.strerror or error}). Pass another path.") from error
+    if lock is None:
         raise DataError(
-            f"Another process is at work on {output} (train_vits, train_feedback, export or convert). Wait for it, "
-            "stop it, or give another folder."
+            f"{output} is in use by another process (train_vits, train_feedback, export or convert). Wait for it, stop "
+            "it, or pass another directory."
         )
-    with held:
-        _HELD.add(place)
+    with lock:
+        _LOCKED.add(directory)
         try:
-            _put_in_order(place)
+            _repair(directory)
             yield
         finally:
-            _HELD.discard(place)
+            _LOCKED.discard(directory)
             files.discard(lock_file)
 
 
-# What a voice has learnt
+# Version number and corrections of a voice
 
 
 @dataclass(frozen=True)
 class VoiceHistory:
-    """What a voice carries with it: so that a voice that goes back also forgets what it has learnt since."""
+    """Version and training history, stored with the voice so that a rollback also reverts the history."""
 
     version: int = 0
     corrections: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each correction's files, by its name."""
+    """SHA-256 of the files of each correction, by name."""
     verdicts: tuple[Mapping[str, Any], ...] = ()
-    """On this voice and those before it."""
+    """Decisions about this voice and its predecessors."""
 
 
-def read_learnt(voice: Path) -> VoiceHistory:
-    """Of a voice in a folder; nothing for one that learnt no correction.
+def read_history(voice: Path) -> VoiceHistory:
+    """Reads the history of a voice; empty for a voice without corrections.
 
     Raises:
         ModelError: learnt.json is damaged.
     """
-    path = voice / LEARNT
+    path = voice / HISTORY_FILE
     if not path.is_file():
         return VoiceHistory()
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return VoiceHistory(int(record["version"]), dict(record["corrections"]), tuple(record["verdicts"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} cannot be read ({error}). Delete it to learn every correction again.") from error
+        raise ModelError(f"{path}: cannot be read ({error}). Delete it to train on all corrections again.") from error
 
 
-def write_learnt(voice: Path, learnt: VoiceHistory) -> None:
-    """Into a voice's folder."""
+def write_history(voice: Path, history: VoiceHistory) -> None:
+    """Writes the history to a voice's directory."""
     record = {
-        "version": learnt.version,
-        "corrections": dict(learnt.corrections),
-        "verdicts": [dict(verdict) for verdict in learnt.verdicts],
+        "version": history.version,
+        "corrections": dict(history.corrections),
+        "verdicts": [dict(verdict) for verdict in history.verdicts],
     }
-    atomic_write(voice / LEARNT, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    atomic_write(voice / HISTORY_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
-# One voice in another's place
+# Replacing a voice
 
 
 def next_version(served: Path) -> int:
-    """A number that no voice of this place has had."""
-    return max(_seen(followed(served)), default=0) + 1
+    """Returns a version number not used by any voice of this directory."""
+    return max(_used_versions(followed(served)), default=0) + 1
 
 
 @contextmanager
-def replacing(output: Path, keep: int) -> Iterator[Path]:
-    """An empty folder to write a voice to, which then takes its place; the voice that was there becomes a version.
+def replace_voice(output: Path, keep: int) -> Iterator[Path]:
+    """Yields an empty directory for a new voice, then moves it to ``output``; the previous voice becomes a version.
 
-    At every moment a whole voice is in the place. Where writing fails, nothing has changed. Call it with the place
-    claimed.
+    ``output`` contains a complete voice at all times. If writing fails, nothing changes. The caller must hold the lock.
 
     Args:
-        output: the place.
-        keep: so many versions (0 = all). Voices that this program did not make are never removed.
+        output: directory of the voice.
+        keep: number of versions to keep (0 = all). Voices of other programs are never deleted.
 
     Raises:
-        ConfigError: what is in the place by now is no voice.
+        ConfigError: ``output`` contains something other than a voice.
     """
-    place = followed(output)
-    with files.temporary_sibling_dir(place) as folder:
+    directory = followed(output)
+    with files.temporary_sibling_dir(directory) as folder:
         yield folder
-        install(folder, place, keep)
+        install(folder, directory, keep)
 
 
-def install(new: Path, place: Path, keep: int) -> None:
-    """Moves voice ``new`` into a place as :func:`replacing` does; it gets a number unless it has one."""
-    require_place(place, "output_dir", {})
+def install(new: Path, directory: Path, keep: int) -> None:
+    """Moves voice ``new`` to ``directory`` as :func:`replace_voice` does, and numbers it unless it has a number."""
+    check_voice_destination(directory, "output_dir", {})
     files.mark(new, VOICE)
-    seen = _seen(place)
-    if seen and not (new / LEARNT).is_file():
-        write_learnt(new, VoiceHistory(max(seen) + 1))
-    if not (place.is_dir() and any(place.iterdir())):
-        files.put(new, place)
+    used = _used_versions(directory)
+    if used and not (new / HISTORY_FILE).is_file():
+        write_history(new, VoiceHistory(max(used) + 1))
+    if not (directory.is_dir() and any(directory.iterdir())):
+        files.put(new, directory)
     else:
-        _versions(place).mkdir(exist_ok=True)
-        files.put(new, _waiting(place))
-        atomic_swap(_waiting(place), place)
-        _put_in_order(place)
-    numbers = [number for number in _numbers(place) if is_ours(_versions(place) / str(number), VOICE)]
+        _versions_dir(directory).mkdir(exist_ok=True)
+        files.put(new, _incoming(directory))
+        atomic_swap(_incoming(directory), directory)
+        _repair(directory)
+    numbers = [
+        number for number in _version_numbers(directory) if is_ours(_versions_dir(directory) / str(number), VOICE)
+    ]
     for number in numbers[:-keep] if keep else []:
-        files.remove(_versions(place) / str(number), VOICE)
+        files.remove(_versions_dir(directory) / str(number), VOICE)
 
 
-def copy(voice: Path, folder: Path) -> None:
-    """Copies a voice into an empty folder, without what is somebody else's or of its place."""
+def copy_voice(voice: Path, folder: Path) -> None:
+    """Copies a voice to an empty directory, without its history and files of other programs."""
     for path in sorted(voice.iterdir()):
-        if VOICE.files.fullmatch(path.name) and path.name != LEARNT:
+        if VOICE.files.fullmatch(path.name) and path.name != HISTORY_FILE:
             shutil.copyfile(path, folder / path.name)
 
 
-def set_apart(voice: Path, target: Path) -> None:
-    """Moves a voice to ``target``, where nothing is; what is somebody else's stays."""
-    place = followed(voice)
-    move(place, target)
+def move_voice(voice: Path, target: Path) -> None:
+    """Moves a voice to ``target``, which must not exist; files of other programs stay."""
+    directory = followed(voice)
+    move(directory, target)
     if files.others_files(target, VOICE):
-        place.mkdir()
-        files.mark(place, VOICE)  # so that the next voice may take it
-        _return_others(target, place)
+        directory.mkdir()
+        files.mark(directory, VOICE)  # so that the next voice may replace it
+        _return_others(target, directory)
 
 
 def roll_back(output: Path) -> tuple[int, int]:
-    """Puts the newest version back into the place; the voice that was there is kept as ``rolled-back-<number>``.
+    """Restores the newest version; the current voice is kept as ``rolled-back-<number>``.
 
     Returns:
-        The numbers of the voice that was there and of the one that is.
+        The version numbers of the previous and the restored voice.
 
     Raises:
-        ConfigError: there is no version.
+        ConfigError: there is no earlier version.
     """
-    place = followed(output)
-    numbers = _numbers(place)
-    if not numbers or not place.exists():
-        raise ConfigError(f"--rollback: {_versions(place)} holds no earlier voice of {output}.")
-    gone, back = read_learnt(place).version, max(numbers)
-    atomic_swap(_versions(place) / str(back), place)
-    _put_in_order(place)
-    return gone, back
+    directory = followed(output)
+    numbers = _version_numbers(directory)
+    if not numbers or not directory.exists():
+        raise ConfigError(f"--rollback: {_versions_dir(directory)} contains no earlier version of {output}.")
+    previous, restored = read_history(directory).version, max(numbers)
+    atomic_swap(_versions_dir(directory) / str(restored), directory)
+    _repair(directory)
+    return previous, restored
 
 
-def versions_of(output: Path) -> Path:
-    """Where the voices are kept that stood in a place before."""
-    return _versions(followed(output))
+def versions_dir(output: Path) -> Path:
+    """Returns the directory of earlier versions of a voice."""
+    return _versions_dir(followed(output))
 
 
-def atomic_swap(one: Path, other: Path) -> None:
-    """Lets two folders change places, at once where the file system can (Linux: renameat2)."""
+def atomic_swap(first: Path, second: Path) -> None:
+    """Swaps two directories, atomically if the file system supports it (Linux: renameat2)."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    if renameat2 is None or renameat2(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _EXCHANGE) != 0:
-        between = one.with_name(f".{one.name}.between")
-        move(other, between)
-        move(one, other)
-        move(between, one)
-    fsync_dir(one.parent)
-    fsync_dir(other.parent)
+    if renameat2 is None or renameat2(_AT_CWD, os.fsencode(first), _AT_CWD, os.fsencode(second), _EXCHANGE) != 0:
+        between = first.with_name(f".{first.name}.between")
+        move(second, between)
+        move(first, second)
+        move(between, first)
+    fsync_dir(first.parent)
+    fsync_dir(second.parent)
 
 
-def _put_in_order(place: Path) -> None:
-    """Gives what an exchange, or a process that was killed, left behind its name."""
-    folder, waiting = _versions(place), _waiting(place)
+def _repair(directory: Path) -> None:
+    """Renames directories left by a swap or a killed process to their final names."""
+    folder, incoming = _versions_dir(directory), _incoming(directory)
     if not folder.is_dir():
         return
     for between in folder.glob(".*.between"):
-        # A file system without exchange, and killed between the renames: perhaps the place is empty.
-        move(between, folder / between.name[1 : -len(".between")] if place.exists() else place)
-    if waiting.exists():
-        _settle(waiting, place)
-    for number in _numbers(place):
-        held = read_learnt(folder / str(number)).version
-        if held != number:
-            _keep(folder / str(number), place, f"rolled-back-{held}")
+        # Killed between the renames on a file system without atomic swap: the directory may be missing.
+        move(between, folder / between.name[1 : -len(".between")] if directory.exists() else directory)
+    if incoming.exists():
+        _finish_swap(incoming, directory)
+    for number in _version_numbers(directory):
+        stored = read_history(folder / str(number)).version
+        if stored != number:
+            _keep_as_version(folder / str(number), directory, f"rolled-back-{stored}")
     fsync_dir(folder)
 
 
-def _settle(waiting: Path, place: Path) -> None:
-    if not place.exists():
-        move(waiting, place)
+def _finish_swap(incoming: Path, directory: Path) -> None:
+    if not directory.exists():
+        move(incoming, directory)
         return
-    number = read_learnt(waiting).version
-    if is_voice(waiting) and number < read_learnt(place).version:  # it was in the place up to now
-        _keep(waiting, place, str(number))
+    number = read_history(incoming).version
+    if is_voice(incoming) and number < read_history(directory).version:  # it was the current voice
+        _keep_as_version(incoming, directory, str(number))
     else:
-        _return_others(waiting, place)
-        files.remove(waiting, VOICE)
+        _return_others(incoming, directory)
+        files.remove(incoming, VOICE)
 
 
-def _keep(voice: Path, place: Path, name: str) -> None:
-    """Gives a voice that left the place its name among the versions; what is somebody else's goes back first."""
-    _return_others(voice, place)
+def _keep_as_version(voice: Path, directory: Path, name: str) -> None:
+    """Renames a replaced voice to its version name, after returning files of other programs."""
+    _return_others(voice, directory)
     target = voice.with_name(name)
     if target.exists():
         files.move_aside(target, "earlier")
     move(voice, target)
 
 
-def _return_others(source: Path, place: Path) -> None:
+def _return_others(source: Path, directory: Path) -> None:
     for path in files.others_files(source, VOICE):
         try:
-            move(path, place / path.name)
+            move(path, directory / path.name)
         except OSError as error:
-            logger.warning("%s stays there: it could not be moved to %s (%s).", path, place, error.strerror or error)
+            logger.warning("%s could not be moved to %s (%s); left in place.", path, directory, error.strerror or error)
 
 
-def _versions(place: Path) -> Path:
-    return place.with_name(f"{place.name}_versions")
+def _versions_dir(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}_versions")
 
 
-def _numbers(place: Path) -> list[int]:
-    folder = _versions(place)
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in found if path.name.isdecimal() and is_voice(path))
+def _version_numbers(directory: Path) -> list[int]:
+    folder = _versions_dir(directory)
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in entries if path.name.isdecimal() and is_voice(path))
 
 
-def _seen(place: Path) -> list[int]:
-    """The numbers of all voices that are or were in a place."""
-    here = [place] if place.is_dir() and any(place.iterdir()) else []
-    back = [path for path in _versions(place).glob("*rolled-back-*") if path.is_dir()]
-    return [*_numbers(place), *(read_learnt(path).version for path in (*here, *back))]
+def _used_versions(directory: Path) -> list[int]:
+    """Returns the version numbers of the current, earlier and rolled-back voices of a directory."""
+    here = [directory] if directory.is_dir() and any(directory.iterdir()) else []
+    rolled_back = [path for path in _versions_dir(directory).glob("*rolled-back-*") if path.is_dir()]
+    return [*_version_numbers(directory), *(read_history(path).version for path in (*here, *rolled_back))]
 
 
-def _waiting(place: Path) -> Path:
-    return _versions(place) / ".new"
+def _incoming(directory: Path) -> Path:
+    return _versions_dir(directory) / ".new"

@@ -176,7 +176,7 @@ def _build_networks(config: TrainConfig, data: TrainingData, resume_from: Path |
 def _load_voice(config: TrainConfig, data: TrainingData, resume_from: Path | None) -> tuple[VitsModel, VoiceTokenizer]:
     """Returns the voice to train, with weight norm: of the checkpoint, of ``model_name``, or a new one."""
     if resume_from is not None:
-        return pretrained.model_to_restore(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
+        return pretrained.model_from_config(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
     if config.architecture is not None:
         tokenizer = build_tokenizer(data.texts, config.language, config.phonemes)
         return initialization.new_model(config.architecture, tokenizer, data.speakers, config.layerdrop), tokenizer
@@ -199,7 +199,7 @@ def _load_discriminator(config: TrainConfig, resume_from: Path | None) -> tuple[
     if resume_from is not None and (resume_from / DISCRIMINATOR_FILE).is_file():
         # The file that it first came from may be gone.
         return load_discriminator(resume_from / DISCRIMINATOR_FILE), False
-    discriminator = pretrained_discriminator.discriminator_for(
+    discriminator = pretrained_discriminator.load_or_create_discriminator(
         config.model_name, config.discriminator, config.discriminator_from
     )
     belongs = config.discriminator_from is not None or config.model_name is None
@@ -258,7 +258,7 @@ def _exclusive_outputs(config: TrainConfig) -> Iterator[None]:
         # If the new voice replaces the voice that training starts from, the old one becomes a version.
         "--model_name": start if start and Path(start).exists() and followed(Path(start)) != followed(output) else None,
     }
-    voice_versions.require_place(output, "output_dir", kept)
+    voice_versions.check_voice_destination(output, "output_dir", kept)
     with checkpoint.exclusive_lock(Path(config.checkpoint_dir)), voice_versions.exclusive(output):
         yield
 

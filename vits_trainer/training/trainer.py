@@ -23,7 +23,7 @@ from vits_trainer.distributed.shutdown import ShutdownRequest
 from vits_trainer.distributed.stragglers import RankInfo, StragglerDetector
 from vits_trainer.distributed.watchdog import StallWatchdog
 from vits_trainer.evaluation.speakers import worst
-from vits_trainer.models.compile import compile_fixed_shapes, compiler_failure
+from vits_trainer.models.compile import as_compile_error, compile_fixed_shapes
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.text.tokenizer import VoiceTokenizer
@@ -94,7 +94,7 @@ class Trainer:
         self.generator = generator
         self.discriminator = discriminator
         self.tokenizer = tokenizer
-        generator.recomputes = config.gradient_checkpointing
+        generator.gradient_checkpointing = config.gradient_checkpointing
         if config.compile:
             compile_fixed_shapes(generator, discriminator)
         d_optimizer = None if discriminator is None else self._network_optimizer("discriminator", discriminator)
@@ -269,7 +269,7 @@ class Trainer:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise self._out_of_memory(batch) from error
-            compiler = compiler_failure(error) if self.config.compile else None
+            compiler = as_compile_error(error) if self.config.compile else None
             explained = self.runtime.explain_collective_error(error) or compiler
             if explained is None:
                 raise

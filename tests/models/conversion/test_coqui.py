@@ -1,4 +1,4 @@
-"""Voices of Coqui TTS."""
+"""Import of Coqui TTS voices."""
 
 import json
 from pathlib import Path
@@ -25,32 +25,32 @@ from vits_trainer.text.tokenizer import encode
 from vits_trainer.utils.errors import ModelError
 
 
-def test_symbols_of_another_coqui_voice_are_counted(tmp_path: Path) -> None:
+def test_coqui_symbols_of_another_voice_are_rejected(tmp_path: Path) -> None:
     checkpoint = write_coqui(tmp_path, "single_sdp", Discriminator(SMALL))
     rewrite(tmp_path / "config.json", lambda config: config["characters"].update(characters="abcdefghij" * 5))
-    with pytest.raises(ModelError, match="there are 56 symbols, and its embedding has 40"):
+    with pytest.raises(ModelError, match="there are 56 symbols for 40 embeddings"):
         importer.import_voice(str(checkpoint))
     change_weights(checkpoint, lambda weights: weights.pop("text_encoder.emb.weight"))
     with pytest.raises(ModelError, match=r"enc_p\.emb\.weight is missing"):
         importer.import_voice(str(checkpoint))
 
 
-def test_coquis_symbols_by_vocab_are_those_of_its_configuration(tmp_path: Path) -> None:
+def test_coqui_symbols_from_vocab_equal_those_of_the_configuration(tmp_path: Path) -> None:
     checkpoint = write_coqui(tmp_path, "single_sdp", Discriminator(SMALL))
     unsaid = {"periods_multi_period_discriminator": None}
     rewrite(tmp_path / "config.json", lambda config: config["model_args"].update(unsaid))
     letters = "abcdefghijklmnopqrstuvwxyz"
     (tmp_path / "v.txt").write_text("".join(f"{symbol}\n" for symbol in ["_", *"!.? ", *letters, "<BLNK>"]))
-    own, given = (
+    expected, loaded = (
         importer.import_voice(str(checkpoint)),
         importer.import_voice(str(checkpoint), vocab=tmp_path / "v.txt"),
     )
-    assert given.tokenizer.encoder == own.tokenizer.encoder
-    assert_same_weights(given.model, own.model)
+    assert loaded.tokenizer.encoder == expected.tokenizer.encoder
+    assert_same_weights(loaded.model, expected.model)
 
 
-def test_names_in_the_made_up_coqui_file_are_those_of_its_source() -> None:
-    """Read in TTS/tts/layers/vits and TTS/vocoder/models/hifigan_generator.py."""
+def test_names_of_the_synthetic_coqui_checkpoint_match_the_source_code() -> None:
+    """Names from TTS/tts/layers/vits and TTS/vocoder/models/hifigan_generator.py."""
     named = {coqui_name(name) for case in CASES for name in golden_weights(case)[0]}
     assert {
         "emb_g.weight", "text_encoder.emb.weight", "text_encoder.encoder.attn_layers.1.emb_rel_k",
@@ -64,26 +64,26 @@ def test_names_in_the_made_up_coqui_file_are_those_of_its_source() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_coqui_voice_has_the_originals_weights_and_speaks_the_same(tmp_path: Path, case: str) -> None:
-    judges = Discriminator(DiscriminatorShape((2, 5), 16))
-    voice = importer.import_voice(str(write_coqui(tmp_path, case, judges)))
+def test_coqui_voice_has_the_original_weights_and_output(tmp_path: Path, case: str) -> None:
+    discriminator = Discriminator(DiscriminatorShape((2, 5), 16))
+    voice = importer.import_voice(str(write_coqui(tmp_path, case, discriminator)))
     assert voice.kind == "coqui"
     model, expected = voice.model, expected_model(case)
     assert_same_weights(model, expected, but="text_encoder.embed_tokens.weight")
     assert (model.config.noise_scale, model.config.noise_scale_duration, model.config.speaking_rate) == (0.5, 0.9, 0.8)
     assert voice.discriminator is not None
-    assert voice.discriminator.shape == judges.shape
-    assert all(torch.equal(t, judges.state_dict()[name]) for name, t in voice.discriminator.state_dict().items())
-    # Coqui's ids: _ 0, then ! . ? and the space, then letters from 5 on, and the blank behind them.
+    assert voice.discriminator.shape == discriminator.shape
+    assert all(torch.equal(t, discriminator.state_dict()[name]) for name, t in voice.discriminator.state_dict().items())
+    # Ids in Coqui TTS: _ 0, then ! . ? and the space, letters from 5 on, and the blank last.
     blank, letters = 5 + 26, [5 + "abcdefghijklmnopqrstuvwxyz".index(letter) for letter in "roj"]
-    theirs = torch.tensor([[blank, letters[0], blank, letters[1], blank, letters[2], blank]])
+    coqui_tokens = torch.tensor([[blank, letters[0], blank, letters[1], blank, letters[2], blank]])
     tokens = torch.from_numpy(encode(voice.tokenizer, "Roj"))[None]
     speaker = 2 if case == "multi_sdp" else None
-    assert torch.equal(speech(model, tokens, speaker), speech(expected, theirs, speaker))
+    assert torch.equal(speech(model, tokens, speaker), speech(expected, coqui_tokens, speaker))
     assert getattr(model.config, "speakers", None) == (["ada", "bo", "cem", "dan"] if speaker else None)
 
 
-def test_coqui_voice_that_has_no_place_here_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_unsupported_coqui_voice_is_rejected_with_the_reason(tmp_path: Path) -> None:
     checkpoint = write_coqui(tmp_path, "single_sdp", Discriminator(SMALL))
     config = json.loads((tmp_path / "config.json").read_text())
     config["model_args"]["use_d_vector_file"] = True
@@ -97,7 +97,7 @@ def test_coqui_voice_that_has_no_place_here_is_refused_with_the_reason(tmp_path:
         importer.import_voice(str(checkpoint))
 
 
-def test_symbols_of_coquis_sorted_characters_come_after_the_special_ones(tmp_path: Path) -> None:
+def test_sorted_coqui_characters_follow_the_special_symbols(tmp_path: Path) -> None:
     checkpoint = write_coqui(tmp_path, "single_sdp", Discriminator(SMALL))
     config = json.loads((tmp_path / "config.json").read_text())
     config["characters"] = {

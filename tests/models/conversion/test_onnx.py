@@ -1,4 +1,4 @@
-"""A voice in onnxruntime says what it says in transformers: any length, any speaker, either duration predictor."""
+"""ONNX export: output of onnxruntime equals transformers for all lengths, speakers and duration predictors."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ VOICES = {
 
 
 def voice_of(speakers: list[str], stochastic: bool, seed: int = 1) -> VitsModel:
-    """As if trained: loud, with layers that are zero at the start of training filled, tokens of a few frames each."""
+    """Returns a voice as after training: loud, zero-initialised layers filled, a few frames per token."""
     torch.manual_seed(seed)
     config = VitsConfig(
         vocab_size=len(TOKENIZER), hidden_size=16, flow_size=16, num_hidden_layers=1, ffn_dim=32,
@@ -37,12 +37,12 @@ def voice_of(speakers: list[str], stochastic: bool, seed: int = 1) -> VitsModel:
         num_speakers=max(1, len(speakers)), speaker_embedding_size=8 if speakers else 0,
     )  # fmt: skip
     config.speakers = speakers
-    model = with_weight_norm(VitsModel(config))  # Kaiming's weights
+    model = with_weight_norm(VitsModel(config))  # Kaiming initialisation
     for name, parameter in model.named_parameters():
         if name.endswith("cond.weight"):
             nn.init.normal_(parameter, std=0.3)
         if name.endswith("log_scale"):
-            nn.init.constant_(parameter, 0.7)  # the spread of log durations by half
+            nn.init.constant_(parameter, 0.7)  # halves the spread of log durations
         if name.endswith("translate") or name == "duration_predictor.proj.bias":
             nn.init.constant_(parameter, 0.7)
         if name == "duration_predictor.proj.weight":
@@ -58,7 +58,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return model, path
 
 
-def spoken_by_transformers(model: VitsModel, ids: np.ndarray, length_scale: float, speaker: int | None) -> np.ndarray:
+def transformers_speech(model: VitsModel, ids: np.ndarray, length_scale: float, speaker: int | None) -> np.ndarray:
     model = fold_weight_norm(model)
     model.noise_scale = model.noise_scale_duration = 0.0
     with torch.no_grad():
@@ -66,16 +66,16 @@ def spoken_by_transformers(model: VitsModel, ids: np.ndarray, length_scale: floa
     return spoken.waveform[0].numpy()
 
 
-def test_waveform_is_transformers_own_for_any_length_speed_and_speaker(exported: tuple[VitsModel, Path]) -> None:
+def test_waveform_equals_transformers_for_all_lengths_speeds_and_speakers(exported: tuple[VitsModel, Path]) -> None:
     model, path = exported
     voice = OnnxVoice(path)
     speakers = [None] if model.config.num_speakers == 1 else [0, 2]
     heard = []
-    for length in (1, 2, 24, 97, 300):  # the example that it was exported with has 24
+    for length in (1, 2, 24, 97, 300):  # the example input of the export has 24
         ids = np.random.default_rng(length).integers(0, len(TOKENIZER), length)
         for length_scale in (1.0, 1.7):
             for speaker in speakers:
-                expected = spoken_by_transformers(model, ids, length_scale, speaker)
+                expected = transformers_speech(model, ids, length_scale, speaker)
                 spoken = voice.speak(ids, 0.0, length_scale, 0.0, speaker or 0)
                 assert spoken.shape == expected.shape
                 np.testing.assert_allclose(spoken, expected, atol=1e-3, rtol=0)
@@ -98,14 +98,14 @@ def test_noise_scales_are_inputs(exported: tuple[VitsModel, Path]) -> None:
     assert (len(lengths) > 1) is model.config.use_stochastic_duration_prediction
 
 
-def test_file_carries_rate_vocabulary_and_speakers(exported: tuple[VitsModel, Path]) -> None:
+def test_file_has_sampling_rate_vocabulary_and_speakers(exported: tuple[VitsModel, Path]) -> None:
     model, path = exported
     session = onnxruntime.InferenceSession(str(path))
-    said = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
-    assert said["sampling_rate"] == 16000
-    assert said["vocabulary"] == TOKENIZER.encoder
-    assert said["speakers"] == (["ava", "bo", "cem"] if model.config.num_speakers > 1 else ["0"])
-    assert (said["add_blank"], said["noise_scale"], said["length_scale"]) == (True, 0.667, 1.0)
+    metadata = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert metadata["sampling_rate"] == 16000
+    assert metadata["vocabulary"] == TOKENIZER.encoder
+    assert metadata["speakers"] == (["ava", "bo", "cem"] if model.config.num_speakers > 1 else ["0"])
+    assert (metadata["add_blank"], metadata["noise_scale"], metadata["length_scale"]) == (True, 0.667, 1.0)
     names = {entry.name for entry in session.get_inputs()}
     assert names == {"tokens", "noise_scale", "length_scale", "noise_scale_duration"} | (
         {"speaker_id"} if model.config.num_speakers > 1 else set()
@@ -113,7 +113,7 @@ def test_file_carries_rate_vocabulary_and_speakers(exported: tuple[VitsModel, Pa
     assert [path.name for path in path.parent.iterdir()] == ["voice.onnx"]
 
 
-def test_comparison_tells_both_times_and_the_difference(exported: tuple[VitsModel, Path]) -> None:
+def test_comparison_reports_times_and_difference(exported: tuple[VitsModel, Path]) -> None:
     model, path = exported
     compared = onnx_conversion.compare_onnx(model, path, tokens=40, rounds=1)
     assert 0 < compared.difference < 1e-3
@@ -121,17 +121,17 @@ def test_comparison_tells_both_times_and_the_difference(exported: tuple[VitsMode
     assert "real-time factor" in str(compared)
     names = ["x", "y", "z"] if model.config.num_speakers > 1 else []
     other = voice_of(names, model.config.use_stochastic_duration_prediction, seed=2)
-    with pytest.raises(ModelError, match="speaks otherwise"):
+    with pytest.raises(ModelError, match="output differs from the voice"):
         onnx_conversion.compare_onnx(other, path, tokens=40, rounds=1)
 
 
-def test_missing_packages_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_conversion, "find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(InstallationError, match=r"needs onnxscript: pip install 'vits-trainer\[onnx\]'"):
         onnx_conversion.require_packages()
 
 
-def test_nothing_is_left_where_the_export_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_export_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, f: Path, **__: object) -> None:
         f.write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -142,7 +142,7 @@ def test_nothing_is_left_where_the_export_fails(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_file_is_refused(tmp_path: Path) -> None:
+def test_damaged_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "voice.onnx").write_bytes(b"no protobuf")
-    with pytest.raises(ModelError, match="onnxruntime cannot open it"):
+    with pytest.raises(ModelError, match="onnxruntime cannot load it"):
         OnnxVoice(tmp_path / "voice.onnx")

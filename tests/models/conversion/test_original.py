@@ -1,4 +1,4 @@
-"""Voices of the original VITS and of MMS."""
+"""Import of original VITS and MMS voices."""
 
 import json
 from pathlib import Path
@@ -22,32 +22,32 @@ from vits_trainer.text.tokenizer import encode
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_original_voice_is_sized_by_its_weights_and_filled_with_them(tmp_path: Path, case: str) -> None:
-    judges = Discriminator(SMALL)
-    voice = importer.import_voice(str(write_original(tmp_path, case, judges)))
+def test_original_voice_has_the_sizes_and_values_of_its_weights(tmp_path: Path, case: str) -> None:
+    discriminator = Discriminator(SMALL)
+    voice = importer.import_voice(str(write_original(tmp_path, case, discriminator)))
     assert voice.kind == "original"
     assert_same_weights(voice.model, expected_model(case))
     sizes = golden.vits_config(golden_weights(case)[1]).to_dict()
-    ours = voice.model.config.to_dict()
-    differing = {name for name in sizes if ours[name] != sizes[name]}
+    config = voice.model.config.to_dict()
+    differing = {name for name in sizes if config[name] != sizes[name]}
     assert differing <= {"hidden_dropout", "attention_dropout", "activation_dropout", "resblock_kernel_sizes"}
-    assert list(ours["resblock_kernel_sizes"]) == list(sizes["resblock_kernel_sizes"])
+    assert list(config["resblock_kernel_sizes"]) == list(sizes["resblock_kernel_sizes"])
     assert voice.discriminator is not None
-    assert all(torch.equal(t, judges.state_dict()[name]) for name, t in voice.discriminator.state_dict().items())
+    assert all(torch.equal(t, discriminator.state_dict()[name]) for name, t in voice.discriminator.state_dict().items())
 
 
-def test_symbols_of_mms_are_the_lines_of_vocab_txt(tmp_path: Path) -> None:
+def test_mms_symbols_are_the_lines_of_vocab_txt(tmp_path: Path) -> None:
     write_original(tmp_path)
-    tokenizer = importer.import_voice(str(tmp_path)).tokenizer  # the folder, whose one checkpoint is found
+    tokenizer = importer.import_voice(str(tmp_path)).tokenizer  # a directory with one checkpoint
     assert encode(tokenizer, "Şû a").tolist() == [
         0, SYMBOLS.index("ş"), 0, SYMBOLS.index("û"), 0, SYMBOLS.index(" "), 0, SYMBOLS.index("a"), 0
     ]  # fmt: skip
     twice = max(index for index, symbol in enumerate(SYMBOLS) if symbol == "ê")
-    assert tokenizer.encoder["ê"] == twice  # as the original's dictionary has it
+    assert tokenizer.encoder["ê"] == twice  # as in the original's dictionary
     assert len(tokenizer) == 40
 
 
-def test_uroman_and_phonemes_are_known_from_the_configuration(tmp_path: Path) -> None:
+def test_uroman_and_phonemes_are_detected_from_the_configuration(tmp_path: Path) -> None:
     write_original(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["data"]["training_files"] = "train.uroman"
@@ -61,7 +61,7 @@ def test_uroman_and_phonemes_are_known_from_the_configuration(tmp_path: Path) ->
     assert any("shout" in note for note in voice.notes)
 
 
-def test_newest_checkpoint_of_a_folder_is_read(tmp_path: Path) -> None:
+def test_newest_checkpoint_of_a_directory_is_read(tmp_path: Path) -> None:
     write_original(tmp_path, number=9000)
     write_original(tmp_path, number=10000)
     for path, value in ((tmp_path / "G_9000.pth", 1.0), (tmp_path / "G_10000.pth", 2.0)):

@@ -1,4 +1,4 @@
-"""Voices of Piper."""
+"""Import of Piper voices."""
 
 from pathlib import Path
 
@@ -10,21 +10,21 @@ from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.utils.errors import ModelError
 
 
-def test_piper_voice_of_letters_makes_no_phonemes(tmp_path: Path) -> None:
+def test_piper_voice_of_letters_uses_no_phonemes(tmp_path: Path) -> None:
     checkpoint = write_piper(tmp_path, "single_sdp", Discriminator(SMALL))
     rewrite(tmp_path / "config.json", lambda config: config.update(phoneme_type="text"))
     voice = importer.import_voice(str(checkpoint))
     assert not voice.tokenizer.phonemize
     assert not any("phonemes of ku" in note for note in voice.notes)
     rewrite(tmp_path / "config.json", lambda config: config["phoneme_id_map"].update(q=[-9]))
-    with pytest.raises(ModelError, match="ids of phoneme_id_map are below 0"):
+    with pytest.raises(ModelError, match="phoneme_id_map has negative or too large ids"):
         importer.import_voice(str(checkpoint))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_piper_voice_has_the_originals_weights(tmp_path: Path, case: str) -> None:
-    judges = Discriminator(SMALL)
-    voice = importer.import_voice(str(write_piper(tmp_path, case, judges)))
+def test_piper_voice_has_the_original_weights(tmp_path: Path, case: str) -> None:
+    discriminator = Discriminator(SMALL)
+    voice = importer.import_voice(str(write_piper(tmp_path, case, discriminator)))
     assert voice.kind == "piper"
     assert_same_weights(voice.model, expected_model(case))
     assert voice.discriminator is not None
@@ -35,11 +35,11 @@ def test_piper_voice_has_the_originals_weights(tmp_path: Path, case: str) -> Non
     assert [voice.tokenizer.encoder[symbol] for symbol in "_^$ ab"] == [0, 1, 2, 3, 4, 5]
     assert (voice.tokenizer.phonemize, voice.tokenizer.language) == (True, "ku")
     assert any("phonemes of ku" in note for note in voice.notes)
-    assert any("transformers' own tokenizer would make American English ones" in note for note in voice.notes)
+    assert any("transformers' own tokenizer would use American English phonemes" in note for note in voice.notes)
     assert any("aɪ" in note for note in voice.notes)
 
 
-def test_piper_voice_of_medium_quality_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_piper_voice_of_medium_quality_is_rejected_with_the_reason(tmp_path: Path) -> None:
     checkpoint = write_piper(tmp_path, "single_sdp", Discriminator(SMALL), resblock="2")
     with pytest.raises(ModelError, match=r"residual blocks of type 2 .*high quality"):
         importer.import_voice(str(checkpoint))

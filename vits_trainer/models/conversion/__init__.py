@@ -1,1 +1,1 @@
-"""Voices of other trainers, in and out."""
+"""Import and export of voices in the formats of other programs."""

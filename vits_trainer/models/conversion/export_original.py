@@ -1,4 +1,4 @@
-"""Voices for the original VITS and for MMS-TTS: ``G_0.pth``, ``D_0.pth``, config.json, vocab.txt."""
+"""Export to original VITS and MMS-TTS: ``G_0.pth``, ``D_0.pth``, config.json and vocab.txt."""
 
 import json
 from pathlib import Path
@@ -28,35 +28,33 @@ _BUILT_IN = {
     "duration_predictor_flow_bins": 10,
     "duration_predictor_filter_channels": 256,
 }
-"""Sizes that stand in the original's code, not in its configuration (``models.py``, ``attentions.py``)."""
+"""Sizes that are fixed in the original's code (``models.py``, ``attentions.py``), not in its configuration."""
 
 
 def write_original(
     model: VitsModel, tokenizer: VitsTokenizer, discriminator: Discriminator | None, directory: Path
 ) -> None:
-    """Writes a voice that the original's code loads, with the very numbers of the training form, and reads it back.
+    """Writes a voice for the original's code with the exact values of the training form, and reads it back.
 
     Args:
         model: in training form.
-        tokenizer: the voice's.
-        discriminator: goes to ``D_0.pth``.
-        directory: made; nothing is there.
+        tokenizer: tokenizer of the voice.
+        discriminator: written to ``D_0.pth``.
+        directory: created; must not exist.
 
     Raises:
-        FileExistsError: something is there.
-        ModelError: the original's code could not build this voice, a weight is not finite, or what was written is
-            something else.
+        FileExistsError: ``directory`` exists.
+        ModelError: the original's code does not support this voice, a weight is NaN or Inf, or the written weights
+            differ.
     """
     config = model.config
-    other = [
-        f"{name} {getattr(config, name)} (there {_BUILT_IN[name]})"
-        for name in sorted(_used(config))
+    mismatches = [
+        f"{name} {getattr(config, name)} (original: {_BUILT_IN[name]})"
+        for name in sorted(_used_sizes(config))
         if getattr(config, name) != _BUILT_IN[name]
     ]
-    if other:
-        raise ModelError(
-            f"The original's code has fixed sizes that this voice does not: {', '.join(other)}. Convert to hf or onnx."
-        )
+    if mismatches:
+        raise ModelError(f"The original's code has other, fixed sizes: {', '.join(mismatches)}. Convert to hf or onnx.")
     networks = {"G_0.pth": to_original_generator(pretrained.state_on_cpu(model))}
     if discriminator is not None:
         networks["D_0.pth"] = to_original_discriminator(pretrained.state_on_cpu(discriminator))
@@ -68,7 +66,9 @@ def write_original(
             torch.save(checkpoint, temporary / name)
             written = safe_pickle.load(temporary / name)["model"]
             if written.keys() != weights.keys() or not all(torch.equal(written[key], weights[key]) for key in weights):
-                raise ModelError(f"{temporary / name} does not hold what was written: is the disk full or damaged?")
+                raise ModelError(
+                    f"{temporary / name}: content differs from what was written. Check the disk for space and damage."
+                )
         settings = json.dumps(_configuration(model, tokenizer), indent=2, ensure_ascii=False)
         (temporary / "config.json").write_text(settings + "\n", encoding="utf-8")
         symbols = _symbols(tokenizer, config.vocab_size)
@@ -76,11 +76,11 @@ def write_original(
         put(temporary, directory)
 
 
-def _used(config: VitsConfig) -> set[str]:
-    """Names of the sizes that matter to this voice, as it has one duration predictor of two."""
-    plain = {"duration_predictor_filter_channels"}
+def _used_sizes(config: VitsConfig) -> set[str]:
+    """Returns the names of the sizes used by this voice's duration predictor and other modules."""
+    deterministic = {"duration_predictor_filter_channels"}
     stochastic = {"depth_separable_num_layers", "duration_predictor_num_flows", "duration_predictor_flow_bins"}
-    return _BUILT_IN.keys() - (plain if config.use_stochastic_duration_prediction else stochastic)
+    return _BUILT_IN.keys() - (deterministic if config.use_stochastic_duration_prediction else stochastic)
 
 
 def _configuration(model: VitsModel, tokenizer: VitsTokenizer) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _configuration(model: VitsModel, tokenizer: VitsTokenizer) -> dict[str, Any]
             "upsample_rates": config.upsample_rates,
             "upsample_initial_channel": config.upsample_initial_channel,
             "upsample_kernel_sizes": config.upsample_kernel_sizes,
-            "n_layers_q": 3,  # which its code does not read
+            "n_layers_q": 3,  # not read by the original's code
             "use_spectral_norm": False,
             "gin_channels": config.speaker_embedding_size,
             "use_sdp": config.use_stochastic_duration_prediction,
@@ -141,13 +141,13 @@ def _configuration(model: VitsModel, tokenizer: VitsTokenizer) -> dict[str, Any]
 
 
 def _training_files(tokenizer: VitsTokenizer) -> str:
-    """By its ending MMS-TTS tells whether texts are romanised first."""
+    """Returns a file name whose suffix determines whether MMS-TTS romanises texts."""
     if tokenizer.is_uroman:
         return "train.uroman"
     return "train.txt" if tokenizer.phonemize else "train.ltr"
 
 
 def _symbols(tokenizer: VitsTokenizer, size: int) -> list[str]:
-    """By id, one for each embedding: the original counts the symbols for the embedding's size."""
+    """Returns symbols by id, one per embedding: the original derives the embedding size from their number."""
     by_id = {index: symbol for symbol, index in tokenizer.encoder.items()}
     return [by_id.get(index, f"<unused-{index}>") for index in range(size)]

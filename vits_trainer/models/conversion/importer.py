@@ -1,4 +1,4 @@
-"""Voices of other trainers, brought into training form: found out, sized by their own weights, checked, filled."""
+"""Imports voices of other programs: detects the layout, infers sizes from the weights, checks and loads them."""
 
 import re
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import VitsConfig, VitsModel, VitsTokenizer
 
 from vits_trainer.models import pretrained, pretrained_discriminator
-from vits_trainer.models.conversion.coqui import coqui_parts
+from vits_trainer.models.conversion.coqui import read_coqui
 from vits_trainer.models.conversion.layout import ForeignCheckpoint
-from vits_trainer.models.conversion.original import original_parts
-from vits_trainer.models.conversion.piper import piper_parts
+from vits_trainer.models.conversion.original import read_original
+from vits_trainer.models.conversion.piper import read_piper
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.parameter_names import from_original_generator, has_stochastic_durations
 from vits_trainer.text.tokenizer import load_tokenizer, tokenizer_of
@@ -22,17 +22,17 @@ from vits_trainer.utils import safe_pickle
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
 
-_READERS = {"original": original_parts, "coqui": coqui_parts, "piper": piper_parts}
-_SIGNS = {"original": "enc_p.", "coqui": "text_encoder.", "piper": "model_g."}
-"""How names of the weights begin."""
-_MISUNDERSTOOD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError)
-"""What comes of a configuration whose entries are of other kinds than its trainer writes."""
-_USUAL = ("G_*.pth", "*.ckpt", "model_file.pth", "best_model*.pth", "checkpoint_*.pth")
+_READERS = {"original": read_original, "coqui": read_coqui, "piper": read_piper}
+_WEIGHT_PREFIXES = {"original": "enc_p.", "coqui": "text_encoder.", "piper": "model_g."}
+"""Prefix of weight names by layout."""
+_CONFIG_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError)
+"""Exceptions caused by configuration values of unexpected types."""
+_CHECKPOINT_PATTERNS = ("G_*.pth", "*.ckpt", "model_file.pth", "best_model*.pth", "checkpoint_*.pth")
 
 
 @dataclass(frozen=True)
 class ImportedVoice:
-    """A voice in this package's form, and what came with it."""
+    """A voice in the form of this package, with its tokenizer, discriminators and notes."""
 
     model: VitsModel
     """In training form."""
@@ -41,7 +41,7 @@ class ImportedVoice:
     kind: str
     """``hf``, ``original``, ``coqui`` or ``piper``."""
     notes: list[str] = field(default_factory=list)
-    """What is lost or must be known, for people."""
+    """Notes for the user about lost or changed properties."""
 
 
 def import_voice(
@@ -51,61 +51,59 @@ def import_voice(
     vocab: Path | None = None,
     discriminator: str | None = None,
 ) -> ImportedVoice:
-    """Reads a voice from wherever it was trained.
+    """Imports a voice of any supported program.
 
     Args:
-        source: a checkpoint, a folder with one, or a voice in Hugging Face form (a folder or Hub name).
-        kind: whose layout it has; ``auto`` finds out.
-        config_file: its configuration (None = config.json beside it).
-        vocab: its symbols, where its own files do not say (None = vocab.txt or vocab.json beside it).
-        discriminator: what ``read_discriminator`` reads (None = what lies beside it or inside).
+        source: a checkpoint, a directory with one, or a voice in Hugging Face form (directory or Hub name).
+        kind: layout; ``auto`` detects it.
+        config_file: configuration (None = config.json in the same directory).
+        vocab: symbols, if the other files do not list them (None = vocab.txt or vocab.json in the same directory).
+        discriminator: as for ``read_discriminator`` (None = those in the same directory or inside the checkpoint).
 
     Raises:
-        ModelError: it cannot be read, is of another kind, or something does not fit, which is named.
+        ModelError: the voice cannot be read, has another layout, or does not match its configuration.
     """
     path = _checkpoint_in(Path(source), kind)
     if path is None:
         if kind not in ("auto", "hf"):
-            raise ModelError(f"{source}: no checkpoint of {kind} lies there. Name the file itself.")
+            raise ModelError(f"{source}: no {kind} checkpoint found. Pass the file itself.")
         return _hugging_face(source, discriminator)
     content = safe_pickle.load(path)
     weights = content.get("state_dict", content.get("model")) if isinstance(content, dict) else None
     if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+        raise ModelError(f"{path} is not a checkpoint of a voice: it has no weights by name under model or state_dict.")
+    matches = [name for name, prefix in _WEIGHT_PREFIXES.items() if any(key.startswith(prefix) for key in weights)]
+    if not matches or kind not in ("auto", matches[0]):
         raise ModelError(
-            f"{path} holds neither model nor state_dict with weights by name: it is no checkpoint of a voice."
-        )
-    found = [name for name, sign in _SIGNS.items() if any(key.startswith(sign) for key in weights)]
-    if not found or kind not in ("auto", found[0]):
-        raise ModelError(
-            f"{path}: its weights ({', '.join(sorted(map(str, weights))[:3])} ...) are not those of a voice of "
-            f"{' or '.join(_SIGNS) if kind == 'auto' else kind}. Name the generator's checkpoint (G_*.pth, "
-            "model_file.pth or *.ckpt)."
+            f"{path}: the weights ({', '.join(sorted(map(str, weights))[:3])} ...) are not those of a voice in "
+            f"{' or '.join(_WEIGHT_PREFIXES) if kind == 'auto' else kind} layout. Pass the generator's checkpoint "
+            "(G_*.pth, model_file.pth or *.ckpt)."
         )
     try:
-        parts = _READERS[found[0]](content, path, config_file, vocab)
-    except _MISUNDERSTOOD as error:
-        raise _not_understood(path, config_file, error) from error
-    if discriminator is None and not parts.discriminator_weights and found[0] == "original":
-        beside = path.with_name(path.name.replace("G_", "D_", 1))
-        discriminator = str(beside) if beside != path and beside.is_file() else None
-    return _assembled(parts, path, found[0], config_file, discriminator)
+        parts = _READERS[matches[0]](content, path, config_file, vocab)
+    except _CONFIG_ERRORS as error:
+        raise _config_error(path, config_file, error) from error
+    if discriminator is None and not parts.discriminator_weights and matches[0] == "original":
+        sibling = path.with_name(path.name.replace("G_", "D_", 1))
+        discriminator = str(sibling) if sibling != path and sibling.is_file() else None
+    return _build_voice(parts, path, matches[0], config_file, discriminator)
 
 
-def _not_understood(path: Path, config_file: Path | None, error: Exception) -> ModelError:
+def _config_error(path: Path, config_file: Path | None, error: Exception) -> ModelError:
     return ModelError(
-        f"{config_file or path.with_name('config.json')}, or what {path} says of itself, is not as its trainer writes "
-        f"it ({type(error).__name__}: {' '.join(str(error).split())[:200]}). Give the files of one training."
+        f"{config_file or path.with_name('config.json')} or {path} has unexpected configuration values "
+        f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Pass the files of the same training run."
     )
 
 
 def _checkpoint_in(source: Path, kind: str) -> Path | None:
-    """The file itself, or the newest of a folder; None where the source is no pickle."""
+    """Returns the file itself, or the newest checkpoint of a directory; None if the source has no pickle."""
     if source.is_file():
         return None if source.suffix == ".safetensors" else source
     if kind == "hf" or not source.is_dir() or (source / "model.safetensors").is_file():
         return None
-    found = [path for pattern in _USUAL for path in source.glob(pattern)]
-    return max(found, key=lambda path: (_number(path), path.name), default=None)
+    matches = [path for pattern in _CHECKPOINT_PATTERNS for path in source.glob(pattern)]
+    return max(matches, key=lambda path: (_number(path), path.name), default=None)
 
 
 def _number(path: Path) -> int:
@@ -114,14 +112,14 @@ def _number(path: Path) -> int:
 
 def _hugging_face(source: str, discriminator: str | None) -> ImportedVoice:
     folder = str(Path(source).parent) if source.endswith(".safetensors") else source
-    judges = None
+    discriminators = None
     model = pretrained.load_model(folder)
     if discriminator is not None or pretrained_discriminator.has_discriminator(folder):
-        judges = pretrained_discriminator.read_discriminator(discriminator or folder)
-    return ImportedVoice(model, load_tokenizer(folder), judges, "hf")
+        discriminators = pretrained_discriminator.read_discriminator(discriminator or folder)
+    return ImportedVoice(model, load_tokenizer(folder), discriminators, "hf")
 
 
-def _assembled(
+def _build_voice(
     parts: ForeignCheckpoint, path: Path, kind: str, config_file: Path | None, discriminator: str | None
 ) -> ImportedVoice:
     try:
@@ -129,63 +127,65 @@ def _assembled(
         model = pretrained.with_weight_norm(VitsModel(config))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    except _MISUNDERSTOOD as error:
-        raise _not_understood(path, config_file, error) from error
+    except _CONFIG_ERRORS as error:
+        raise _config_error(path, config_file, error) from error
     try:
         model.load_state_dict(from_original_generator(parts.weights, model.state_dict()))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    require_finite(weights_of(model), path, "Take an earlier checkpoint.")
+    require_finite(weights_of(model), path, "Use an earlier checkpoint.")
     if len(parts.symbols) > config.vocab_size:
         raise ModelError(
-            f"{path}: there are {len(parts.symbols)} symbols, and its embedding has {config.vocab_size}: these are "
-            "another voice's. Give its own by --vocab."
+            f"{path}: there are {len(parts.symbols)} symbols for {config.vocab_size} embeddings: these are the symbols "
+            "of another voice. Pass the right ones by --vocab."
         )
     notes = list(parts.notes)
     if len(parts.symbols) < config.vocab_size:
         notes.append(f"{config.vocab_size - len(parts.symbols)} of its {config.vocab_size} embeddings have no symbol")
     if not any(name.endswith("dec.ups.0.weight_g") for name in parts.weights):
-        notes.append(
-            "its weight norm was folded, and was split again: it speaks as before, and learns a little otherwise"
-        )
+        notes.append("its folded weight norm was split again: output is unchanged, training differs slightly")
     if discriminator is not None:
-        judges: Discriminator | None = pretrained_discriminator.read_discriminator(discriminator)
+        discriminators: Discriminator | None = pretrained_discriminator.read_discriminator(discriminator)
     elif parts.discriminator_weights:
-        judges = pretrained_discriminator.discriminator_from_original(
+        discriminators = pretrained_discriminator.discriminator_from_original(
             parts.discriminator_weights, str(path), parts.periods
         )
     else:
-        judges = None
-    return ImportedVoice(model.eval(), tokenizer_of(parts.symbols, **parts.tokenizer_options), judges, kind, notes)
+        discriminators = None
+    return ImportedVoice(
+        model.eval(), tokenizer_of(parts.symbols, **parts.tokenizer_options), discriminators, kind, notes
+    )
 
 
 def infer_config(weights: Mapping[str, Tensor], stated: Mapping[str, Any]) -> VitsConfig:
-    """A voice's configuration: sizes from the shapes of its own weights, the rest as stated.
+    """Infers a voice's configuration: sizes from the shapes of its weights, other values as stated.
 
     Args:
-        weights: by the original's names.
-        stated: by the names of ``VitsConfig``, with ``hop`` in samples; what it says of sizes must be so.
+        weights: weights under the original's names.
+        stated: values under the names of ``VitsConfig``, with ``hop`` in samples; sizes must match the weights.
 
     Raises:
-        ModelError: a weight is missing, or what is stated is not what the weights are; each is named.
+        ModelError: a weight is missing, or stated sizes differ from those of the weights; lists each.
     """
     sizes = _sizes(weights)
     hop = 1
     for rate in stated["upsample_rates"]:
         hop *= rate
     wrong = [
-        f"{name} is {_plain(stated[name])} by the configuration and {_plain(size)} by the weights"
+        f"{name} is {_as_list(stated[name])} in the configuration but {_as_list(size)} in the weights"
         for name, size in sizes.items()
-        if name in stated and _plain(stated[name]) != _plain(size)
+        if name in stated and _as_list(stated[name]) != _as_list(size)
     ]
     if hop != stated["hop"]:
-        wrong.append(f"upsample_rates make {hop} samples of a frame, and the hop is {stated['hop']}")
+        wrong.append(f"upsample_rates give {hop} samples per frame, but the hop is {stated['hop']}")
     if len(stated.get("speakers", ())) > sizes["num_speakers"]:
-        wrong.append(f"there are {len(stated['speakers'])} names of speakers for {sizes['num_speakers']}")
+        wrong.append(f"there are {len(stated['speakers'])} speaker names for {sizes['num_speakers']} speakers")
     if not stated["sampling_rate"] > 0:
         wrong.append(f"the sampling rate is {stated['sampling_rate']}")
     if wrong:
-        raise ModelError(f"The configuration is of another voice: {'; '.join(wrong)}. Name the right --config_file.")
+        raise ModelError(
+            f"The configuration is that of another voice: {'; '.join(wrong)}. Pass the right --config_file."
+        )
     rest = {name: value for name, value in stated.items() if name not in sizes and name not in ("hop", "speakers")}
     config = VitsConfig(**sizes, **rest, layerdrop=0.0)
     if stated.get("speakers"):
@@ -193,12 +193,12 @@ def infer_config(weights: Mapping[str, Tensor], stated: Mapping[str, Any]) -> Vi
     return config
 
 
-def _plain(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
 class _Shapes:
-    """Shapes by the original's names, of a layer with weight norm or without."""
+    """Shapes under the original's names, of layers with or without weight norm."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self.weights = weights
@@ -208,17 +208,17 @@ class _Shapes:
             if name in self.weights:
                 shape = tuple(self.weights[name].shape)
                 if len(shape) != rank or 0 in shape:
-                    raise ModelError(f"{name} has shape {shape}, which no voice's has.")
+                    raise ModelError(f"{name} has shape {shape}, expected {rank} non-empty dimensions.")
                 return shape
-        raise ModelError(f"{layer}.weight is missing: these are not all of a voice's weights.")
+        raise ModelError(f"{layer}.weight is missing: the weights of the voice are incomplete.")
 
     def count(self, pattern: str) -> int:
-        """How many numbers stand in the place of the pattern's group: one at least."""
-        found = {match[1] for match in map(re.compile(pattern).match, self.weights) if match}
-        if not found:
+        """Counts the distinct indices that match the group of a pattern; at least one."""
+        matches = {match[1] for match in map(re.compile(pattern).match, self.weights) if match}
+        if not matches:
             layer = pattern.replace(r"(\d+)", "0").replace("\\", "").rstrip(".")
-            raise ModelError(f"{layer}.weight is missing: these are not all of a voice's weights.")
-        return len(found)
+            raise ModelError(f"{layer}.weight is missing: the weights of the voice are incomplete.")
+        return len(matches)
 
 
 def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -248,11 +248,11 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "resblock_kernel_sizes": [shapes.of(f"dec.resblocks.{i}.convs1.0")[2] for i in range(blocks)],
         "num_speakers": speakers[0],
         "speaker_embedding_size": speakers[1],
-        **_sizes_of_durations(weights, shapes),
+        **_duration_predictor_sizes(weights, shapes),
     }
 
 
-def _sizes_of_durations(weights: Mapping[str, Tensor], shapes: _Shapes) -> dict[str, Any]:
+def _duration_predictor_sizes(weights: Mapping[str, Tensor], shapes: _Shapes) -> dict[str, Any]:
     if not has_stochastic_durations(weights):
         width, _, kernel_size = shapes.of("dp.conv_1")
         return {

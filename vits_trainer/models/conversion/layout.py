@@ -1,4 +1,4 @@
-"""What the importers of other trainers' voices share: the parts of a voice, tensors, symbols."""
+"""Common parts of the readers of other programs' voices: checkpoint contents, tensors, symbols."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,119 +9,121 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vits_trainer.models.parameter_names import named_as_original
+from vits_trainer.models.parameter_names import with_legacy_weight_norm_names
 from vits_trainer.text.languages import espeak_name
 from vits_trainer.utils.errors import ModelError
 
-_MOST_SYMBOLS = 1 << 20
-"""Far beyond any voice's embedding."""
+MAX_SYMBOLS = 1 << 20
+"""Larger than the embedding of any voice."""
 
 
 @dataclass
 class ForeignCheckpoint:
-    """A voice taken apart."""
+    """Contents of another program's checkpoint under common names."""
 
     weights: dict[str, Tensor]
-    """The generator's, by the original's names."""
+    """Generator weights under the names of original VITS."""
     discriminator_weights: dict[str, Tensor]
-    """The discriminators', likewise; empty where there are none."""
+    """Discriminator weights under the names of original VITS; may be empty."""
     config_values: dict[str, Any]
-    """What its configuration says, by the names of ``VitsConfig``."""
+    """Configuration values under the names of ``VitsConfig``."""
     symbols: list[str]
-    """By id; the first is the blank."""
+    """Symbols by id; the first is the blank."""
     tokenizer_options: dict[str, Any] = field(default_factory=dict)
-    """``add_blank``, ``phonemize``, ``language`` (of the phonemes), ``is_uroman``."""
+    """``add_blank``, ``phonemize``, ``language`` (of the phonemes) and ``is_uroman``."""
     notes: list[str] = field(default_factory=list)
-    """What is lost or must be known, for people."""
+    """Notes for the user about lost or changed properties."""
     periods: tuple[int, ...] | None = None
-    """Of the discriminators, where the configuration states them."""
+    """Periods of the discriminators, if the configuration states them."""
 
 
-def read_json(path: Path, wanted: str) -> Any:
-    """The content of a JSON file.
+def read_json(path: Path, purpose: str) -> Any:
+    """Reads a JSON file.
 
     Raises:
-        ModelError: it is not there, or no JSON; says what it is ``wanted`` for.
+        ModelError: the file is missing or is not JSON; the message includes its ``purpose``.
     """
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read ({error}); it is needed for {wanted}. Name it by a flag.") from error
+        raise ModelError(f"{path}: cannot be read ({error}); required for {purpose}. Pass it by a flag.") from error
 
 
-def _notes_on_audio(data: Mapping[str, Any]) -> list[str]:
+def audio_notes(data: Mapping[str, Any]) -> list[str]:
+    """Returns notes about audio settings that are not converted."""
     rate, window = data["sampling_rate"], data.get("win_length", data["filter_length"])
     notes = []
     if window != data["filter_length"]:
-        notes.append(f"its spectrogram's window has {window} samples; tuned here it has {data['filter_length']}")
+        notes.append(f"its spectrogram window has {window} samples; finetuning here uses {data['filter_length']}")
     if data.get("mel_fmin") or data.get("mel_fmax") not in (None, rate / 2):
         notes.append(
-            f"its mel went from {data.get('mel_fmin')} to {data.get('mel_fmax')} Hz; here it is all up to half the rate"
+            f"its mel range is {data.get('mel_fmin')} to {data.get('mel_fmax')} Hz; here it is 0 to {rate / 2:g} Hz"
         )
     return notes
 
 
-def symbols_from(path: Path) -> list[str]:
-    """Symbols by id: of vocab.txt one a line (a space is a symbol), of vocab.json ids by symbol.
+def read_symbols_file(path: Path) -> list[str]:
+    """Reads symbols by id from vocab.txt (one per line; a space is a symbol) or vocab.json (ids by symbol).
 
     Raises:
         ModelError: the file cannot be read.
     """
     if path.suffix == ".json":
         ids = read_json(path, "the voice's symbols (--vocab)")
-        known = isinstance(ids, dict) and all(
-            type(index) is int and 0 <= index < _MOST_SYMBOLS for index in ids.values()
+        is_valid = isinstance(ids, dict) and all(
+            type(index) is int and 0 <= index < MAX_SYMBOLS for index in ids.values()
         )
-        if not known or not ids or len(set(ids.values())) < len(ids):
-            raise ModelError(f"{path} holds no ids by symbol, each its own. Name another file by --vocab.")
-        return _in_places({symbol: [index] for symbol, index in ids.items()})
+        if not is_valid or not ids or len(set(ids.values())) < len(ids):
+            raise ModelError(f"{path}: must map symbols to unique ids. Pass another file by --vocab.")
+        return symbols_by_id({symbol: [index] for symbol, index in ids.items()})
     try:
         lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: no symbols could be read ({error}). Name another file by --vocab.") from error
+        raise ModelError(f"{path}: cannot read symbols ({error}). Pass another file by --vocab.") from error
     if lines == [""]:
-        raise ModelError(f"{path} is empty. Name another file by --vocab.")
+        raise ModelError(f"{path} is empty. Pass another file by --vocab.")
     return [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
-def _in_places(ids: Mapping[str, Sequence[int]]) -> list[str]:
-    """Symbols by id, of those that have one id; the other places are empty."""
-    symbols = [""] * (max(index for several in ids.values() for index in several) + 1)
-    for symbol, several in ids.items():
-        if len(several) == 1:
-            symbols[several[0]] = symbol
+def symbols_by_id(ids: Mapping[str, Sequence[int]]) -> list[str]:
+    """Returns symbols by id for symbols with a single id; other positions are empty strings."""
+    symbols = [""] * (max(index for symbol_ids in ids.values() for index in symbol_ids) + 1)
+    for symbol, symbol_ids in ids.items():
+        if len(symbol_ids) == 1:
+            symbols[symbol_ids[0]] = symbol
     return symbols
 
 
-def _by_id(ids: object) -> list[str]:
-    """Names in the order of their ids; none where these are not 0, 1, 2 ..."""
+def names_by_id(ids: object) -> list[str]:
+    """Returns names in the order of their ids; empty unless the ids are 0, 1, 2 ..."""
     if not isinstance(ids, dict) or sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
         return []
     return sorted(ids, key=lambda name: int(ids[name]))
 
 
-def _notes_on_phonemes(language: str) -> list[str]:
-    notes = [f"its texts become phonemes of {language}: pip install 'vits-trainer[text]'"]
+def phoneme_notes(language: str) -> list[str]:
+    """Returns notes about the phonemes of a language."""
+    notes = [f"its texts are converted to phonemes of {language}: pip install 'vits-trainer[text]'"]
     if espeak_name(language) != espeak_name(None):
-        notes.append("transformers' own tokenizer would make American English ones: see docs/text.md")
+        notes.append("transformers' own tokenizer would use American English phonemes: see docs/text.md")
     return notes
 
 
-def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors among ``content`` in float32, weight norm under its legacy names.
+def float_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of ``content`` in float32, with weight norm under its legacy names.
 
     Raises:
-        ModelError: some are no plain numbers; each is named.
+        ModelError: tensors are quantized, sparse, complex or without data; lists each.
     """
-    found = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
-    strange = [
+    tensors = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    unsupported = [
         name
-        for name, tensor in found.items()
+        for name, tensor in tensors.items()
         if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized or tensor.is_meta
     ]
-    if strange:
+    if unsupported:
         raise ModelError(
-            f"{path}: these weights are quantized, sparse, complex or absent: {', '.join(strange)}. Convert the "
-            "checkpoint that they were made of."
+            f"{path}: weights are quantized, sparse, complex or without data: {', '.join(unsupported)}. Convert the "
+            "checkpoint from which they were created."
         )
-    return named_as_original({name: tensor.float() for name, tensor in found.items()})
+    return with_legacy_weight_norm_names({name: tensor.float() for name, tensor in tensors.items()})

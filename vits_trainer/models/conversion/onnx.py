@@ -1,7 +1,7 @@
-"""A voice as one ONNX file: text ids in, speech out; and what onnxruntime makes of it, held against PyTorch.
+"""Export of a voice to one ONNX file from token ids to speech, and comparison of onnxruntime with PyTorch.
 
-torch's exporter over ``torch.export``: the text's length stays free, as the exporter itself checks, and the speech's
-length follows from the durations within the file. Nothing in it depends on the example that it is exported with.
+Uses torch's exporter based on ``torch.export``: the text length is dynamic, as verified by the exporter, and the speech
+length follows from the predicted durations. The graph does not depend on the example input.
 """
 
 import json
@@ -22,26 +22,26 @@ from transformers import VitsModel, VitsTokenizer
 
 from vits_trainer.models.duration_predictor import log_durations
 from vits_trainer.models.encoders import encode_text, reversed_flow
-from vits_trainer.models.pretrained import LONGEST_TOKEN_S, audio_spec, clamp_token_durations, fold_weight_norm
+from vits_trainer.models.pretrained import MAX_TOKEN_S, audio_spec, clamp_token_durations, fold_weight_norm
 from vits_trainer.utils.errors import InstallationError, ModelError
 from vits_trainer.utils.files import replace_file, temporary_sibling_dir
 
 OPSET = 18
-"""Known to onnxruntime since 1.14 (2023)."""
+"""Supported by onnxruntime since 1.14 (2023)."""
 TOLERANCE = 1e-3
-"""Greatest difference of a sample, full scale at 1, between onnxruntime and PyTorch with noise off."""
-_LONGEST_TEXT = 4096
-"""Token ids: what the exporter is told; onnxruntime takes longer ones."""
+"""Maximum difference of a sample (full scale 1) between onnxruntime and PyTorch without noise."""
+_MAX_TEXT_TOKENS = 4096
+"""Maximum number of token ids declared to the exporter; onnxruntime accepts longer texts."""
 
 
-class SpokenVoice(nn.Module):
-    """The inference of ``VitsModel`` for one text, with its settings as inputs and without branches on values."""
+class InferenceModule(nn.Module):
+    """Inference of ``VitsModel`` for one text, with the scales as inputs and without data-dependent branches."""
 
     def __init__(self, model: VitsModel) -> None:
         super().__init__()
         self.model = model
         spec = audio_spec(model.config)
-        self.longest = math.log(LONGEST_TOKEN_S * spec.sampling_rate / spec.hop)
+        self.max_log_duration = math.log(MAX_TOKEN_S * spec.sampling_rate / spec.hop)
 
     def forward(
         self,
@@ -51,26 +51,28 @@ class SpokenVoice(nn.Module):
         noise_scale_duration: Tensor,
         speaker_id: Tensor | None = None,
     ) -> Tensor:
-        """Speech, (1, T) samples.
+        """Returns speech, (1, T) samples.
 
         Args:
             tokens: (1, S) ids.
-            noise_scale: () how much the speech varies; 0 = the same each time.
+            noise_scale: () variation of the speech; 0 = deterministic.
             length_scale: () 2 = half as fast.
-            noise_scale_duration: () how much the rhythm varies.
-            speaker_id: (1,) of a voice of several speakers.
+            noise_scale_duration: () variation of the rhythm.
+            speaker_id: (1,) for multi-speaker voices.
         """
         model = self.model
         mask = torch.ones_like(tokens, dtype=torch.float32)[:, None]  # (1, 1, S)
         speaker = None if speaker_id is None else model.embed_speaker(speaker_id)[:, :, None]
         hidden, mean, log_std = encode_text(model.text_encoder, tokens, mask)
         noise = torch.randn_like(hidden[:, :2]) * noise_scale_duration
-        durations = log_durations(model.duration_predictor, hidden, mask, speaker, noise).clamp(max=self.longest)
-        ends = torch.ceil(torch.exp(durations) * length_scale)[0, 0].cumsum(0)  # (S,) frame behind each token's last
-        frames: Any = ends[-1].clamp(min=1).long().item()  # to the exporter a symbol, which int() would want to know
+        durations = log_durations(model.duration_predictor, hidden, mask, speaker, noise).clamp(
+            max=self.max_log_duration
+        )
+        ends = torch.ceil(torch.exp(durations) * length_scale)[0, 0].cumsum(0)  # (S,) exclusive end of each token
+        frames: Any = ends[-1].clamp(min=1).long().item()  # symbolic in the exporter; int() would need its value
         torch._check(frames >= 1)
-        behind = torch.arange(frames, device=tokens.device)[:, None] >= ends  # (T, S)
-        token_of_frame = behind.sum(-1).clamp(max=tokens.shape[1] - 1)
+        is_after_end = torch.arange(frames, device=tokens.device)[:, None] >= ends  # (T, S)
+        token_of_frame = is_after_end.sum(-1).clamp(max=tokens.shape[1] - 1)
         mean, log_std = mean.index_select(2, token_of_frame), log_std.index_select(2, token_of_frame)
         latents = mean + torch.randn_like(mean) * torch.exp(log_std) * noise_scale
         latents = reversed_flow(model.flow, latents, torch.ones_like(latents[:, :1]), speaker)
@@ -80,10 +82,10 @@ class SpokenVoice(nn.Module):
 
 @dataclass(frozen=True)
 class OnnxComparison:
-    """A text spoken by both."""
+    """Comparison of onnxruntime and PyTorch on one text."""
 
     difference: float
-    """Greatest difference of a sample, noise off."""
+    """Maximum difference of a sample, without noise."""
     audio_s: float
     onnx_s: float
     """Median time of onnxruntime."""
@@ -95,28 +97,28 @@ class OnnxComparison:
         ours, theirs = self.onnx_s / self.audio_s, self.torch_s / self.audio_s
         return (
             f"{self.audio_s:.1f} s of speech on {self.cores} core{'s' if self.cores > 1 else ''}: real-time factor "
-            f"{ours:.3f} in onnxruntime, {theirs:.3f} in PyTorch; greatest difference of a sample {self.difference:.1e}"
+            f"{ours:.3f} in onnxruntime, {theirs:.3f} in PyTorch; maximum sample difference {self.difference:.1e}"
         )
 
 
 def require_packages() -> None:
-    """Raises :class:`InstallationError` where the packages for ONNX are not installed."""
+    """Raises :class:`InstallationError` if packages for ONNX are not installed."""
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
         raise InstallationError(f"ONNX needs {', '.join(missing)}: pip install 'vits-trainer[onnx]'.")
 
 
 def export_onnx(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
-    """Writes ``path``, whole or not at all.
+    """Writes a voice to ``path`` atomically.
 
-    Its inputs are those of :class:`SpokenVoice`, its output ``waveform``. Its metadata are JSON each: sampling_rate,
-    vocabulary (ids by symbol), add_blank (id 0 around each), phonemize, is_uroman, speakers (names by id) and the
-    voice's own noise_scale, noise_scale_duration, length_scale.
+    The inputs are those of :class:`InferenceModule`, the output is ``waveform``. Metadata values are JSON:
+    sampling_rate, vocabulary (ids by symbol), add_blank (id 0 around each symbol), phonemize, is_uroman, speakers
+    (names by id) and the voice's defaults of noise_scale, noise_scale_duration and length_scale.
 
     Args:
         model: in training form.
-        tokenizer: the voice's.
-        path: of the file; one that is there is overwritten.
+        tokenizer: tokenizer of the voice.
+        path: output file; an existing file is overwritten.
 
     Raises:
         InstallationError: packages are missing.
@@ -124,7 +126,7 @@ def export_onnx(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
     require_packages()
     import onnx  # noqa: PLC0415 - optional
 
-    voice = SpokenVoice(fold_weight_norm(model)).eval()
+    voice = InferenceModule(fold_weight_norm(model)).eval()
     example: dict[str, Tensor] = {
         "tokens": torch.arange(24)[None] % model.config.vocab_size,
         "noise_scale": torch.tensor(model.config.noise_scale),
@@ -133,9 +135,9 @@ def export_onnx(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
     }
     if model.config.num_speakers > 1:
         example["speaker_id"] = torch.zeros(1, dtype=torch.long)
-    free: dict[str, Any] = dict.fromkeys(example)
-    free["tokens"] = {1: torch.export.Dim("text", min=2, max=_LONGEST_TEXT)}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nobody needs here
+    dynamic_shapes: dict[str, Any] = dict.fromkeys(example)
+    dynamic_shapes["tokens"] = {1: torch.export.Dim("text", min=2, max=_MAX_TEXT_TOKENS)}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns about missing torchvision, which is not needed
     with temporary_sibling_dir(path) as folder:
         part = folder / path.name
         with torch.no_grad():
@@ -147,7 +149,7 @@ def export_onnx(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
                 opset_version=OPSET,
                 input_names=list(example),
                 output_names=["waveform"],
-                dynamic_shapes=free,
+                dynamic_shapes=dynamic_shapes,
                 external_data=False,
                 verbose=False,
             )
@@ -175,28 +177,28 @@ def _metadata(model: VitsModel, tokenizer: VitsTokenizer) -> dict[str, Any]:
 
 
 class OnnxVoice:
-    """An exported voice in onnxruntime, on the CPU."""
+    """An exported voice, run by onnxruntime on the CPU."""
 
     def __init__(self, path: Path) -> None:
-        """Opens the file.
+        """Loads the file.
 
         Raises:
             InstallationError: onnxruntime is missing.
-            ModelError: the file cannot be opened.
+            ModelError: the file cannot be loaded.
         """
         require_packages()
         import onnxruntime  # noqa: PLC0415 - optional
 
-        refusals: tuple[type[Exception], ...] = (RuntimeError, ValueError, OSError, *_onnxruntime_errors())
+        load_errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, OSError, *_onnxruntime_errors())
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except refusals as error:
-            raise ModelError(f"{path}: onnxruntime cannot open it ({' '.join(str(error).split())[:200]}).") from error
-        said = self.session.get_modelmeta().custom_metadata_map
-        self.metadata: dict[str, Any] = {name: json.loads(value) for name, value in said.items()}
-        """As :func:`export_onnx` wrote them."""
+        except load_errors as error:
+            raise ModelError(f"{path}: onnxruntime cannot load it ({' '.join(str(error).split())[:200]}).") from error
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.metadata: dict[str, Any] = {name: json.loads(value) for name, value in metadata.items()}
+        """Metadata written by :func:`export_onnx`."""
 
     def speak(
         self,
@@ -206,41 +208,44 @@ class OnnxVoice:
         noise_scale_duration: float | None = None,
         speaker_id: int = 0,
     ) -> NDArray[np.float32]:
-        """Speech, (T,), of token ids, (S,), blanks among them. What is left out is the voice's own."""
-        own = self.metadata
+        """Returns speech (T,) for token ids (S,) including blanks. Scales default to those of the voice."""
+        defaults = self.metadata
         scales = {
             "noise_scale": noise_scale,
             "length_scale": length_scale,
             "noise_scale_duration": noise_scale_duration,
         }
-        given: dict[str, Any] = {
-            name: np.array(own[name] if scale is None else scale, dtype=np.float32) for name, scale in scales.items()
+        inputs: dict[str, Any] = {
+            name: np.array(defaults[name] if scale is None else scale, dtype=np.float32)
+            for name, scale in scales.items()
         }
-        given |= {"tokens": token_ids[None], "speaker_id": np.array([speaker_id])}
-        wanted = {entry.name for entry in self.session.get_inputs()}
-        speech: NDArray[np.float32] = self.session.run(None, {n: v for n, v in given.items() if n in wanted})[0][0]
+        inputs |= {"tokens": token_ids[None], "speaker_id": np.array([speaker_id])}
+        input_names = {entry.name for entry in self.session.get_inputs()}
+        speech: NDArray[np.float32] = self.session.run(None, {n: v for n, v in inputs.items() if n in input_names})[0][
+            0
+        ]
         return speech
 
 
 def _onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """What it raises where a file is none of its own: classes that derive from nothing but Exception."""
+    """Returns onnxruntime's exceptions for invalid files, which derive directly from Exception."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state  # noqa: PLC0415 - optional
 
-    kinds: tuple[type[Exception], ...] = (state.InvalidProtobuf, state.Fail, state.InvalidGraph, state.NoSuchFile)
-    return kinds
+    errors: tuple[type[Exception], ...] = (state.InvalidProtobuf, state.Fail, state.InvalidGraph, state.NoSuchFile)
+    return errors
 
 
 def compare_onnx(model: VitsModel, path: Path, tokens: int = 150, rounds: int = 3) -> OnnxComparison:
-    """Speaks one text of ``tokens`` ids by both, noise off, after one round to warm up.
+    """Compares output and speed of both on one synthetic text, without noise, after one warm-up round.
 
     Args:
         model: in training form.
-        path: what :func:`export_onnx` wrote of it.
-        tokens: of the made-up text, blanks among them.
-        rounds: that are timed.
+        path: file written by :func:`export_onnx`.
+        tokens: number of token ids in the text, including blanks.
+        rounds: number of timed rounds.
 
     Raises:
-        ModelError: they differ by more than :data:`TOLERANCE`, or in length.
+        ModelError: the outputs differ by more than :data:`TOLERANCE`, or in length.
     """
     torch_voice, onnx_voice = fold_weight_norm(model), OnnxVoice(path)
     torch_voice.noise_scale = torch_voice.noise_scale_duration = 0.0
@@ -261,8 +266,8 @@ def compare_onnx(model: VitsModel, path: Path, tokens: int = 150, rounds: int = 
     difference = float(np.abs(expected - spoken).max()) if expected.shape == spoken.shape else math.inf
     if not difference <= TOLERANCE:
         raise ModelError(
-            f"{path} speaks otherwise than the voice itself: {len(spoken)} samples for {len(expected)}, differing by "
-            f"up to {difference:.1e}. Do not use it; try another version of torch or onnxruntime."
+            f"{path}: output differs from the voice: {len(spoken)} samples instead of {len(expected)}, maximum "
+            f"difference {difference:.1e}. Do not use it. Try another version of torch or onnxruntime."
         )
     audio_s = len(expected) / model.config.sampling_rate
     return OnnxComparison(
@@ -271,9 +276,9 @@ def compare_onnx(model: VitsModel, path: Path, tokens: int = 150, rounds: int = 
 
 
 def _median_s(speak: Callable[[], object], rounds: int) -> float:
-    taken = []
+    durations_s = []
     for _ in range(rounds):
         start = time.perf_counter()
         speak()
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken))
+        durations_s.append(time.perf_counter() - start)
+    return float(np.median(durations_s))
