@@ -170,7 +170,7 @@ CLAIMS = """
 import sys
 from pathlib import Path
 from vits_trainer.models import voice_versions
-voice_versions._PATIENCE_S = 0.1
+voice_versions._LOCK_TIMEOUT_S = 0.1
 with voice_versions.exclusive(Path(sys.argv[1])):
     print("locked")
 """

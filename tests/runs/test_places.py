@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, with what a user may have put there."""
     for module in (voice_versions, run_folder):
-        monkeypatch.setattr(module, "_PATIENCE_S", 0.1)
+        monkeypatch.setattr(module, "_LOCK_TIMEOUT_S", 0.1)
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     (tmp_path / "training/thesis").write_text("precious")
     (tmp_path / "final_model/MY_NOTES.md").write_text("mine")
@@ -199,8 +199,8 @@ def learn(folder: Path, **changes: object) -> int:
         ({"output_dir": "."}, "is or contains --feedback_dir"),
         ({"output_dir": "feedback"}, "is or contains --feedback_dir"),
         ({"model_dir": "training"}, "--model_dir {}/training holds dataset.json, metadata.csv, runs"),
-        ({"output_dir": "mine"}, "mine_work, where train_feedback works (--output_dir with _work behind it), is not"),
-        ({"output_dir": "mine", "data_dir": "mine_work"}, "behind it), is or contains --data_dir"),
+        ({"output_dir": "mine"}, "mine_work, the work folder of train_feedback (--output_dir with _work appended), was not made by it"),
+        ({"output_dir": "mine", "data_dir": "mine_work"}, "appended), is or contains --data_dir"),
     ],
 )
 def test_feedback_takes_no_place_of_something_else(

@@ -32,7 +32,7 @@ _SIGNATURE = "Made with vits_trainer."
 """Text in the model card of a voice written by train_vits."""
 _AT_CWD = -100
 _EXCHANGE = 2
-_PATIENCE_S = 5.0
+_LOCK_TIMEOUT_S = 5.0
 """Long enough for a short export to finish, and for the data workers of a killed run to exit."""
 _LOCKED: set[Path] = set()
 """Directories locked by this process."""
@@ -175,7 +175,7 @@ def exclusive(output: Path) -> Iterator[None]:
     lock_file = directory.with_name(f".{directory.name}.lock")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        lock = files.claim(lock_file, _PATIENCE_S, directory)
+        lock = files.claim(lock_file, _LOCK_TIMEOUT_S, directory)
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written ({error.strerror or error}). Pass another path.") from error
     if lock is None:
