@@ -118,7 +118,7 @@ def test_run_of_a_name_that_is_at_work_is_refused(folder: Path, capsys: pytest.C
     with files.try_lock(folder / "training/runs/run/.lock") as held:  # type: ignore[union-attr]
         before = hashes(folder)
         assert train(folder, checkpoint_dir=folder / "again", output_dir=folder / "other") == 2
-        assert "--run_name run: a run of this name is at work" in capsys.readouterr().err
+        assert "--run_name run: a run of this name is active" in capsys.readouterr().err
         assert {name: value for name, value in hashes(folder).items() if name != "again/.lock"} == before
     assert held.closed
 
@@ -195,10 +195,10 @@ def learn(folder: Path, **changes: object) -> int:
     ("changes", "said"),
     [
         ({"output_dir": "training", "data_dir": "training"}, "--output_dir {}/training is or contains --data_dir"),
-        ({"output_dir": "training"}, "--output_dir {}/training holds dataset.json, metadata.csv, runs"),
+        ({"output_dir": "training"}, "--output_dir {}/training contains dataset.json, metadata.csv, runs"),
         ({"output_dir": "."}, "is or contains --feedback_dir"),
         ({"output_dir": "feedback"}, "is or contains --feedback_dir"),
-        ({"model_dir": "training"}, "--model_dir {}/training holds dataset.json, metadata.csv, runs"),
+        ({"model_dir": "training"}, "--model_dir {}/training contains dataset.json, metadata.csv, runs"),
         ({"output_dir": "mine"}, "mine_work, the work folder of train_feedback (--output_dir with _work appended), was not made by it"),
         ({"output_dir": "mine", "data_dir": "mine_work"}, "appended), is or contains --data_dir"),
     ],
