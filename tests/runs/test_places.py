@@ -195,10 +195,10 @@ def learn(folder: Path, **changes: object) -> int:
     ("changes", "said"),
     [
         ({"output_dir": "training", "data_dir": "training"}, "--output_dir {}/training is or contains --data_dir"),
-        ({"output_dir": "training"}, "--output_dir {}/training holds dataset.json, metadata.csv, runs"),
+        ({"output_dir": "training"}, "--output_dir {}/training contains dataset.json, metadata.csv, runs"),
         ({"output_dir": "."}, "is or contains --feedback_dir"),
         ({"output_dir": "feedback"}, "is or contains --feedback_dir"),
-        ({"model_dir": "training"}, "--model_dir {}/training holds dataset.json, metadata.csv, runs"),
+        ({"model_dir": "training"}, "--model_dir {}/training contains dataset.json, metadata.csv, runs"),
         ({"output_dir": "mine"}, "mine_work, where train_feedback works (--output_dir with _work behind it), is not"),
         ({"output_dir": "mine", "data_dir": "mine_work"}, "behind it), is or contains --data_dir"),
     ],
