@@ -189,7 +189,7 @@ def test_voice_that_the_originals_code_cannot_build_is_refused(
     config["model_args"] |= {"dilation_rate_flow": 2, "dilation_rate_posterior_encoder": 2}
     (tmp_path / "coqui/config.json").write_text(json.dumps(config))
     assert convert(source, "--to", "original", "--output", tmp_path / "back") == 2
-    assert "wavenet_dilation_rate 2 (there 1)" in capsys.readouterr().err
+    assert "wavenet_dilation_rate 2 (original: 1)" in capsys.readouterr().err
     assert not (tmp_path / "back").exists()
 
 

@@ -17,16 +17,16 @@ def test_reference_synchronizes_and_launches_more() -> None:
         with OperationCounter() as counter:
             update()
         counts.append((counter.launching, counter.host_syncs))
-    (ours, _), (theirs, host_syncs) = counts
+    (ours, _), (reference, host_syncs) = counts
     assert host_syncs > 100
-    assert ours < 0.75 * theirs
+    assert ours < 0.75 * reference
 
 
 def test_reference_starts_from_the_same_losses() -> None:
     """The first losses agree with ours up to noise, so both compute the same update."""
     config, runtime = BenchmarkConfig(**{**SMALL, "batch_size": 8}), Runtime("fp32", 1)
     ours = our_update(config, runtime)[1]()
-    theirs = reference_update(config, runtime)()
-    assert theirs["mel"] == pytest.approx(float(ours["generator/mel"]), rel=0.1)
-    assert theirs["kl"] == pytest.approx(float(ours["generator/kl"]), rel=0.1)
-    assert theirs["discriminator"] == pytest.approx(float(ours["discriminator/total"]), rel=0.1)
+    reference = reference_update(config, runtime)()
+    assert reference["mel"] == pytest.approx(float(ours["generator/mel"]), rel=0.1)
+    assert reference["kl"] == pytest.approx(float(ours["generator/kl"]), rel=0.1)
+    assert reference["discriminator"] == pytest.approx(float(ours["discriminator/total"]), rel=0.1)

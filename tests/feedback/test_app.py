@@ -247,8 +247,8 @@ def test_full_workflow_in_a_browser(model: Path, tmp_path: Path, page: Any) -> N
         page.wait_for_selector("#learning .notice.good >> text=Training finished", timeout=HANG_S * 1000)
         assert "voice version 1" in page.inner_text("#learning .notice")
         assert "trained on 2 corrections" in page.inner_text("#learning .notice")
-        learnt = json.loads((model / "learnt.json").read_text())["corrections"]
-        assert learnt.keys() == {wav.stem, recorded.stem}
+        corrections = json.loads((model / "learnt.json").read_text())["corrections"]
+        assert corrections.keys() == {wav.stem, recorded.stem}
         assert (tmp_path / "final_model_versions/0/model.safetensors").is_file()
         page.click("#learn")
         page.wait_for_selector("#learning .notice.good >> text=There are no new corrections", timeout=HANG_S * 1000)

@@ -99,8 +99,8 @@ def test_names_are_mapped_back_to_the_original(case, plain):
 
 
 def golden_model(case):
-    figures = json.loads((GOLDEN / f"{case}.json").read_text())
-    return with_weight_norm(VitsModel(golden.vits_config(figures["config"]))), figures["generator_shapes"]
+    content = json.loads((GOLDEN / f"{case}.json").read_text())
+    return with_weight_norm(VitsModel(golden.vits_config(content["config"]))), content["generator_shapes"]
 
 
 @pytest.mark.parametrize("case", ["single_sdp", "multi_sdp"])
@@ -141,9 +141,9 @@ def test_deterministic_duration_predictor_is_detected_by_names():
 def test_each_generator_mismatch_is_listed():
     shapes = {"text_encoder.embed_tokens.weight": torch.empty(4, 2), "decoder.conv_pre.bias": torch.empty(3)}
     weights = {"enc_p.emb.weight": torch.empty(5, 2), "dec.cond.bias": torch.empty(3)}
-    with pytest.raises(ModelError) as refused:
+    with pytest.raises(ModelError) as raised:
         from_original_generator(weights, shapes)
-    message = str(refused.value)
+    message = str(raised.value)
     assert "do not match the generator" in message
     assert "decoder.cond.bias is unexpected" in message
     assert "decoder.conv_pre.bias is missing" in message

@@ -101,7 +101,7 @@ def as_finetune_hf_vits(folder, discriminator: Discriminator, published, weight_
 @pytest.mark.parametrize("normed", [False, True], ids=["as it publishes them", "weight norm everywhere"])
 def test_finetune_hf_vits_checkpoint_has_voice_and_discriminators(published, tmp_path, normed):
     discriminator = Discriminator(DiscriminatorShape((2, 3, 5), 16))
-    voice = as_finetune_hf_vits(tmp_path / "theirs", discriminator, published, normed)
+    voice = as_finetune_hf_vits(tmp_path / "finetuned", discriminator, published, normed)
     assert has_discriminator(str(voice))
     assert not has_discriminator(str(published))
     assert_same_scores(load_or_create_discriminator(str(voice), DiscriminatorShape()), discriminator)
@@ -111,15 +111,15 @@ def test_finetune_hf_vits_checkpoint_has_voice_and_discriminators(published, tmp
 
 
 def test_mismatches_of_a_finetune_hf_vits_checkpoint_are_listed(published, tmp_path):
-    voice = as_finetune_hf_vits(tmp_path / "theirs", Discriminator(DiscriminatorShape((2,), 16)), published, True)
+    voice = as_finetune_hf_vits(tmp_path / "finetuned", Discriminator(DiscriminatorShape((2,), 16)), published, True)
     weights = load_file(voice / "model.safetensors")
     del weights["flow.flows.1.conv_post.weight_v"]
     weights["flow.novelty"] = torch.zeros(1)
     save_file(weights, voice / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError) as refused:
+    with pytest.raises(ModelError) as raised:
         load_model(str(voice))
-    assert "flow.novelty is unexpected" in str(refused.value)
-    assert "flow.flows.1.conv_post.weight is missing" in str(refused.value)
+    assert "flow.novelty is unexpected" in str(raised.value)
+    assert "flow.flows.1.conv_post.weight is missing" in str(raised.value)
 
 
 def test_source_without_discriminators_is_rejected(published, tmp_path):

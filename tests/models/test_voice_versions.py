@@ -77,7 +77,7 @@ def test_number_of_kept_versions_is_limited(tmp_path: Path):
 
 
 def test_swap_never_leaves_the_directory_missing(tmp_path: Path):
-    served, other = voice(tmp_path / "place", "one"), voice(tmp_path / "other", "two")
+    served, other = voice(tmp_path / "served", "one"), voice(tmp_path / "other", "two")
     stopped, misses = threading.Event(), []
 
     def check_presence() -> None:
@@ -123,10 +123,10 @@ for name in ("rename", "replace", "unlink", "mkdir", "rmdir"):
 files.fsync_dir = counted(files.fsync_dir)
 voice_versions.atomic_swap = counted(voice_versions.atomic_swap)
 root = Path(sys.argv[1])
-place = root / "final_model"
+directory = root / "final_model"
 if sys.argv[3] == "renames":
     voice_versions.ctypes.CDLL = lambda _: object()
-with voice_versions.exclusive(place), voice_versions.replace_voice(place, 1) as folder:
+with voice_versions.exclusive(directory), voice_versions.replace_voice(directory, 1) as folder:
     for path in (root / "new").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
 print("installed")
@@ -287,8 +287,9 @@ def test_read_only_directory_is_rejected(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     script = (
         "import os, sys; os.chdir('/'); from pathlib import Path; from vits_trainer.models import voice_versions\n"
-        "os.setresuid(65534, 65534, 65534); place = Path(sys.argv[1])\n"
-        "voice_versions.check_voice_destination(place, 'output_dir', {})\nvoice_versions.exclusive(place).__enter__()"
+        "os.setresuid(65534, 65534, 65534); directory = Path(sys.argv[1])\n"
+        "voice_versions.check_voice_destination(directory, 'output_dir', {})\n"
+        "voice_versions.exclusive(directory).__enter__()"
     )
     for parent in [tmp_path, *tmp_path.parents][:-2]:
         parent.chmod(parent.stat().st_mode | 0o055)
@@ -346,8 +347,8 @@ def test_other_files_stay_when_the_voice_is_replaced(tmp_path: Path) -> None:
     assert (served / "plots/a.png").read_text() == "mine"
     remaining = [path.name for path in (tmp_path / "final_model_versions").rglob("*")]
     assert not {"MY_NOTES.md", "plots"} & set(remaining)
-    voice_versions.move_voice(served, tmp_path / "refused")
-    assert content(tmp_path / "refused") == "one"
+    voice_versions.move_voice(served, tmp_path / "rejected")
+    assert content(tmp_path / "rejected") == "one"
     assert sorted(path.name for path in served.iterdir()) == [files.MARKER, "MY_NOTES.md", "plots"]
     install(tmp_path, "three")
     assert content(served) == "three"

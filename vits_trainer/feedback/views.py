@@ -44,21 +44,21 @@ def notice(message: str, kind: str = "good") -> str:
     return f'<p class="notice {kind}" role="{role}">{escape(message)}</p>' if message else ""
 
 
-def playback(text: str, take: int, seconds: float, wav: bytes, picture: bytes) -> str:
+def playback(text: str, take: int, seconds: float, wav: bytes, plot: bytes) -> str:
     """Returns a player for the generated speech and its mel spectrogram."""
     return (
         f'<figure class="playback"><figcaption>“{escape(text)}” <span class="hint">take {take}, {seconds:.1f} s</span>'
         f'</figcaption><audio controls autoplay aria-label="Generated speech: {escape(text)}" '
         f'src="data:audio/wav;base64,{_base64(wav)}"></audio>'
-        f"{_image(picture, 'Mel spectrogram of the generated speech')}</figure>"
+        f"{_image(plot, 'Mel spectrogram of the generated speech')}</figure>"
     )
 
 
-def comparison(seconds: float, picture: bytes) -> str:
+def comparison(seconds: float, plot: bytes) -> str:
     """Returns mel spectrograms of the generated speech and, below it, the user's recording."""
     return (
         f'<figure><figcaption class="hint">Your recording: {seconds:.1f} s</figcaption>'
-        f"{_image(picture, 'Mel spectrograms of the generated speech and, below it, of your recording')}</figure>"
+        f"{_image(plot, 'Mel spectrograms of the generated speech and, below it, of your recording')}</figure>"
     )
 
 

@@ -32,7 +32,7 @@ class PlainWeightNorm(nn.Module):
 
 
 def compile_fixed_shapes(generator: Generator, discriminator: Discriminator | None) -> None:
-    """Compiles the decoder and the discriminators on their first calls. Modifies both in place.
+    """Compiles the decoder, for training only, and the discriminators on their first calls. Modifies both in place.
 
     A batch of another size triggers one recompilation with dynamic size. Exceeding
     ``torch._dynamo.config.recompile_limit`` raises instead of silently falling back to eager mode.

@@ -85,7 +85,7 @@ def generator_name(original: str, stochastic_durations: bool = True) -> str:
 
     Args:
         original: for example ``enc_p.encoder.attn_layers.0.conv_q.weight``.
-        stochastic_durations: type of the duration predictor, as both have a ``dp.proj``.
+        stochastic_durations: whether the duration predictor is stochastic; both types have a ``dp.proj``.
     """
     name = original
     if name.startswith("flow."):  # the original has a flip after each flow in its list

@@ -5,7 +5,7 @@ final_model_versions/1/ ...  earlier versions
 final_model_versions/rolled-back-2/
 .final_model.lock            exists while a process writes there
 
-Files of other programs in a voice's directory stay there when the voice is replaced.
+Other files in a voice's directory, of users or other programs, stay there when the voice is replaced.
 """
 
 import ctypes
@@ -282,14 +282,14 @@ def install(new: Path, directory: Path, keep: int) -> None:
 
 
 def copy_voice(voice: Path, folder: Path) -> None:
-    """Copies a voice to an empty directory, without its history and files of other programs."""
+    """Copies a voice to an empty directory, without its history and without other files."""
     for path in sorted(voice.iterdir()):
         if VOICE.files.fullmatch(path.name) and path.name != HISTORY_FILE:
             shutil.copyfile(path, folder / path.name)
 
 
 def move_voice(voice: Path, target: Path) -> None:
-    """Moves a voice to ``target``, which must not exist; files of other programs stay."""
+    """Moves a voice to ``target``, which must not exist; other files stay."""
     directory = followed(voice)
     move(directory, target)
     if files.others_files(target, VOICE):
@@ -364,7 +364,7 @@ def _finish_swap(incoming: Path, directory: Path) -> None:
 
 
 def _keep_as_version(voice: Path, directory: Path, name: str) -> None:
-    """Renames a replaced voice to its version name, after returning files of other programs."""
+    """Renames a replaced voice to its version name, after moving other files back."""
     _return_others(voice, directory)
     target = voice.with_name(name)
     if target.exists():

@@ -70,7 +70,7 @@ def test_waveform_equals_transformers_for_all_lengths_speeds_and_speakers(export
     model, path = exported
     voice = OnnxVoice(path)
     speakers = [None] if model.config.num_speakers == 1 else [0, 2]
-    heard = []
+    waveforms = []
     for length in (1, 2, 24, 97, 300):  # the example input of the export has 24
         ids = np.random.default_rng(length).integers(0, len(TOKENIZER), length)
         for length_scale in (1.0, 1.7):
@@ -79,10 +79,10 @@ def test_waveform_equals_transformers_for_all_lengths_speeds_and_speakers(export
                 spoken = voice.speak(ids, 0.0, length_scale, 0.0, speaker or 0)
                 assert spoken.shape == expected.shape
                 np.testing.assert_allclose(spoken, expected, atol=1e-3, rtol=0)
-                heard.append(expected)
-    assert len({len(samples) for samples in heard}) > 5
-    assert min(np.abs(samples).max() for samples in heard) > 0.1
-    assert max(map(len, heard)) < 300 * 256 * 20
+                waveforms.append(expected)
+    assert len({len(samples) for samples in waveforms}) > 5
+    assert min(np.abs(samples).max() for samples in waveforms) > 0.1
+    assert max(map(len, waveforms)) < 300 * 256 * 20
 
 
 def test_noise_scales_are_inputs(exported: tuple[VitsModel, Path]) -> None:
