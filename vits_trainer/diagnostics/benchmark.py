@@ -158,16 +158,16 @@ def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[GanTrainStep,
         learners.append(NetworkOptimizer(name, network, optimizer, runtime.accelerator, runtime.gradient_scaler(), 0.0))
     turns = GanTrainStep(runtime, objective, learners[0], discriminator, learners[1], config.compile)
     batch = workload(config)
-    normalisers = objective.denominators(batch)
+    denominators = objective.denominators(batch)
 
     means = DeviceMeans()
 
     def update() -> dict[str, Tensor]:
         found = turns(
-            batch, normalisers, discriminator_only=False, sync_gradients=True, learning_rate=training.learning_rate
+            batch, denominators, discriminator_only=False, sync_gradients=True, learning_rate=training.learning_rate
         )
         norms = torch.stack([value for name, value in found.items() if name.startswith("grad_norm/")])
-        means.add(found, normalisers.clips, counts=torch.isfinite(norms).all())
+        means.add(found, denominators.clips, counts=torch.isfinite(norms).all())
         return found
 
     return turns, update
@@ -263,7 +263,7 @@ def _split(turns: GanTrainStep, clock: Clock) -> None:
     clock.timed(turns.objective, "synthesize", "synthesis")
     clock.timed(turns.objective, "discriminator_losses", "discriminator")
     clock.timed(turns.objective, "generator_losses", "generator")
-    for learner in turns.learners:
+    for learner in turns.optimizers:
         clock.timed(learner, "backward", learner.name)
         clock.timed(learner, "update", "optimiser")
     clock.timed(alignment, "search", "alignment")

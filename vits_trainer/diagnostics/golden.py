@@ -145,10 +145,10 @@ def compare_case(case: Case, dtype: torch.dtype = torch.float64) -> list[Compare
         starts, posterior = case.tensors["input.ids_slice"], case.tensors["output.z"]
     except KeyError as error:
         raise DataError(f"golden case {case.name} lacks {error}.") from error
-    comparison = objective.generator_forward(generator, batch, starts)
-    judged = objective.discriminator_losses(discriminator, comparison)
+    pair = objective.generator_forward(generator, batch, starts)
+    judged = objective.discriminator_losses(discriminator, pair)
     with frozen(discriminator):
-        generated = objective.generator_losses(discriminator, comparison)
+        generated = objective.generator_losses(discriminator, pair)
     ours = {f"generator/{name}": loss.item() for name, loss in generated.items()}
     ours |= {f"discriminator/{name}": loss.item() for name, loss in judged.items()}
     kind, suffix = (LOSS, "") if is_exact else (LOSS_FLOAT32, " in float32")
@@ -159,7 +159,7 @@ def compare_case(case: Case, dtype: torch.dtype = torch.float64) -> list[Compare
         return losses
     for turn in (judged, generated):
         turn["total"].backward()  # type: ignore[no-untyped-call]
-    distance = (comparison.output.posterior - posterior).abs().max().item()
+    distance = (pair.output.posterior - posterior).abs().max().item()
     translate = partial(generator_name, stochastic_durations=case.figures["config"]["use_sdp"])
     return [
         ComparedValue("posterior sample, greatest difference", 0.0, distance, POSTERIOR),

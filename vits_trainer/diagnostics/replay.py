@@ -79,17 +79,17 @@ def _run(batch: Batch, objective: Objective, networks: Sequence[nn.Module], runt
     for network in networks:
         network.zero_grad(set_to_none=True)
     with runtime.autocast():
-        comparison = objective.generator_forward(generator, batch.to(runtime.device))
+        pair = objective.generator_forward(generator, batch.to(runtime.device))
         values: dict[str, float] = {}
         if discriminator is not None:
-            losses = objective.discriminator_losses(discriminator, comparison)
+            losses = objective.discriminator_losses(discriminator, pair)
             losses["total"].backward()  # type: ignore[no-untyped-call]
             values |= {f"discriminator/{name}": float(loss.detach()) for name, loss in losses.items()}
             values["grad_norm/discriminator"] = _norm(discriminator)
             with frozen(discriminator):
-                losses = objective.generator_losses(discriminator, comparison)
+                losses = objective.generator_losses(discriminator, pair)
         else:
-            losses = objective.generator_losses(None, comparison)
+            losses = objective.generator_losses(None, pair)
     losses["total"].backward()  # type: ignore[no-untyped-call]
     values |= {f"generator/{name}": float(loss.detach()) for name, loss in losses.items()}
     values["grad_norm/generator"] = _norm(generator)

@@ -162,10 +162,10 @@ def _gradients(prepared_dir: Path) -> str:
     norms: dict[str, float] = {}
     for _ in range(2):  # layers that start at zero let no gradient through before they have moved once
         optimizer.zero_grad()
-        comparison = objective.generator_forward(generator, batch.to(torch.device("cpu")))
-        objective.discriminator_losses(discriminator, comparison)["total"].backward()  # type: ignore[no-untyped-call]
+        pair = objective.generator_forward(generator, batch.to(torch.device("cpu")))
+        objective.discriminator_losses(discriminator, pair)["total"].backward()  # type: ignore[no-untyped-call]
         with frozen(discriminator):
-            losses = objective.generator_losses(discriminator, comparison)
+            losses = objective.generator_losses(discriminator, pair)
         losses["total"].backward()  # type: ignore[no-untyped-call]
         norms = {name: _gradient_norm(part) for name, part in parts.items()}
         optimizer.step()
