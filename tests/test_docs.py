@@ -84,10 +84,10 @@ def documented_metrics() -> set[str]:
 def loss_names() -> set[str]:
     objective = Objective("vits", LossWeights(), AudioSpec(16000, 1024, 1024, 256), 32)
     waveform = torch.zeros(1, 1, 8192)
-    normalisers = SimpleNamespace(clips=1)
-    comparison = SimpleNamespace(recorded=waveform, generated=waveform, denominators=normalisers)
+    denominators = SimpleNamespace(clips=1)
+    pair = SimpleNamespace(recorded=waveform, generated=waveform, denominators=denominators)
     judges = Discriminator(DiscriminatorShape(periods=(2,), channels_divisor=8))
-    of_discriminator = objective.discriminator_losses(judges, comparison)  # type: ignore[arg-type]
+    of_discriminator = objective.discriminator_losses(judges, pair)  # type: ignore[arg-type]
     return {f"generator/{name}" for name in objective.generator_loss_names} | {
         f"discriminator/{name}" for name in of_discriminator
     } | {f"validation/{figure}" for figures in SCORES.values() for figure in figures}

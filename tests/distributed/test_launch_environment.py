@@ -1,4 +1,4 @@
-"""Launchers that started too few processes, too many, or strangers to one another: refused, with a line that works."""
+"""Launchers that start too few, too many or unconnected processes are rejected, with a command that works."""
 
 import re
 import shlex
@@ -17,20 +17,20 @@ STEP = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True"}
 
 
-def refusal(check, *arguments):
-    with pytest.raises(ConfigError) as refused:
+def error_of(check, *arguments):
+    with pytest.raises(ConfigError) as caught:
         check(*arguments)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-def lines_that_work(message):
-    """Each is one that accelerate launch parses, with a file that comes with the project."""
-    found = re.findall(r"accelerate launch --config_file .*? -m vits_trainer train_vits", message)
-    for line in found:
-        arguments = launch_command_parser().parse_args(shlex.split(line)[2:])
+def valid_commands(message):
+    """The commands in ``message``; asserts that accelerate launch parses them and that their files exist."""
+    commands = re.findall(r"accelerate launch --config_file .*? -m vits_trainer train_vits", message)
+    for command in commands:
+        arguments = launch_command_parser().parse_args(shlex.split(command)[2:])
         assert (ROOT / arguments.config_file).is_file()
-    return found
+    return commands
 
 
 @pytest.mark.parametrize(
@@ -39,42 +39,42 @@ def lines_that_work(message):
         ({}, 1),
         (ACCELERATE, 1),
         (TORCHRUN, 16),
-        ({**ACCELERATE, **TORCHRUN, **STEP}, 16),  # slurm.sh: one launcher a task
+        ({**ACCELERATE, **TORCHRUN, **STEP}, 16),  # slurm.sh: one launcher per task
         ({"SLURM_NTASKS": "8"}, 1),  # the shell of salloc
         ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, 1),
         ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, 1),  # srun --ntasks=1 in a larger job
         # A batch script that calls torchrun itself, on one machine.
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "1"}, 8),
-        (STEP | {"WORLD_SIZE": "2"}, 2),  # a task a rank
-        ({"MASTER_ADDR": "node-a"}, 1),  # exported, and no launcher
+        (STEP | {"WORLD_SIZE": "2"}, 2),  # one task per rank
+        ({"MASTER_ADDR": "node-a"}, 1),  # exported, without a launcher
         ({"WORLD_SIZE": "2", "OMPI_COMM_WORLD_SIZE": "2"}, 2),
     ],
 )
-def test_what_belongs_together_is_left_in_peace(environment, world_size):
+def test_connected_processes_are_accepted(environment, world_size):
     launch_environment.check_world_size(environment, world_size)
 
 
 @pytest.mark.parametrize(
-    ("environment", "world_size", "said"),
+    ("environment", "world_size", "expected"),
     [
         ({"WORLD_SIZE": "2"}, 1, "launcher started 2 processes, but they are not connected"),
-        (STEP, 1, "Slurm has 2 tasks here, and each believes to be alone, as one of 1 process"),
-        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, 1, "Slurm has 2 tasks here"),
-        (ACCELERATE | STEP, 1, "Slurm has 2 tasks here"),
-        (STEP | {"WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "1"}, 8, "each believes to be alone, as one of 8 process"),
-        ({"OMPI_COMM_WORLD_SIZE": "4"}, 1, "MPI started 4 processes, but each believes to be alone"),
+        (STEP, 1, "Slurm started 2 tasks that are not connected: each has a world size of 1"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, 1, "Slurm started 2 tasks"),
+        (ACCELERATE | STEP, 1, "Slurm started 2 tasks"),
+        (STEP | {"WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "1"}, 8, "each has a world size of 8"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, 1, "MPI started 4 processes, but they are not connected"),
         ({"PMI_SIZE": "3"}, 1, "MPI started 3 processes"),
         (ACCELERATE | {"MASTER_ADDR": "127.0.0.1"}, 1, "was asked for several processes and started one"),
     ],
 )
-def test_strangers_are_refused_with_a_line_that_works(environment, world_size, said):
-    message = refusal(launch_environment.check_world_size, environment, world_size)
-    assert said in message
-    assert lines_that_work(message) or "sbatch accelerate_configs/slurm.sh" in message
+def test_unconnected_processes_are_rejected_with_a_valid_command(environment, world_size, expected):
+    message = error_of(launch_environment.check_world_size, environment, world_size)
+    assert expected in message
+    assert valid_commands(message) or "sbatch accelerate_configs/slurm.sh" in message
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "expected"),
     [
         ("ACCELERATE_USE_FSDP", "true", "asks for FSDP"),
         ("ACCELERATE_USE_DEEPSPEED", "true", "asks for DeepSpeed"),
@@ -83,41 +83,41 @@ def test_strangers_are_refused_with_a_line_that_works(environment, world_size, s
         ("PJRT_DEVICE", "TPU", "asks for a TPU"),
     ],
 )
-def test_machinery_that_there_is_nothing_for_is_refused(monkeypatch, name, value, said):
+def test_unsupported_backends_are_rejected(monkeypatch, name, value, expected):
     monkeypatch.setenv(name, value)
-    message = refusal(Runtime, "fp32", 1)
-    assert said in message
+    message = error_of(Runtime, "fp32", 1)
+    assert expected in message
     assert "two networks" in message
-    assert lines_that_work(message)
+    assert valid_commands(message)
 
 
 @pytest.mark.parametrize("value", ["false", "", "0"])
-def test_machinery_that_is_switched_off_is_no_reason(value):
+def test_disabled_backends_are_accepted(value):
     launch_environment.check_no_fsdp_or_deepspeed({"ACCELERATE_USE_FSDP": value, "PJRT_DEVICE": "CPU"})
 
 
 @pytest.mark.parametrize(
-    ("gpus", "machines", "works"),
+    ("gpus", "machines", "expected"),
     [
         (1, 1, "single_gpu.yaml -m"),
         (4, 1, "multi_gpu.yaml --num_processes 4 -m"),
         (4, 2, "multi_node.yaml --num_machines 2 --num_processes 8 -m"),
     ],
 )
-def test_more_processes_than_gpus_are_refused(gpus, machines, works):
+def test_more_processes_than_gpus_are_rejected(gpus, machines, expected):
     environment = TORCHRUN | {"GROUP_WORLD_SIZE": str(machines)}
-    message = refusal(launch_environment.check_gpu_count, environment, gpus)
+    message = error_of(launch_environment.check_gpu_count, environment, gpus)
     assert f"started 8 processes on this machine, which has {gpus} GPU(s)" in message
-    (line,) = lines_that_work(message)
-    assert works in line
+    (command,) = valid_commands(message)
+    assert expected in command
 
 
-def test_a_gpu_for_each_is_enough():
+def test_one_gpu_per_process_is_accepted():
     launch_environment.check_gpu_count(TORCHRUN, 8)
     launch_environment.check_gpu_count({}, 1)
 
 
-def test_cpu_that_the_launcher_asks_for_is_taken_although_there_is_a_gpu(monkeypatch):
+def test_launcher_selects_the_cpu_although_there_is_a_gpu(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     runtime = Runtime("auto", 1)

@@ -20,7 +20,7 @@ def without_a_launcher(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("asked", "launched", "on_gpu", "precision"),
+    ("requested", "launched", "on_gpu", "precision"),
     [
         ("auto", None, False, "fp32"),
         ("auto", None, True, "bf16"),
@@ -37,11 +37,11 @@ def without_a_launcher(monkeypatch):
         ("fp16", "fp16", True, "fp16"),
     ],
 )
-def test_precision(monkeypatch, asked, launched, on_gpu, precision):
+def test_precision(monkeypatch, requested, launched, on_gpu, precision):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     if launched:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    assert resolve_precision(asked, on_gpu) == precision
+    assert resolve_precision(requested, on_gpu) == precision
 
 
 def test_auto_is_fp32_on_a_gpu_without_bf16(monkeypatch):
@@ -50,77 +50,77 @@ def test_auto_is_fp32_on_a_gpu_without_bf16(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("asked", "launched"), [("fp32", "bf16"), ("bf16", "fp16"), ("fp16", "bf16"), ("fp32", "fp16")]
+    ("requested", "launched"), [("fp32", "bf16"), ("bf16", "fp16"), ("fp16", "bf16"), ("fp32", "fp16")]
 )
-def test_launcher_that_contradicts_the_flag_is_refused(monkeypatch, asked, launched):
+def test_launcher_precision_that_contradicts_the_flag_is_rejected(monkeypatch, requested, launched):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    with pytest.raises(ConfigError, match=rf"--precision {asked}, but the launcher says {launched}"):
-        resolve_precision(asked, on_gpu=True)
+    with pytest.raises(ConfigError, match=rf"--precision {requested}, but the launcher sets {launched}"):
+        resolve_precision(requested, on_gpu=True)
 
 
-def test_precision_of_the_launcher_that_we_lack_is_refused(monkeypatch):
+def test_unsupported_launcher_precision_is_rejected(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
     with pytest.raises(ConfigError, match="fp8"):
         resolve_precision("auto", on_gpu=True)
 
 
-@pytest.mark.parametrize(("asked", "launched"), [("fp16", None), ("auto", "fp16")])
-def test_fp16_without_a_gpu_is_refused(monkeypatch, asked, launched):
+@pytest.mark.parametrize(("requested", "launched"), [("fp16", None), ("auto", "fp16")])
+def test_fp16_without_a_gpu_is_rejected(monkeypatch, requested, launched):
     if launched:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
-        resolve_precision(asked, on_gpu=False)
+        resolve_precision(requested, on_gpu=False)
 
 
-def test_trap_10_accumulation_of_the_launcher_that_differs_is_refused(monkeypatch):
+def test_trap_10_different_launcher_accumulation_is_rejected(monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     with pytest.raises(ConfigError, match=r"launcher asks for 4 .* --gradient_accumulation_steps is 8"):
         Runtime("fp32", accumulation=8)
 
 
 @pytest.mark.parametrize("launched", ["1", "8"])
-def test_accumulation_of_the_launcher_that_agrees_is_taken(monkeypatch, launched):
+def test_equal_launcher_accumulation_is_accepted(monkeypatch, launched):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", launched)
     assert Runtime("fp32", accumulation=8).world_size == 1
 
 
-def test_trap_10_precision_of_the_launcher_reaches_neither_accelerate_nor_the_flag(monkeypatch):
+def test_trap_10_launcher_precision_is_used_but_not_by_accelerate(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     runtime = Runtime("auto", 1)
     assert runtime.precision == "bf16"
     assert runtime.accelerator.mixed_precision == "no"
 
 
-def test_processes_that_are_not_connected_are_refused(monkeypatch):
+def test_unconnected_processes_are_rejected(monkeypatch):
     Runtime("fp32", 1)  # Accelerate keeps its first state: later ones see one process
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"launcher started 2 processes, but they are not connected"):
         Runtime("fp32", 1)
 
 
-def test_one_process_is_main_and_speaks_for_itself():
+def test_single_process_is_main_and_its_collectives_are_local():
     runtime = Runtime("fp32", 1)
     assert (runtime.rank, runtime.world_size, runtime.is_main_process, runtime.device.type) == (0, 1, True, "cpu")
-    assert runtime.on_main_then_broadcast(lambda: "word") == "word"
-    assert runtime.all_gather_object("word") == ["word"]
+    assert runtime.on_main_then_broadcast(lambda: "value") == "value"
+    assert runtime.all_gather_object("value") == ["value"]
     assert runtime.all_reduce_sum(torch.tensor([1.0, 2.0])).tolist() == [1, 2]
     assert runtime.describe() == "1 process(es) on CPU, fp32"
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_autocast_is_the_precisions(precision, dtype):
+def test_autocast_uses_the_precision(precision, dtype):
     with Runtime(precision, 1).autocast():
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
 
 
-def test_scaling_is_off_unless_fp16():
+def test_gradient_scaling_is_enabled_only_for_fp16():
     assert not Runtime("bf16", 1).gradient_scaler().is_enabled()
     runtime = Runtime("fp32", 1)
-    runtime.precision = "fp16"  # which a CPU is refused
+    runtime.precision = "fp16"  # rejected on a CPU
     assert runtime.gradient_scaler().is_enabled()
 
 
-def test_trap_11_overflow_in_one_network_leaves_the_others_scale_alone():
+def test_trap_11_overflow_in_one_network_keeps_the_others_scale():
     runtime = Runtime("fp32", 1)
     runtime.precision = "fp16"
     scalers = [runtime.gradient_scaler(), runtime.gradient_scaler()]
@@ -135,7 +135,7 @@ def test_trap_11_overflow_in_one_network_leaves_the_others_scale_alone():
     assert [parameter.item() for parameter in parameters] == [0.5, 1.0]
 
 
-def test_what_is_drawn_is_a_function_of_the_numbers_and_the_rank():
+def test_random_numbers_are_a_function_of_the_seed_numbers():
     runtime = Runtime("fp32", 1)
 
     def drawn(*numbers: int) -> tuple[float, ...]:

@@ -40,7 +40,7 @@ def first_gradients(config: BenchmarkConfig) -> tuple[dict[str, float], list[tor
     losses = turns(
         batch, turns.objective.denominators(batch), discriminator_only=False, sync_gradients=True, learning_rate=None
     )
-    parameters = [parameter for learner in turns.learners for parameter in learner.network.parameters()]
+    parameters = [parameter for optimizer in turns.optimizers for parameter in optimizer.network.parameters()]
     return {name: float(loss.detach()) for name, loss in losses.items()}, [
         p.grad for p in parameters if p.grad is not None
     ]

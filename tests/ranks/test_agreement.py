@@ -103,7 +103,7 @@ def silent(data: Path) -> None:
     [
         (other_text, ["0 of 12 on rank 0, 1 of 12 on rank 1", "'number 3 speaks' (30444 bytes) on rank 0, 'speaks 3"]),
         (fewer, ["clips: 12 on rank 0, 10 on rank 1", "audio_000010.wav: 'number 10 speaks'", "missing on rank 1"]),
-        (silent, ["recordings unlike rank 0's: 0 of 12 on rank 0, 12 of 12 on rank 1", ".wav: "]),
+        (silent, ["recordings different from rank 0: 0 of 12 on rank 0, 12 of 12 on rank 1", ".wav: "]),
     ],
 )
 def test_other_clips_are_named(place: Path, tmp_path: Path, change: Callable[[Path], None], words: list[str]) -> None:
@@ -158,7 +158,7 @@ def sizes_bytes(folder: Path) -> list[int]:
 def test_other_shards_of_a_stream_are_named(place: Path, tmp_path: Path) -> None:
     own = write_shards(tmp_path / "shards", **SHARDS, base_s=0.7)
     ended = ranks(flags_of(place, tmp_path, data_dir=place / "shards", **STREAM), [], ["--data_dir", own])
-    require_told(ended, "clips unlike rank 0's: 0 of 2 on rank 0, 2 of 2 on rank 1", "shards/shard_00000.parquet: ")
+    require_told(ended, "clips different from rank 0: 0 of 2 on rank 0, 2 of 2 on rank 1", "shard_00000.parquet: ")
 
 
 def test_row_groups_of_a_stream_are_compared_where_the_manifest_is_the_same(
@@ -172,7 +172,7 @@ def test_row_groups_of_a_stream_are_compared_where_the_manifest_is_the_same(
             break
     shutil.copyfile(place / "shards/shards.json", own / "shards.json")
     ended = ranks(flags_of(place, tmp_path, data_dir=place / "shards", **STREAM), [], ["--data_dir", own])
-    require_told(ended, "recordings unlike rank 0's: 0 of 7 on rank 0, 7 of 7 on rank 1", "0000.parquet row group")
+    require_told(ended, "recordings different from rank 0: 0 of 7 on rank 0, 7 of 7 on rank 1", "parquet row group")
 
 
 def test_behind_the_launcher_the_ranks_tell_it_too(place: Path, tmp_path: Path) -> None:

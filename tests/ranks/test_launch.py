@@ -108,7 +108,7 @@ def test_one_process_in_place_of_two_is_refused(prepared: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "Slurm has 2 tasks here, and each believes to be alone"),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "Slurm started 2 tasks that are not connected"),
         ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed"),
     ],

@@ -598,9 +598,9 @@ MACHINE = (
     MachineRow("no space left while a checkpoint is saved", "exit 1", "could not be written", _full_disk),
     MachineRow("--fp16 without a GPU", "exit 2", "fp16 needs a GPU", lambda place: _process([*_trained(_nothing)(place), "--fp16"], CUDA_VISIBLE_DEVICES="")),
     MachineRow("launcher's port taken: it takes another", "accepted", "already in use", _port_taken),
-    MachineRow("launcher that counts two processes and starts one", "exit 2", "cannot meet", lambda place: _process(_trained(_nothing)(place), WORLD_SIZE="2")),
-    MachineRow("launcher's precision is another", "exit 2", "but the launcher says fp16", lambda place: _process([*_trained(_nothing)(place), "--precision", "bf16"], ACCELERATE_MIXED_PRECISION="fp16")),
-    MachineRow("checkpoints in the way", "exit 2", "already holds checkpoint-3", lambda place: ((place / "checkpoints/checkpoint-3").mkdir(parents=True), _process(_trained(_nothing)(place)))[1]),
+    MachineRow("launcher that counts two processes and starts one", "exit 2", "cannot connect", lambda place: _process(_trained(_nothing)(place), WORLD_SIZE="2")),
+    MachineRow("launcher's precision is another", "exit 2", "but the launcher sets fp16", lambda place: _process([*_trained(_nothing)(place), "--precision", "bf16"], ACCELERATE_MIXED_PRECISION="fp16")),
+    MachineRow("checkpoints in the way", "exit 2", "already contains checkpoint-3", lambda place: ((place / "checkpoints/checkpoint-3").mkdir(parents=True), _process(_trained(_nothing)(place)))[1]),
 )  # fmt: skip
 
 

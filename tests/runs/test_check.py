@@ -26,8 +26,8 @@ def test_everything_is_proved(capsys: pytest.CaptureFixture[str]) -> None:
 def test_part_without_a_gradient_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     whole = Objective.generator_losses
 
-    def without_durations(self, discriminator, comparison):
-        losses = whole(self, discriminator, comparison)
+    def without_durations(self, discriminator, pair):
+        losses = whole(self, discriminator, pair)
         return losses | {"total": losses["total"] - losses["duration"]}
 
     monkeypatch.setattr(Objective, "generator_losses", without_durations)

@@ -68,7 +68,7 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_taken(
     (message,) = [r.message for r in caplog.records if "is damaged" in r.message]
     assert what in message
     assert str(damaged) in message
-    assert "TAKING THE PREVIOUS ONE" in message
+    assert "RESUMING FROM THE PREVIOUS ONE" in message
     assert weights(folder, 4) == weights(trained, 4)
     assert [line["update"] for line in metrics(folder)] == [1, 2, 3, 4]
     assert (folder / "checkpoints/set-aside-checkpoint-3").is_dir()  # nothing is thrown away
@@ -78,14 +78,14 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_taken(
 def test_where_none_is_whole_all_are_named(folder: Path) -> None:
     for place in list_newest_first(folder / "checkpoints"):
         truncate(place)
-    with pytest.raises(CheckpointError, match=r"No checkpoint is whole\..*checkpoint-3.*checkpoint-2.*checkpoint-1"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint is intact\..*checkpoint-3.*checkpoint-2.*checkpoint-1"):
         resolve_checkpoint(folder / "checkpoints", "auto")
 
 
 def test_a_certain_checkpoint_that_is_damaged_is_refused(folder: Path) -> None:
     place = folder / "checkpoints/checkpoint-2"
     flip_a_bit(place)
-    with pytest.raises(CheckpointError, match=r"checkpoint-2 is damaged.*latest takes the newest that is whole"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 is damaged.*latest selects the newest intact one"):
         resolve_checkpoint(folder / "checkpoints", str(place))
 
 
@@ -99,7 +99,7 @@ def test_going_back_sets_the_newer_ones_aside(folder: Path) -> None:
 
 
 def test_checkpoint_from_elsewhere_is_not_mixed_with_others(folder: Path, trained: Path) -> None:
-    with pytest.raises(CheckpointError, match="lies elsewhere"):
+    with pytest.raises(CheckpointError, match="is not in --checkpoint_dir"):
         resolve_checkpoint(folder / "checkpoints", str(trained / "checkpoints/checkpoint-1"))
     assert resolve_checkpoint(folder / "empty", str(trained / "checkpoints/checkpoint-1"))
 

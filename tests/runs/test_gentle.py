@@ -130,7 +130,7 @@ def test_checkpoint_without_an_average_begins_one_and_says_so(folder: Path) -> N
     flags = train_flags(folder, resume_from_checkpoint="latest", max_updates=3, ema_decay=0.9)
     assert main(["train_vits", *flags]) == 0
     said = (folder / "training/runs/run/train.log").read_text()
-    assert "checkpoint-2 holds no average of the weights: it begins with those of that update" in said
+    assert "checkpoint-2 contains no EMA weights: the EMA restarts from the weights of that update" in said
     assert "ema_decay 0.0 -> 0.9" in said
     name = "text_encoder.project.weight"
     by_hand = 2 / 11 * kept(folder, 2)[name] + 9 / 11 * kept(folder, 3)[name]

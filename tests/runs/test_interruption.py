@@ -40,8 +40,8 @@ def at_update(update: int, do: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls ``do`` in the middle of the training of ``update``."""
     works = Trainer.step
 
-    def step(self: Trainer, batches: object, normalisers: object) -> None:
-        works(self, batches, normalisers)
+    def step(self: Trainer, batches: object, denominators: object) -> None:
+        works(self, batches, denominators)
         if self.state.update + 1 == update:
             do()
 
@@ -140,7 +140,7 @@ def test_launchers_restart_goes_on_with_what_this_launch_saved(
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     monkeypatch.setattr("vits_trainer.training.resume.launch_id", lambda: "another launch")
     assert main(["train_vits", *train_flags(folder)]) == 2
-    assert "already holds checkpoint-2" in capsys.readouterr().err
+    assert "already contains checkpoint-2" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert main(["train_vits", *train_flags(folder)]) == 0
@@ -161,6 +161,6 @@ def test_two_runs_at_once_are_refused(
     (folder / "checkpoints").mkdir()
     held = try_lock(folder / "checkpoints/.lock")
     assert main(["train_vits", *train_flags(folder)]) == 2
-    assert "another run is at work there" in capsys.readouterr().err
+    assert "another run is using it" in capsys.readouterr().err
     held.close()
     assert main(["train_vits", *train_flags(folder, max_updates=1)]) == 0

@@ -199,7 +199,7 @@ def learn(folder: Path, **changes: object) -> int:
         ({"output_dir": "."}, "is or contains --feedback_dir"),
         ({"output_dir": "feedback"}, "is or contains --feedback_dir"),
         ({"model_dir": "training"}, "--model_dir {}/training contains dataset.json, metadata.csv, runs"),
-        ({"output_dir": "mine"}, "mine_work, the work folder of train_feedback (--output_dir with _work appended), was not made by it"),
+        ({"output_dir": "mine"}, "(--output_dir with _work appended), was not made by it"),
         ({"output_dir": "mine", "data_dir": "mine_work"}, "appended), is or contains --data_dir"),
     ],
 )

@@ -239,7 +239,7 @@ def test_legal_changes_are_listed_as_was_and_now(trained: Path, folder: Path) ->
 
 def test_nothing_to_resume_from_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="latest")]) == 2
-    assert "holds no checkpoint" in capsys.readouterr().err
+    assert "contains no checkpoint" in capsys.readouterr().err
 
 
 def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:

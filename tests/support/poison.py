@@ -15,12 +15,12 @@ from vits_trainer.training.trainer import Trainer
 works = Trainer.step
 
 
-def poisoned(self, update, normalisers):
+def poisoned(self, update, denominators):
     updates = os.environ.get("POISON_UPDATES", "")
     due = not updates or str(self.state.update + 1) in updates.split(",")
     if due and self.runtime.rank == int(os.environ.get("POISON_RANK", "0")):
         update = [_poison(batch) for batch in update]
-    works(self, update, normalisers)
+    works(self, update, denominators)
 
 
 def _poison(batch):

@@ -200,7 +200,7 @@ def test_one_other_recording_is_seen(folder: Path, change: Callable[[Path], Any]
     other = copy_of(folder)
     change(other / "wavs/audio_000004.wav")
     said = str(told(samples(reader_of(folder / "training")), samples(reader_of(other))))
-    assert "recordings unlike rank 0's: 0 of 10 on rank 0, 1 of 10 on rank 1" in said
+    assert "recordings different from rank 0: 0 of 10 on rank 0, 1 of 10 on rank 1" in said
     assert words in said
 
 

@@ -78,10 +78,10 @@ def objective(kind: str = "vits", weights: LossWeights | None = None) -> Objecti
 
 def losses_of(batch: Batch, starts: list[int], kind: str = "vits") -> dict[str, float]:
     generator, judge, aim = build(kind), build_judge(), objective(kind)
-    comparison = aim.generator_forward(generator, batch, torch.tensor(starts))
-    named = {f"g/{name}": loss for name, loss in aim.generator_losses(judge, comparison).items()}
+    pair = aim.generator_forward(generator, batch, torch.tensor(starts))
+    named = {f"g/{name}": loss for name, loss in aim.generator_losses(judge, pair).items()}
     if kind == "vits":
-        named |= {f"d/{name}": loss for name, loss in aim.discriminator_losses(judge, comparison).items()}
+        named |= {f"d/{name}": loss for name, loss in aim.discriminator_losses(judge, pair).items()}
     return {name: loss.item() for name, loss in named.items()}
 
 
@@ -91,9 +91,9 @@ def gradients(network: nn.Module) -> dict[str, Tensor | None]:
 
 def test_trap_4_generators_turn_leaves_the_judge_without_gradient():
     generator, judge, aim = build(), build_judge(), objective()
-    comparison = aim.generator_forward(generator, batch_of(LONG, SHORT))
+    pair = aim.generator_forward(generator, batch_of(LONG, SHORT))
     with frozen(judge):
-        aim.generator_losses(judge, comparison)["total"].backward()
+        aim.generator_losses(judge, pair)["total"].backward()
     assert all(gradient is None for gradient in gradients(judge).values())
     assert all(parameter.requires_grad for parameter in judge.parameters())
 
@@ -102,12 +102,12 @@ def test_trap_4_generators_turn_leaves_the_judges_accumulated_gradient_as_it_is(
     generator, judge, aim = build(), build_judge(), objective()
     alone = build_judge()
     for batch in (batch_of(LONG, SHORT), batch_of(SHORT, LONG)):
-        comparison = aim.generator_forward(generator, batch, torch.tensor([0, 0]))
-        aim.discriminator_losses(judge, comparison)["total"].backward()
-        aim.discriminator_losses(alone, comparison)["total"].backward()
+        pair = aim.generator_forward(generator, batch, torch.tensor([0, 0]))
+        aim.discriminator_losses(judge, pair)["total"].backward()
+        aim.discriminator_losses(alone, pair)["total"].backward()
         before = gradients(judge)
         with frozen(judge):
-            aim.generator_losses(judge, comparison)["total"].backward()
+            aim.generator_losses(judge, pair)["total"].backward()
         for name, gradient in gradients(judge).items():
             assert torch.equal(gradient, before[name]), name
     for name, gradient in gradients(alone).items():
@@ -134,8 +134,8 @@ def test_frozen_gives_back_what_it_took_even_after_an_error():
 
 def test_discriminators_turn_gives_the_generator_no_gradient():
     generator, judge, aim = build(), build_judge(), objective()
-    comparison = aim.generator_forward(generator, batch_of(LONG))
-    aim.discriminator_losses(judge, comparison)["total"].backward()
+    pair = aim.generator_forward(generator, batch_of(LONG))
+    aim.discriminator_losses(judge, pair)["total"].backward()
     assert all(gradient is None for gradient in gradients(generator).values())
     assert all(gradient.abs().sum() > 0 for gradient in gradients(judge).values())
 
@@ -146,8 +146,8 @@ def test_gradient_reaches_every_trained_parameter(kind, stochastic):
     architecture = replace(TINY, use_stochastic_duration_prediction=stochastic)
     generator, judge, aim = build(kind, architecture, speakers=("a", "b")), build_judge(), objective(kind)
     clips = [clip(30, 9, seed=1, speaker=0), clip(14, 5, seed=2, speaker=1)]
-    comparison = aim.generator_forward(generator, batch_of(*clips))
-    aim.generator_losses(judge if kind == "vits" else None, comparison)["total"].backward()
+    pair = aim.generator_forward(generator, batch_of(*clips))
+    aim.generator_losses(judge if kind == "vits" else None, pair)["total"].backward()
     trained = {name: p for name, p in generator.named_parameters() if p.requires_grad}
     assert [name for name, p in trained.items() if p.grad is None or not p.grad.isfinite().all()] == []
     # a key's bias moves all of a query's scores alike, which softmax does not see
@@ -266,8 +266,8 @@ class Casts(TorchDispatchMode):
 def test_float64_is_cast_down_nowhere(kind):
     generator, judge, aim = build(kind).double(), build_judge().double(), objective(kind)
     with Casts() as casts:
-        comparison = aim.generator_forward(generator, in_float64(batch_of(LONG, SHORT)))
-        found = aim.generator_losses(judge, comparison) | aim.discriminator_losses(judge, comparison)
+        pair = aim.generator_forward(generator, in_float64(batch_of(LONG, SHORT)))
+        found = aim.generator_losses(judge, pair) | aim.discriminator_losses(judge, pair)
         torch.zeros(1, dtype=torch.float64).float()  # what is looked for
     assert {loss.dtype for loss in found.values()} == {torch.float64}
     assert casts.narrowing == [torch.float32]
@@ -275,9 +275,9 @@ def test_float64_is_cast_down_nowhere(kind):
 
 def test_silence_weighs_nothing():
     generator, judge, aim = build(), build_judge(), objective()
-    comparison = aim.generator_forward(generator, batch_of(), normalisers=LossDenominators(3, 20, 50, 24))
+    pair = aim.generator_forward(generator, batch_of(), denominators=LossDenominators(3, 20, 50, 24))
     assert aim.denominators(batch_of()) == (0, 0, 0, 0)
-    for losses in (aim.discriminator_losses(judge, comparison), aim.generator_losses(judge, comparison)):
+    for losses in (aim.discriminator_losses(judge, pair), aim.generator_losses(judge, pair)):
         assert {loss.item() for loss in losses.values()} == {0.0}
         losses["total"].backward()
     assert all((gradient == 0).all() for gradient in (*gradients(judge).values(), *gradients(generator).values()))
@@ -285,31 +285,31 @@ def test_silence_weighs_nothing():
 
 def test_trap_7_clip_shorter_than_the_segment_is_padded_and_masked():
     aim, generator = objective(), build()
-    comparison = aim.generator_forward(generator, batch_of(SHORTER_THAN_SEGMENT, clip(2, 2, seed=4)))
-    assert comparison.mel_mask.sum(2)[:, 0].tolist() == [5, 2]
-    assert comparison.generated.shape == comparison.recorded.shape == (2, 1, SEGMENT * 256)
-    for wave in (comparison.generated, comparison.recorded):
+    pair = aim.generator_forward(generator, batch_of(SHORTER_THAN_SEGMENT, clip(2, 2, seed=4)))
+    assert pair.mel_mask.sum(2)[:, 0].tolist() == [5, 2]
+    assert pair.generated.shape == pair.recorded.shape == (2, 1, SEGMENT * 256)
+    for wave in (pair.generated, pair.recorded):
         assert (wave[0, :, 5 * 256 :] == 0).all()
         assert (wave[1, :, 2 * 256 :] == 0).all()
         assert (wave[0, :, : 5 * 256] != 0).any()
-    found = aim.generator_losses(build_judge(), comparison)
+    found = aim.generator_losses(build_judge(), pair)
     found["total"].backward()
     assert all(p.grad.isfinite().all() for p in generator.parameters() if p.grad is not None)
 
 
 def test_trap_7_mel_counts_only_the_frames_of_a_short_clip():
     aim = objective()
-    comparison = aim.generator_forward(build(), batch_of(SHORTER_THAN_SEGMENT))
-    difference = (comparison.generated_mel - comparison.recorded_mel)[0, :, :5].abs().mean()
-    assert aim.generator_losses(build_judge(), comparison)["mel"].item() == pytest.approx(difference.item(), rel=1e-5)
+    pair = aim.generator_forward(build(), batch_of(SHORTER_THAN_SEGMENT))
+    difference = (pair.generated_mel - pair.recorded_mel)[0, :, :5].abs().mean()
+    assert aim.generator_losses(build_judge(), pair)["mel"].item() == pytest.approx(difference.item(), rel=1e-5)
 
 
 def test_trap_9_target_is_cut_from_the_mel_of_the_whole_clip():
     batch = batch_of(LONG)
-    comparison = objective().generator_forward(build(), batch, torch.tensor([12]))
+    pair = objective().generator_forward(build(), batch, torch.tensor([12]))
     whole = log_mel(spectrogram(batch.waveform, batch.frame_lengths, SPEC), SPEC)
-    assert torch.equal(comparison.recorded_mel, whole[:, :, 12 : 12 + SEGMENT])
-    assert torch.equal(comparison.recorded[0, 0], batch.waveform[0, 12 * 256 : (12 + SEGMENT) * 256])
+    assert torch.equal(pair.recorded_mel, whole[:, :, 12 : 12 + SEGMENT])
+    assert torch.equal(pair.recorded[0, 0], batch.waveform[0, 12 * 256 : (12 + SEGMENT) * 256])
 
 
 def test_segments_are_drawn_where_they_fit():

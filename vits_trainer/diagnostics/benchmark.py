@@ -265,7 +265,7 @@ def _time_parts(train_step: GanTrainStep, clock: Clock) -> None:
     clock.timed(train_step.objective, "generator_forward", "synthesis")
     clock.timed(train_step.objective, "discriminator_losses", "discriminator")
     clock.timed(train_step.objective, "generator_losses", "generator")
-    for optimizer in train_step.learners:
+    for optimizer in train_step.optimizers:
         clock.timed(optimizer, "backward", optimizer.name)
         clock.timed(optimizer, "step", "optimiser")
     clock.timed(alignment, "search", "alignment")

@@ -1,1 +1,1 @@
-"""Ranks: launch, runtime, heartbeats, stragglers, shutdown."""
+"""Processes and devices: launch checks, runtime, heartbeats, stragglers, watchdog, shutdown."""

@@ -1,8 +1,7 @@
-"""Signs of life: what each rank leaves where the others can read it when an exchange between them fails.
+"""Rank heartbeats in the rendezvous store, read when a collective fails, to report which rank is missing and why.
 
-They lie in the store that the ranks met by, which the launcher of rank 0 keeps. Where its machine has lost its power or
-its network, no call to the store returns (torch 2.14; TCP gives up after a quarter of an hour): hence each call is a
-thread's, whose answer is waited for so long and no longer.
+The launcher of rank 0 hosts the store. If its machine loses power or network, calls to the store do not return (torch
+2.14; TCP gives up after 15 minutes): each call therefore runs in a thread, with a timeout.
 """
 
 import threading
@@ -13,25 +12,25 @@ from torch.distributed.distributed_c10d import Store
 
 from vits_trainer.utils.errors import OtherRankError
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
-_PATIENCE_S = 5.0
-"""With the store, once an exchange has failed."""
-_LOOK = "Look at its messages and its machine, then --resume_from_checkpoint auto"
+_STORE_TIMEOUT_S = 5.0
+"""Timeout of a call to the store once a collective has failed."""
+_REMEDY = "Check its log and its machine, then resume with --resume_from_checkpoint auto"
 _STORE_IS_GONE = (
-    "rank 0's machine or its launcher is gone or cannot be reached, with what the ranks know of one another. " + _LOOK
+    "rank 0's machine or its launcher is gone or cannot be reached; the state of the other ranks is unknown. " + _REMEDY
 )
 
 
 class RankHeartbeats:
-    """How often each rank has come to an exchange, and why it failed."""
+    """Counts the collectives that each rank has reached, and records why a rank failed."""
 
     def __init__(self, store: Store, rank: int, world_size: int, timeout_s: float) -> None:
         """Args:
         store: the same on all ranks.
-        rank: this process's number.
+        rank: of this process.
         world_size: number of processes.
-        timeout_s: how long the ranks wait for one another.
+        timeout_s: timeout of collectives.
         """
         self._store = store
         self._rank = rank
@@ -39,10 +38,10 @@ class RankHeartbeats:
         self._timeout_s = timeout_s
 
     def beat(self) -> None:
-        """Tells that this rank has come to its next exchange.
+        """Records that this rank has reached its next collective.
 
         Raises:
-            OtherRankError: whoever keeps the signs is gone.
+            OtherRankError: the store does not respond.
         """
         try:
             call_with_timeout(lambda: self._store.add(f"exchanges/{self._rank}", 1), self._timeout_s)
@@ -50,20 +49,20 @@ class RankHeartbeats:
             raise OtherRankError(f"{_STORE_IS_GONE} ({' '.join(str(error).split())[:200]})") from error
 
     def report_failure(self, reason: str) -> None:
-        """Leaves why this rank fails, if there still is a place to leave it.
+        """Writes why this rank fails to the store, if the store still responds.
 
         Args:
             reason: one line.
         """
         try:
-            call_with_timeout(lambda: self._store.set(f"failed/{self._rank}", reason[:500]), _PATIENCE_S)
-        except (RuntimeError, TimeoutError):  # the rank that keeps the store may be the one that died
+            call_with_timeout(lambda: self._store.set(f"failed/{self._rank}", reason[:500]), _STORE_TIMEOUT_S)
+        except (RuntimeError, TimeoutError):  # the process that hosts the store may be the one that died
             return
 
     def describe_missing_ranks(self) -> str:
-        """Which ranks have failed, died or are late, as far as it is known, after an exchange that failed."""
+        """Returns which ranks have failed, died or are late, as far as known, after a collective failed."""
         try:
-            return call_with_timeout(self._read, _PATIENCE_S)
+            return call_with_timeout(self._read, _STORE_TIMEOUT_S)
         except (RuntimeError, TimeoutError):
             return _STORE_IS_GONE
 
@@ -73,37 +72,37 @@ class RankHeartbeats:
             return "; ".join(f"rank {rank} failed: {self._store.get(f'failed/{rank}').decode()}" for rank in failed)
         own, *counts = (self._store.add(f"exchanges/{rank}", 0) for rank in (self._rank, *self._others))
         behind = [str(rank) for rank, count in zip(self._others, counts, strict=True) if count < own]
-        waited = f"waited for it at most {self._timeout_s:g} s (--rank_timeout_s). {_LOOK}"
+        waited = f"waited up to {self._timeout_s:g} s (--rank_timeout_s). {_REMEDY}"
         if not behind:
-            names = " or ".join(map(str, self._others))
-            return f"rank {names} died or cannot be reached, in the midst of an exchange: {waited}"
+            ranks = " or ".join(map(str, self._others))
+            return f"rank {ranks} died or cannot be reached during a collective: {waited}"
         return f"rank {', '.join(behind)} died or does not keep up: {waited}"
 
 
-def call_with_timeout(ask: Callable[[], Answer], patience_s: float) -> Answer:
-    """What ``ask`` returns or raises.
+def call_with_timeout(function: Callable[[], Result], timeout_s: float) -> Result:
+    """Returns or raises what ``function`` does.
 
     Args:
-        ask: may never return; its thread does not keep the process alive.
-        patience_s: how long to wait for it.
+        function: may never return; its thread does not keep the process alive.
+        timeout_s: how long to wait for it.
 
     Raises:
         TimeoutError: it has not returned by then.
     """
-    answers: list[Answer] = []
+    results: list[Result] = []
     errors: list[RuntimeError] = []
 
     def run() -> None:
         try:
-            answers.append(ask())
+            results.append(function())
         except RuntimeError as error:
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(patience_s)
+    thread.join(timeout_s)
     if errors:
         raise errors[0]
-    if not answers:
-        raise TimeoutError(f"no answer within {patience_s:g} s")
-    return answers[0]
+    if not results:
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
+    return results[0]

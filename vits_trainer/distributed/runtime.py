@@ -1,8 +1,8 @@
-"""The machine: processes, device, precision. The only place that builds an ``Accelerator``.
+"""Runtime of a process: ranks, device and precision. The only module that builds an ``Accelerator``.
 
-Accelerate brings launching, process groups, devices and DistributedDataParallel. Accumulation, precision, gradient
-scaling and schedules stay ours, as it would count the steps of two networks wrongly, share one gradient scaler between
-them and step schedules once a process.
+Accelerate provides launching, process groups, devices and DistributedDataParallel. Accumulation, precision, gradient
+scaling and schedules are implemented here, because Accelerate would miscount the steps of two networks, share one
+gradient scaler between them and step schedules once per process.
 """
 
 import logging
@@ -37,7 +37,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Runtime:
-    """This process among the others, its device and its precision. Building it runs on every rank."""
+    """This process's rank, device and precision, and its collectives. Construction runs on every rank."""
 
     def __init__(
         self,
@@ -48,40 +48,40 @@ class Runtime:
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> None:
         """Args:
-        precision: to compute in.
-        accumulation: micro-batches in an update; a launcher that says otherwise is an error.
-        deterministic: kernels that repeat their results.
-        timeout_s: how long the ranks wait for one another.
-        device: auto takes the GPU where there is one.
+        precision: of the computation.
+        accumulation: micro-batches per update; a different value from the launcher is an error.
+        deterministic: use deterministic kernels.
+        timeout_s: timeout of collectives.
+        device: auto selects the GPU if there is one.
 
         Raises:
-            ConfigError: the machine or its launcher cannot do what is asked for.
+            ConfigError: the machine or its launcher does not support the arguments.
         """
         timeout = timedelta(seconds=timeout_s)
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.backends.cudnn.benchmark = False
-        # The relative embeddings' gradients have one dimension of size 1, whose stride costs nothing.
+        # The relative embeddings' gradients have a dimension of size 1, whose stride does not matter.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         launch_environment.check_no_fsdp_or_deepspeed(os.environ)
         on_gpu = device != "cpu" and not launch_environment.asks_for_cpu(os.environ) and torch.cuda.is_available()
         if device == "cuda" and not on_gpu:
-            raise ConfigError("--device cuda, and there is no GPU here. Use --device cpu, or leave it at auto.")
+            raise ConfigError("--device cuda: this machine has no GPU. Use --device cpu or auto.")
         if on_gpu:
             launch_environment.check_gpu_count(os.environ, torch.cuda.device_count())
         self.precision = resolve_precision(precision, on_gpu)
-        _refuse_other_accumulation(accumulation)
+        _check_accumulation(accumulation)
         if is_restarted() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
             _init_process_group_after_restart(on_gpu, timeout)
         try:
             self.accelerator = Accelerator(
                 cpu=not on_gpu,
                 mixed_precision="no",
-                # backward() must not divide the loss, whatever a launcher's file says.
+                # backward() must not divide the loss, whatever the launcher's file sets.
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
-                # Neither network has buffers to broadcast, and no parameter of theirs goes unused. A static graph needs
-                # its first backward pass to be a synchronised one (torch 2.14): Trainer.rehearse has it.
+                # Neither network has buffers to broadcast or unused parameters. A static graph requires the first
+                # backward pass to synchronize gradients (torch 2.14): Trainer.dry_run does.
                 kwargs_handlers=[
                     DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=True),
                     InitProcessGroupKwargs(timeout=timeout),
@@ -89,20 +89,20 @@ class Runtime:
             )
         except (ValueError, torch.distributed.DistError) as error:
             raise ConfigError(
-                f"The processes that the launcher speaks of cannot meet ({error}). {launch_environment.how_to_launch()}"
+                f"The launcher's processes cannot connect ({error}). {launch_environment.how_to_launch()}"
             ) from error
         launch_environment.check_world_size(os.environ, self.world_size)
-        # What ranks agree upon must not wait for the device, which is busy with the last update: a group of its own.
+        # Collectives on host values use a separate group: they must not wait for the device, busy with the last update.
         self._host_group: Any = None
-        self._signs: RankHeartbeats | None = None
+        self._heartbeats: RankHeartbeats | None = None
         if self.world_size > 1:
             self._host_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
             store = PrefixStore("signs", _get_default_store())
-            self._signs = RankHeartbeats(store, self.rank, self.world_size, timeout_s)
+            self._heartbeats = RankHeartbeats(store, self.rank, self.world_size, timeout_s)
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """Device of this process."""
         device: torch.device = self.accelerator.device
         return device
 
@@ -113,7 +113,7 @@ class Runtime:
 
     @property
     def local_rank(self) -> int:
-        """Number of this process among those of its machine, from 0."""
+        """Number of this process on its machine, from 0."""
         return int(self.accelerator.local_process_index)
 
     @property
@@ -128,32 +128,32 @@ class Runtime:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this process writes files and logs for all."""
         return self.rank == 0
 
     def prepare_model(self, network: nn.Module) -> nn.Module:
-        """Moves a network to the device and joins it with its copies on the other ranks. Runs on every rank."""
+        """Moves a network to the device and wraps it in DistributedDataParallel. Runs on every rank."""
         wrapped: nn.Module = self.accelerator.prepare_model(network)
         return wrapped
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """The forward pass in the run's precision; losses, STFT and alignment keep float32 inside of it."""
+        """Runs the forward pass in the run's precision; losses, STFT and alignment stay in float32."""
         dtype = _DTYPES.get(self.precision)
         with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             yield
 
     def reseed(self, *numbers: int) -> None:
-        """Makes what is drawn from now on a pure function of ``numbers`` and the rank: nothing of it need be saved."""
+        """Seeds all generators from ``numbers`` and the rank alone, so that no generator state has to be saved."""
         seed_all(*numbers, self.rank)
 
     def gradient_scaler(self) -> torch.amp.GradScaler:
-        """A scaler of one network's own, so that one network's overflow leaves the other's scale alone (fp16 only)."""
+        """Returns a scaler for one network, so that its overflow does not change the other's scale (fp16 only)."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     @contextmanager
     def accumulate(self, *networks: nn.Module, sync_gradients: bool) -> Iterator[None]:
-        """Ranks exchange gradients inside only if ``sync_gradients``: at the last micro-batch of an update."""
+        """Inside, ranks average gradients only if ``sync_gradients``: at the last micro-batch of an update."""
         with ExitStack() as stack:
             if not sync_gradients:
                 for network in networks:
@@ -161,19 +161,22 @@ class Runtime:
             yield
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """Adds up ``values`` over the ranks, on the CPU. Runs on every rank."""
+        """Returns the sum of ``values`` over the ranks, on the CPU. Runs on every rank."""
         total = values.detach().cpu().clone()
         if self._host_group is not None:
-            with self._exchange():
+            with self._collective():
                 torch.distributed.all_reduce(total, group=self._host_group)
         return total
 
     def on_main_then_broadcast(self, make: Callable[[], Value]) -> Value:
-        """What ``make`` gives on the main rank, a small picklable value, on every rank. Runs on every rank.
+        """Calls ``make`` on the main rank and returns its result on every rank. Runs on every rank.
+
+        Args:
+            make: returns a small picklable value.
 
         Raises:
             VitsTrainerError: the error of the main rank, on every rank.
-            OtherRankError: on the other ranks, where the main rank's error is of another kind.
+            OtherRankError: on the other ranks, if the main rank's error is of another type.
         """
         if self._host_group is None:
             return make()
@@ -194,10 +197,10 @@ class Runtime:
 
     @contextmanager
     def on_main(self, make: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-        """Inside, the main rank has entered what ``make`` gives: a claim, say. Runs on every rank.
+        """Enters a context manager on the main rank, for example a file lock. Runs on every rank.
 
         Raises:
-            VitsTrainerError: as :meth:`on_main_then_broadcast` does, on every rank, where it cannot be entered.
+            VitsTrainerError: on every rank, as in :meth:`on_main_then_broadcast`, if entering fails.
         """
         with ExitStack() as stack:
 
@@ -208,74 +211,74 @@ class Runtime:
             yield
 
     def all_gather_object(self, item: Value) -> list[Value]:
-        """Each rank's ``item``, a small picklable value, on every rank. Runs on every rank."""
+        """Returns each rank's ``item``, a small picklable value, on every rank. Runs on every rank."""
         if self._host_group is None:
             return [item]
         items: list[Any] = [None] * self.world_size
-        with self._exchange():
+        with self._collective():
             torch.distributed.all_gather_object(items, item, group=self._host_group)
         return items
 
     @contextmanager
     def report_failure_to_peers(self) -> Iterator[None]:
-        """An error inside is left where the other ranks find it, when they lose this one."""
+        """Publishes an exception raised inside, so that the other ranks can report why this one failed."""
         try:
             yield
         except UnequalRanksError:
-            # All ranks raise it alike. Ending with gloo's threads at work aborted 2 of 50 processes (torch 2.14).
+            # Raised on all ranks. Exiting while gloo's threads were running aborted 2 of 50 processes (torch 2.14).
             self.close()
             raise
         except BaseException as error:
-            # What another rank's failure has caused names that one already.
-            if self._signs is not None and not isinstance(error, OtherRankError):
-                self._signs.report_failure(f"{type(error).__name__}: {error}")
+            # An OtherRankError is caused by another rank, which has published its own failure.
+            if self._heartbeats is not None and not isinstance(error, OtherRankError):
+                self._heartbeats.report_failure(f"{type(error).__name__}: {error}")
             raise
 
     def explain_collective_error(self, error: RuntimeError) -> OtherRankError | None:
-        """What an error of an exchange between ranks means: who is missing. None if it is an error of another kind."""
-        if self._signs is None or not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+        """Returns which rank is missing after ``error`` of a collective; None for other errors."""
+        if self._heartbeats is None or not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
             return None
-        return OtherRankError(f"{self._signs.describe_missing_ranks()} ({' '.join(str(error).split())[:200]})")
+        return OtherRankError(f"{self._heartbeats.describe_missing_ranks()} ({' '.join(str(error).split())[:200]})")
 
     @contextmanager
-    def _exchange(self) -> Iterator[None]:
-        if self._signs is not None:
-            self._signs.beat()
+    def _collective(self) -> Iterator[None]:
+        if self._heartbeats is not None:
+            self._heartbeats.beat()
         try:
             yield
         except RuntimeError as error:
-            lost = self.explain_collective_error(error)
-            if lost is None:
+            explained = self.explain_collective_error(error)
+            if explained is None:
                 raise
-            raise lost from error
+            raise explained from error
 
     def _from_main(self, box: list[Any]) -> None:
-        with self._exchange():
+        with self._collective():
             torch.distributed.broadcast_object_list(box, src=0, group=self._host_group)
 
     def close(self) -> None:
-        """Leaves the process group, once all is done. Runs on every rank."""
+        """Destroys the process group at the end. Runs on every rank."""
         self.accelerator.end_training()
-        # With its last reference gloo's threads are joined. One that still held tensors of the last exchange when the
-        # interpreter ends would abort the process, now and then, after all was done (torch 2.14).
+        # Dropping the last reference joins gloo's threads. A thread that still holds tensors of the last collective at
+        # interpreter exit occasionally aborts the process (torch 2.14).
         self._host_group = None
 
     @property
     def chooses_threads(self) -> bool:
-        """Whether the number of CPU threads is open: one process on the CPU, and no ``OMP_NUM_THREADS``."""
-        is_open = self.device.type == "cpu" and self.world_size == 1 and cpu_threads.NUMBER not in os.environ
-        return is_open and torch.get_num_threads() > 1
+        """Whether to choose the number of CPU threads: one process on the CPU, and no ``OMP_NUM_THREADS``."""
+        is_free = self.device.type == "cpu" and self.world_size == 1 and cpu_threads.NUMBER not in os.environ
+        return is_free and torch.get_num_threads() > 1
 
     def choose_threads(self, work: Callable[[], float]) -> float:
-        """Computes with one CPU thread or with all from now on, whichever does ``work`` faster.
+        """Sets the number of CPU threads to one or to all, whichever is faster.
 
-        The sums of a convolution depend on the number, so a resumed run keeps it.
+        The results of a convolution depend on the number, so a resumed run keeps it.
 
         Args:
-            work: to time; returns its seconds.
+            work: runs a benchmark and returns its seconds.
 
         Returns:
-            Seconds that ``work`` takes with the chosen number.
+            Seconds of ``work`` with the chosen number.
         """
         times = cpu_threads.time_threads(work, torch.get_num_threads(), torch.set_num_threads)
         self.use_threads(times.fastest)
@@ -285,17 +288,17 @@ class Runtime:
         return min(times.all_s, times.one_s)
 
     def use_threads(self, threads: int) -> None:
-        """Computes with ``threads`` CPU threads from now on, as do later runs and child processes of this process."""
+        """Sets the number of CPU threads of this process, its later runs and its child processes."""
         os.environ[cpu_threads.NUMBER] = str(threads)
         torch.set_num_threads(threads)
 
     def describe(self) -> str:
-        """One line for people: processes, device, precision."""
+        """Returns one line for the log: processes, device, precision."""
         return f"{self.world_size} process(es) on {self.device_name}, {self.precision}"
 
 
 def seed_all(*numbers: int) -> None:
-    """Seeds every generator that training draws from."""
+    """Seeds every random generator that training uses."""
     state = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(state)
     np.random.seed(state)  # transformers' layerdrop draws from it
@@ -303,51 +306,49 @@ def seed_all(*numbers: int) -> None:
 
 
 def _init_process_group_after_restart(on_gpu: bool, timeout: timedelta) -> None:
-    """Makes the process group of ranks that a launcher has started again, before Accelerate would. Runs on every rank.
+    """Initializes the process group of restarted ranks, before Accelerate does. Runs on every rank.
 
-    The launcher's store still holds the addresses of those that died, under the very keys that the new ones would ask
-    for (torch 2.14): theirs carry the number of the restart.
+    The launcher's store still holds the addresses of the dead processes, under the keys that the new ones would read
+    (torch 2.14): the new keys are prefixed with the number of the restart.
     """
     store, rank, world_size = next(rendezvous("env://"))
-    own_keys = PrefixStore(f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    prefixed = PrefixStore(f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "nccl" if on_gpu else "gloo"
-    torch.distributed.init_process_group(backend, timeout=timeout, store=own_keys, rank=rank, world_size=world_size)
+    torch.distributed.init_process_group(backend, timeout=timeout, store=prefixed, rank=rank, world_size=world_size)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch says that a GPU's or this machine's memory is used up."""
+    """Returns whether PyTorch ran out of GPU or host memory."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def resolve_precision(asked: Precision, on_gpu: bool) -> Literal["fp32", "bf16", "fp16"]:
-    """What to compute in.
+def resolve_precision(requested: Precision, on_gpu: bool) -> Literal["fp32", "bf16", "fp16"]:
+    """Returns the precision of the computation.
 
     Raises:
-        ConfigError: the launcher asks for another precision than the flag, or the device has not the one asked for.
+        ConfigError: the launcher sets another precision than the flag, or the device does not support it.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", "bf16", "fp16"):
         raise ConfigError(f"The launcher asks for {launched} precision. Set mixed_precision: 'no' and use --precision.")
-    # "no" is also what accelerate launch says when nobody chose anything.
-    if launched != "no" and asked not in ("auto", launched):
+    # "no" is also accelerate launch's value if none was chosen.
+    if launched != "no" and requested not in ("auto", launched):
         raise ConfigError(
-            f"--precision {asked}, but the launcher says {launched} (mixed_precision in its file, or "
-            "--mixed_precision): leave the launcher's at 'no', as the flag decides."
+            f"--precision {requested}, but the launcher sets {launched} (mixed_precision in its file, or "
+            "--mixed_precision). Set the launcher's to 'no' and use --precision."
         )
-    if asked == "auto" and launched == "no":
+    if requested == "auto" and launched == "no":
         return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
-    precision = launched if asked == "auto" else asked
+    precision = launched if requested == "auto" else requested
     if precision == "fp16" and not on_gpu:
-        raise ConfigError(
-            "fp16 needs a GPU, and there is none here. Use --precision fp32 or bf16, or leave it at auto."
-        )
+        raise ConfigError("fp16 needs a GPU, and this machine has none. Use --precision fp32, bf16 or auto.")
     return precision  # type: ignore[return-value]
 
 
-def _refuse_other_accumulation(asked: int) -> None:
+def _check_accumulation(requested: int) -> None:
     launched = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
-    if launched not in (None, "1", str(asked)):
+    if launched not in (None, "1", str(requested)):
         raise ConfigError(
-            f"The launcher asks for {launched} gradient accumulation steps, --gradient_accumulation_steps is {asked}: "
-            "leave it out of the launcher's file, as the flag decides."
+            f"The launcher asks for {launched} gradient accumulation steps, --gradient_accumulation_steps is "
+            f"{requested}: remove the setting from the launcher's file and use the flag."
         )

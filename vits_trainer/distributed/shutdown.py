@@ -1,4 +1,4 @@
-"""What asks a run to stop: signals, a STOP file, a job's time limit, a launcher that died. Asked once an update."""
+"""Requests to stop a run: signals, a STOP file, a time limit, a launcher that died. Checked once per update."""
 
 import os
 import signal
@@ -13,71 +13,71 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class ShutdownRequest:
-    """While it is entered, signals are noted, not obeyed, the second like the first: a save is never cut short."""
+    """Context manager that records signals instead of ending the process, repeated ones too: no save is interrupted."""
 
     def __init__(self, stop_file: Path, save_before_s: float = 0) -> None:
         """Args:
-        stop_file: whoever puts a file there asks to stop.
+        stop_file: a file at this path requests to stop.
         save_before_s: seconds after the start of this process by which it must have saved (0 = no limit).
         """
         self.stop_file = stop_file
         self.save_before_s = save_before_s
         self.signal: signal.Signals | None = None
-        """The first one that came."""
+        """The first signal received."""
         self._launcher = os.getppid() if is_launched() else None
-        self._before: dict[signal.Signals, object] = {}
+        self._previous_handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "ShutdownRequest":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def reason_to_stop(self, needs_s: float) -> str:
-        """Why to stop now, or nothing.
+        """Returns why to stop now, or an empty string.
 
         Args:
-            needs_s: how long the next update and saving will take.
+            needs_s: expected time of the next update and of saving, in seconds.
         """
         if self.signal is not None:
             return self.signal.name
         if self.stop_file.exists():
             return str(self.stop_file)
         if self._launcher is not None and os.getppid() != self._launcher:
-            return "its launcher is gone"  # and whoever starts a new one must not find us still at work
+            return "its launcher is gone"  # a new launch must not find this process still running
         if self.save_before_s and _seconds_since_start() + needs_s >= self.save_before_s:
             return f"--save_before_s {self.save_before_s:g}"
         return ""
 
     def exit_code(self) -> int:
-        """128 + the signal's number; 0 after another reason, and behind a launcher, which would start it again."""
+        """Returns 128 + the signal's number; 0 after another reason, or under a launcher, which would restart it."""
         return 0 if self.signal is None or is_launched() else 128 + self.signal
 
-    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - what Python calls it with
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signature of a handler
         if self.signal is None:
             self.signal = signal.Signals(number)
             os.write(2, f"\n{self.signal.name}: saving and stopping after this update\n".encode())
 
 
 def is_launched() -> bool:
-    """Whether ``accelerate launch``, ``torchrun`` or their like started this process."""
+    """Returns whether ``accelerate launch``, ``torchrun`` or a similar launcher started this process."""
     return any(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "RANK"))
 
 
 def launch_id() -> str:
-    """The same for a process and for those that its launcher starts in its place when it has failed."""
+    """Returns an id of the launch: the same for a process and for those that its launcher restarts after a failure."""
     parent = psutil.Process().parent()
     started = "" if parent is None else f"{parent.pid}@{parent.create_time():.2f}"
     return f"{os.environ.get('TORCHELASTIC_RUN_ID', 'none')} {started}"
 
 
 def is_restarted() -> bool:
-    """Whether the launcher has started this process in the place of one that failed."""
+    """Returns whether the launcher started this process to replace one that failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 

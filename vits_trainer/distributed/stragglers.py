@@ -1,7 +1,7 @@
-"""Who the ranks are, what each of them did between two logging points, and which of them holds the others up.
+"""Per-rank timing between log points, and detection of stragglers.
 
-An update takes equally long on all ranks, as each of them waits for the slowest wherever they exchange something. So a
-rank is judged by what it does alone: waiting for its own clips, and computing between two exchanges.
+An update takes equally long on all ranks, because collectives wait for the slowest. A rank is therefore measured by
+what it does alone: waiting for its own clips, and computing between two collectives.
 """
 
 import socket
@@ -21,13 +21,13 @@ from vits_trainer.distributed.runtime import Runtime
 Cause = Literal["reading", "computing"]
 
 LOGS_IN_A_ROW = 5
-"""That must agree before a rank is named, or is taken to have recovered."""
-MOST_NAMED = 16
-"""Ranks that have scalars of their own; of more of them the least, the median and the most."""
-_CLEARLY_ABOVE = 1.3
-"""Times the others' median."""
-_WORTH_TELLING = 0.05
-"""Of an update's time: what a rank must take beyond the others' median."""
+"""Consecutive logs that must agree before a rank is reported as slow or as recovered."""
+MAX_RANKS_LOGGED = 16
+"""Up to this many ranks each have their own scalars; with more, only minimum, median and maximum are logged."""
+_MIN_RATIO = 1.3
+"""A slow rank's time is above this multiple of the others' median."""
+_MIN_SHARE = 0.05
+"""A slow rank's time exceeds the others' median by at least this share of the elapsed time."""
 
 
 @dataclass(frozen=True)
@@ -36,85 +36,84 @@ class RankInfo:
 
     rank: int
     local_rank: int
-    """Among the ranks of its host."""
+    """Its number among the ranks of its host."""
     host: str
     device: str
 
     @classmethod
     def of(cls, runtime: Runtime) -> "RankInfo":
-        """This process's."""
+        """Returns that of this process."""
         return cls(runtime.rank, runtime.local_rank, socket.gethostname(), runtime.device_name)
 
     def __str__(self) -> str:
-        """For people who are to find it."""
         return f"rank {self.rank} on host {self.host} (local rank {self.local_rank}, {self.device})"
 
 
 @dataclass(frozen=True)
 class RankTiming:
-    """What one rank did since the last logging point."""
+    """Work and times of one rank since the last log point."""
 
     updates: int
     """At least 1; the same on all ranks."""
     clips: int
     audio_s: float
     elapsed_s: float
-    """Validating and saving left out."""
+    """Without validation and saving."""
     waited_s: float
-    """For clips."""
+    """Waiting for clips."""
     compute_s: float
-    """Spent on updates where nothing waits for another rank, see :class:`ComputeTimer`."""
+    """Time in updates outside of collectives, see :class:`ComputeTimer`."""
 
     @property
     def waited(self) -> float:
-        """Share of the time that it waited for clips."""
+        """Share of the elapsed time that the rank waited for clips."""
         return self.waited_s / self.elapsed_s
 
 
 class ComputeTimer:
-    """Measures a rank's work on updates from where it leaves one exchange with the others up to the next.
+    """Measures the time that a rank spends in updates outside of collectives.
 
-    That is the forward passes, the optimisers, and all of the micro-batches whose gradients do not meet. The backward
-    passes that meet are left out: their work and their waiting are interwoven. In the first update
-    DistributedDataParallel has an exchange in the forward pass (torch 2.14): its figure holds waiting, too.
+    Includes forward passes, optimizer steps, and backward passes without gradient synchronization. Backward passes
+    that synchronize gradients are excluded, because they overlap computing with waiting. In the first update
+    DistributedDataParallel has a collective in the forward pass (torch 2.14): that value includes waiting.
 
-    On a GPU events are recorded in its queue, and read only at a logging point: the host waits for nothing.
+    On a GPU, CUDA events are recorded and read only at log points, so that the host does not wait.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._began: Any = None
+        self._start: Any = None
         self._spans: list[tuple[Any, Any]] = []
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Measures what is done inside: an update."""
-        self._began = self._now()
+        """Measures what runs inside: an update."""
+        self._start = self._now()
         yield
         self._stop()
 
     @contextmanager
     def interrupted(self) -> Iterator[None]:
-        """Leaves out what is done inside: an exchange between ranks. Where nothing is measured, nothing happens."""
-        if self._began is None:
+        """Excludes what runs inside: a collective. Does nothing outside of :meth:`measuring`."""
+        if self._start is None:
             yield
             return
         self._stop()
         yield
-        self._began = self._now()
+        self._start = self._now()
 
     def read(self) -> float:
-        """Seconds since the last call. A CPU-GPU sync point."""
+        """Returns the seconds measured since the last call. A CPU-GPU sync point."""
         spans, self._spans = self._spans, []
         if not self._on_gpu:
-            return float(sum(end - begin for begin, end in spans))
+            return float(sum(end - start for start, end in spans))
         if spans:
             spans[-1][1].synchronize()
-        return float(sum(begin.elapsed_time(end) for begin, end in spans) / 1000)
+        return float(sum(start.elapsed_time(end) for start, end in spans) / 1000)
 
     def _stop(self) -> None:
-        self._spans.append((self._began, self._now()))
-        self._began = None
+        self._spans.append((self._start, self._now()))
+        self._start = None
 
     def _now(self) -> Any:
         if not self._on_gpu:
@@ -126,122 +125,125 @@ class ComputeTimer:
 
 @dataclass(frozen=True)
 class StragglerNotice:
-    """That a rank holds the others up, or does so no longer."""
+    """Reports that a rank slows the others down, or no longer does."""
 
-    words: str
+    message: str
     is_slow: bool
 
 
 class StragglerDetector:
-    """Names a rank that is slow in several logs in a row, once for each cause until it has recovered."""
+    """Reports a rank that is slow in several consecutive logs, once per cause until it has recovered."""
 
-    def __init__(self, seats: Sequence[RankInfo]) -> None:
-        self.seats = seats
-        self._named: set[tuple[int, Cause]] = set()
-        self._changed: Counter[tuple[int, Cause]] = Counter()
-        """Logs in a row that say otherwise than ``_named`` does."""
+    def __init__(self, ranks: Sequence[RankInfo]) -> None:
+        self.ranks = ranks
+        self._reported: set[tuple[int, Cause]] = set()
+        self._disagreeing_logs: Counter[tuple[int, Cause]] = Counter()
+        """Consecutive logs that disagree with ``_reported``."""
 
-    def update(self, shares: Sequence[RankTiming]) -> list[StragglerNotice]:
-        """What is new.
+    def update(self, timings: Sequence[RankTiming]) -> list[StragglerNotice]:
+        """Returns the ranks that became slow or recovered.
 
         Args:
-            shares: of each rank, since the last logging point.
+            timings: of each rank, since the last log point.
         """
         causes: dict[Cause, Callable[[Sequence[RankTiming], int], str]]
         causes = {"reading": _slow_at_reading, "computing": _slow_at_computing}
-        found = []
-        for seat in self.seats if len(self.seats) > 1 else []:
-            for cause, judge in causes.items():
-                words = judge(shares, seat.rank)
-                if self._changes(seat.rank, cause, bool(words)):
-                    told = f"is slow at {cause}: {words}" if words else f"is no longer slow at {cause}"
-                    found.append(StragglerNotice(f"{seat} {told}", bool(words)))
-        return found
+        notices = []
+        for info in self.ranks if len(self.ranks) > 1 else []:
+            for cause, explain in causes.items():
+                reason = explain(timings, info.rank)
+                if self._has_changed(info.rank, cause, bool(reason)):
+                    status = f"is slow at {cause}: {reason}" if reason else f"is no longer slow at {cause}"
+                    notices.append(StragglerNotice(f"{info} {status}", bool(reason)))
+        return notices
 
-    def _changes(self, rank: int, cause: Cause, is_slow: bool) -> bool:
+    def _has_changed(self, rank: int, cause: Cause, is_slow: bool) -> bool:
         key = (rank, cause)
-        self._changed[key] = self._changed[key] + 1 if is_slow != (key in self._named) else 0
-        if self._changed[key] < LOGS_IN_A_ROW:
+        self._disagreeing_logs[key] = self._disagreeing_logs[key] + 1 if is_slow != (key in self._reported) else 0
+        if self._disagreeing_logs[key] < LOGS_IN_A_ROW:
             return False
-        self._changed[key] = 0
-        self._named ^= {key}
+        self._disagreeing_logs[key] = 0
+        self._reported ^= {key}
         return True
 
 
-def _slow_at_reading(shares: Sequence[RankTiming], rank: int) -> str:
-    """Why this rank is, or nothing. The others do not wait for clips where they wait for this rank."""
-    own, others = shares[rank].waited, _median_of_others([share.waited for share in shares], rank)
-    if own <= _CLEARLY_ABOVE * others or own - others < _WORTH_TELLING:
+def _slow_at_reading(timings: Sequence[RankTiming], rank: int) -> str:
+    """Returns how ``rank`` is slow at reading, or an empty string.
+
+    The other ranks spend that time waiting in collectives, so it does not count as waiting for clips on them.
+    """
+    own, others = timings[rank].waited, _median_of_others([timing.waited for timing in timings], rank)
+    if own <= _MIN_RATIO * others or own - others < _MIN_SHARE:
         return ""
     return (
-        f"it waits {own:.0%} of the time for clips, the others {others:.0%}. Look at its disk, at what else its CPU "
-        "does, and at --data_workers"
+        f"it waits {own:.0%} of the time for clips, the others {others:.0%}. Check its disk, other load on its CPU, "
+        "and --data_workers"
     )
 
 
-def _slow_at_computing(shares: Sequence[RankTiming], rank: int) -> str:
-    """Why this rank is, or nothing: it takes longer, and not because its clips are longer or more.
+def _slow_at_computing(timings: Sequence[RankTiming], rank: int) -> str:
+    """Returns how ``rank`` is slow at computing, or an empty string; more or longer clips do not make a rank slow.
 
-    Clips are dealt from short to long, so the last ranks have a little more to do in each update.
+    Clips are assigned to ranks from short to long, so the last ranks have slightly more work in each update.
     """
-    own, others = shares[rank].compute_s, _median_of_others([share.compute_s for share in shares], rank)
-    # A rank can have had no clip: then the first comparison alone says that it is not slow.
-    per_audio = [share.compute_s / max(share.audio_s, 1e-9) for share in shares]
+    own, others = timings[rank].compute_s, _median_of_others([timing.compute_s for timing in timings], rank)
+    # A rank may have had no clips: then the first comparison alone decides that it is not slow.
+    per_audio = [timing.compute_s / max(timing.audio_s, 1e-9) for timing in timings]
     others_per_audio = _median_of_others(per_audio, rank)
-    above = own > _CLEARLY_ABOVE * others and per_audio[rank] > _CLEARLY_ABOVE * others_per_audio
-    if not above or own - others < _WORTH_TELLING * shares[rank].elapsed_s:
+    is_above = own > _MIN_RATIO * others and per_audio[rank] > _MIN_RATIO * others_per_audio
+    if not is_above or own - others < _MIN_SHARE * timings[rank].elapsed_s:
         return ""
-    own_ms, others_ms = (1000 * seconds / shares[rank].updates for seconds in (own, others))
+    own_ms, others_ms = (1000 * seconds / timings[rank].updates for seconds in (own, others))
     return (
-        f"{own / others:.1f} times the others' median ({own_ms:.0f} ms an update between exchanges, theirs "
-        f"{others_ms:.0f}). Look for other jobs on its device and its CPU, and for heat"
+        f"{own / others:.1f} times the others' median ({own_ms:.0f} ms per update outside of collectives, the others "
+        f"{others_ms:.0f}). Check its device and CPU for other jobs and thermal throttling"
     )
 
 
 def _median_of_others(values: Sequence[float], rank: int) -> float:
-    """Without the rank's own: of two ranks, it would pull the median half way to itself."""
+    """Excludes the rank itself: with two ranks, it would shift the median half way to its own value."""
     return statistics.median([*values[:rank], *values[rank + 1 :]])
 
 
-def scalars(shares: Sequence[RankTiming]) -> dict[str, float]:
-    """Of the ranks, by the names that are logged; what they are all together is the meter's.
+def rank_metrics(timings: Sequence[RankTiming]) -> dict[str, float]:
+    """Returns the per-rank metrics by name; those over all ranks are in :class:`TrainingMetrics`.
 
     Args:
-        shares: of each rank, since the last logging point.
+        timings: of each rank, since the last log point.
     """
-    rates = [share.clips / share.elapsed_s for share in shares]
-    waits = [share.waited for share in shares]
-    alone = [share.compute_s / share.updates for share in shares]
-    found = {"time/data_wait_fraction": statistics.mean(waits), "time/data_wait_fraction_max": max(waits)}
-    found |= {f"ranks/{label}/utterances_per_s": value for label, value in _shown(rates).items()}
-    found |= {f"ranks/{label}/data_wait_fraction": value for label, value in _shown(waits).items()}
-    return found | {f"ranks/{label}/compute_s_per_update": value for label, value in _shown(alone).items()}
+    rates = [timing.clips / timing.elapsed_s for timing in timings]
+    waits = [timing.waited for timing in timings]
+    compute = [timing.compute_s / timing.updates for timing in timings]
+    metrics = {"time/data_wait_fraction": statistics.mean(waits), "time/data_wait_fraction_max": max(waits)}
+    metrics |= {f"ranks/{label}/utterances_per_s": value for label, value in _by_label(rates).items()}
+    metrics |= {f"ranks/{label}/data_wait_fraction": value for label, value in _by_label(waits).items()}
+    return metrics | {f"ranks/{label}/compute_s_per_update": value for label, value in _by_label(compute).items()}
 
 
-def _shown(values: Sequence[float]) -> dict[str, float]:
-    """What is shown of one value a rank, by its label: nothing where there is one rank."""
-    if len(values) > MOST_NAMED:
+def _by_label(values: Sequence[float]) -> dict[str, float]:
+    """Returns the values to log by label, given one value per rank; empty for a single rank."""
+    if len(values) > MAX_RANKS_LOGGED:
         return {"min": min(values), "median": statistics.median(values), "max": max(values)}
     return {str(rank): value for rank, value in enumerate(values)} if len(values) > 1 else {}
 
 
-def describe_topology(seats: Sequence[RankInfo]) -> str:
-    """One line for people: how many ranks, on which hosts and devices.
+def describe_topology(ranks: Sequence[RankInfo]) -> str:
+    """Returns one line for the log: number of ranks, their hosts and devices.
 
     Args:
-        seats: of all ranks, in their order.
+        ranks: all, in their order.
     """
     hosts: dict[str, list[RankInfo]] = {}
-    for seat in seats:
-        hosts.setdefault(seat.host, []).append(seat)
-    places = []
-    for host, here in hosts.items():
-        devices = ", ".join(dict.fromkeys(seat.device for seat in here))
-        places.append(f"{host} {runs([seat.rank for seat in here])} ({devices})")
-    return f"{len(seats)} process(es) on {len(hosts)} host(s): {', '.join(places)}"
+    for info in ranks:
+        hosts.setdefault(info.host, []).append(info)
+    descriptions = []
+    for host, on_host in hosts.items():
+        devices = ", ".join(dict.fromkeys(info.device for info in on_host))
+        descriptions.append(f"{host} {format_runs([info.rank for info in on_host])} ({devices})")
+    return f"{len(ranks)} process(es) on {len(hosts)} host(s): {', '.join(descriptions)}"
 
 
-def runs(numbers: Sequence[int]) -> str:
-    """``0-2+5`` for 0, 1, 2 and 5."""
+def format_runs(numbers: Sequence[int]) -> str:
+    """Returns ``0-2+5`` for 0, 1, 2 and 5."""
     runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
     return "+".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

@@ -1,4 +1,4 @@
-"""Tells when a run no longer gets anywhere: from a thread of its own, as the others may hang."""
+"""Watchdog thread that warns, with a stack trace, when no update has finished for a while."""
 
 import logging
 import sys
@@ -12,18 +12,18 @@ logger = logging.getLogger("vits_trainer")
 
 
 class StallWatchdog:
-    """While it is entered, silence of ``limit_s`` seconds is told once, with where the process is; then anew."""
+    """Context manager: logs a stall of ``limit_s`` seconds once, with the main thread's stack, until :meth:`reset`."""
 
     def __init__(self, limit_s: float, on_stall: Callable[[str], None]) -> None:
         self.limit_s = limit_s
         self.on_stall = on_stall
-        self._heard_s = time.monotonic()
-        self._told = False
+        self._last_reset_s = time.monotonic()
+        self._reported = False
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._listen, args=(threading.get_ident(),), daemon=True)
+        self._thread = threading.Thread(target=self._watch, args=(threading.get_ident(),), daemon=True)
 
     def __enter__(self) -> "StallWatchdog":
-        self._heard_s = time.monotonic()
+        self._last_reset_s = time.monotonic()
         self._thread.start()
         return self
 
@@ -34,17 +34,17 @@ class StallWatchdog:
         self._thread.join()
 
     def reset(self) -> None:
-        """Says that the run got somewhere."""
-        self._heard_s = time.monotonic()
-        self._told = False
+        """Restarts the timeout: an update has finished."""
+        self._last_reset_s = time.monotonic()
+        self._reported = False
 
-    def _listen(self, main: int) -> None:
+    def _watch(self, main: int) -> None:
         while not self._ended.wait(min(self.limit_s / 4, 10)):
-            silent_s = time.monotonic() - self._heard_s
-            if silent_s < self.limit_s or self._told:
+            stalled_s = time.monotonic() - self._last_reset_s
+            if stalled_s < self.limit_s or self._reported:
                 continue
-            self._told = True
+            self._reported = True
             frame = sys._current_frames().get(main)
-            where = "".join(traceback.format_stack(frame)) if frame is not None else "nowhere"
-            logger.warning("STALLED: no update for %.0f s. It is here:\n%s", silent_s, where)
-            self.on_stall(f"no update for {silent_s:.0f} s; train.log says where the process is")
+            stack = "".join(traceback.format_stack(frame)) if frame is not None else "unknown"
+            logger.warning("STALLED: no update for %.0f s. Stack of the main thread:\n%s", stalled_s, stack)
+            self.on_stall(f"no update for {stalled_s:.0f} s; the stack trace is in train.log")

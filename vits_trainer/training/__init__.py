@@ -1,1 +1,1 @@
-"""The training loop and its state."""
+"""Training: the loop, losses, optimizers, checkpoints and validation."""

@@ -1,17 +1,17 @@
-"""Checkpoints: whole, or not there at all. The only writer of run state; nothing in one is ever unpickled.
+"""Checkpoints, written atomically. The only writer of run state; nothing is pickled.
 
 checkpoint-<update>/
     voice/                              config.json and tokenizer of the voice
-    generator.safetensors               weights in training form (weight norm as g and v)
+    generator.safetensors               weights with weight norm (g and v)
     discriminator.safetensors
-    average.safetensors                 averages of the generator's trained weights (--ema_decay)
+    average.safetensors                 EMA of the generator's trained weights (--ema_decay)
     optimizer_<network>.safetensors     AdamW's moments under the parameters' names
     config.yaml                         the run's configuration
-    state.json                          counts, losses since the last logging point, what a resume compares
+    state.json                          counts, losses since the last log point, what a resume compares
     manifest.json                       size and SHA-256 of all of these; written last
-best.json                               which checkpoint has the best validation so far, and the value
+best.json                               the checkpoint with the best validation so far, and its value
 
-No random generator is in it: what an update draws is a pure function of the seed, the update and the rank.
+Random generator states are not saved: random numbers of an update depend only on the seed, the update and the rank.
 """
 
 import json
@@ -71,57 +71,58 @@ CHECKPOINT = Kind(
     ),
     lambda folder: (folder / "voice/config.json").is_file(),
 )
-"""Or what becomes one, under a temporary name."""
+"""Identifies folders of ours, complete or under a temporary name."""
 _FORMAT = 5
 _PATIENCE_S = 60
-_EARLIER = "Take an earlier checkpoint: --resume_from_checkpoint and its path."
+"""How long to wait for another run to release the folder of checkpoints."""
+_USE_EARLIER = "Resume from an earlier checkpoint: --resume_from_checkpoint with its path."
 
 
 @dataclass
 class TrainState:
-    """How far a run has come, over all ranks."""
+    """Progress of a run, over all ranks."""
 
     update: int = 0
     """Updates done."""
     epoch: int = 0
     """Epoch of the last update, from 0."""
     clips_trained: int = 0
-    """Whose update reached the weights."""
+    """Clips of updates that changed the weights."""
     clips_masked: int = 0
-    """Whose update was left out, as it came to no finite number."""
+    """Clips of updates that were masked because of NaN or Inf."""
     clips_rejected: int = 0
-    """That could not be used; again in each epoch."""
+    """Clips that could not be used."""
     updates_nonfinite: int = 0
     nonfinite_in_a_row: int = 0
     accounts: dict[str, Any] = field(default_factory=dict)
-    """What has become of each clip of the epoch; filled in when it is saved."""
+    """Accounting of the epoch's clips; set when the state is saved."""
     selection: Selection = field(default_factory=Selection)
 
 
-def checkpoint_gib(learners: Iterable[NetworkOptimizer]) -> float:
-    """Size of one checkpoint: float32 weights, and two AdamW moments and the average of each trained one."""
-    numbers = 0
-    for learner in learners:
-        moments_and_average = 3 if learner.ema else 2
-        for p in learner.network.parameters():
-            numbers += p.numel() * (1 + moments_and_average * p.requires_grad)
-    return numbers * 4 / 2**30
+def checkpoint_gib(optimizers: Iterable[NetworkOptimizer]) -> float:
+    """Returns the size of a checkpoint: float32 weights, and two AdamW moments and the EMA of each trained weight."""
+    values = 0
+    for optimizer in optimizers:
+        moments_and_ema = 3 if optimizer.ema else 2
+        for p in optimizer.network.parameters():
+            values += p.numel() * (1 + moments_and_ema * p.requires_grad)
+    return values * 4 / 2**30
 
 
 @dataclass(frozen=True)
 class RunFingerprint:
-    """What a resumed run is compared by with the one that wrote the checkpoint."""
+    """Settings of a run that a resumed run is compared with."""
 
     must_match: Mapping[str, Any]
-    """Must be equal: the order of clips and the sense of the weights depend on it."""
+    """Must be equal: the order of clips and the meaning of the weights depend on them."""
     may_change: Mapping[str, Any]
-    """May change; what did is said."""
+    """May change; changes are logged."""
     launch: str
-    """Of the launcher that started the run: those that it starts anew may resume unasked."""
+    """Id of the launch: processes that its launcher restarts resume automatically."""
 
 
 class CheckpointManager:
-    """The checkpoints of one run, in one folder."""
+    """Saves, restores and prunes the checkpoints of one run."""
 
     def __init__(
         self, directory: Path, keep: int, runtime: Runtime, fingerprint: RunFingerprint, config: TrainConfig
@@ -132,14 +133,14 @@ class CheckpointManager:
         self.fingerprint = fingerprint
         self.config = config
         self.last_save_s = 0.0
-        """How long the last save took."""
+        """Duration of the last save, in seconds."""
 
     def save(
         self,
         state: TrainState,
         generator: Generator,
         discriminator: Discriminator | None,
-        learners: list[NetworkOptimizer],
+        optimizers: list[NetworkOptimizer],
         tokenizer: VitsTokenizer,
         plan: Mapping[str, int],
         losses: DeviceMeansState,
@@ -147,18 +148,18 @@ class CheckpointManager:
         """Writes ``checkpoint-<update>`` under a temporary name, renames it, then prunes. Runs on every rank.
 
         Args:
-            state: how far the run is.
-            generator: the network, not wrapped; its ``model`` is saved.
-            discriminator: likewise; None under the mel objective.
-            learners: of both networks: their optimisers and scalers.
-            tokenizer: the voice's.
-            plan: what the run was to come to, for a resume under the same settings.
-            losses: this rank's since the last logging point.
+            state: progress of the run.
+            generator: not wrapped; its ``model`` is saved.
+            discriminator: not wrapped; None under the mel objective.
+            optimizers: of the networks, with their scalers.
+            tokenizer: of the voice.
+            plan: of the run, for a resume with the same settings.
+            losses: of this rank since the last log point.
 
         Raises:
-            SavingError: it cannot be written, or a weight is not finite.
+            SavingError: it cannot be written, or a weight is NaN or Inf.
         """
-        began = time.perf_counter()
+        start_s = time.perf_counter()
         fingerprint = asdict(self.fingerprint)
         fingerprint["may_change"]["cpu_threads"] = torch.get_num_threads()
         record = {
@@ -166,66 +167,68 @@ class CheckpointManager:
             "state": asdict(state),
             "plan": dict(plan),
             "fingerprint": fingerprint,
-            "scales": {learner.name: learner.scaler.state_dict() for learner in learners},
+            "scales": {optimizer.name: optimizer.scaler.state_dict() for optimizer in optimizers},
             "losses": self.runtime.all_gather_object(losses),
         }
 
         def write() -> Path:
-            place = self.directory / f"checkpoint-{state.update}"
-            self._require_finite(place, generator, discriminator, learners)
-            temporary = self.directory / f".tmp-{place.name}"
+            path = self.directory / f"checkpoint-{state.update}"
+            self._require_finite(path, generator, discriminator, optimizers)
+            temporary = self.directory / f".tmp-{path.name}"
             self.clear_temporary()
             temporary.mkdir(parents=True)
             mark(temporary, CHECKPOINT)
             write_networks(temporary, generator, discriminator, tokenizer, self.config)
-            for learner in learners:
-                save_file(_optimizer_state(learner), temporary / f"optimizer_{learner.name}.safetensors")
-                if learner.ema is not None:
-                    save_file(_on_cpu(learner.ema.state_dict()), temporary / _AVERAGE)
+            for optimizer in optimizers:
+                save_file(_optimizer_state(optimizer), temporary / f"optimizer_{optimizer.name}.safetensors")
+                if optimizer.ema is not None:
+                    save_file(_on_cpu(optimizer.ema.state_dict()), temporary / _AVERAGE)
             (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
             sync_tree(temporary)
             atomic_write(temporary / MANIFEST, _manifest(temporary))
-            if place.exists():
-                logger.warning("%s is in the way: moved to %s.", place, move_aside(place, "set-aside").name)
-            move(temporary, place)
+            if path.exists():
+                logger.warning("%s already exists: moved to %s.", path, move_aside(path, "set-aside").name)
+            move(temporary, path)
             fsync_dir(self.directory)
-            self._prune(place)
-            return place
+            self._prune(path)
+            return path
 
         try:
             return self.runtime.on_main_then_broadcast(write)
         except (OSError, SafetensorError) as error:
             raise SavingError(
-                f"{self.directory}: checkpoint-{state.update} could not be written ({error}). The ones before are as "
-                "they were: make room, then go on with --resume_from_checkpoint latest."
+                f"{self.directory}: checkpoint-{state.update} could not be written ({error}). Earlier checkpoints are "
+                "unchanged: free disk space, then resume with --resume_from_checkpoint latest."
             ) from error
         finally:
-            self.last_save_s = time.perf_counter() - began
+            self.last_save_s = time.perf_counter() - start_s
 
     def restore(
         self,
         checkpoint_dir: Path,
         generator: Generator,
         discriminator: Discriminator | None,
-        learners: list[NetworkOptimizer],
+        optimizers: list[NetworkOptimizer],
     ) -> tuple[TrainState, list[DeviceMeansState]]:
-        """Puts weights, optimisers and scalers back where ``checkpoint_dir`` left them.
+        """Restores weights, optimizers and scalers from ``checkpoint_dir``.
 
         Returns:
-            How far the run had come, and each rank's losses since the last logging point.
+            The state of the run, and each rank's losses since the last log point.
 
         Raises:
-            CheckpointError: it cannot be read, or is of another run or other networks.
-            ModelError: a weight or a moment is not finite.
+            CheckpointError: it cannot be read, or belongs to another run or other networks.
+            ModelError: a weight or moment is NaN or Inf.
         """
         record = read_record(checkpoint_dir)
         try:
             load_networks(checkpoint_dir, generator.model, discriminator)
-            for learner in learners:
-                _load_optimizer_state(learner, _finite(checkpoint_dir / f"optimizer_{learner.name}.safetensors"))
-                learner.scaler.load_state_dict(record["scales"][learner.name])
-                if learner.ema is not None:
-                    _restore_average(checkpoint_dir, learner.ema)
+            for optimizer in optimizers:
+                _load_optimizer_state(
+                    optimizer, _load_finite(checkpoint_dir / f"optimizer_{optimizer.name}.safetensors")
+                )
+                optimizer.scaler.load_state_dict(record["scales"][optimizer.name])
+                if optimizer.ema is not None:
+                    _restore_ema(checkpoint_dir, optimizer.ema)
             state = {**record["state"], "selection": Selection(**record["state"]["selection"])}
             return TrainState(**state), record["losses"]
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
@@ -238,36 +241,36 @@ class CheckpointManager:
         checkpoint_dir: Path,
         generator: Generator,
         discriminator: Discriminator | None,
-        learners: list[NetworkOptimizer],
+        optimizers: list[NetworkOptimizer],
     ) -> None:
-        """Refuses to write what could not be resumed: it would push out checkpoints that can."""
+        """Raises SavingError for NaN or Inf: saving would prune checkpoints that can be resumed, unlike this one."""
         parts = [weights_of(generator.model)] + ([] if discriminator is None else [weights_of(discriminator)])
-        parts += [_moments(learner) for learner in learners]
-        parts += [learner.ema.state_dict() for learner in learners if learner.ema is not None]
-        remedy = "It was not written, and those before are as they were: go on from one with a lower --learning_rate."
+        parts += [_moments(optimizer) for optimizer in optimizers]
+        parts += [optimizer.ema.state_dict() for optimizer in optimizers if optimizer.ema is not None]
+        remedy = "It was not written; earlier checkpoints are unchanged. Resume from one with a lower --learning_rate."
         for part in parts:
             require_finite(part, checkpoint_dir, remedy, SavingError)
 
     def clear_temporary(self) -> None:
-        """Removes what an interrupted save left behind; what is somebody else's there is put aside."""
+        """Removes the leftovers of an interrupted save; files of others under the same names are moved away."""
         for path in list(self.directory.glob(".tmp-checkpoint-*")):
             if is_ours(path, CHECKPOINT):
                 remove(path, CHECKPOINT)
             if path.exists():
-                logger.warning("%s is in the way: moved to %s.", path, move_aside(path, "set-aside").name)
+                logger.warning("%s contains files of others: moved to %s.", path, move_aside(path, "set-aside").name)
 
     def _prune(self, written: Path) -> None:
-        """Deletes all but the newest ``keep`` and the best; ``written`` was the last of them to be made whole."""
-        scores = {place: score for place in list_newest_first(self.directory) if (score := _score(place)) is not None}
+        """Deletes all checkpoints but the newest ``keep``, the best, and ``written``, the one just completed."""
+        scores = {path: score for path in list_newest_first(self.directory) if (score := _score(path)) is not None}
         metric = self.config.best_metric
         sign = -1 if metric in HIGHER_IS_BETTER else 1
-        best = min(scores, key=lambda place: sign * scores[place], default=None)
+        best = min(scores, key=lambda path: sign * scores[path], default=None)
         if best is not None:
             pointer = {"checkpoint": best.name, f"validation/{metric}": scores[best]}
             atomic_write(self.directory / BEST, json.dumps(pointer, indent=1) + "\n")
-        for place in list_newest_first(self.directory)[self.keep :] if self.keep else []:
-            if place not in (best, written) and is_ours(place, CHECKPOINT):  # other trainers name theirs alike
-                remove(place, CHECKPOINT)
+        for path in list_newest_first(self.directory)[self.keep :] if self.keep else []:
+            if path not in (best, written) and is_ours(path, CHECKPOINT):  # other trainers use the same names
+                remove(path, CHECKPOINT)
 
 
 def write_networks(
@@ -277,7 +280,7 @@ def write_networks(
     tokenizer: VitsTokenizer,
     config: TrainConfig,
 ) -> None:
-    """Writes both networks in training form, and what is needed to build them again."""
+    """Writes both networks with weight norm, and the configuration and tokenizer needed to rebuild them."""
     (folder / "voice").mkdir(parents=True, exist_ok=True)
     generator.model.config.save_pretrained(folder / "voice")
     tokenizer.save_pretrained(folder / "voice")
@@ -288,72 +291,76 @@ def write_networks(
 
 
 def load_networks(checkpoint_dir: Path, model: VitsModel, discriminator: Discriminator | None) -> None:
-    """Puts a checkpoint's weights into networks in training form. Raises as safetensors and ``load_state_dict`` do.
+    """Loads a checkpoint's weights into networks with weight norm. Raises as safetensors and ``load_state_dict`` do.
 
     Raises:
-        ModelError: a weight is not finite.
+        ModelError: a weight is NaN or Inf.
     """
-    model.load_state_dict(_finite(checkpoint_dir / "generator.safetensors"))
+    model.load_state_dict(_load_finite(checkpoint_dir / "generator.safetensors"))
     if discriminator is not None:
-        discriminator.load_state_dict(_finite(checkpoint_dir / "discriminator.safetensors"))
+        discriminator.load_state_dict(_load_finite(checkpoint_dir / "discriminator.safetensors"))
 
 
-def _finite(path: Path) -> dict[str, Tensor]:
+def _load_finite(path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = load_file(path)
-    require_finite(tensors, path, _EARLIER)
+    require_finite(tensors, path, _USE_EARLIER)
     return tensors
 
 
 def load_average(checkpoint_dir: Path, model: VitsModel) -> None:
-    """Puts a checkpoint's averages into a voice in training form that has its weights: the voice as it is exported.
+    """Loads a checkpoint's EMA weights into a voice that has its other weights, as for an export.
 
-    Does nothing where the run kept none. Raises as safetensors does, and ModelError where one is not finite.
+    Does nothing if the run kept no EMA. Raises as safetensors does.
+
+    Raises:
+        ModelError: a weight is NaN or Inf.
     """
     if (checkpoint_dir / _AVERAGE).is_file():
-        averages = _finite(checkpoint_dir / _AVERAGE)
+        averages = _load_finite(checkpoint_dir / _AVERAGE)
         averages.pop(AVERAGED_UPDATES)
         model.load_state_dict(averages, strict=False)
 
 
-def _restore_average(checkpoint_dir: Path, average: Ema) -> None:
+def _restore_ema(checkpoint_dir: Path, ema: Ema) -> None:
     if (checkpoint_dir / _AVERAGE).is_file():
-        average.load_state_dict(_finite(checkpoint_dir / _AVERAGE))
+        ema.load_state_dict(_load_finite(checkpoint_dir / _AVERAGE))
     else:
-        average.restart()
-        logger.warning("%s holds no average of the weights: it begins with those of that update.", checkpoint_dir)
+        ema.restart()
+        logger.warning("%s contains no EMA weights: the EMA restarts from the weights of that update.", checkpoint_dir)
 
 
 @contextmanager
 def exclusive_lock(directory: Path) -> Iterator[None]:
     """Inside, no other run writes to the folder of checkpoints.
 
+    Waits up to a minute, because a run that was stopped may still be saving.
+
     Raises:
-        CheckpointError: another run has it, even after a minute: one that was stopped may still be saving. Or it
-            cannot be written.
+        CheckpointError: another run uses the folder, or it cannot be written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         held = claim(directory / ".lock", _PATIENCE_S, directory)
     except OSError as error:
         raise CheckpointError(
-            f"--checkpoint_dir {directory} cannot be written ({error.strerror or error}): give another one."
+            f"--checkpoint_dir {directory} cannot be written ({error.strerror or error}): choose another one."
         ) from error
     if held is None:
         raise CheckpointError(
-            f"{directory}: another run is at work there. Wait for it, stop it, or give another --checkpoint_dir."
+            f"{directory}: another run is using it. Wait for it, stop it, or choose another --checkpoint_dir."
         )
     with held:
         yield
 
 
 def list_newest_first(directory: Path) -> list[Path]:
-    """The checkpoints in ``directory``."""
-    found = [path for path in directory.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=update_of, reverse=True)
+    """Returns the checkpoints in ``directory``, the newest first."""
+    checkpoints = [path for path in directory.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    return sorted(checkpoints, key=update_of, reverse=True)
 
 
 def verify(checkpoint_dir: Path) -> None:
-    """Raises :class:`CheckpointError` unless every file of the checkpoint is there as it was written."""
+    """Raises :class:`CheckpointError` unless all files of the checkpoint match its manifest."""
     path = checkpoint_dir / MANIFEST
     try:
         files: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["files"]
@@ -366,7 +373,7 @@ def verify(checkpoint_dir: Path) -> None:
     except FileNotFoundError as error:
         if not (checkpoint_dir / "state.json").is_file():
             raise CheckpointError(
-                f"{checkpoint_dir} is no checkpoint (it has no state.json). Give a checkpoint-<update> folder."
+                f"{checkpoint_dir} is not a checkpoint (no state.json). Give the path of a checkpoint-<update> folder."
             ) from error
         raise _damaged(checkpoint_dir, f"{Path(str(error.filename)).name} is missing") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -374,10 +381,10 @@ def verify(checkpoint_dir: Path) -> None:
 
 
 def read_record(checkpoint_dir: Path) -> dict[str, Any]:
-    """state.json of a checkpoint.
+    """Returns state.json of a checkpoint.
 
     Raises:
-        CheckpointError: it cannot be read, or is of an older kind.
+        CheckpointError: it cannot be read, or has another format version.
     """
     try:
         record: dict[str, Any] = json.loads((checkpoint_dir / "state.json").read_text(encoding="utf-8"))
@@ -399,15 +406,15 @@ def _damaged(checkpoint_dir: Path, what: str) -> CheckpointError:
 
 
 def update_of(checkpoint_dir: Path) -> int:
-    """The update in a checkpoint's name."""
+    """Returns the update in a checkpoint's name."""
     return int(checkpoint_dir.name.partition("-")[2])
 
 
 def _score(checkpoint_dir: Path) -> float | None:
-    """The best metric's value, where it was validated."""
+    """Returns the value of the best metric; None if the update was not validated or the checkpoint is damaged."""
     try:
         score: float | None = read_record(checkpoint_dir)["state"]["selection"]["score"]
-    except CheckpointError:  # damaged: named when someone wants to resume from it
+    except CheckpointError:  # reported when a run resumes from it
         return None
     return score
 
@@ -416,26 +423,26 @@ def _manifest(directory: Path) -> str:
     files = {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != MARKER  # who copies a checkpoint may leave out hidden files
+        if path.is_file() and path.name != MARKER  # hidden files may be lost when a checkpoint is copied
     }
     return json.dumps({"files": files}, indent=1)
 
 
-def _named_parameters(learner: NetworkOptimizer) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that the optimiser moves, in its order, by the same names however many processes there are."""
-    parameters = learner.network.named_parameters()
+def _named_parameters(optimizer: NetworkOptimizer) -> list[tuple[str, nn.Parameter]]:
+    """Returns the trained parameters in the optimizer's order; names do not depend on the number of processes."""
+    parameters = optimizer.network.named_parameters()
     return [(name.removeprefix("module."), p) for name, p in parameters if p.requires_grad]
 
 
-def _optimizer_state(learner: NetworkOptimizer) -> dict[str, Tensor]:
-    return _on_cpu(_moments(learner))
+def _optimizer_state(optimizer: NetworkOptimizer) -> dict[str, Tensor]:
+    return _on_cpu(_moments(optimizer))
 
 
-def _moments(learner: NetworkOptimizer) -> dict[str, Tensor]:
-    state = learner.optimizer.state
+def _moments(optimizer: NetworkOptimizer) -> dict[str, Tensor]:
+    state = optimizer.optimizer.state
     return {
         f"{name}/{slot}": value
-        for name, parameter in _named_parameters(learner)
+        for name, parameter in _named_parameters(optimizer)
         for slot, value in state[parameter].items()
     }
 
@@ -444,11 +451,11 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _load_optimizer_state(learner: NetworkOptimizer, tensors: dict[str, Tensor]) -> None:
+def _load_optimizer_state(optimizer: NetworkOptimizer, tensors: dict[str, Tensor]) -> None:
     slots = {key.rpartition("/")[2] for key in tensors}
     states = {
         index: {slot: tensors[f"{name}/{slot}"] for slot in slots}
-        for index, (name, _) in enumerate(_named_parameters(learner))
+        for index, (name, _) in enumerate(_named_parameters(optimizer))
     }
-    groups = learner.optimizer.state_dict()["param_groups"]
-    learner.optimizer.load_state_dict({"state": states, "param_groups": groups})
+    groups = optimizer.optimizer.state_dict()["param_groups"]
+    optimizer.optimizer.load_state_dict({"state": states, "param_groups": groups})

@@ -1,8 +1,8 @@
-"""The terms of the VITS objective (Kim et al. 2021, section 2), as formulas without weights.
+"""Unweighted loss terms of the VITS objective (Kim et al. 2021, section 2).
 
-Each is a sum over clips, frames or tokens: what it is divided by is counted over a whole update (``objective``), so
-that processes and micro-batches of unequal sizes give the gradient of the joined batch. All of them compute at least in
-float32, whatever the networks ran in. Shapes: B clips, C channels, T frames.
+Each is a sum over clips, frames or tokens. The denominators are counted over a whole update (``objective``), so that
+processes and micro-batches of unequal sizes give the gradient of the combined batch. All terms are computed in at least
+float32, whatever the networks' precision. Shapes: B clips, C channels, T frames.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from vits_trainer.models.precision import at_least_float32
 
 
 def mel_l1(generated: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """``|generated - target|``, a mean over the bands, a sum over the valid frames (VITS eq. 4, without its weight 45).
+    """Returns the L1 distance, a mean over bands and a sum over valid frames (VITS eq. 4, without its weight 45).
 
     Args:
         generated: (B, M, T) log-mel.
@@ -28,7 +28,7 @@ def mel_l1(generated: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 def kl_divergence(
     latents: Tensor, posterior_log_std: Tensor, prior_mean: Tensor, prior_log_std: Tensor, mask: Tensor
 ) -> Tensor:
-    """Divergence of the posterior from the prior, sampled at ``z_p`` (VITS eq. 3; ``losses.kl_loss`` of the original).
+    """Returns the KL divergence of posterior and prior at the sample ``z_p`` (VITS eq. 3; the original's ``kl_loss``).
 
     Args:
         latents: (B, C, T) the posterior's sample after the flow, ``z_p``.
@@ -46,11 +46,13 @@ def kl_divergence(
 
 
 def discriminator_lsgan(real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Least-squares loss of the discriminators on real and on generated segments, each a sum over them and the clips.
+    """Returns the discriminators' least-squares losses on real and on generated segments.
+
+    Each is a sum over discriminators and clips.
 
     Args:
         real: (B, positions) scores of each discriminator.
-        fake: the same, on generated segments.
+        fake: the same for generated segments.
     """
     real_loss = torch.stack([(1 - at_least_float32(score)).square().mean() * len(score) for score in real]).sum()
     fake_loss = torch.stack([at_least_float32(score).square().mean() * len(score) for score in fake]).sum()
@@ -58,14 +60,14 @@ def discriminator_lsgan(real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple
 
 
 def generator_lsgan(fake: Sequence[Tensor]) -> Tensor:
-    """Least-squares loss of the generator, a sum over the discriminators and the clips."""
+    """Returns the generator's least-squares loss, a sum over discriminators and clips."""
     return torch.stack([(1 - at_least_float32(score)).square().mean() * len(score) for score in fake]).sum()
 
 
 def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Twice the L1 between the activations of each discriminator's layers (HiFi-GAN eq. 4; the factor is VITS's).
+    """Returns twice the L1 distance of the discriminators' feature maps (HiFi-GAN eq. 4; the factor 2 is VITS's).
 
-    A mean over each layer's activations, a sum over layers, discriminators and clips.
+    It is a mean over each feature map, and a sum over layers, discriminators and clips.
     """
     layers = [
         (at_least_float32(r.detach()) - at_least_float32(f)).abs().mean() * len(f)

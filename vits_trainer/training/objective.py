@@ -1,6 +1,6 @@
-"""The VITS objective (Kim et al. 2021, section 2): synthesis once, then two sets of named losses.
+"""The VITS objective (Kim et al. 2021, section 2): one generator forward pass, then the losses of both networks.
 
-Knows no optimiser, no accelerator and no logging.
+Independent of optimizers, Accelerate and logging.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from vits_trainer.training import losses
 
 
 class LossDenominators(NamedTuple):
-    """What the losses' sums are divided by: counts over all micro-batches of an update, on all ranks."""
+    """Counts over all micro-batches of an update, on all ranks, by which the summed losses are divided."""
 
     clips: float
     tokens: float
@@ -32,28 +32,28 @@ class LossDenominators(NamedTuple):
 
 
 ZERO_WEIGHT = LossDenominators(inf, inf, inf, inf)
-"""For a micro-batch in which silence stands in for clips: its losses and their gradients are zero."""
+"""For a placeholder micro-batch of silence: its losses and their gradients are zero."""
 
 
 class SegmentPair(NamedTuple):
-    """Generated segments beside the recorded ones."""
+    """Generated segments and the recorded ones at the same positions."""
 
     output: GeneratorOutput
     denominators: LossDenominators
     generated: Tensor
-    """(B, 1, segment_samples) silent behind the end of clips that are shorter than a segment."""
+    """(B, 1, segment_samples), zero after the end of clips that are shorter than a segment."""
     recorded: Tensor
     """(B, 1, segment_samples)."""
     generated_mel: Tensor
-    """(B, M, segment_frames) of the generated segment by itself."""
+    """(B, M, segment_frames), computed from the generated segment alone."""
     recorded_mel: Tensor
-    """(B, M, segment_frames) cut from the mel of the whole clip."""
+    """(B, M, segment_frames), cut from the mel of the whole clip."""
     mel_mask: Tensor
-    """(B, 1, segment_frames) zero behind the end of short clips."""
+    """(B, 1, segment_frames), zero after the end of short clips."""
 
 
 class Objective:
-    """``vits``: adversarial + feature matching + 45 mel + duration + KL. ``mel``: 45 mel + duration alone."""
+    """``vits``: adversarial + feature matching + 45 mel + duration + KL. ``mel``: 45 mel + duration only."""
 
     def __init__(self, kind: ObjectiveKind, weights: LossWeights, spec: AudioSpec, segment_frames: int) -> None:
         self.adversarial = kind == "vits"
@@ -63,7 +63,7 @@ class Objective:
         self.segment_frames = segment_frames
 
     def denominators(self, batch: Batch) -> LossDenominators:
-        """Counts in ``batch``. A CPU-GPU sync point unless it is still on the CPU."""
+        """Returns the counts of ``batch``. A CPU-GPU sync point unless it is still on the CPU."""
         if not batch.clip_ids:
             return LossDenominators(0, 0, 0, 0)
         frames = batch.frame_lengths
@@ -75,30 +75,30 @@ class Objective:
         generator: nn.Module,
         batch: Batch,
         segment_starts: Tensor | None = None,
-        normalisers: LossDenominators | None = None,
+        denominators: LossDenominators | None = None,
     ) -> SegmentPair:
-        """The only forward of the generator in a micro-batch.
+        """Runs the generator on a micro-batch; both networks' losses use this one forward pass.
 
         Args:
-            generator: a :class:`~vits_trainer.models.generator.Generator`, wrapped for several processes or not.
-            batch: clips and texts on the generator's device.
-            segment_starts: (B,) frames; drawn at random when left out.
-            normalisers: of the update that the batch is part of; when left out, of the batch alone.
+            generator: a :class:`~vits_trainer.models.generator.Generator`, wrapped or not.
+            batch: on the generator's device.
+            segment_starts: (B,) in frames; random by default.
+            denominators: of the update that contains the batch; by default of the batch alone.
         """
         with torch.no_grad():
             magnitude = spectrogram(batch.waveform, batch.frame_lengths, self.spec)
             whole_mel = log_mel(magnitude, self.spec)
-        synthesis: GeneratorOutput = generator(
+        output: GeneratorOutput = generator(
             batch.tokens, batch.token_lengths, magnitude, batch.frame_lengths, batch.speaker_ids, segment_starts
         )
-        starts = synthesis.segment_starts
+        starts = output.segment_starts
         hop = self.spec.hop
         valid_frames = (batch.frame_lengths - starts).clamp(max=self.segment_frames)
         audible = frame_mask(valid_frames * hop, self.segment_frames * hop)
-        generated = at_least_float32(synthesis.waveform) * audible
+        generated = at_least_float32(output.waveform) * audible
         return SegmentPair(
-            output=synthesis,
-            denominators=(normalisers or self.denominators(batch)) if batch.clip_ids else ZERO_WEIGHT,
+            output=output,
+            denominators=(denominators or self.denominators(batch)) if batch.clip_ids else ZERO_WEIGHT,
             generated=generated,
             recorded=cut_segments(batch.waveform[:, None], starts * hop, self.segment_frames * hop) * audible,
             generated_mel=log_mel(spectrogram(generated[:, 0], valid_frames, self.spec), self.spec),
@@ -106,54 +106,63 @@ class Objective:
             mel_mask=frame_mask(valid_frames, self.segment_frames),
         )
 
-    def discriminator_losses(self, discriminator: nn.Module, comparison: SegmentPair) -> dict[str, Tensor]:
-        """``real``, ``fake`` and their sum ``total``: this batch's share of the update's. None is the generator's."""
-        both = torch.cat([comparison.recorded, comparison.generated.detach()])
-        real, fake = discriminator(both).split(len(comparison.recorded))
+    def discriminator_losses(self, discriminator: nn.Module, pair: SegmentPair) -> dict[str, Tensor]:
+        """Returns ``real``, ``fake`` and their sum ``total``: this batch's shares of the update's losses.
+
+        They have no gradient with respect to the generator.
+        """
+        both = torch.cat([pair.recorded, pair.generated.detach()])
+        real, fake = discriminator(both).split(len(pair.recorded))
         real_loss, fake_loss = losses.discriminator_lsgan(real.scores, fake.scores)
-        clips = comparison.denominators.clips
+        clips = pair.denominators.clips
         real_loss, fake_loss = real_loss / clips, fake_loss / clips
         return {"real": real_loss, "fake": fake_loss, "total": real_loss + fake_loss}
 
-    def generator_losses(self, discriminator: nn.Module | None, comparison: SegmentPair) -> dict[str, Tensor]:
-        """Each loss unweighted under its name, and their weighted sum ``total``: this batch's share of the update's.
+    def generator_losses(self, discriminator: nn.Module | None, pair: SegmentPair) -> dict[str, Tensor]:
+        """Returns each unweighted loss, and their weighted sum ``total``: this batch's shares of the update's losses.
 
-        Added up over the micro-batches of an update and over all ranks, they are the losses of its joined clips.
+        Summed over the micro-batches of an update and all ranks, they are the losses of all of its clips.
 
         Args:
-            discriminator: the judge, with its parameters frozen (:func:`frozen`); None for the mel objective.
-            comparison: from :meth:`generator_forward`.
+            discriminator: with frozen parameters (:func:`frozen`); None for the mel objective.
+            pair: from :meth:`generator_forward`.
         """
-        s, normalisers = comparison.output, comparison.denominators
-        mel = losses.mel_l1(comparison.generated_mel, comparison.recorded_mel, comparison.mel_mask)
-        terms = {"mel": mel / normalisers.segment_frames, "duration": s.duration_loss.sum() / normalisers.tokens}
+        output, denominators = pair.output, pair.denominators
+        mel = losses.mel_l1(pair.generated_mel, pair.recorded_mel, pair.mel_mask)
+        terms = {"mel": mel / denominators.segment_frames, "duration": output.duration_loss.sum() / denominators.tokens}
         if self.adversarial:
             if discriminator is None:
                 raise ValueError("the vits objective needs a discriminator")
             with torch.no_grad():
-                real = discriminator(comparison.recorded)
-            fake = discriminator(comparison.generated)
-            kl = losses.kl_divergence(s.latents, s.posterior_log_std, s.prior_mean, s.prior_log_std, s.frame_mask)
-            terms["kl"] = kl / normalisers.frames
-            terms["adversarial"] = losses.generator_lsgan(fake.scores) / normalisers.clips
+                real = discriminator(pair.recorded)
+            fake = discriminator(pair.generated)
+            kl = losses.kl_divergence(
+                output.latents,
+                output.posterior_log_std,
+                output.prior_mean,
+                output.prior_log_std,
+                output.frame_mask,
+            )
+            terms["kl"] = kl / denominators.frames
+            terms["adversarial"] = losses.generator_lsgan(fake.scores) / denominators.clips
             matching = losses.feature_matching(real.feature_maps, fake.feature_maps)
-            terms["feature_matching"] = matching / normalisers.clips
+            terms["feature_matching"] = matching / denominators.clips
         return terms | {"total": self.total(terms)}
 
     @property
     def generator_loss_names(self) -> tuple[str, ...]:
-        """What :meth:`generator_losses` gives."""
+        """Keys that :meth:`generator_losses` returns."""
         adversarial = ("kl", "adversarial", "feature_matching") if self.adversarial else ()
         return ("mel", "duration", *adversarial, "total")
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of named losses."""
+        """Returns the weighted sum of the losses."""
         return torch.stack([self.weights[name] * loss for name, loss in terms.items()]).sum()
 
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """The network's parameters take no gradient inside: it is only looked through."""
+    """Inside, the network's parameters require no gradient; gradients still pass through to its inputs."""
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)

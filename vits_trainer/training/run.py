@@ -232,7 +232,7 @@ def _load_final_weights(trainer: Trainer) -> int:
     Returns:
         Their update.
     """
-    ema, state = trainer.train_step.generator.ema, trainer.state
+    ema, state = trainer.train_step.generator_optimizer.ema, trainer.state
     if ema is not None:
         ema.copy_to_network()
     if not trainer.config.patience:
@@ -294,8 +294,8 @@ def _log_introduction(
         logger.info("Resumed from %s at update %d.", resumed_from, trainer.state.update)
     if changes:
         logger.warning("Settings changed since the checkpoint (was -> now): %s", "; ".join(changes))
-    seats = trainer.stragglers.seats
-    ranks = f"{describe_topology(seats)}, {trainer.runtime.precision}" if len(seats) > 1 else trainer.runtime.describe()
+    infos = trainer.stragglers.ranks
+    ranks = f"{describe_topology(infos)}, {trainer.runtime.precision}" if len(infos) > 1 else trainer.runtime.describe()
     tracker.update_summary({"ranks": ranks})
     threads = f", {torch.get_num_threads()} CPU thread(s)" if trainer.runtime.device.type == "cpu" else ""
     logger.info("%s%s", ranks, threads)
@@ -309,7 +309,7 @@ def _log_introduction(
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     logger.info(
         "%.2f GiB per checkpoint, %s kept; %.1f GiB of disk are free",
-        checkpoint.checkpoint_gib(trainer.train_step.learners),
+        checkpoint.checkpoint_gib(trainer.train_step.optimizers),
         config.keep_checkpoints or "all",
         shutil.disk_usage(existing).free / 2**30,
     )

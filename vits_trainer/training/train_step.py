@@ -1,4 +1,4 @@
-"""What one micro-batch is to both networks: first the discriminators learn from it, then the generator."""
+"""One GAN training step on a micro-batch: discriminator update, then generator update."""
 
 from contextlib import nullcontext
 
@@ -15,90 +15,105 @@ from vits_trainer.training.optim import NetworkOptimizer
 
 
 class GanTrainStep:
-    """The two networks as they learn from one another."""
+    """Computes the losses of both networks on a micro-batch, and updates them."""
 
     def __init__(
         self,
         runtime: Runtime,
         objective: Objective,
-        generator: NetworkOptimizer,
+        generator_optimizer: NetworkOptimizer,
         discriminator: Discriminator | None,
-        discriminator_learner: NetworkOptimizer | None,
+        discriminator_optimizer: NetworkOptimizer | None,
         compiled: bool = False,
     ) -> None:
         """Args:
         runtime: device and precision.
-        objective: whose losses they learn by.
-        generator: as it is trained.
-        discriminator: the judge itself, not wrapped; None under the mel objective.
-        discriminator_learner: the same, as it is trained.
-        compiled: whether the networks are: a compiled one would be compiled again for each state of the cache of
-            its weights.
+        objective: the losses.
+        generator_optimizer: of the generator.
+        discriminator: the unwrapped network; None for the mel objective.
+        discriminator_optimizer: of the discriminator; None for the mel objective.
+        compiled: whether the networks are compiled. If so, weight norm is not cached: each state of the cache would
+            trigger a recompilation.
         """
         self.runtime = runtime
         self.objective = objective
-        self.generator = generator
+        self.generator_optimizer = generator_optimizer
         self.discriminator = discriminator
-        self.discriminator_learner = discriminator_learner
+        self.discriminator_optimizer = discriminator_optimizer
         self.compiled = compiled
         self.compute_timer = ComputeTimer(runtime.device)
-        """What of an update waits for no other rank."""
+        """Time of the update outside of collectives."""
 
     @property
-    def learners(self) -> list[NetworkOptimizer]:
-        """Both networks as they are trained; the generator alone under the mel objective."""
-        return [self.generator, *([self.discriminator_learner] if self.discriminator_learner else [])]
+    def optimizers(self) -> list[NetworkOptimizer]:
+        """Of both networks; of the generator only under the mel objective."""
+        return [self.generator_optimizer, *([self.discriminator_optimizer] if self.discriminator_optimizer else [])]
 
     def __call__(
         self,
         batch: Batch,
-        normalisers: LossDenominators,
+        denominators: LossDenominators,
         discriminator_only: bool,
         sync_gradients: bool,
         learning_rate: float | None,
     ) -> dict[str, Tensor]:
-        """Each network's turn: its share of the update's losses, and of the norms of its gradients. Runs on every rank.
+        """Trains both networks on a micro-batch. Runs on every rank.
 
         Args:
             batch: on the CPU.
-            normalisers: of the update.
-            discriminator_only: the generator's losses are only measured.
-            sync_gradients: whether the ranks' gradients meet.
-            learning_rate: to step with; None where the networks only accumulate.
+            denominators: of the update.
+            discriminator_only: compute the generator's losses without gradients.
+            sync_gradients: whether gradients are averaged over the ranks.
+            learning_rate: of the optimizer step; None to accumulate gradients only.
+
+        Returns:
+            This batch's shares of the update's losses and, after an optimizer step, this rank's share of the gradient
+            norms.
         """
-        found: dict[str, Tensor] = {}
-        networks = [learner.network for learner in self.learners]
+        values: dict[str, Tensor] = {}
+        networks = [optimizer.network for optimizer in self.optimizers]
         with self.runtime.accumulate(*networks, sync_gradients=sync_gradients):
             batch = batch.to(self.runtime.device)
             with self.runtime.autocast(), torch.set_grad_enabled(not discriminator_only):
-                comparison = self.objective.generator_forward(self.generator.network, batch, normalisers=normalisers)
-            if self.discriminator_learner is not None:
-                with self.runtime.autocast():
-                    d_losses = self.objective.discriminator_losses(self.discriminator_learner.network, comparison)
-                found |= _named("discriminator", d_losses) | self._update_network(
-                    self.discriminator_learner, d_losses, sync_gradients, learning_rate
+                pair = self.objective.generator_forward(
+                    self.generator_optimizer.network, batch, denominators=denominators
                 )
-            judging = frozen(self.discriminator) if self.discriminator else nullcontext()
-            weights_once = nullcontext() if self.compiled else parametrize.cached()
-            with self.runtime.autocast(), judging, weights_once, torch.set_grad_enabled(not discriminator_only):
-                g_losses = self.objective.generator_losses(self.discriminator, comparison)
-            found |= _named("generator", g_losses)
+            if self.discriminator_optimizer is not None:
+                with self.runtime.autocast():
+                    d_losses = self.objective.discriminator_losses(self.discriminator_optimizer.network, pair)
+                values |= _prefixed("discriminator", d_losses) | self._update_network(
+                    self.discriminator_optimizer, d_losses, sync_gradients, learning_rate
+                )
+            without_gradients = frozen(self.discriminator) if self.discriminator else nullcontext()
+            cached_weights = nullcontext() if self.compiled else parametrize.cached()
+            with (
+                self.runtime.autocast(),
+                without_gradients,
+                cached_weights,
+                torch.set_grad_enabled(not discriminator_only),
+            ):
+                g_losses = self.objective.generator_losses(self.discriminator, pair)
+            values |= _prefixed("generator", g_losses)
             if not discriminator_only:
-                found |= self._update_network(self.generator, g_losses, sync_gradients, learning_rate)
-        return found
+                values |= self._update_network(self.generator_optimizer, g_losses, sync_gradients, learning_rate)
+        return values
 
     def _update_network(
-        self, learner: NetworkOptimizer, losses: dict[str, Tensor], sync_gradients: bool, learning_rate: float | None
+        self, optimizer: NetworkOptimizer, losses: dict[str, Tensor], sync_gradients: bool, learning_rate: float | None
     ) -> dict[str, Tensor]:
-        """Backward pass of one network, and its optimizer step if ``learning_rate`` is given; then returns the norm."""
+        """Runs the backward pass of one network, and its optimizer step if ``learning_rate`` is given.
+
+        Returns:
+            This rank's share of the gradient norm, after an optimizer step.
+        """
         with self.compute_timer.interrupted() if sync_gradients else nullcontext():
-            # DistributedDataParallel gives the mean of the ranks' gradients; the losses are shares of a sum.
-            learner.backward(losses["total"] * self.runtime.world_size)
+            # DistributedDataParallel averages the ranks' gradients; the losses are shares of a sum.
+            optimizer.backward(losses["total"] * self.runtime.world_size)
         if learning_rate is None:
             return {}
-        return {f"grad_norm/{learner.name}": learner.step(learning_rate) / self.runtime.world_size}
+        return {f"grad_norm/{optimizer.name}": optimizer.step(learning_rate) / self.runtime.world_size}
 
 
-def _named(network: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Losses under the names they are logged by."""
+def _prefixed(network: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the losses under their metric names."""
     return {f"{network}/{name}": loss for name, loss in losses.items()}

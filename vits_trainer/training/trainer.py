@@ -153,7 +153,7 @@ class Trainer:
                 watchdog.reset()
                 if self.state.update == self.plan.total_updates:  # early stopping shortens the plan
                     break
-        agreement.require_same_weights((learner.network for learner in self.train_step.learners), self.runtime)
+        agreement.require_same_weights((optimizer.network for optimizer in self.train_step.optimizers), self.runtime)
         self._require_trained()
         return True
 
@@ -187,7 +187,7 @@ class Trainer:
 
     def resume(self, checkpoint_dir: Path) -> None:
         """Restores networks, optimizers, state and accounting from a checkpoint. Runs on every rank."""
-        networks = (self.generator, self.discriminator, self.train_step.learners)
+        networks = (self.generator, self.discriminator, self.train_step.optimizers)
         self.state, means_by_rank = self.checkpoints.restore(checkpoint_dir, *networks)
         self.metrics.restore(means_by_rank)
         begins_epoch = self.state.update % self.sampler.updates_per_epoch == 0
@@ -219,8 +219,8 @@ class Trainer:
             took_s = self._time_pass_s(batch)
         if self.runtime.chooses_threads and not self.config.deterministic:
             took_s = self.runtime.choose_threads(lambda: self._time_pass_s(batches[-1]))
-        for learner in self.train_step.learners:
-            learner.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.train_step.optimizers:
+            optimizer.optimizer.zero_grad(set_to_none=True)
         seconds_per_update = float(max(self.runtime.all_gather_object(took_s))) * self.sampler.accumulation
         self.plan = self.plan.with_speed(seconds_per_update)
         return seconds_per_update
@@ -231,7 +231,7 @@ class Trainer:
         """Sums over the ranks what they must agree on, in one collective on the host. Runs on every rank."""
         counts = [self.objective.denominators(batch) for batch in update]
         # The last save's time, or at first that of a slow disk.
-        saving_s = self.checkpoints.last_save_s or 5 + 20 * checkpoint_gib(self.train_step.learners)
+        saving_s = self.checkpoints.last_save_s or 5 + 20 * checkpoint_gib(self.train_step.optimizers)
         reason = self.shutdown.reason_to_stop(needs_s=2 * (self.metrics.slowest_update_s + saving_s))
         own = [*(sum(column) for column in zip(*counts, strict=True)), reports.total, bool(reason)]
         *totals, any_reports, stops = self.runtime.all_reduce_sum(torch.tensor(own, dtype=torch.float64)).tolist()
@@ -362,11 +362,11 @@ class Trainer:
 
     def _report_stragglers(self) -> None:
         """Logs ranks that the others wait for. Runs on the main rank."""
-        for notice in self.stragglers.update(self.metrics.shares) if self.runtime.is_main_process else []:
+        for notice in self.stragglers.update(self.metrics.rank_timings) if self.runtime.is_main_process else []:
             level = logging.WARNING if notice.is_slow else logging.INFO
-            logger.log(level, "update %d  %s", self.state.update, notice.words)
+            logger.log(level, "update %d  %s", self.state.update, notice.message)
             if notice.is_slow:
-                self.tracker.alert("A rank is slow", notice.words)
+                self.tracker.alert("A rank is slow", notice.message)
 
     def _log(self, scalars: dict[str, float], validated: ValidationResult) -> None:
         """Sends the metrics of the update just done to the tracker, with samples if it was validated."""
@@ -374,7 +374,7 @@ class Trainer:
         if not scalars or not self.runtime.is_main_process:
             return
         wanted = self.config.validation_samples if validated.scalars else 0
-        with self.train_step.generator.ema_weights():
+        with self.train_step.generator_optimizer.ema_weights():
             samples = self.validation.samples(self.generator, wanted)
         spec = self.objective.spec
         update, epoch = self.state.update, self.state.epoch
@@ -384,13 +384,13 @@ class Trainer:
 
     def _validate(self) -> ValidationResult:
         """Validates the voice as it would be exported, and selects the best update. Runs on every rank."""
-        learner = self.train_step.generator
-        with learner.ema_weights():
+        optimizer = self.train_step.generator_optimizer
+        with optimizer.ema_weights():
             result = self.validation.measure(self.generator, self.discriminator)
         scalars = result.scalars
         if not scalars:
             return result
-        if learner.ema:
+        if optimizer.ema:
             raw = self.validation.run(self.generator, self.discriminator).scalars
             scalars["validation/mel_raw"] = raw["validation/mel"]
         # The voice does not change during the discriminator's warm-up, and cannot improve.
@@ -438,7 +438,7 @@ class Trainer:
             "total_updates": self.plan.total_updates,
             "discriminator_warmup_updates": self.plan.discriminator_warmup_updates,
         }
-        networks = (self.generator, self.discriminator, self.train_step.learners)
+        networks = (self.generator, self.discriminator, self.train_step.optimizers)
         checkpoint_dir = self.checkpoints.save(self.state, *networks, self.tokenizer, plan, self.metrics.save())
         self._saved_update = self.state.update
         logger.info("update %d  saved %s", self.state.update, checkpoint_dir)

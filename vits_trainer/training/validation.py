@@ -132,7 +132,7 @@ class Validation:
             for batch in batches:
                 with self.runtime.autocast():
                     pair = objective.generator_forward(
-                        generator, batch.to(self.runtime.device), normalisers=denominators
+                        generator, batch.to(self.runtime.device), denominators=denominators
                     )
                     by_name = objective.generator_losses(discriminator, pair)
                 totals = {name: totals[name] + by_name[name].double().cpu() for name in names}

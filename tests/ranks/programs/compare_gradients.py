@@ -57,19 +57,19 @@ def main(data_dir: Path) -> None:
     def turns(networks: dict[str, nn.Module], own: list, counts: LossDenominators, scale: float) -> dict[str, Tensor]:
         for batch in own:
             with runtime.accumulate(*networks.values(), sync_gradients=batch is own[-1]):
-                comparison = objective.generator_forward(networks["generator"], batch, normalisers=counts)
-                (objective.discriminator_losses(networks["discriminator"], comparison)["total"] * scale).backward()
+                pair = objective.generator_forward(networks["generator"], batch, denominators=counts)
+                (objective.discriminator_losses(networks["discriminator"], pair)["total"] * scale).backward()
                 with frozen(judge):
-                    (objective.generator_losses(judge, comparison)["total"] * scale).backward()
+                    (objective.generator_losses(judge, pair)["total"] * scale).backward()
         return {name: gradient(network) for name, network in networks.items()}
 
     everything = batches([tuple(row for rank in PARTS for rows in rank for row in rows)])
     counts = objective.denominators(everything[0])
     # Not wrapped yet: each rank has the joined batch for itself.
-    comparison = objective.generator_forward(generator, everything[0], normalisers=counts)
-    objective.discriminator_losses(judge, comparison)["total"].backward()
+    pair = objective.generator_forward(generator, everything[0], denominators=counts)
+    objective.discriminator_losses(judge, pair)["total"].backward()
     with frozen(judge):
-        objective.generator_losses(judge, comparison)["total"].backward()
+        objective.generator_losses(judge, pair)["total"].backward()
     joined = {"generator": gradient(generator), "discriminator": gradient(judge)}
     for network in (generator, judge):
         network.zero_grad(set_to_none=True)

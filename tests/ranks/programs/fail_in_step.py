@@ -9,7 +9,7 @@ from vits_trainer.training.trainer import Trainer
 works = Trainer.step
 
 
-def failing(self, update, normalisers):
+def failing(self, update, denominators):
     last = self.runtime.rank == self.runtime.world_size - 1
     if last and self.state.update + 1 >= int(os.environ["FAIL_AT"]):
         match os.environ["FAIL"]:
@@ -19,7 +19,7 @@ def failing(self, update, normalisers):
                 os._exit(9)
             case "sleeps":
                 time.sleep(3600)
-    works(self, update, normalisers)
+    works(self, update, denominators)
 
 
 Trainer.step = failing

@@ -15,14 +15,14 @@ from vits_trainer.training.trainer import Trainer
 works = Trainer.step
 
 
-def recorded(self: Trainer, update: Sequence[Batch], normalisers: LossDenominators) -> None:
+def recorded(self: Trainer, update: Sequence[Batch], denominators: LossDenominators) -> None:
     clips = [sorted(batch.clip_ids) for batch in update]
     line = json.dumps({"update": self.state.update + 1, "clips": clips}) + "\n"
     with (self.tracker.run_dir / f"clips-{self.runtime.rank}.jsonl").open("a", encoding="utf-8") as file:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
-    works(self, update, normalisers)
+    works(self, update, denominators)
 
 
 Trainer.step = recorded
