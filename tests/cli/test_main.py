@@ -32,7 +32,7 @@ def test_packages_that_do_not_go_together_are_said_with_the_remedy(
         (["train_vit"], "unknown command train_vit: did you mean train_vits?"),
         (["train_vits", "--batch_sise", "4"], "did you mean --batch_size?"),
         (["train_vits", "--batch_size", "four"], "--batch_size"),
-        (["prepare_data", "--target_sr", "1"], "--target_sr 1: give a rate"),
+        (["prepare_data", "--target_sr", "1"], "--target_sr 1: must be between"),
         (["check", "--goldenn", "x"], "did you mean --golden?"),
     ],
 )
@@ -53,7 +53,7 @@ def test_help_lists_every_flag_with_its_words(capsys, command):
     for field in dataclasses.fields(config_class):
         assert f"--{field.name}" in shown
     if command == "train_vits":
-        assert "Micro-batches in an update." in shown
+        assert "Micro-batches per update." in shown
         assert "--fp16" in shown
 
 

@@ -110,7 +110,7 @@ def test_existing_output_is_overwritten_but_not_by_a_failure(model: str, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"text": "a", "text_file": "b.txt"}, "exclude one another"),
+        ({"text": "a", "text_file": "b.txt"}, "exclude each other"),
         ({"text": "a", "output": "x.m4a"}, r"\.wav, \.flac, \.mp3, \.ogg"),
         ({"text": "a", "output": "wav"}, r"\.wav, \.flac"),
         ({"text": "a", "speaking_rate": 0.0}, "from 0.1 to 10"),

@@ -99,7 +99,7 @@ def test_weights_and_biases_run_of_an_evaluation(trained: Path, tmp_path: Path) 
     ("changes", "words"),
     [
         ({"models": "EMPTY"}, "lacks 10 of 10 clips"),
-        ({"scores": "mcd,mdc"}, "mdc is none of mcd, f0"),
+        ({"scores": "mcd,mdc"}, "mdc is not one of mcd, f0"),
         ({"models": ""}, "--models is empty"),
         ({"data_dir": "nowhere"}, "prepare_data"),
     ],

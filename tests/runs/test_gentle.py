@@ -61,12 +61,12 @@ def test_resumed_run_keeps_what_is_frozen(folder: Path, capsys: pytest.CaptureFi
     [
         ({"freeze": ",".join(PARTS)}, "no trainable parameters"),
         ({"freeze": "text_encoder,flow,decoder,duration_predictor", "objective": "mel"}, "no trainable parameters"),
-        ({"freeze": "vocoder"}, "vocoder is none of text_encoder, posterior_encoder"),
-        ({"ema_decay": 1.0}, "--ema_decay 1.0: give a number"),
-        ({"discriminator_warmup_updates": 1, "objective": "mel"}, "mel: that one has no discriminators"),
-        ({"extend_vocabulary": "true", "freeze": "flow,text_encoder"}, "new letters are learnt in the text encoder"),
-        ({"schedule": "cosine", "learning_rate_decay": 0.5}, "belongs to the exponential schedule"),
-        ({"warmup_updates": -1}, "--warmup_updates -1: give 0 or more"),
+        ({"freeze": "vocoder"}, "vocoder is not one of text_encoder, posterior_encoder"),
+        ({"ema_decay": 1.0}, "--ema_decay 1.0: must be at least 0"),
+        ({"discriminator_warmup_updates": 1, "objective": "mel"}, "mel has no discriminators"),
+        ({"extend_vocabulary": "true", "freeze": "flow,text_encoder"}, "embeddings of new letters are trained"),
+        ({"schedule": "cosine", "learning_rate_decay": 0.5}, "requires the exponential schedule"),
+        ({"warmup_updates": -1}, "--warmup_updates -1: must be at least 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from vits_trainer import __version__
 from vits_trainer.config.feedback import FeedbackAppConfig, FeedbackConfig
-from vits_trainer.config.parser import parse, unknown_word
+from vits_trainer.config.parser import parse, unknown_name_message
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.config.tools import BenchmarkConfig, CheckConfig, DemoConfig, ReportConfig
 from vits_trainer.config.train import TrainConfig
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         command, *rest = words
         if command not in COMMANDS:
-            raise ConfigError(unknown_word("command", command, list(COMMANDS)))
+            raise ConfigError(unknown_name_message("command", command, list(COMMANDS)))
         config_class, _ = COMMANDS[command]
         try:
             config = parse(command, config_class, rest)

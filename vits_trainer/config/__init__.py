@@ -1,1 +1,1 @@
-"""Configurations of the commands. Imports no torch."""
+"""Configuration dataclasses of the commands. Imports no torch."""

@@ -1,4 +1,4 @@
-"""How a voice's sizes go together: rate, window, hop and the decoder's stages. Arithmetic alone, before torch loads."""
+"""Compatible sampling rates, windows, hop lengths and decoder stages. Imports no torch."""
 
 import math
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from vits_trainer.utils.errors import ConfigError
 
 FRAME_MS = (8.0, 20.0)
-"""Shortest and longest frame: a sound lasts several, and the alignment needs one for each character."""
+"""Shortest and longest allowed frame. A phone spans several frames, and the alignment needs one frame per token."""
 
 
 @dataclass(frozen=True)
 class Framing:
-    """Window, hop and upsampling that were chosen together."""
+    """A compatible choice of window, hop length and upsampling."""
 
     n_fft: int
     upsample_rates: tuple[int, ...]
@@ -20,12 +20,12 @@ class Framing:
 
     @property
     def hop(self) -> int:
-        """In samples."""
+        """Hop length in samples."""
         return math.prod(self.upsample_rates)
 
     @classmethod
     def for_rate(cls, rate_hz: int) -> "Framing":
-        """For a sampling rate: VITS's own for 16 to 24 kHz; half of it below, twice above."""
+        """Returns the framing for a sampling rate: VITS's from 12.8 to 32 kHz, half of it below, twice above."""
         if rate_hz < 12800:
             return cls(512, (8, 4, 2, 2), (16, 8, 4, 4))
         if rate_hz <= 32000:
@@ -33,7 +33,7 @@ class Framing:
         return cls(2048, (8, 8, 4, 2), (16, 16, 8, 4))
 
     def __str__(self) -> str:
-        """As flags."""
+        """Formats the framing as command-line flags."""
         rates, kernels = (
             str(list(sizes)).replace(" ", "") for sizes in (self.upsample_rates, self.upsample_kernel_sizes)
         )
@@ -44,62 +44,67 @@ class Framing:
 
 
 def check_framing(rate_hz: int, bins: int, rates: Sequence[int], kernels: Sequence[int], channels: int) -> None:
-    """Sizes that go together.
+    """Checks that the sizes are compatible.
 
     Args:
-        rate_hz: samples per second.
-        bins: of the linear spectrogram: n_fft / 2 + 1.
-        rates: of the decoder's upsampling stages; their product is the hop.
-        kernels: of these stages.
-        channels: at the decoder's entry; each stage halves them.
+        rate_hz: sampling rate in Hz.
+        bins: bins of the linear spectrogram: n_fft / 2 + 1.
+        rates: upsampling factors of the decoder's stages. Their product is the hop length.
+        kernels: kernel sizes of these stages.
+        channels: channels at the decoder's input. Each stage halves them.
 
     Raises:
-        ConfigError: they do not; says which would.
+        ConfigError: the sizes are incompatible. The message suggests sizes that fit the sampling rate.
     """
     good = Framing.for_rate(rate_hz)
     given = f"upsample_rates {list(rates)}, upsample_kernel_sizes {list(kernels)}"
-    _require(len(rates) == len(kernels) > 0 and min(rates) > 0, f"{given}: each rate has its kernel", good)
+    _require(
+        len(rates) == len(kernels) > 0 and min(rates) > 0,
+        f"{given}: needs one kernel size per rate, and rates of at least 1",
+        good,
+    )
     hop, n_fft = math.prod(rates), 2 * (bins - 1)
-    # A transposed convolution is then as many times longer as its rate says, to the sample.
+    # Under this condition the output of a transposed convolution is exactly `rate` times as long as its input.
     whole = all(kernel >= rate and (kernel - rate) % 2 == 0 for rate, kernel in zip(rates, kernels, strict=True))
-    _require(whole, f"{given}: a kernel is its rate or larger by an even number, or frames and samples part", good)
+    _require(whole, f"{given}: each kernel size minus its rate must be an even number of at least 0", good)
     frame_ms = 1000 * hop / rate_hz
     _require(
         FRAME_MS[0] <= frame_ms <= FRAME_MS[1],
-        f"sampling_rate {rate_hz} with upsample_rates {list(rates)}: the hop is their product, {hop} samples, and a "
-        f"frame {frame_ms:.1f} ms, where {FRAME_MS[0]:g} to {FRAME_MS[1]:g} are good",
+        f"sampling_rate {rate_hz} with upsample_rates {list(rates)}: the hop length, their product, is {hop} samples "
+        f"or {frame_ms:.1f} ms, but must be {FRAME_MS[0]:g} to {FRAME_MS[1]:g} ms",
         good,
     )
     _require(
         2 * hop <= n_fft <= 8 * hop and hop % 2 == 0,
-        f"spectrogram_bins {bins} is an n_fft of {n_fft} samples with a hop of {hop} (the product of upsample_rates "
-        f"{list(rates)}): n_fft must be 2 to 8 hops, and the hop even; {2 * hop + 1} bins are 4 hops",
+        f"spectrogram_bins {bins}: gives n_fft {n_fft} with a hop length of {hop} (product of upsample_rates "
+        f"{list(rates)}). n_fft must be 2 to 8 times the hop length, which must be even; {2 * hop + 1} bins give 4 "
+        "times",
         good,
     )
     _require(
         channels > 0 and channels % 2 ** len(rates) == 0,
-        f"upsample_initial_channel {channels} is halved by each of {len(rates)} stages: give a multiple of "
-        f"{2 ** len(rates)}",
+        f"upsample_initial_channel {channels}: must be a multiple of {2 ** len(rates)}, as each of the {len(rates)} "
+        "stages halves it",
     )
 
 
 def check_segment(frames: int, rate_hz: int, n_fft: int, hop: int) -> None:
-    """Raises :class:`ConfigError` unless a training segment of so many frames is as long as a window."""
+    """Raises :class:`ConfigError` if a training segment of ``frames`` frames is shorter than one window."""
     if frames * hop < n_fft:
         raise ConfigError(
             f"--segment_frames {frames}: {1000 * frames * hop / rate_hz:.0f} ms are shorter than one window of the "
-            f"spectrogram ({n_fft} samples). Give {math.ceil(n_fft / hop)} or more; VITS has 32."
+            f"spectrogram ({n_fft} samples). Must be at least {math.ceil(n_fft / hop)}; VITS uses 32."
         )
 
 
 def _require(holds: bool, what: str, good: Framing | None = None) -> None:
     if not holds:
-        raise ConfigError(f"--architecture.{what}." + (f" Good for this rate: {good}." if good else ""))
+        raise ConfigError(f"--architecture.{what}." + (f" Sizes for this rate: {good}." if good else ""))
 
 
 @dataclass(frozen=True)
 class AudioSpec:
-    """How a voice's audio becomes frames. VITS and MMS-TTS: n_fft = window = 1024, hop 256, 80 Slaney mel bands."""
+    """Spectrogram parameters of a voice. VITS and MMS-TTS: n_fft = window = 1024, hop 256, 80 Slaney mel bands."""
 
     sampling_rate: int
     n_fft: int = 1024
@@ -112,14 +117,14 @@ class AudioSpec:
 
     @property
     def reflected_samples(self) -> int:
-        """Samples reflected at each end of a clip, so that it has exactly ``samples // hop`` frames."""
+        """Reflection padding at each end of a clip, in samples, which gives exactly ``samples // hop`` frames."""
         return (self.n_fft - self.hop) // 2
 
     @property
     def minimum_frames(self) -> int:
-        """Fewest frames that a clip needs for its ends to be reflected (2 at VITS's sizes)."""
+        """Minimum frames of a clip for reflection padding (2 with VITS's sizes)."""
         return self.reflected_samples // self.hop + 1
 
     def frames(self, samples: int) -> int:
-        """Whole frames in a clip of so many samples."""
+        """Returns the number of whole frames in ``samples`` samples."""
         return samples // self.hop

@@ -1,4 +1,4 @@
-"""Choices that several configurations offer. Imports no torch."""
+"""Choices shared by several configurations. Imports no torch."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ ObjectiveKind = Literal["vits", "mel"]
 Schedule = Literal["exponential", "cosine", "constant"]
 
 PARTS = ("text_encoder", "posterior_encoder", "flow", "decoder", "duration_predictor")
-"""Of a generator, by transformers' names: what can be frozen. Voices of several speakers have an embedding besides."""
+"""Parts of a generator that can be frozen, named as in transformers. Multi-speaker voices also have an embedding."""
 
 SCORES = {
     "mcd": ("mcd_db",),
@@ -17,13 +17,13 @@ SCORES = {
     "utmos": ("utmos",),
     "similarity": ("speaker_similarity",),
 }
-"""What speech can be judged by, and the figures that each gives."""
+"""Speech scores, and the metrics that each computes."""
 HIGHER_IS_BETTER = frozenset({"utmos", "speaker_similarity"})
-"""Figures; of all others, and of losses, less is better."""
+"""Metrics where higher is better. For all other metrics and for losses, lower is better."""
 VALIDATION_LOSSES = ("mel", "mel_from_text", "total", "kl", "duration", "adversarial", "feature_matching")
-"""Under ``validation/``."""
+"""Names of the validation losses, logged as ``validation/<name>``."""
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 """All that Accelerate knows."""
 
 SPEECH_FORMATS = {".wav": "WAV", ".flac": "FLAC", ".mp3": "MP3", ".ogg": "OGG"}
-"""Endings of the files that synthesize writes, and libsndfile's names for them."""
+"""File extensions that synthesize writes, and libsndfile's names of the formats."""

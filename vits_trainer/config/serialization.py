@@ -1,4 +1,4 @@
-"""Configurations as plain data, flat names and YAML; recipes by name."""
+"""Conversion of configurations to dictionaries and YAML, and lookup of recipes."""
 
 import dataclasses
 from collections.abc import Collection
@@ -12,21 +12,21 @@ from vits_trainer.utils.errors import ConfigError, require
 RECIPES_DIR = Path(__file__).parent / "recipes"
 
 
-def listed(flag: str, words: str, known: Collection[str]) -> tuple[str, ...]:
-    """``"mcd, f0"`` as its words, in their order.
+def split_names(flag: str, value: str, known: Collection[str]) -> tuple[str, ...]:
+    """Splits a comma-separated ``value`` such as ``"mcd, f0"`` into names, in their order.
 
     Raises:
-        ConfigError: one is not among ``known``, or comes twice.
+        ConfigError: a name is not in ``known``, or occurs twice.
     """
-    found = tuple(word.strip() for word in words.split(",") if word.strip())
-    for word in found:
-        require(word in known, f"--{flag} {words}: {word} is none of {', '.join(known)}.")
-    require(len(set(found)) == len(found), f"--{flag} {words}: one comes twice.")
-    return found
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    for name in names:
+        require(name in known, f"--{flag} {value}: {name} is not one of {', '.join(known)}.")
+    require(len(set(names)) == len(names), f"--{flag} {value}: contains a name twice.")
+    return names
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain values that YAML and JSON hold (tuples become lists)."""
+    """Converts a configuration to plain values that YAML and JSON support (tuples become lists)."""
     return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}
 
 
@@ -39,7 +39,7 @@ def _plain(value: Any) -> Any:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
+    """Flattens nested dictionaries: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -47,15 +47,15 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Writes ``config`` as YAML that ``--config`` reads back."""
+    """Writes ``config`` as YAML that ``--config`` can read."""
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def recipe_path(name_or_file: str) -> Path:
-    """The YAML file that ``--config`` means: a file, or the name of a recipe that comes with the package.
+    """Returns the YAML file for a value of ``--config``: a file, or the name of a recipe of the package.
 
     Raises:
-        ConfigError: neither exists; names the recipes.
+        ConfigError: neither exists. The message lists the recipes.
     """
     as_file = Path(name_or_file).expanduser()
     as_recipe = RECIPES_DIR / f"{name_or_file.removesuffix('.yaml')}.yaml"
@@ -63,4 +63,4 @@ def recipe_path(name_or_file: str) -> Path:
         if candidate.is_file():
             return candidate
     names = ", ".join(sorted(path.stem for path in RECIPES_DIR.glob("*.yaml")))
-    raise ConfigError(f"--config {name_or_file}: no such file, and no recipe of that name. Recipes: {names}.")
+    raise ConfigError(f"--config {name_or_file}: there is no such file or recipe. Recipes: {names}.")

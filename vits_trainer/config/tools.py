@@ -1,4 +1,4 @@
-"""What the commands are told that show, prove and measure: as in ``config.train``."""
+"""Configuration of demo, report, check and benchmark. Imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,84 +9,85 @@ from vits_trainer.utils.errors import require
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """See it work in minutes, without data of your own: espeak-ng speaks a corpus, and a tiny voice learns it."""
+    """Try everything in minutes without own data: train a tiny voice on a corpus that espeak-ng synthesizes."""
 
     output_dir: str = "demo"
-    """Where everything goes; an earlier demo there is replaced."""
+    """Folder for all files. Replaces an earlier demo there."""
     updates: int = 120
-    """Updates to train for."""
+    """Number of updates to train."""
     text: str = "The old boat crossed the quiet river."
-    """What the trained voice says at the end."""
+    """Text that the trained voice speaks at the end."""
 
     def __post_init__(self) -> None:
-        require(self.updates >= 1, f"--updates {self.updates}: give 1 or more.")
+        require(self.updates >= 1, f"--updates {self.updates}: must be at least 1.")
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Make one HTML page of a run, to be sent to anybody: vits-trainer report RUN_DIR."""
+    """Write a run as one self-contained HTML page: vits-trainer report RUN_DIR."""
 
     run_dir: str = field(metadata={"example": "training/runs/demo"})
-    """The folder runs/<run_name>."""
+    """The run's folder, runs/<run_name>."""
     output: str | None = None
-    """The page to write, overwritten if it exists (null = report.html in the run's folder)."""
+    """Path of the page; an existing file is overwritten (null = report.html in the run's folder)."""
 
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Prove on this machine that training works."""
+    """Verify on this machine that training works correctly."""
 
     golden: str | None = None
-    """Folder of golden values (CASE.json with CASE.safetensors): compare losses and gradient norms with them."""
+    """Folder of golden values (CASE.json with CASE.safetensors) to compare losses and gradient norms with."""
     replay: str | None = None
-    """An update that came to no finite number, as a run keeps it (nonfinite/update-<update>/rank<rank>.safetensors):
-    run it again, and each clip of it alone."""
+    """Repeat an update with NaN or Inf that a run saved (nonfinite/update-<update>/rank<rank>.safetensors), also with
+    each clip separately."""
 
     def __post_init__(self) -> None:
         require(
             self.golden is None or self.replay is None,
-            f"--golden {self.golden} and --replay {self.replay} are two checks: give one of them.",
+            f"--golden {self.golden} and --replay {self.replay} exclude each other: give only one.",
         )
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Measure this machine: an update of training, the alignment search, or the way of the data."""
+    """Measure the speed of training updates, of the alignment search or of data loading on this machine."""
 
     suite: Literal["update", "alignment", "data"] = "update"
-    """update: a fixed, seeded workload of VITS's size. alignment: the search beside the PyPI package. data: decoding,
-    batches, the loader, prepare_data."""
+    """update: a fixed, seeded training workload of VITS's size. alignment: the alignment search, compared with the PyPI
+    package. data: decoding, batches, data loader and prepare_data."""
     compare: Literal["none", "reference"] = "none"
-    """reference: the textbook's update in the same process on the same batches, in turn with ours, and the ratio."""
+    """reference: alternate with a reference update on the same batches in the same process, and report the ratio."""
     batch_size: int = 8
-    """Clips in an update."""
+    """Clips per update."""
     clip_s: float = 6.0
     """Length of each clip, in seconds."""
     tokens: int = 180
-    """Tokens of each clip's text."""
+    """Tokens per clip."""
     updates: int = 5
-    """How many are measured, after one to warm up; medians are given."""
+    """Number of measured updates, after one warm-up update. Medians are reported."""
     precision: Precision = "auto"
-    """fp32, bf16, fp16, or auto: bf16 on GPUs that have it, else fp32."""
+    """fp32, bf16, fp16 or auto (bf16 on GPUs that support it, else fp32)."""
     size: Literal["mms", "tiny"] = "mms"
-    """mms: MMS-TTS's and VITS's own size (36 M and 47 M parameters). tiny: to try it out."""
+    """mms: the size of MMS-TTS and VITS (36 M and 47 M parameters). tiny: for a quick try."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPU where there is one."""
+    """auto: the GPU if there is one, else the CPU."""
     compile: bool = False
-    """As in training: decoder and discriminators compiled."""
+    """As in training: compile the decoder and the discriminators."""
     gradient_checkpointing: bool = False
-    """As in training: the generator's activations computed again in the backward pass."""
+    """As in training: recompute the generator's activations in the backward pass."""
     seed: int = 1234
-    """Seed of weights and workload."""
+    """Seed of the weights and the workload."""
     json: str | None = None
-    """A file for the figures, beside the table."""
+    """JSON file to write the results to, in addition to the printed table."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "tokens", "updates"):
-            require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: give 1 or more.")
-        require(0.1 <= self.clip_s <= 60, f"--clip_s {self.clip_s}: give 0.1 to 60 seconds.")
+            require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: must be at least 1.")
+        require(0.1 <= self.clip_s <= 60, f"--clip_s {self.clip_s}: must be between 0.1 and 60 seconds.")
         frames = int(self.clip_s * 16000 / 256)
         require(
             self.tokens <= frames,
-            f"--tokens {self.tokens}: a clip of {self.clip_s:g} s has {frames} frames, and each token needs one.",
+            f"--tokens {self.tokens}: must be at most the {frames} frames of a clip of {self.clip_s:g} s, as each "
+            "token needs a frame.",
         )

@@ -1,15 +1,15 @@
 """Configuration of train_vits.
 
-Imports no torch, so that invalid flags fail immediately. The docstring under a field is its ``--help``. Whatever can be
-wrong with a value by itself is refused in ``__post_init__``; what depends on the machine or the data is decided later,
-in ``distributed.runtime`` and ``training.plan``, and never written back here.
+Imports no torch, so that invalid flags fail immediately. The docstring under a field is its ``--help``.
+``__post_init__`` checks everything that does not depend on the machine or the data. ``distributed.runtime`` and
+``training.plan`` check the rest; they do not modify the configuration.
 """
 
 from dataclasses import dataclass
 
 from vits_trainer.config.architecture import Architecture, DiscriminatorShape
 from vits_trainer.config.options import PARTS, SCORES, TRACKERS, VALIDATION_LOSSES, ObjectiveKind, Precision, Schedule
-from vits_trainer.config.serialization import listed
+from vits_trainer.config.serialization import split_names
 from vits_trainer.utils.errors import require
 
 _NOT_STREAMED = {
@@ -21,205 +21,206 @@ _NOT_STREAMED = {
     "max_clips_per_speaker": 0,
     "phonemes": False,
 }
-"""Settings that need to know every clip beforehand, and what they are without."""
+"""Fields that require the list of all clips, which streaming lacks, and their values when off."""
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weight of each loss in ``generator/total``; the logged losses themselves are unweighted."""
+    """Weight of each loss in ``generator/total``. The losses are logged unweighted."""
 
     adversarial: float = 1.0
     """Least-squares GAN loss."""
     feature_matching: float = 1.0
-    """L1 between the discriminators' activations; the loss itself contains VITS's factor 2."""
+    """L1 between the discriminators' feature maps. The loss already includes VITS's factor 2."""
     mel: float = 45.0
     """L1 between log-mel spectrograms."""
     duration: float = 1.0
-    """Negative log-likelihood of the durations found by the alignment search."""
+    """Negative log-likelihood of the durations from the alignment search."""
     kl: float = 1.0
-    """Kullback-Leibler divergence of the posterior from the prior."""
+    """KL divergence between posterior and prior."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train or fine-tune a voice on a prepared folder; the result loads in ``transformers`` as it is."""
+    """Train or fine-tune a voice on a prepared folder. The result loads in transformers without conversion."""
 
     data_dir: str = "training"
-    """The folder that prepare_data wrote."""
+    """Folder that prepare_data wrote."""
     checkpoint_dir: str = "training/checkpoints"
-    """Where checkpoint-<update>/ folders go."""
+    """Folder for the checkpoint-<update>/ folders."""
     output_dir: str = "training/final_model"
-    """Where the trained voice goes; transformers' VitsModel and pipeline load it as it is. A voice that is there
-    becomes a version, in <output_dir>_versions; anything else there is refused before the training starts."""
+    """Folder for the trained voice, in the format of transformers' VitsModel. A previous voice there is moved to
+    <output_dir>_versions; a folder with other contents is rejected before training."""
     keep_versions: int = 5
-    """How many of the voices that stood in output_dir before are kept (0 = all)."""
+    """Number of previous voices of output_dir to keep (0 = all)."""
     model_name: str | None = "facebook/mms-tts-kmr-script_latin"
-    """The voice to start from: a Hub name or a local folder; null (with an architecture) trains from scratch."""
+    """Voice to start from: a Hub name or a local folder. null, with an architecture, trains from scratch."""
     runs_dir: str | None = None
-    """Where the run's record goes, in a folder of the run's name (null = runs/ in the data folder)."""
+    """Folder for metrics, samples and settings, in a subfolder named after the run (null = runs/ in data_dir)."""
     run_name: str | None = None
-    """Name of the run (null = train_vits- and the start time; a resumed run keeps its name)."""
+    """Name of the run (null = train_vits-<start time>). A resumed run keeps its name."""
 
     batch_size: int = 4
-    """Clips in a micro-batch, for each process."""
+    """Clips per micro-batch and process."""
     batch_seconds: float = 0.0
-    """Seconds of audio, with its padding, in a micro-batch, for each process, instead of batch_size (0 = batch_size
-    decides)."""
+    """Seconds of audio, including padding, per micro-batch and process. Replaces batch_size (0 = use batch_size)."""
     gradient_accumulation_steps: int = 8
-    """Micro-batches in an update."""
+    """Micro-batches per update."""
     learning_rate: float = 2e-5
-    """AdamW's learning rate at the start, for both networks."""
+    """Initial learning rate of AdamW, for both networks."""
     learning_rate_decay: float = 0.999875
-    """Factor on the learning rate at each epoch's end (VITS: 0.999 ** (1/8)); for the exponential schedule."""
+    """Factor on the learning rate after each epoch (VITS: 0.999 ** (1/8)), for the exponential schedule."""
     schedule: Schedule = "exponential"
-    """How the learning rate falls. exponential: by learning_rate_decay, once an epoch. cosine: along half a cosine, to
-    0 at the run's end. constant: not at all."""
+    """Learning rate schedule. exponential: multiply by learning_rate_decay after each epoch. cosine: decay to 0 at the
+    end of the run along half a cosine. constant: no decay."""
     warmup_updates: int = 0
-    """Updates in which the learning rate of both networks rises to its full height, on a straight line (0 = none)."""
+    """Updates of linear learning rate warm-up, for both networks (0 = none)."""
     freeze: str = ""
-    """Parts of the generator to leave as they are, separated by commas: text_encoder, posterior_encoder, flow, decoder,
+    """Parts of the generator to freeze, separated by commas: text_encoder, posterior_encoder, flow, decoder,
     duration_predictor."""
     ema_decay: float = 0.0
-    """Keep a moving average of the generator's weights, as 0.999: it is validated, and becomes the voice; training goes
-    on with the raw weights (0 = none)."""
+    """Decay of an exponential moving average of the generator's weights, such as 0.999. Validation and the exported
+    voice use the average; training continues with the raw weights (0 = no average)."""
     epochs: int = 10
     """Passes over the training clips."""
     max_updates: int = 0
-    """Train for this many updates, whatever the epochs say (0 = by epochs)."""
+    """Number of updates to train; overrides epochs (0 = use epochs)."""
     target_hours: float = 0.0
-    """Train for about this many hours: chooses the epochs from the speed measured at the start (0 = by epochs)."""
+    """Approximate training time, in hours. Chooses epochs from the speed measured at the start (0 = use epochs)."""
     max_samples: int = 0
     """Use only this many clips of the folder (0 = all)."""
     only_speakers: str = ""
-    """Use only the clips of these speakers of the folder, separated by commas (empty = all)."""
+    """Use only clips of these speakers, separated by commas (empty = all)."""
     max_clips_per_speaker: int = 0
-    """Use at most this many clips of each speaker, drawn by the seed (0 = all)."""
+    """Use at most this many clips per speaker, drawn by the seed (0 = all)."""
     extend_speakers: bool = False
-    """Fine-tuning: speakers of the data that the voice does not know are added to it, and it sounds as before until the
-    first update. Without it, a one-speaker voice learns all speakers as one; a voice of several refuses new ones."""
+    """Add speakers of the data that the voice lacks, when fine-tuning. The voice sounds the same until the first
+    update. Without this flag, a one-speaker voice learns all speakers as one, and a multi-speaker voice rejects new
+    ones."""
     streaming: bool = False
-    """Read shards (prepare_data --shards) where they lie, nothing kept on this disk: data_dir is then a folder, a
-    pattern of shards, an address as s3://bucket/folder, or a data set of shards on the Hub (owner/name)."""
+    """Stream shards (prepare_data --shards) without a local copy. data_dir may be a folder, a pattern of shards, a URL
+    such as s3://bucket/folder, or a dataset of shards on the Hub (owner/name)."""
     streaming_window: int = 8
-    """Streaming: so many micro-batches are sorted by length together. More of them waste less on padding, and take more
-    memory."""
+    """Streaming: number of micro-batches whose clips are sorted by length together. A larger window wastes less on
+    padding and needs more memory."""
     speaker_temperature: float = 1.0
-    """How speakers share an epoch: one of n clips gets a share like n ** temperature. 1 = every clip once; 0.5 = the
-    speakers of few clips more often; 0 = all speakers alike."""
+    """Balance of speakers in an epoch: a speaker with n clips gets a share proportional to n ** temperature. 1 = each
+    clip once; 0.5 = more draws for speakers with few clips; 0 = equal shares."""
 
     objective: ObjectiveKind = "vits"
-    """vits: the whole VITS objective. mel: the differentiable mel loss and the durations alone, without
-    discriminators, for small GPUs and quick runs."""
+    """vits: the full VITS objective. mel: only the mel and duration losses, without discriminators, for small GPUs and
+    quick runs."""
     loss_weights: LossWeights = LossWeights()
     """Weight of each loss in the generator's total."""
     segment_frames: int = 32
-    """Length of the segments that are decoded in training, in spectrogram frames."""
+    """Length of the decoded training segments, in spectrogram frames."""
     max_grad_norm: float = 0.0
-    """Clip each network's gradient to this norm (0 = only measure it, as VITS does)."""
+    """Maximum gradient norm of each network (0 = no clipping, as in VITS; the norm is logged either way)."""
     adam_betas: tuple[float, float] = (0.8, 0.99)
-    """AdamW's decay rates."""
+    """AdamW's betas."""
     adam_eps: float = 1e-9
     """AdamW's epsilon."""
     weight_decay: float = 0.01
     """AdamW's weight decay."""
     layerdrop: float = 0.0
-    """Chance to skip a layer of the text encoder, on one process only. VITS has none; transformers' configurations
-    carry 0.1."""
+    """Probability of skipping a layer of the text encoder. Requires a single process. VITS uses none; the transformers
+    configurations contain 0.1."""
 
     language: str | None = None
-    """Language of the texts, as de or deu: for phonemes, and for numbers in words (null = as the voice says)."""
+    """Language of the texts, such as de or deu, for phonemes and for writing out numbers (null = that of the voice)."""
     extend_vocabulary: bool = False
-    """Give the voice an embedding for each letter and digit of the texts that its vocabulary lacks; old ones stay."""
+    """Add embeddings for letters and digits of the texts that the vocabulary lacks. Existing embeddings are kept."""
     phonemes: bool = False
-    """From scratch: read espeak-ng's phonemes instead of letters; needs a language."""
+    """From scratch: use espeak-ng's phonemes instead of letters. Requires language."""
 
     architecture: Architecture | None = None
-    """The generator to train from scratch; needs model_name null."""
+    """Generator to train from scratch. Requires model_name null."""
     discriminator: DiscriminatorShape = DiscriminatorShape()  # noqa: RUF009 - it is frozen
-    """Size of the discriminators, where they start fresh."""
+    """Size of the discriminators, if they are initialized randomly."""
     discriminator_from: str | None = None
-    """Discriminators to start with: a D_*.pth of original VITS or MMS, a discriminator.safetensors, or a voice that has
-    them (null = those beside model_name or inside its file, else fresh ones)."""
+    """Discriminators to start from: a D_*.pth of original VITS or MMS, a discriminator.safetensors, or a voice that
+    contains them (null = those inside or next to model_name, else random weights)."""
     discriminator_warmup_updates: int | None = None
-    """Updates in which the discriminators learn alone, before the generator learns from them (null = where fresh
-    discriminators meet a trained voice 200, but at most a tenth of the run; else 0)."""
+    """Updates that train only the discriminators (null = 200, but at most a tenth of the run, if a trained voice starts
+    with randomly initialized discriminators; else 0)."""
 
     precision: Precision = "auto"
-    """fp32, bf16, fp16, or auto: bf16 on GPUs that have it, else fp32. The old --fp16 means fp16."""
+    """fp32, bf16, fp16 or auto (bf16 on GPUs that support it, else fp32). --fp16 is short for --precision fp16."""
     seed: int = 1234
-    """Seed of everything random: the order of clips, segments, noise, dropout, fresh weights."""
+    """Random seed of the clip order, segments, noise, dropout and initial weights."""
     deterministic: bool = False
-    """On a GPU, use kernels that repeat their results, which are slower: a resumed run then ends with the very weights
-    of an uninterrupted one. On a CPU it does so anyway."""
+    """Use deterministic GPU kernels, which are slower: a resumed run then ends with exactly the weights of an
+    uninterrupted one. On a CPU this always holds."""
     compile: bool = False
-    """Compile decoder and discriminators, whose shapes are fixed: their first update takes minutes, the others less."""
+    """Compile the decoder and the discriminators, which have fixed shapes. The first updates take minutes, later ones
+    are faster."""
     gradient_checkpointing: bool = False
-    """Compute the generator's activations again in the backward pass instead of keeping them: less memory, slower."""
+    """Recompute the generator's activations in the backward pass: less memory, slower."""
     data_workers: int = 2
-    """Processes that decode clips, for each training process (0 = decode in the training process)."""
+    """Data loading processes per training process (0 = load in the training process)."""
 
     max_rejected_fraction: float = 0.01
-    """More clips than this part of all that cannot be used end the run."""
+    """End the run if more than this fraction of the clips cannot be used."""
     max_nonfinite_updates: int = 3
-    """More updates than this in a row whose losses or gradients are no finite numbers end the run; each is masked."""
+    """End the run after more than this many consecutive updates with NaN or Inf losses or gradients. Such updates do
+    not change the weights."""
     rank_timeout_s: float = 600.0
-    """So long the processes wait for one another, in seconds; then those that are missing are named, and the run ends.
-    Saving, and speaking samples, must be done within it."""
+    """Timeout of collective operations, in seconds. After it the run ends and names the missing ranks. Must exceed the
+    time that saving a checkpoint and generating samples take."""
 
     validation_fraction: float = 0.05
-    """Share of the clips held out for validation (at least one, at most validation_max_clips; 0 = none)."""
+    """Fraction of the clips used for validation (at least one clip, at most validation_max_clips; 0 = none)."""
     validation_max_clips: int = 64
-    """At most this many clips are held out."""
+    """Maximum number of validation clips."""
     validate_on_training_clips: bool = False
-    """Judge the voice by clips that it trains on, from before the first update (for a handful of corrections)."""
+    """Validate on clips that are also trained on, starting before the first update (for a handful of corrections)."""
     validation_samples: int = 2
-    """How many of the held-out sentences to speak and picture at each validation (0 = none)."""
+    """Number of validation sentences to synthesize and plot at each validation (0 = none)."""
     validate_every_updates: int = 500
-    """Updates between validations; there is one at the end in any case (0 = only there)."""
+    """Updates between validations. The end of the run is always validated (0 = only the end)."""
     validation_scores: str = ""
-    """What else to judge the voice by at each validation, as mcd,f0,duration,cer: held-out sentences are spoken and
-    compared with their recordings (see evaluate; also utmos, similarity)."""
+    """Speech scores to compute at each validation, such as mcd,f0,duration,cer: validation sentences are synthesized
+    and compared with their recordings (see evaluate; also utmos, similarity)."""
     validation_score_clips: int = 16
-    """How many held-out sentences are spoken for these scores."""
+    """Number of validation sentences to synthesize for these scores."""
     asr: str = "pocketsphinx"
-    """What listens for cer: pocketsphinx (English, offline), or a speech recognition model of transformers."""
+    """Speech recognizer for cer: pocketsphinx (English, offline) or a transformers model."""
     best_metric: str = "mel"
-    """What the best checkpoint is chosen by, on the held-out clips: mel, mel_from_text or another loss, or a score's
-    figure: mcd_db, log_f0_rmse, voicing_error, duration_error, cer, wer, utmos, speaker_similarity."""
+    """Validation metric that selects the best checkpoint: mel, mel_from_text or another loss, or a metric of a score:
+    mcd_db, log_f0_rmse, voicing_error, duration_error, cer, wer, utmos, speaker_similarity."""
     patience: int = 0
-    """Stop after so many validations in a row without a better best_metric; the best checkpoint is the voice then
-    (0 = train to the end; the last update is the voice)."""
+    """Stop after this many consecutive validations without improvement of best_metric, and export the best checkpoint
+    (0 = train to the end and export the last update)."""
     log_every_updates: int = 10
     """Updates between log lines."""
     save_every_updates: int = 500
-    """Updates between checkpoints; there is one at the end in any case (0 = only there)."""
+    """Updates between checkpoints. A checkpoint is always saved at the end (0 = only there)."""
     save_before_s: float = 0.0
-    """Save and stop before the process is this many seconds old, for a job's time limit (0 = no limit)."""
+    """Save and stop before the process has run for this many seconds, for jobs with a time limit (0 = no limit)."""
     keep_checkpoints: int = 3
-    """How many of the newest checkpoints to keep, beside the best one (0 = all)."""
+    """Number of newest checkpoints to keep, besides the best one (0 = all)."""
     resume_from_checkpoint: str | None = None
-    """Where to go on from: latest; auto (the latest, or a new run where there is none); best; or a checkpoint's
-    path."""
+    """Checkpoint to resume from: latest, auto (latest, or a new run if there is none), best, or a checkpoint's path."""
 
     report_to: str = "wandb"
-    """Where metrics go beside metrics.jsonl, separated by commas: wandb, tensorboard, trackio; or none."""
+    """Trackers to log to besides metrics.jsonl, separated by commas: wandb, tensorboard, trackio; or none."""
     wandb_checkpoints: bool = False
-    """Send each checkpoint to Weights & Biases as an artifact too (latest, best)."""
+    """Also upload each checkpoint to Weights & Biases as an artifact (aliases latest and best)."""
     wandb_project: str = "vits_trainer"
-    """Weights & Biases project. Without an API key the run is kept offline, to be synced later."""
+    """Weights & Biases project. Without an API key the run is logged offline, to be synced later."""
     wandb_entity: str | None = None
     """Weights & Biases team or user (null = your default)."""
     wandb_tags: tuple[str, ...] = ()
-    """Weights & Biases tags, as [a, b]."""
+    """Weights & Biases tags, such as [a, b]."""
     push_to_hub: str | None = None
-    """Send the voice, with its model card, to the Hugging Face Hub at the end, as owner/name. Who is logged in (hf auth
-    login), or HF_TOKEN, does it."""
+    """Upload the voice with its model card to this model (owner/name) on the Hugging Face Hub at the end. Authenticate
+    with hf auth login or HF_TOKEN."""
     hub_private: bool = True
-    """Whether a model that --push_to_hub makes is private."""
+    """Create the model of --push_to_hub as private."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "gradient_accumulation_steps", "epochs", "log_every_updates", "segment_frames"):
-            require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: give 1 or more.")
+            require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: must be at least 1.")
         for name in (
             "max_updates",
             "max_samples",
@@ -242,29 +243,30 @@ class TrainConfig:
             "warmup_updates",
             "keep_versions",
         ):
-            require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: give 0 or more.")
+            require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: must be at least 0.")
         require(
             (self.discriminator_warmup_updates or 0) >= 0,
-            f"--discriminator_warmup_updates {self.discriminator_warmup_updates}: give 0 or more, or null.",
+            f"--discriminator_warmup_updates {self.discriminator_warmup_updates}: must be at least 0, or null.",
         )
         require(
             not (self.target_hours and self.max_updates),
-            "--target_hours and --max_updates both say how long to train: give one of them.",
+            f"--target_hours {self.target_hours:g} and --max_updates {self.max_updates} exclude each other: give only "
+            "one.",
         )
         self._check_streaming()
         self._check_speakers()
         self._check_text()
-        self._check_learning()
+        self._check_optimization()
         require(
             0 <= self.validation_fraction < 1,
-            f"--validation_fraction {self.validation_fraction}: give a number from 0 to below 1.",
+            f"--validation_fraction {self.validation_fraction}: must be at least 0 and below 1.",
         )
         require(
             0 <= self.max_rejected_fraction <= 1,
-            f"--max_rejected_fraction {self.max_rejected_fraction}: give a number from 0 to 1.",
+            f"--max_rejected_fraction {self.max_rejected_fraction}: must be between 0 and 1.",
         )
-        require(self.rank_timeout_s >= 1, f"--rank_timeout_s {self.rank_timeout_s}: give 1 or more.")
-        require(0 <= self.layerdrop < 1, f"--layerdrop {self.layerdrop}: give a number from 0 to below 1.")
+        require(self.rank_timeout_s >= 1, f"--rank_timeout_s {self.rank_timeout_s}: must be at least 1.")
+        require(0 <= self.layerdrop < 1, f"--layerdrop {self.layerdrop}: must be at least 0 and below 1.")
         self._check_selection()
         self._check_start()
 
@@ -272,114 +274,121 @@ class TrainConfig:
         if self.architecture is None:
             require(
                 bool(self.model_name),
-                "--model_name is empty: name the voice to start from, or train from scratch with --config tiny.",
+                "--model_name is empty: give the voice to start from, or train from scratch (such as --config tiny).",
             )
         else:
             require(
                 self.model_name is None,
-                f"--model_name {self.model_name} and an architecture to train from scratch exclude one another: "
-                "leave out the architecture (or the recipe that brings it), or give --model_name null.",
+                f"--model_name {self.model_name} and an architecture to train from scratch exclude each other: leave "
+                "out the architecture (or the recipe that contains it), or set --model_name null.",
             )
             self.architecture.check()
 
-    def _check_learning(self) -> None:
-        require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: give a number above 0, such as 2e-5.")
+    def _check_optimization(self) -> None:
+        require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: must be above 0, such as 2e-5.")
         require(
             0 < self.learning_rate_decay <= 1,
-            f"--learning_rate_decay {self.learning_rate_decay}: give a number above 0 and at most 1.",
+            f"--learning_rate_decay {self.learning_rate_decay}: must be above 0 and at most 1.",
         )
         require(
             0 <= self.ema_decay < 1,
-            f"--ema_decay {self.ema_decay}: give a number from 0 (no average) to below 1, such as 0.999.",
+            f"--ema_decay {self.ema_decay}: must be at least 0 (no average) and below 1, such as 0.999.",
         )
         require(
             self.learning_rate_decay == TrainConfig.learning_rate_decay or self.schedule == "exponential",
-            f"--learning_rate_decay {self.learning_rate_decay} belongs to the exponential schedule: leave it out, or "
-            f"leave out --schedule {self.schedule}.",
+            f"--learning_rate_decay {self.learning_rate_decay} requires the exponential schedule: leave out this flag "
+            f"or --schedule {self.schedule}.",
         )
-        listed("freeze", self.freeze, PARTS)
+        split_names("freeze", self.freeze, PARTS)
 
     def _check_text(self) -> None:
         require(
             not self.phonemes or (self.architecture is not None and bool(self.language)),
-            "--phonemes belongs to a voice from scratch (--config from_scratch), and needs its --language, as de.",
+            "--phonemes requires training from scratch (--config from_scratch) and a --language, such as de.",
         )
         require(
             not self.extend_vocabulary or "text_encoder" not in self.frozen_parts,
-            f"--extend_vocabulary with --freeze {self.freeze}: new letters are learnt in the text encoder. Leave out "
-            "one of the two.",
+            f"--extend_vocabulary and --freeze {self.freeze} exclude each other: embeddings of new letters are "
+            "trained in the text encoder. Leave out one of them.",
         )
 
     def _check_streaming(self) -> None:
-        require(self.streaming_window >= 1, f"--streaming_window {self.streaming_window}: give 1 or more.")
+        require(self.streaming_window >= 1, f"--streaming_window {self.streaming_window}: must be at least 1.")
         for name, off in _NOT_STREAMED.items():
             require(
                 not self.streaming or getattr(self, name) == off,
-                f"--streaming and --{name} exclude one another, as it needs to know every clip beforehand: leave out "
-                f"--{name}, or train on the shards without --streaming.",
+                f"--streaming and --{name} exclude each other: --{name} requires the list of all clips. Leave it out, "
+                "or train on the shards without --streaming.",
             )
 
     def _check_speakers(self) -> None:
         require(
             0 <= self.speaker_temperature <= 1,
-            f"--speaker_temperature {self.speaker_temperature}: give a number from 0 (all speakers alike) to 1 (every "
-            "clip once an epoch).",
+            f"--speaker_temperature {self.speaker_temperature}: must be between 0 (equal shares of all speakers) and 1 "
+            "(each clip once per epoch).",
         )
         require(
             self.speaker_temperature == 1 or not self.batch_seconds,
-            f"--speaker_temperature {self.speaker_temperature} with --batch_seconds {self.batch_seconds}: epochs would "
-            "have more updates or fewer with the clips that they draw. Give a --batch_size instead of the seconds.",
+            f"--speaker_temperature {self.speaker_temperature} with --batch_seconds {self.batch_seconds}: the number "
+            "of updates would differ between epochs. Use --batch_size instead of --batch_seconds.",
         )
         require(
             not self.extend_speakers or self.architecture is None,
-            "--extend_speakers: a voice from scratch has all speakers of its data anyway. Leave it out, or give "
-            "--model_name the voice to extend (and no architecture).",
+            "--extend_speakers: a voice trained from scratch has all speakers of its data anyway. Leave it out, or "
+            "give the voice to extend as --model_name (without an architecture).",
         )
 
     def _check_selection(self) -> None:
         require(
             self.discriminator_from is None or self.objective == "vits",
-            f"--discriminator_from {self.discriminator_from} with --objective {self.objective}: that one has no "
-            "discriminators. Leave one of them out.",
+            f"--discriminator_from {self.discriminator_from}: --objective {self.objective} has no discriminators. "
+            "Leave out one of these flags.",
         )
         require(
             not self.discriminator_warmup_updates or self.objective == "vits",
-            f"--discriminator_warmup_updates {self.discriminator_warmup_updates} with --objective {self.objective}: "
-            "that one has no discriminators. Leave one of them out.",
+            f"--discriminator_warmup_updates {self.discriminator_warmup_updates}: --objective {self.objective} has no "
+            "discriminators. Leave out one of these flags.",
         )
-        figures = [figure for names in SCORES.values() for figure in names]
+        score_metrics = [metric for metrics in SCORES.values() for metric in metrics]
         require(
-            self.best_metric in (*VALIDATION_LOSSES, *figures),
-            f"--best_metric {self.best_metric}: give one of {', '.join((*VALIDATION_LOSSES, *figures))}.",
+            self.best_metric in (*VALIDATION_LOSSES, *score_metrics),
+            f"--best_metric {self.best_metric}: must be one of {', '.join((*VALIDATION_LOSSES, *score_metrics))}.",
         )
         require(
-            self.objective == "vits" or self.best_metric in ("mel", "total", "duration", *figures),
-            f"--best_metric {self.best_metric}: --objective mel has no such loss. Give mel, total or a score.",
+            self.objective == "vits" or self.best_metric in ("mel", "total", "duration", *score_metrics),
+            f"--best_metric {self.best_metric}: --objective mel does not compute it. Use mel, total, duration or the "
+            "metric of a score.",
         )
-        require(not self.patience or self.validate_every_updates > 0, "--patience needs --validate_every_updates.")
+        require(
+            not self.patience or self.validate_every_updates > 0,
+            f"--patience {self.patience} requires --validate_every_updates above 0.",
+        )
         require(
             not self.patience or self.validation_fraction > 0 or self.validate_on_training_clips,
-            "--patience needs held-out clips: give a --validation_fraction above 0.",
+            f"--patience {self.patience} requires validation clips: set --validation_fraction above 0.",
         )
         require(
-            not self.scores or self.validation_score_clips > 0, "--validation_score_clips 0: give 1 or more for scores."
+            not self.scores or self.validation_score_clips > 0,
+            "--validation_score_clips 0: must be at least 1 to compute scores.",
         )
-        require(bool(self.trackers) or self.report_to == "none", "--report_to is empty: give a tracker, or none.")
+        require(
+            bool(self.trackers) or self.report_to == "none", "--report_to is empty: give at least one tracker, or none."
+        )
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """Of the validation: as asked for, and what gives the best metric."""
-        asked = listed("validation_scores", self.validation_scores, SCORES)
-        needed = [score for score, figures in SCORES.items() if self.best_metric in figures and score not in asked]
-        return (*asked, *needed)
+        """Speech scores of the validation: ``validation_scores``, and the one that ``best_metric`` needs."""
+        requested = split_names("validation_scores", self.validation_scores, SCORES)
+        needed = [score for score, metrics in SCORES.items() if self.best_metric in metrics and score not in requested]
+        return (*requested, *needed)
 
     @property
     def frozen_parts(self) -> tuple[str, ...]:
-        """Of the generator, in the order of :data:`PARTS`."""
-        asked = listed("freeze", self.freeze, PARTS)
-        return tuple(part for part in PARTS if part in asked)
+        """Frozen parts of the generator, in the order of :data:`PARTS`."""
+        requested = split_names("freeze", self.freeze, PARTS)
+        return tuple(part for part in PARTS if part in requested)
 
     @property
     def trackers(self) -> tuple[str, ...]:
-        """Where metrics go, beside the run's folder."""
-        return () if self.report_to == "none" else listed("report_to", self.report_to, TRACKERS)
+        """Trackers to log to, besides the files of the run."""
+        return () if self.report_to == "none" else split_names("report_to", self.report_to, TRACKERS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vits_trainer.config.options import SCORES
-from vits_trainer.config.serialization import listed
+from vits_trainer.config.serialization import split_names
 from vits_trainer.config.voices import EvaluateConfig
 from vits_trainer.data.prepared import PreparedData, open_prepared, train_validation_split
 from vits_trainer.evaluation.comparison import (
@@ -59,7 +59,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """
     prepared = open_prepared(Path(config.data_dir))
     rows = _rows(config, prepared)
-    scorer = SpeechMetrics(listed("scores", config.scores, SCORES), prepared.sampling_rate, config.asr)
+    scorer = SpeechMetrics(split_names("scores", config.scores, SCORES), prepared.sampling_rate, config.asr)
     output = Path(config.output_dir)
     recorded = evaluate_voice(RECORDED, lambda row: read_prepared_clip(prepared, row), prepared, rows, scorer, False)
     _check_recognizer(recorded, config.asr)
