@@ -15,8 +15,9 @@ class PrepareConfig:
     """Recordings and their texts, from wherever they are, into one folder that ``train_vits`` reads."""
 
     dataset: str = "amedcj/kurmanji-commonvoice"
-    """An LJ Speech folder, an audio folder (metadata.csv with a header file_name,text), an extracted Common Voice
-    release, a Parquet file, folder or pattern, or the name of a data set on the Hugging Face Hub (owner/name)."""
+    """An extracted Common Voice release (validated.tsv with clips/), an audio folder (metadata.csv with a header
+    file_name,text), an LJ Speech folder (metadata.csv with wavs/ or audio/), corrections (NAME.wav with NAME.txt),
+    Parquet (a file, a folder of files or a pattern), or the name of a data set on the Hugging Face Hub (owner/name)."""
     split: str = "train"
     """Hub: the split to read, or several as train+validated; elsewhere unused."""
     config_name: str | None = None
