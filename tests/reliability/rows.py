@@ -131,15 +131,15 @@ TEXT = (
 PATHS = (
     ClipRow("no such file", "rejected: missing-file", "is not in", lambda path: None),
     ClipRow("folder in the file's place", "rejected: missing-file", "is not in", Path.mkdir),
-    ClipRow("path with ../ out of the folder", "rejected: path-outside", "leads out of", lambda path: _outside(path) and None, name="../../elsewhere.wav"),
-    ClipRow("absolute path", "rejected: path-outside", "leads out of", lambda path: None, name="/etc/passwd"),
-    ClipRow("symbolic link out of the folder", "rejected: path-outside", "leads out of", lambda path: path.symlink_to(_outside(path))),
-    ClipRow("symbolic link in a circle", "rejected: missing-file", "can be no file's name", _circle),
+    ClipRow("path with ../ out of the folder", "rejected: path-outside", "is outside the data set", lambda path: _outside(path) and None, name="../../elsewhere.wav"),
+    ClipRow("absolute path", "rejected: path-outside", "is outside the data set", lambda path: None, name="/etc/passwd"),
+    ClipRow("symbolic link out of the folder", "rejected: path-outside", "is outside the data set", lambda path: path.symlink_to(_outside(path))),
+    ClipRow("symbolic link in a circle", "rejected: missing-file", "is not a valid file name", _circle),
     ClipRow("the same file twice", "rejected: duplicate", "stands there before", lambda path: None, name="good.wav"),
     ClipRow("name that differs from another by case alone", "accepted", content=lambda path: path.with_name("GOOD.wav").write_bytes(wav(GOOD)) and None, name="GOOD.wav"),
     ClipRow("name with spaces and accents", "accepted", content=lambda path: path.with_name("dû kilam.wav").write_bytes(wav(GOOD)) and None, name="dû kilam.wav"),
-    ClipRow("name of 300 characters", "rejected: missing-file", "can be no file's name", lambda path: None, name="x" * 300),
-    ClipRow("NUL in the name", "rejected: missing-file", "can be no file's name", lambda path: None, name="a\0b.wav"),
+    ClipRow("name of 300 characters", "rejected: missing-file", "is not a valid file name", lambda path: None, name="x" * 300),
+    ClipRow("NUL in the name", "rejected: missing-file", "is not a valid file name", lambda path: None, name="a\0b.wav"),
 )  # fmt: skip
 
 CLIPS = (*AUDIO, *TEXT, *PATHS)
@@ -184,25 +184,25 @@ def _parquet(place: Path) -> list[str]:
 
 
 METADATA = (
-    CallRow("one column", "exit 2", "metadata.csv line 1: 1 column(s) between '|'", _lj(["a", "b"])),
+    CallRow("one column", "exit 2", "metadata.csv line 1: 1 column(s) separated by '|'", _lj(["a", "b"])),
     CallRow("four columns", "exit 2", "line 1: 4 column(s)", _lj(["a|b|c|d"])),
-    CallRow("semicolons", "exit 2", "line 1: 1 column(s) between '|'", _lj(["a;text", "b;text"])),
+    CallRow("semicolons", "exit 2", "line 1: 1 column(s) separated by '|'", _lj(["a;text", "b;text"])),
     CallRow("ragged line", "exit 2", "line 2: expected 2 columns like the first line", _lj(["a|text", "b|te|xt"])),
     CallRow("line without a name", "exit 2", "line 1: expected 2 columns", _lj(["|text"])),
     CallRow("UTF-16", "exit 2", "line 1: not UTF-8", _lj("a|text\n".encode("utf-16"))),
     CallRow("Latin-1", "exit 2", "line 2: not UTF-8", _lj(b"a|text\nb|caf\xe9\n")),
-    CallRow("empty file", "exit 2", "no clip in it", _lj([])),
-    CallRow("header alone", "exit 2", "no clip in it", _lj(["file_name,text"])),
+    CallRow("empty file", "exit 2", "contains no clips", _lj([])),
+    CallRow("header alone", "exit 2", "contains no clips", _lj(["file_name,text"])),
     CallRow("quote that never ends", "exit 2", "metadata.csv", _lj(["file_name,text", 'wavs/a.wav,"a word'])),
     CallRow("no column of texts", "exit 2", "--text_column", _lj(["file_name,words", "wavs/a.wav,a word"])),
     CallRow("column that is not there", "exit 2", "no column nope (--text_column)", _lj(["file_name,text", "wavs/a.wav,a word"], "--text_column", "nope")),
     CallRow("byte order mark", "accepted", "clips             2", _lj(b"\xef\xbb\xbfa|text\nb|text\n")),
     CallRow("CRLF at the line ends", "accepted", "clips             2", _lj(b"a|text\r\nb|text\r\n")),
     CallRow("Common Voice without its votes", "exit 2", "no column up_votes", _release(lambda tsv: tsv.replace("up_votes", "upvotes"))),
-    CallRow("Common Voice with words as votes", "exit 2", "whole numbers as votes", _release(lambda tsv: tsv.replace("\t2\t0\t", "\tmany\t0\t"))),
+    CallRow("Common Voice with words as votes", "exit 2", "integers as votes", _release(lambda tsv: tsv.replace("\t2\t0\t", "\tmany\t0\t"))),
     CallRow("damaged Parquet", "exit 2", "damaged.parquet", _parquet),
     CallRow("data set that is not there", "exit 2", "no such file or folder", lambda place: ["prepare_data", "--dataset", str(place / "nowhere/at/all")]),
-    CallRow("folder with nothing known in it", "exit 2", "the folder holds neither", lambda place: ["prepare_data", "--dataset", str(place)]),
+    CallRow("folder with nothing known in it", "exit 2", "the folder is in no known format", lambda place: ["prepare_data", "--dataset", str(place)]),
 )  # fmt: skip
 
 

@@ -15,8 +15,9 @@ class PrepareConfig:
     """Convert recordings and their texts, from files or the Hub, to a folder that train_vits reads."""
 
     dataset: str = "amedcj/kurmanji-commonvoice"
-    """An LJ Speech folder, an audio folder (metadata.csv with a header file_name,text), an extracted Common Voice
-    release, a Parquet file, folder or pattern, or a dataset on the Hugging Face Hub (owner/name)."""
+    """An extracted Common Voice release (validated.tsv with clips/), an audio folder (metadata.csv with a header
+    file_name,text), an LJ Speech folder (metadata.csv with wavs/ or audio/), corrections (NAME.wav with NAME.txt),
+    Parquet (a file, a folder of files or a pattern), or the name of a data set on the Hugging Face Hub (owner/name)."""
     split: str = "train"
     """Hub: the split to read, or several such as train+validated. Not used for other sources."""
     config_name: str | None = None

@@ -41,9 +41,9 @@ def test_paths_out_of_an_audio_folder_and_rows_without_one_are_rejected(tmp_path
     [
         pytest.param("file_name,transcription\na.wav,x\n", 1, "--text_column", id="no text"),
         pytest.param("file_name,text\na.wav,x\n\na.wav,yes, no\n", 4, "3 columns where the header has 2", id="ragged"),
-        pytest.param('file_name,text\na.wav,"x"y\n', 2, "no CSV", id="quotes"),
-        pytest.param('file_name,text\na.wav,"x\n', 2, "no CSV", id="open quotes"),
-        pytest.param(f"file_name,text\na.wav,{'x' * 200_000}\n", 2, "no CSV", id="endless"),
+        pytest.param('file_name,text\na.wav,"x"y\n', 2, "not valid CSV", id="quotes"),
+        pytest.param('file_name,text\na.wav,"x\n', 2, "not valid CSV", id="open quotes"),
+        pytest.param(f"file_name,text\na.wav,{'x' * 200_000}\n", 2, "not valid CSV", id="endless"),
     ],
 )
 def test_malformed_csv_names_file_line_and_remedy(tmp_path: Path, content: str, line: int, says: str) -> None:
@@ -54,6 +54,6 @@ def test_malformed_csv_names_file_line_and_remedy(tmp_path: Path, content: str, 
 
 
 def test_an_audio_folder_without_a_clip_or_not_in_utf_8_is_refused(tmp_path: Path) -> None:
-    assert "no clip in it" in refusal(write_audio_folder(tmp_path, "file_name,text\n"))
+    assert "contains no clips" in refusal(write_audio_folder(tmp_path, "file_name,text\n"))
     (tmp_path / "metadata.csv").write_bytes(b"file_name,text\na,stra\xdfe\n")
     assert "line 2: not UTF-8" in refusal(tmp_path)

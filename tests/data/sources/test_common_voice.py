@@ -61,4 +61,4 @@ def test_a_malformed_release_names_file_line_and_remedy(tmp_path: Path, content:
 
 
 def test_a_release_without_a_clip_is_refused(tmp_path: Path) -> None:
-    assert "no clip in it" in refusal(write_release(tmp_path / "cv", []))
+    assert "contains no clips" in refusal(write_release(tmp_path / "cv", []))

@@ -83,7 +83,7 @@ def test_a_data_set_that_needs_a_program_of_its_own_is_refused(tmp_path: Path) -
     with loopback_hub(tmp_path / "repository") as address:
         ((kind, message),) = in_a_process(address, tmp_path / "home", {})
     assert kind == "DataError"
-    assert "program of its own, which is not run. Please download" in message
+    assert "loading script, which is not run. Please download" in message
 
 
 def test_recordings_in_single_files_on_the_hub_are_to_be_downloaded(tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_recordings_in_single_files_on_the_hub_are_to_be_downloaded(tmp_path: Pa
 @pytest.mark.parametrize(
     ("dataset", "revision", "says"),
     [
-        ("owner/missing", None, "shows no data set of this name. Correct the name, or log in"),
-        ("owner/gated", None, "Accept them on its page on the Hub and log in (hf auth login), or download"),
+        ("owner/missing", None, "has no accessible data set of this name. Correct the name, or log in"),
+        ("owner/gated", None, "Accept its terms on its page on the Hub and log in (hf auth login), or download"),
         ("owner/name", "v2", "has no revision v2"),
     ],
 )

@@ -64,7 +64,7 @@ def test_malformed_lj_speech_metadata_name_file_line_and_remedy(
 
 def test_metadata_without_a_row_are_refused(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("\n \n")
-    assert "no clip in it" in refusal(tmp_path)
+    assert "contains no clips" in refusal(tmp_path)
 
 
 # Paths

@@ -86,7 +86,7 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "a.parquet", good_utterances(3))
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    assert f"{file}: no readable Parquet file" in refusal(file)
+    assert f"{file}: not a readable Parquet file" in refusal(file)
     file.write_bytes(content[:100] + bytes(len(content) // 2) + content[100 + len(content) // 2 :])
     assert f"{file} after row 0: cannot be read" in refusal(file)
 

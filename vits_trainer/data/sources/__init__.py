@@ -1,1 +1,1 @@
-"""Where clips and texts come from."""
+"""Sources of clips: the formats of data sets that prepare_data reads."""

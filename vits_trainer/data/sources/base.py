@@ -1,4 +1,4 @@
-"""Sources with named columns (Common Voice, audio folders, the Hub), and what every kind of source shares."""
+"""Types and helpers shared by all sources: clips, columns of tables, lookup of audio files, reading of lines."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,45 +12,59 @@ from vits_trainer.utils.errors import DataError
 
 @dataclass(frozen=True)
 class SourceClip:
-    """A recording and its text, as the source has them."""
+    """A recording and its text, as the source stores them."""
 
     clip_id: str
-    """What the source calls it."""
+    """Name of the clip in the source."""
     text: str
     audio: Path | bytes
-    """A file, or the content of one; b"" where there is none."""
+    """Path of an audio file, or the content of one; b"" if there is none."""
     speaker: str | None
     rejection: Rejection | None
-    """Why it is left out, where that is known without opening the audio."""
+    """Reason to reject the clip, if it is known without decoding the audio."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set, opened: its metadata are known to be well-formed as far as that shows before reading the audio."""
+    """An opened data set. Its metadata are validated as far as possible without reading the audio."""
 
     kind: str
     root: Path | None
-    """The folder that holds it; None for the Hub."""
+    """Directory of the data set; None for the Hub and for datasets.Dataset."""
     clip_count: int | None
-    """None where the source does not say it beforehand."""
+    """None if the source does not know it in advance."""
     clips: Iterator[SourceClip]
-    """Every clip, read when it is asked for, always in the same order. Can be gone through once."""
+    """All clips, read lazily, in an order that never changes. Can be iterated once."""
     revision: str | None = None
-    """The Hub's commit that is read."""
+    """Commit that is read from the Hub."""
     files: Sequence[Path] | None = None
-    """All that is read, where it is not the whole of ``root``."""
+    """The files that are read, if not the whole of ``root``."""
     clips_from: Callable[[int], Iterator[SourceClip]] | None = None
-    """The clips behind the first so many, without looking at those; None where a file may be named twice: a clip is
-    known for a repetition only by those before it."""
+    """Returns the clips from an index on without reading those before it. None if a file may be named twice: a
+    duplicate is detected only among the clips that were read."""
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """A format of data sets that ``--dataset`` accepts; listed in :data:`vits_trainer.data.sources.detect.SOURCES`."""
+
+    name: str
+    """``Source.kind``, as dataset.json records it."""
+    description: str
+    """For error messages; completes "Give ..."."""
+    detect: Callable[[Path, PrepareConfig], bool]
+    """Whether ``config.dataset``, given also as a path with ``~`` expanded, is of this kind."""
+    open: Callable[[Path, PrepareConfig], Source]
+    """Opens it. Raises :class:`DataError` if its metadata are malformed."""
 
 
 FileFinder = Callable[[str], Path | Rejection]
-"""From the name of a recording to its file."""
+"""Returns the audio file of a name, or the reason to reject the clip."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of a table's columns; None for one that it does not have."""
+    """Names of a table's columns; None for a column that the table does not have."""
 
     audio: str
     text: str
@@ -60,15 +74,21 @@ class Columns:
     speaker: str | None
 
     @classmethod
-    def of(
-        cls, place: object, names: Sequence[str], config: PrepareConfig, audio: Sequence[str] = ("audio", "path")
+    def choose(
+        cls, location: object, names: Sequence[str], config: PrepareConfig, audio: Sequence[str] = ("audio", "path")
     ) -> "Columns":
-        """The columns that ``config`` names, else the first known name among ``names``.
+        """Chooses the columns that ``config`` names, or else the first known name among ``names``.
+
+        Args:
+            location: of the table, for error messages.
+            names: of the table's columns.
+            config: its ``*_column`` settings have precedence.
+            audio: default names of the audio column.
 
         Raises:
-            DataError: a named column is absent, or there is none for the audio or the text.
+            DataError: a column named in ``config`` does not exist, or there is no audio or text column.
         """
-        require_named_columns(place, names, config)
+        require_named_columns(location, names, config)
 
         def first(*candidates: str) -> str | None:
             return next((name for name in candidates if name in names), None)
@@ -76,7 +96,7 @@ class Columns:
         audio_column, text_column = config.audio_column or first(*audio), config.text_column or first(*_TEXT_COLUMNS)
         if audio_column is None or text_column is None:
             raise DataError(
-                f"{place}: needs a column {' or '.join(audio)}, and a column {' or '.join(_TEXT_COLUMNS)}; it has "
+                f"{location}: needs a column {' or '.join(audio)}, and a column {' or '.join(_TEXT_COLUMNS)}; it has "
                 f"{', '.join(names)}. Name them with --audio_column and --text_column."
             )
         return cls(
@@ -89,7 +109,7 @@ class Columns:
         )
 
     def present(self) -> list[str]:
-        """The columns to read."""
+        """Returns the names of the columns to read."""
         return sorted({name for name in vars(self).values() if name is not None})
 
 
@@ -97,115 +117,129 @@ _TEXT_COLUMNS = ("sentence", "text")
 
 
 def named_columns(config: PrepareConfig) -> dict[str, str]:
-    """The columns that ``config`` names, by flag."""
+    """Returns the columns named in ``config``, by flag."""
     flags = ("audio_column", "text_column", "speaker_column")
     return {f"--{flag}": name for flag in flags if (name := getattr(config, flag)) is not None}
 
 
-def require_named_columns(place: object, names: Sequence[str], config: PrepareConfig) -> None:
-    """Raises :class:`DataError` with the list of ``names`` where a column that ``config`` names is not among them."""
+def require_named_columns(location: object, names: Sequence[str], config: PrepareConfig) -> None:
+    """Raises :class:`DataError` if a column named in ``config`` is not among ``names``."""
     for flag, name in named_columns(config).items():
         if name not in names:
             raise DataError(
-                f"{place}: no column {name} ({flag}); its columns are {', '.join(names)}. Name one of them."
+                f"{location}: no column {name} ({flag}); its columns are {', '.join(names)}. Name one of them."
             )
 
 
-# From a row to a clip
+# Rows of tables
 
 
 def row_clip(
-    row: Mapping[str, Any], place: str, columns: Columns, find: FileFinder, config: PrepareConfig
+    row: Mapping[str, Any], location: str, columns: Columns, find: FileFinder, config: PrepareConfig
 ) -> SourceClip:
-    """A row as a clip; ``find`` gives the file that it names, where it does not hold the recording itself.
+    """Converts a row of a table to a clip.
+
+    Args:
+        row: values by column.
+        location: of the row, for error messages, and the clip's id if the row has no other.
+        columns: of the table.
+        find: returns the file that the row names, if the row does not contain the recording itself.
+        config: its limits on votes reject clips.
 
     Raises:
-        DataError: its audio or votes are nothing of the kind.
+        DataError: the audio or the votes have the wrong type.
     """
-    content, path = _content_and_path(row[columns.audio], place)
-    up_votes = _votes(row[columns.up_votes], place) if columns.up_votes else config.min_upvotes
-    down_votes = _votes(row[columns.down_votes], place) if columns.down_votes else 0
-    audio: Path | bytes | Rejection | None = _judge_votes(up_votes, down_votes, config) or content
+    content, path = _content_and_path(row[columns.audio], location)
+    up_votes = _votes(row[columns.up_votes], location) if columns.up_votes else config.min_upvotes
+    down_votes = _votes(row[columns.down_votes], location) if columns.down_votes else 0
+    audio: Path | bytes | Rejection | None = _check_votes(up_votes, down_votes, config) or content
     if audio is None:
         audio = find(path) if path else Rejection(Reason.MISSING_FILE, "the row has no audio")
-    clip_id = (row[columns.clip_id] if columns.clip_id else None) or path or place
+    clip_id = (row[columns.clip_id] if columns.clip_id else None) or path or location
     speaker = row[columns.speaker] if columns.speaker else None
-    return clip_of(str(clip_id), str(row[columns.text] or ""), audio, None if speaker is None else str(speaker) or None)
+    return make_clip(
+        str(clip_id), str(row[columns.text] or ""), audio, None if speaker is None else str(speaker) or None
+    )
 
 
-def _content_and_path(value: Any, place: str) -> tuple[bytes | None, str | None]:
-    """Audio as `datasets` writes it ({bytes, path}), as bytes, or as a path."""
+def _content_and_path(value: Any, location: str) -> tuple[bytes | None, str | None]:
+    """Splits audio given as `datasets` stores it ({bytes, path}), as bytes, or as a path."""
     if isinstance(value, dict):
         return value.get("bytes"), value.get("path")
     if value is None or isinstance(value, bytes):
         return value, None
     if isinstance(value, str):
         return None, value
-    raise DataError(f"{place}: its audio is a {type(value).__name__}. Give a file's content, its path, or both.")
+    raise DataError(f"{location}: its audio is a {type(value).__name__}. Give a file's content, its path, or both.")
 
 
-def _votes(value: Any, place: str) -> int:
-    if value is None or value != value:  # pandas writes NaN where a whole number is missing
+def _votes(value: Any, location: str) -> int:
+    if value is None or value != value:  # pandas writes NaN for a missing integer
         return 0
     try:
         return int(value)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{place}: {value!r} is no number of votes. Correct it.") from error
+        raise DataError(f"{location}: {value!r} is not a number of votes. Correct it.") from error
 
 
-def _judge_votes(up_votes: int, down_votes: int, config: PrepareConfig) -> Rejection | None:
+def _check_votes(up_votes: int, down_votes: int, config: PrepareConfig) -> Rejection | None:
     if up_votes < config.min_upvotes:
-        return Rejection(Reason.TOO_FEW_UPVOTES, f"{up_votes}, at least {config.min_upvotes} asked for")
+        return Rejection(Reason.TOO_FEW_UPVOTES, f"{up_votes}, at least {config.min_upvotes} required")
     if down_votes > config.max_downvotes:
         return Rejection(Reason.TOO_MANY_DOWNVOTES, f"{down_votes}, at most {config.max_downvotes} allowed")
     return None
 
 
-# What the kinds share
+# Files and clips
 
 
 def audio_file_finder(root: Path, folders: Sequence[str]) -> FileFinder:
-    """A function that finds an audio file by its name, with or without its ending, in ``folders`` of ``root``.
+    """Returns a function that looks up an audio file by name, with or without extension, in ``folders`` of ``root``.
 
-    Whoever wrote the metadata must not make us read, and hand on as speech, a file that lies outside ``root``.
+    It rejects paths outside ``root``: untrusted metadata must not make the trainer read, and publish as speech, other
+    files of this machine.
     """
-    inside = root.resolve()
-    places = [inside / folder for folder in folders if (inside / folder).is_dir()]
+    resolved_root = root.resolve()
+    directories = [resolved_root / folder for folder in folders if (resolved_root / folder).is_dir()]
 
     def find(name: str) -> Path | Rejection:
         try:
-            for place in places:
+            for directory in directories:
                 for ending in ("", *AUDIO_ENDINGS):
-                    file = (place / (name + ending)).resolve()
-                    if not file.is_relative_to(inside):
-                        return Rejection(Reason.PATH_OUTSIDE, f"{name} leads out of the data set's folder")
+                    file = (directory / (name + ending)).resolve()
+                    if not file.is_relative_to(resolved_root):
+                        return Rejection(Reason.PATH_OUTSIDE, f"{name} is outside the data set's folder")
                     if file.is_file():
                         return file
-        except (OSError, ValueError, RuntimeError):  # too long a name, NUL in it, symbolic links in a circle
-            return Rejection(Reason.MISSING_FILE, f"{name[:200]!r} can be no file's name")
+        except (OSError, ValueError, RuntimeError):  # name too long, NUL in it, loop of symbolic links
+            return Rejection(Reason.MISSING_FILE, f"{name[:200]!r} is not a valid file name")
         return Rejection(Reason.MISSING_FILE, f"{name} is not in {' or '.join(folders)}")
 
     return find
 
 
-def clip_of(clip_id: str, text: str, audio: Path | bytes | Rejection, speaker: str | None) -> SourceClip:
-    """A clip with its audio, or with the reason why there is none."""
+def make_clip(clip_id: str, text: str, audio: Path | bytes | Rejection, speaker: str | None) -> SourceClip:
+    """Returns a clip with its audio, or with the reason why it has none."""
     if isinstance(audio, Rejection):
         return SourceClip(clip_id, text, b"", speaker, audio)
     return SourceClip(clip_id, text, audio, speaker, None)
 
 
-def filled_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, without their ends, and their numbers.
+def nonblank_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields the number and the text, without line end, of every line that is not blank.
 
     Raises:
         DataError: the file cannot be read, or is not UTF-8.
     """
-    return ((number, line.rstrip("\r\n")) for number, line in _lines(path) if line.strip())
+    return ((number, line.rstrip("\r\n")) for number, line in read_lines(path) if line.strip())
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Every line as it stands, and its number. Only a line feed ends a line: a text may hold other signs."""
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields the number and the text of every line. Only a line feed ends a line: texts may contain U+2028 and others.
+
+    Raises:
+        DataError: the file cannot be read, or is not UTF-8.
+    """
     number = 0
     try:
         with path.open("rb") as file:
@@ -217,8 +251,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def require_clips(clip_count: int, place: Path) -> int:
-    """``clip_count``; raises :class:`DataError` where it is 0."""
+def require_clips(clip_count: int, path: Path) -> int:
+    """Returns ``clip_count``; raises :class:`DataError` if it is 0."""
     if clip_count == 0:
-        raise DataError(f"{place}: no clip in it. Give a data set with at least one.")
+        raise DataError(f"{path}: contains no clips. Give a data set with at least one.")
     return clip_count

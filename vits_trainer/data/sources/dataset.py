@@ -1,4 +1,4 @@
-"""A :class:`datasets.Dataset` in memory or on disk, as a source."""
+"""Source of a :class:`datasets.Dataset` in memory or on disk, for the Python interface."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +19,11 @@ def open_dataset(rows: "Dataset", config: PrepareConfig) -> Source:
     """Reads a dataset with an audio column (``datasets.Audio``) and a text column.
 
     Raises:
-        DataError: it has no such columns, or its audio was decoded to arrays already.
+        DataError: it has no such columns, or its audio is already decoded to arrays.
     """
     from datasets import Audio  # noqa: PLC0415 - takes seconds
 
-    columns = Columns.of(_NAME, rows.column_names, config)
+    columns = Columns.choose(_NAME, rows.column_names, config)
     feature = rows.features[columns.audio]
     if isinstance(feature, Audio):
         rows = rows.cast_column(columns.audio, Audio(decode=False))  # decoding here would need torchcodec
@@ -31,13 +31,13 @@ def open_dataset(rows: "Dataset", config: PrepareConfig) -> Source:
         raise DataError(
             f"{_NAME}: column {columns.audio} holds arrays. Keep it as datasets.Audio: files or their bytes."
         )
-    wanted = rows.select_columns(columns.present())
+    selected = rows.select_columns(columns.present())
 
-    def clips_from(first: int) -> Iterator[SourceClip]:
-        for number in range(first, len(wanted)):
-            yield row_clip(wanted[number], f"{_NAME} row {number + 1}", columns, _find, config)
+    def clips_from(start: int) -> Iterator[SourceClip]:
+        for number in range(start, len(selected)):
+            yield row_clip(selected[number], f"{_NAME} row {number + 1}", columns, _find, config)
 
-    return Source("dataset", None, len(wanted), clips_from(0), revision=wanted._fingerprint, clips_from=clips_from)
+    return Source("dataset", None, len(selected), clips_from(0), revision=selected._fingerprint, clips_from=clips_from)
 
 
 def _find(name: str) -> Path | Rejection:

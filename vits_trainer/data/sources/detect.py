@@ -1,61 +1,48 @@
-"""Where clips come from: finds out what ``--dataset`` is and opens it."""
+"""The registry of sources, and detection of the one that ``--dataset`` names."""
 
-import glob
 from pathlib import Path
 
-from vits_trainer.config.prepare import HUB_NAME, PrepareConfig
-from vits_trainer.data.sources.audio_folder import is_audio_folder, open_audio_folder
+from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.data.sources import audio_folder, common_voice, corrections, hub, lj_speech, parquet
 from vits_trainer.data.sources.base import Source
-from vits_trainer.data.sources.common_voice import open_common_voice
-from vits_trainer.data.sources.corrections import _correction_names, _open_corrections
-from vits_trainer.data.sources.hub import open_hub
-from vits_trainer.data.sources.lj_speech import _open_lj_speech
-from vits_trainer.data.sources.parquet import open_parquet
 from vits_trainer.utils.errors import DataError
 
-KINDS = (
-    "an LJ Speech folder (metadata.csv with wavs/ or audio/), an audio folder (metadata.csv with a header "
-    "file_name,text), an extracted Common Voice release (validated.tsv with clips/), Parquet (a file, a folder of "
-    "files or a pattern), corrections (NAME.wav with NAME.txt), or the name of a data set on the Hugging Face Hub "
-    "(owner/name)"
+SOURCES = (
+    common_voice.SOURCE,
+    audio_folder.SOURCE,
+    lj_speech.SOURCE,
+    corrections.SOURCE,
+    parquet.SOURCE,
+    hub.SOURCE,
 )
+"""All kinds of sources, in order of precedence: the first that detects ``--dataset`` opens it."""
 
 
 def open_source(config: PrepareConfig) -> Source:
-    """Finds out what ``config.dataset`` is, and opens it. What lies on this machine goes before the Hub.
+    """Detects the kind of ``config.dataset`` and opens it. Local files take precedence over the Hub.
 
     Raises:
-        DataError: nothing there that is known, or its metadata are malformed (file and line are named). For
-            Parquet and the Hub, damage may show itself only while the clips are read.
+        DataError: it does not exist, is of no known kind, or its metadata are malformed (the message names file and
+            line). Damage of Parquet files and of data sets on the Hub may be detected only while the clips are read.
     """
-    place = Path(config.dataset).expanduser()
-    parquet_files: list[Path] = []
-    if place.is_dir():
-        parquet_files = sorted(place.glob("*.parquet"))
-    elif place.is_file():
-        parquet_files = [place] if place.suffix == ".parquet" else []
-    else:
-        # Path.glob takes no absolute pattern.
-        parquet_files = sorted(Path(found) for found in glob.glob(str(place), recursive=True))  # noqa: PTH207
-        if not parquet_files and HUB_NAME.fullmatch(config.dataset) and place.suffix != ".parquet":
-            return open_hub(config)
-    for flag in ("config_name", "revision"):
-        if getattr(config, flag) is not None:
-            raise DataError(f"--{flag} belongs to data sets on the Hub, and {place} is not one. Leave it out.")
-    if (place / "validated.tsv").is_file():
-        return open_common_voice(place, config)
-    if (place / "metadata.csv").is_file():
-        return open_audio_folder(place, config) if is_audio_folder(place, config) else _open_lj_speech(place, config)
-    if _correction_names(place):
-        return _open_corrections(place)
-    if parquet_files:
-        return open_parquet(parquet_files, config)
-    raise DataError(f"--dataset {config.dataset}: {_what_is_wrong_with(place)} Give {KINDS}.")
+    path = Path(config.dataset).expanduser()
+    kind = next((kind for kind in SOURCES if kind.detect(path, config)), None)
+    if kind is not hub.SOURCE:
+        hub.refuse_hub_options(path, config)
+    if kind is None:
+        raise DataError(f"--dataset {config.dataset}: {_problem_with(path)} Give {describe_sources()}.")
+    return kind.open(path, config)
 
 
-def _what_is_wrong_with(place: Path) -> str:
-    if place.is_dir():
-        return "the folder holds neither metadata.csv nor validated.tsv nor *.parquet."
-    if place.exists():
-        return "the file is no .parquet file."
+def describe_sources() -> str:
+    """Returns the descriptions of all kinds of sources, as one enumeration."""
+    *others, last = (kind.description for kind in SOURCES)
+    return f"{', '.join(others)}, or {last}"
+
+
+def _problem_with(path: Path) -> str:
+    if path.is_dir():
+        return "the folder is in no known format."
+    if path.exists():
+        return "the file is in no known format."
     return "no such file or folder, and no file matches it as a pattern."
