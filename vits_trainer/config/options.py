@@ -20,8 +20,6 @@ SCORES = {
 """Speech scores, and the metrics that each computes."""
 HIGHER_IS_BETTER = frozenset({"utmos", "speaker_similarity"})
 """Metrics where higher is better. For all other metrics and for losses, lower is better."""
-VALIDATION_LOSSES = ("mel", "mel_from_text", "total", "kl", "duration", "adversarial", "feature_matching")
-"""Names of the validation losses, logged as ``validation/<name>``."""
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 """All that Accelerate knows."""
 

@@ -10,7 +10,9 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 
+from vits_trainer.config.options import SCORES, TRACKERS
 from vits_trainer.config.serialization import recipe_path
+from vits_trainer.config.train import VALIDATION_LOSSES
 from vits_trainer.utils.errors import ConfigError
 
 Config = TypeVar("Config")
@@ -31,6 +33,7 @@ def parse(command: str, config_class: type[Config], argv: Sequence[str]) -> Conf
     )
     parser.add_argument("--config", action="config", help="Name of a recipe, or a YAML file with any of these flags.")
     parser.add_class_arguments(config_class)
+    _fill_choices(parser)
     if "precision" in fields:
         parser.add_argument("--fp16", action="store_true", help="Same as --precision fp16.")
     expanded = _expand_booleans(_expand_positional(_expand_short_names(argv, fields), fields), fields)
@@ -49,6 +52,19 @@ def parse(command: str, config_class: type[Config], argv: Sequence[str]) -> Conf
         values["precision"] = "fp16"
     _reject_nulls(command, config_class, values)
     return config_class(**values)
+
+
+def _fill_choices(parser: jsonargparse.ArgumentParser) -> None:
+    """Fills the names of losses, scores and trackers into the help, so that a new one is declared in one place."""
+    choices = {
+        "{scores}": SCORES,
+        "{metrics}": [metric for metrics in SCORES.values() for metric in metrics],
+        "{losses}": VALIDATION_LOSSES,
+        "{trackers}": TRACKERS,
+    }
+    for action in parser._actions:
+        for placeholder, names in choices.items():
+            action.help = (action.help or "").replace(placeholder, ", ".join(names))
 
 
 def _reject_nulls(command: str, config_class: type, values: Mapping[str, Any], prefix: str = "") -> None:

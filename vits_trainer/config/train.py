@@ -5,10 +5,10 @@ Imports no torch, so that invalid flags fail immediately. The docstring under a 
 ``training.plan`` check the rest; they do not modify the configuration.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from vits_trainer.config.architecture import Architecture, DiscriminatorShape
-from vits_trainer.config.options import PARTS, SCORES, TRACKERS, VALIDATION_LOSSES, ObjectiveKind, Precision, Schedule
+from vits_trainer.config.options import PARTS, SCORES, TRACKERS, ObjectiveKind, Precision, Schedule
 from vits_trainer.config.serialization import split_names
 from vits_trainer.utils.errors import require
 
@@ -38,6 +38,12 @@ class LossWeights:
     """Negative log-likelihood of the durations from the alignment search."""
     kl: float = 1.0
     """KL divergence between posterior and prior."""
+
+
+VALIDATION_LOSSES = tuple(
+    dict.fromkeys(("mel", "mel_from_text", *(field.name for field in fields(LossWeights)), "total"))
+)
+"""Names of the validation losses, logged as ``validation/<name>``."""
 
 
 @dataclass(frozen=True)
@@ -179,15 +185,15 @@ class TrainConfig:
     validate_every_updates: int = 500
     """Updates between validations. The end of the run is always validated (0 = only the end)."""
     validation_scores: str = ""
-    """Speech scores to compute at each validation, such as mcd,f0,duration,cer: validation sentences are synthesized
-    and compared with their recordings (see evaluate; also utmos, similarity)."""
+    """Speech scores to compute at each validation, separated by commas, of {scores}: validation sentences are
+    synthesized and compared with their recordings (see evaluate)."""
     validation_score_clips: int = 16
     """Number of validation sentences to synthesize for these scores."""
     asr: str = "pocketsphinx"
     """Speech recognizer for cer: pocketsphinx (English, offline) or a transformers model."""
     best_metric: str = "mel"
-    """Validation metric that selects the best checkpoint: mel, mel_from_text or another loss, or a metric of a score:
-    mcd_db, log_f0_rmse, voicing_error, duration_error, cer, wer, utmos, speaker_similarity."""
+    """Validation metric that selects the best checkpoint: a loss ({losses}), or a metric of a
+    score ({metrics})."""
     patience: int = 0
     """Stop after this many consecutive validations without improvement of best_metric, and export the best checkpoint
     (0 = train to the end and export the last update)."""
@@ -203,7 +209,7 @@ class TrainConfig:
     """Checkpoint to resume from: latest, auto (latest, or a new run if there is none), best, or a checkpoint's path."""
 
     report_to: str = "wandb"
-    """Trackers to log to besides metrics.jsonl, separated by commas: wandb, tensorboard, trackio; or none."""
+    """Trackers to log to besides metrics.jsonl, separated by commas, of {trackers}; or none."""
     wandb_checkpoints: bool = False
     """Also upload each checkpoint to Weights & Biases as an artifact (aliases latest and best)."""
     wandb_project: str = "vits_trainer"

@@ -71,8 +71,8 @@ class EvaluateConfig:
     seed: int = 1234
     """As in training. Also seeds the synthesis."""
     scores: str = "mcd,f0,duration,cer"
-    """Scores to compute, separated by commas: mcd (mel-cepstral distortion), f0 (log F0 RMSE, voicing error), duration,
-    cer (and wer); utmos and similarity need their packages (utmos-pytorch, resemblyzer)."""
+    """Scores to compute, separated by commas, of {scores}. docs/metrics.md explains them; utmos and similarity need
+    their packages (utmos-pytorch, resemblyzer)."""
     asr: str = "pocketsphinx"
     """Speech recognizer for cer: pocketsphinx (English, offline) or a transformers model."""
     output_dir: str = "evaluation"

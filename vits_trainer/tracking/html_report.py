@@ -20,6 +20,7 @@ import jinja2
 import yaml
 
 from vits_trainer.config.options import HIGHER_IS_BETTER
+from vits_trainer.config.train import VALIDATION_LOSSES
 from vits_trainer.tracking.svg_charts import Curve, Mark, format_number, panel
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.redaction import redacted
@@ -35,8 +36,6 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Data": ("data",),
 }
 """Sections by the first part of metric names; each other first part forms a separate section."""
-LOSSES = ("mel", "mel_from_text", "kl", "duration", "adversarial", "feature_matching", "total")
-"""Order of the losses, the most informative first."""
 UNITS = {
     "mel": "nats",
     "mel_from_text": "nats",
@@ -325,7 +324,7 @@ def sections(curves: Mapping[str, Curve], last_update: float) -> dict[str, tuple
 def _rank(name: str) -> tuple[int, int, str]:
     group, _, rest = name.partition("/")
     order = [part for parts in SECTIONS.values() for part in parts]
-    position = LOSSES.index(rest) if rest in LOSSES else len(LOSSES)
+    position = VALIDATION_LOSSES.index(rest) if rest in VALIDATION_LOSSES else len(VALIDATION_LOSSES)
     is_loss = group in SECTIONS["Losses"]
     return 0 if is_loss else order.index(group) if group in order else len(order), is_loss * position, name
 

@@ -3,11 +3,11 @@
 Independent of optimizers, Accelerate and logging.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +52,45 @@ class SegmentPair(NamedTuple):
     """(B, 1, segment_frames), zero after the end of short clips."""
 
 
+Term = Callable[[SegmentPair, Any, Any], Tensor]
+"""Returns one loss from the segments, and from the discriminator's output on the recorded and the generated one."""
+
+
+def _mel(pair: SegmentPair, real: Any, fake: Any) -> Tensor:  # noqa: ARG001 - the signature of a term
+    mel = losses.mel_l1(pair.generated_mel, pair.recorded_mel, pair.mel_mask)
+    return mel / pair.denominators.segment_frames
+
+
+def _duration(pair: SegmentPair, real: Any, fake: Any) -> Tensor:  # noqa: ARG001
+    return pair.output.duration_loss.sum() / pair.denominators.tokens
+
+
+def _kl(pair: SegmentPair, real: Any, fake: Any) -> Tensor:  # noqa: ARG001
+    out = pair.output
+    kl = losses.kl_divergence(out.latents, out.posterior_log_std, out.prior_mean, out.prior_log_std, out.frame_mask)
+    return kl / pair.denominators.frames
+
+
+def _adversarial(pair: SegmentPair, real: Any, fake: Any) -> Tensor:  # noqa: ARG001
+    return losses.generator_lsgan(fake.scores) / pair.denominators.clips
+
+
+def _feature_matching(pair: SegmentPair, real: Any, fake: Any) -> Tensor:
+    return losses.feature_matching(real.feature_maps, fake.feature_maps) / pair.denominators.clips
+
+
+TERMS: dict[str, Term] = {"mel": _mel, "duration": _duration}
+"""Losses of the generator, by the names of their weights in :class:`LossWeights`."""
+ADVERSARIAL_TERMS: dict[str, Term] = {"kl": _kl, "adversarial": _adversarial, "feature_matching": _feature_matching}
+"""Further losses of the vits objective."""
+
+
 class Objective:
     """``vits``: adversarial + feature matching + 45 mel + duration + KL. ``mel``: 45 mel + duration only."""
 
     def __init__(self, kind: ObjectiveKind, weights: LossWeights, spec: AudioSpec, segment_frames: int) -> None:
         self.adversarial = kind == "vits"
+        self.terms = {**TERMS, **ADVERSARIAL_TERMS} if self.adversarial else TERMS
         self.loss_weights = weights
         self.weights: dict[str, float] = asdict(weights)
         self.spec = spec
@@ -127,33 +161,20 @@ class Objective:
             discriminator: with frozen parameters (:func:`frozen`); None for the mel objective.
             pair: from :meth:`generator_forward`.
         """
-        output, denominators = pair.output, pair.denominators
-        mel = losses.mel_l1(pair.generated_mel, pair.recorded_mel, pair.mel_mask)
-        terms = {"mel": mel / denominators.segment_frames, "duration": output.duration_loss.sum() / denominators.tokens}
+        real = fake = None
         if self.adversarial:
             if discriminator is None:
                 raise ValueError("the vits objective needs a discriminator")
             with torch.no_grad():
                 real = discriminator(pair.recorded)
             fake = discriminator(pair.generated)
-            kl = losses.kl_divergence(
-                output.latents,
-                output.posterior_log_std,
-                output.prior_mean,
-                output.prior_log_std,
-                output.frame_mask,
-            )
-            terms["kl"] = kl / denominators.frames
-            terms["adversarial"] = losses.generator_lsgan(fake.scores) / denominators.clips
-            matching = losses.feature_matching(real.feature_maps, fake.feature_maps)
-            terms["feature_matching"] = matching / denominators.clips
+        terms = {name: term(pair, real, fake) for name, term in self.terms.items()}
         return terms | {"total": self.total(terms)}
 
     @property
     def generator_loss_names(self) -> tuple[str, ...]:
         """Keys that :meth:`generator_losses` returns."""
-        adversarial = ("kl", "adversarial", "feature_matching") if self.adversarial else ()
-        return ("mel", "duration", *adversarial, "total")
+        return (*self.terms, "total")
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Returns the weighted sum of the losses."""
