@@ -30,10 +30,10 @@ def test_packages_that_do_not_go_together_are_said_with_the_remedy(
     ("words", "near"),
     [
         (["train_vit"], "unknown command train_vit: did you mean train_vits?"),
-        (["train_vits", "--batch_sise", "4"], "did you mean --batch_size?"),
+        (["train_vits", "--batch_sise", "4"], "did you mean --batch_size 4?"),
         (["train_vits", "--batch_size", "four"], "--batch_size"),
         (["prepare_data", "--target_sr", "1"], "--target_sr 1: must be between"),
-        (["check", "--goldenn", "x"], "did you mean --golden?"),
+        (["check", "--goldenn", "x"], "did you mean --golden x?"),
     ],
 )
 def test_mistake_is_answered_by_one_line_and_exit_code_2(capsys, words, near):

@@ -140,14 +140,14 @@ def test_config_is_frozen():
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["--batch_sise", "4"], "unknown flag --batch_sise: did you mean --batch_size?"),
-        (["--batch_sise=4"], "unknown flag --batch_sise: did you mean --batch_size?"),
+        (["--batch_sise", "4"], "unknown flag --batch_sise: did you mean --batch_size 4?"),
+        (["--batch_sise=4"], "unknown flag --batch_sise: did you mean --batch_size 4?"),
         pytest.param(
             ["--epoch", "4"],
             "--epochs",
         ),
-        (["--loss_weights.mell", "4"], "--loss_weights.mel?"),
-        (["--xyz", "4"], "unknown flag --xyz: must be one of"),
+        (["--loss_weights.mell", "4"], "--loss_weights.mel 4?"),
+        (["--xyz", "4"], "unknown flag --xyz. See vits-trainer train_vits --help."),
         (["stray"], "unexpected argument 'stray'"),
     ],
 )

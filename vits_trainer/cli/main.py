@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from vits_trainer import __version__
+from vits_trainer.config.aliases import COMMANDS as COMMANDS_OF_OTHERS
 from vits_trainer.config.feedback import FeedbackAppConfig, FeedbackConfig
 from vits_trainer.config.parser import parse, unknown_name_message
 from vits_trainer.config.prepare import PrepareConfig
@@ -37,15 +38,16 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     config: Any
     try:
-        if not words or words[0] in ("-h", "--help"):
+        words = _normalized(words)
+        if not words or words[0] in ("-h", "--help", "help"):
             print(_usage())
             return 0 if words else 2
-        if words[0] == "--version":
+        if words[0] in ("--version", "version"):
             print(f"vits-trainer {__version__}")
             return 0
         command, *rest = words
         if command not in COMMANDS:
-            raise ConfigError(unknown_name_message("command", command, list(COMMANDS)))
+            raise ConfigError(_unknown_command(command))
         config_class, _ = COMMANDS[command]
         try:
             config = parse(command, config_class, rest)
@@ -61,6 +63,24 @@ def main(argv: list[str] | None = None) -> int:
         print("vits-trainer: interrupted", file=sys.stderr, flush=True)
         return 128 + signal.SIGINT
     return code
+
+
+def _normalized(words: list[str]) -> list[str]:
+    """Turns ``help COMMAND`` and ``COMMAND ... -h`` into ``COMMAND --help``."""
+    if len(words) == 2 and words[0] == "help" and words[1] in COMMANDS:
+        return [words[1], "--help"]
+    if words and words[0] in COMMANDS and "-h" in words[1:]:
+        return [words[0], "--help"]
+    return words
+
+
+def _unknown_command(name: str) -> str:
+    ours = COMMANDS_OF_OTHERS.get(name.replace("-", "_").lower())
+    return (
+        f"unknown command {name}: did you mean {ours}?"
+        if ours
+        else unknown_name_message("command", name, list(COMMANDS))
+    )
 
 
 def _imported(module: str) -> ModuleType:

@@ -10,12 +10,16 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 
+from vits_trainer.config import aliases
 from vits_trainer.config.options import SCORES, TRACKERS
 from vits_trainer.config.serialization import recipe_path
 from vits_trainer.config.train import VALIDATION_LOSSES
 from vits_trainer.utils.errors import ConfigError
 
 Config = TypeVar("Config")
+
+_CLOSE = 0.8
+"""Similarity from which on a name is suggested; a wrong suggestion is worse than none."""
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -35,7 +39,7 @@ def parse(command: str, config_class: type[Config], argv: Sequence[str]) -> Conf
     parser.add_class_arguments(config_class)
     _fill_choices(parser)
     if "precision" in fields:
-        parser.add_argument("--fp16", action="store_true", help="Same as --precision fp16.")
+        parser.add_argument("--fp16", type=bool, default=False, help="Same as --precision fp16.")
     expanded = _expand_booleans(_expand_positional(_expand_short_names(argv, fields), fields), fields)
     args = _config_first(expanded)
     files = [value for flag, value in pairwise(args) if flag == "--config"]
@@ -44,7 +48,7 @@ def parse(command: str, config_class: type[Config], argv: Sequence[str]) -> Conf
         values = parser.instantiate(namespace).as_dict()
     except (argparse.ArgumentError, jsonargparse.ArgumentError, AttributeError, TypeError, ValueError) as error:
         # jsonargparse 4.53 raises AttributeError for a file with a key such as config.0.
-        raise ConfigError(_explain(command, str(error), parser, files)) from error
+        raise ConfigError(_explain(command, str(error), parser, files, argv)) from error
     values.pop("config", None)
     if values.pop("fp16", False):
         if values["precision"] not in ("auto", "fp16"):
@@ -78,9 +82,33 @@ def _reject_nulls(command: str, config_class: type, values: Mapping[str, Any], p
 
 
 def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
-    """Returns ``unknown flag --batch_sise: did you mean --batch_size?``, or lists ``known`` if none is close."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    """Returns ``unknown key batch_sise: did you mean batch_size?``, or lists ``known`` if none is close."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=_CLOSE)
     return f"unknown {kind} {name}: " + (f"did you mean {near[0]}?" if near else f"must be one of {', '.join(known)}.")
+
+
+def _unknown_flag(command: str, flag: str, argv: Sequence[str], known: Sequence[str]) -> str:
+    """Returns what the flag is called here, by the names of other trainers before similarity, with its value."""
+    name = flag.lstrip("-").replace("-", "_")
+    if name in aliases.EXPLANATIONS:
+        return f"unknown flag {flag}: {aliases.EXPLANATIONS[name]}."
+    ours = aliases.FLAGS.get(name, f"--{name}")
+    if ours.partition(" ")[0] not in known:
+        near = difflib.get_close_matches(f"--{name}", known, n=1, cutoff=_CLOSE)
+        if not near:
+            return f"unknown flag {flag}. See vits-trainer {command} --help."
+        ours = near[0]
+    value = _value_of(flag, argv)
+    return f"unknown flag {flag}: did you mean {ours}{f' {value}' if value and ' ' not in ours else ''}?"
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str:
+    for arg, following in pairwise([*argv, "--"]):
+        if arg == flag:
+            return "" if following.startswith("--") else following
+        if arg.startswith(f"{flag}="):
+            return arg.partition("=")[2]
+    return ""
 
 
 def _config_first(argv: list[str]) -> list[str]:
@@ -120,16 +148,20 @@ def _expand_positional(argv: list[str], fields: dict[str, Any]) -> list[str]:
 
 def _expand_booleans(argv: list[str], fields: dict[str, Any]) -> list[str]:
     """Turns ``--flag`` of a boolean field into ``--flag true``."""
-    booleans = {f"--{name}" for name, field in fields.items() if field.type is bool}
+    booleans = {f"--{name}" for name, field in fields.items() if field.type is bool} | {"--fp16"}
     expanded = []
     for arg, following in pairwise([*argv, "--"]):
+        if arg == "--push_to_hub" and following.startswith("--"):
+            raise ConfigError("--push_to_hub: give the name on the Hub, as owner/name.")
         expanded.append(arg)
         if arg in booleans and following.startswith("--"):
             expanded.append("true")
     return expanded
 
 
-def _explain(command: str, message: str, parser: jsonargparse.ArgumentParser, files: Sequence[str]) -> str:
+def _explain(
+    command: str, message: str, parser: jsonargparse.ArgumentParser, files: Sequence[str], argv: Sequence[str]
+) -> str:
     where = f"{', '.join(files)}: " if files else ""
     flags = sorted(option for action in parser._actions for option in action.option_strings if option.startswith("--"))
     unknown = re.search(r"unrecognized arguments: (\S+)", message)
@@ -137,7 +169,7 @@ def _explain(command: str, message: str, parser: jsonargparse.ArgumentParser, fi
         name = unknown.group(1).partition("=")[0]
         if not name.startswith("-"):
             return f"{command}: unexpected argument {name!r}. See vits-trainer {command} --help."
-        return f"{command}: {unknown_name_message('flag', name, flags)}"
+        return f"{command}: {_unknown_flag(command, name, argv, flags)}"
     unknown = re.search(r"(?:Group '(?P<group>[\w.]+)' does not accept option|Option) '(?P<key>[\w.]+)'", message)
     if unknown:
         key = ".".join(part for part in (unknown["group"], unknown["key"]) if part)
