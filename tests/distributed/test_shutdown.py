@@ -1,5 +1,7 @@
 """The time limit of a run (--save_before_s)."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,3 +17,20 @@ def test_time_limit_includes_the_time_to_save(
 ) -> None:
     monkeypatch.setattr("vits_trainer.distributed.shutdown._seconds_since_start", lambda: 60.0)
     assert bool(ShutdownRequest(tmp_path / "STOP", limit_s).reason_to_stop(needs_s)) is stops
+
+
+def test_ctrl_c_ends_at_once_while_there_is_nothing_to_save_and_the_third_time(tmp_path: Path) -> None:
+    with ShutdownRequest(tmp_path / "STOP") as request:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        request.has_progress = True
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.reason_to_stop(0) == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_other_signals_are_recorded_before_the_first_update_too(tmp_path: Path) -> None:
+    with ShutdownRequest(tmp_path / "STOP") as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.reason_to_stop(0) == "SIGTERM"

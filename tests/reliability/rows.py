@@ -404,7 +404,7 @@ def _configured(text: str, *flags: str) -> Callable[[Path], list[str]]:
 
 CONFIGURATION = (
     CallRow("unknown key", "exit 2", "own.yaml: unknown key learning_rat: did you mean learning_rate?", _configured("learning_rat: 1e-4")),
-    CallRow("unknown flag", "exit 2", "unknown flag --batch_sise: did you mean --batch_size?", lambda place: ["train_vits", "--batch_sise", "4"]),
+    CallRow("unknown flag", "exit 2", "unknown flag --batch_sise: did you mean --batch_size 4?", lambda place: ["train_vits", "--batch_sise", "4"]),
     CallRow("unknown command", "exit 2", "unknown command train: did you mean train_vits?", lambda place: ["train"]),
     CallRow("word where a number belongs", "exit 2", "--batch_size", _configured("batch_size: many")),
     CallRow("number out of its range", "exit 2", "--validation_fraction 2.0: must be at least 0 and below 1", _configured("validation_fraction: 2")),

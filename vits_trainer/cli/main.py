@@ -85,6 +85,8 @@ def _unknown_command(name: str) -> str:
 
 def _imported(module: str) -> ModuleType:
     starts = "torch" not in sys.modules
+    if starts and sys.stderr.isatty():
+        print("vits-trainer: loading torch and transformers ...", file=sys.stderr, flush=True)
     try:
         if starts:
             gc.disable()  # what is imported stays, and looking through it time and again takes a second

@@ -33,10 +33,15 @@ def parse(command: str, config_class: type[Config], argv: Sequence[str]) -> Conf
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     parser = jsonargparse.ArgumentParser(
-        prog=f"vits-trainer {command}", description=config_class.__doc__, exit_on_error=False, allow_abbrev=False
+        prog=f"vits-trainer {command}",
+        usage=f"vits-trainer {command} [--config RECIPE] [FLAGS]",
+        description=config_class.__doc__,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="Name of a recipe, or a YAML file with any of these flags.")
     parser.add_class_arguments(config_class)
+    _group_help(parser, config_class)
     _fill_choices(parser)
     if "precision" in fields:
         parser.add_argument("--fp16", type=bool, default=False, help="Same as --precision fp16.")
@@ -56,6 +61,28 @@ def parse(command: str, config_class: type[Config], argv: Sequence[str]) -> Conf
         values["precision"] = "fp16"
     _reject_nulls(command, config_class, values)
     return config_class(**values)
+
+
+def _group_help(parser: jsonargparse.ArgumentParser, config_class: type) -> None:
+    """Divides the flags of the help into the sections that the configuration names by their first fields."""
+    sections: Mapping[str, str] = getattr(config_class, "HELP_SECTIONS", {})
+    common: Sequence[str] = getattr(config_class, "COMMON_FLAGS", ())
+    if not sections:
+        return
+    every = next(
+        group for group in parser._action_groups if any(action.dest in sections for action in group._group_actions)
+    )
+    nested = [group for group in parser._action_groups[2:] if group is not every]
+    actions = every._group_actions
+    every.title = "most used"
+    every._group_actions = [action for name in common for action in actions if action.dest == name]
+    section = every
+    for action in actions:
+        if action.dest in sections:
+            section = parser.add_argument_group(sections[action.dest])
+        if action.dest not in common:
+            section._group_actions.append(action)
+    parser._action_groups = [group for group in parser._action_groups if group not in nested] + nested
 
 
 def _fill_choices(parser: jsonargparse.ArgumentParser) -> None:

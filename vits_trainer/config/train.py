@@ -6,6 +6,7 @@ Imports no torch, so that invalid flags fail immediately. The docstring under a 
 """
 
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from vits_trainer.config.architecture import Architecture, DiscriminatorShape
 from vits_trainer.config.options import PARTS, SCORES, TRACKERS, ObjectiveKind, Precision, Schedule
@@ -49,6 +50,24 @@ VALIDATION_LOSSES = tuple(
 @dataclass(frozen=True)
 class TrainConfig:
     """Train or fine-tune a voice on a prepared folder. The result loads in transformers without conversion."""
+
+    COMMON_FLAGS: ClassVar = (
+        "data_dir", "model_name", "output_dir", "batch_size", "learning_rate", "epochs", "max_updates", "precision",
+        "resume_from_checkpoint", "push_to_hub",
+    )  # fmt: skip
+    HELP_SECTIONS: ClassVar = {
+        "data_dir": "folders and names",
+        "batch_size": "optimization",
+        "max_samples": "data",
+        "objective": "objective",
+        "layerdrop": "voice",
+        "precision": "machine",
+        "max_rejected_fraction": "limits",
+        "validation_fraction": "validation",
+        "log_every_updates": "logging and checkpoints",
+        "report_to": "trackers and the Hub",
+    }
+    """Title of a section of ``--help``, by its first field."""
 
     data_dir: str = "training"
     """Folder that prepare_data wrote."""

@@ -10,10 +10,14 @@ from types import FrameType, TracebackType
 import psutil
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_FORCING_INTERRUPTS = 3
 
 
 class ShutdownRequest:
-    """Context manager that records signals instead of ending the process, repeated ones too: no save is interrupted."""
+    """Context manager that records signals instead of ending the process, so that no save is interrupted.
+
+    Ctrl-C ends the process at once as long as there is nothing to save (:attr:`has_progress`), and the third time.
+    """
 
     def __init__(self, stop_file: Path, save_before_s: float = 0) -> None:
         """Args:
@@ -24,6 +28,9 @@ class ShutdownRequest:
         self.save_before_s = save_before_s
         self.signal: signal.Signals | None = None
         """The first signal received."""
+        self.has_progress = False
+        """Whether there are updates to save."""
+        self._interrupts = 0
         self._launcher = os.getppid() if is_launched() else None
         self._previous_handlers: dict[signal.Signals, object] = {}
 
@@ -59,9 +66,13 @@ class ShutdownRequest:
         return 0 if self.signal is None or is_launched() else 128 + self.signal
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signature of a handler
+        self._interrupts += number == signal.SIGINT
+        if number == signal.SIGINT and (not self.has_progress or self._interrupts == _FORCING_INTERRUPTS):
+            raise KeyboardInterrupt
         if self.signal is None:
             self.signal = signal.Signals(number)
-            os.write(2, f"\n{self.signal.name}: saving and stopping after this update\n".encode())
+            again = "; Ctrl-C twice more ends the run without saving" if number == signal.SIGINT else ""
+            os.write(2, f"\n{self.signal.name}: saving and stopping after this update{again}\n".encode())
 
 
 def is_launched() -> bool:

@@ -143,6 +143,7 @@ class Trainer:
                     self._stop(agreed.own_reason)
                     return False
                 self._exchange_reports(reports, agreed.any_reports, update[0].spec.epoch)
+                self.shutdown.has_progress = True
                 if agreed.denominators.clips:
                     with self.train_step.compute_timer.measuring():
                         self.step(update, agreed.denominators)
