@@ -100,8 +100,9 @@ def _fill_choices(parser: jsonargparse.ArgumentParser) -> None:
 
 def _reject_nulls(command: str, config_class: type, values: Mapping[str, Any], prefix: str = "") -> None:
     """Raises for null in fields whose type lacks None, which jsonargparse accepts."""
-    for name, kind in get_type_hints(config_class).items():
-        value = values[name]
+    hints = get_type_hints(config_class)
+    for name in (field.name for field in dataclasses.fields(config_class)):
+        value, kind = values[name], hints[name]
         if value is None and type(None) not in get_args(kind):
             raise ConfigError(f"{command}: --{prefix}{name} null: give a value, or leave the flag out for the default.")
         if dataclasses.is_dataclass(value):
