@@ -30,7 +30,7 @@ def first_segments(generator: Generator):
     return forward
 
 
-def judged(runtime: Runtime, data_dir: Path, rows: list[int] | None = None, batch_size: int = 2) -> ValidationResult:
+def validate(runtime: Runtime, data_dir: Path, rows: list[int] | None = None, batch_size: int = 2) -> ValidationResult:
     """By a voice with random weights that decodes the first frames of each clip."""
     prepared = open_prepared(data_dir)
     tokenizer = build_tokenizer(prepared.rows["text"])
