@@ -95,7 +95,7 @@ def test_converted_voice_speaks_through_transformers_pipeline(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     judges = Discriminator(SMALL)
-    write_original(tmp_path / "mms", judges=judges)
+    write_original(tmp_path / "mms", discriminator=judges)
     assert convert(tmp_path / "mms", "--output", tmp_path / "voice") == 0
     assert "original" in capsys.readouterr().out
     spoken = pipeline("text-to-speech", model=str(tmp_path / "voice"))("silav dinya")
@@ -119,8 +119,8 @@ def test_coqui_voice_becomes_an_original_one(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_other_discriminators_can_be_given(tmp_path: Path) -> None:
-    source = write_original(tmp_path / "mms", judges=Discriminator(SMALL))
-    write_original(tmp_path / "other", judges=Discriminator(DiscriminatorShape((7,), 8)))
+    source = write_original(tmp_path / "mms", discriminator=Discriminator(SMALL))
+    write_original(tmp_path / "other", discriminator=Discriminator(DiscriminatorShape((7,), 8)))
     given = tmp_path / "other/D_100000.pth"
     assert convert(source, "--to", "original", "--discriminator", given, "--output", tmp_path / "back") == 0
     assert read_discriminator(str(tmp_path / "back/D_0.pth")).shape.channels_divisor == 8

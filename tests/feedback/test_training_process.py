@@ -1,4 +1,4 @@
-"""Learning as a process of its own, with stand-ins for train_feedback."""
+"""The training process of the feedback app, with scripts in place of train_feedback."""
 
 import json
 import os
@@ -33,27 +33,27 @@ VERDICT = {
     "version": 2,
 }
 ACCEPTED = Decision(True, VERDICT["words"], MetricChange(1.23, 0.95), MetricChange(0.8, 0.801), ("one", "two"), 2)  # type: ignore[arg-type]
-WAITS = "import time; print('update 1/4', flush=True); time.sleep(60)"
-DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}"
+SLEEPS = "import time; print('update 1/4', flush=True); time.sleep(60)"
+IGNORES_SIGTERM = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPS}"
 
 
 class Started:
-    """A learner whose command is a Python file of the test's own."""
+    """A training process that runs the given Python source."""
 
     def __init__(self, folder: Path, source: str) -> None:
-        script = folder / "stand_in.py"
+        script = folder / "script.py"
         script.write_text(source, encoding="utf-8")
         self.verdict = folder / "verdict.json"
-        self.learner = TrainingProcess([sys.executable, str(script)], folder)
-        self.learner.start()
+        self.process = TrainingProcess([sys.executable, str(script)], folder)
+        self.process.start()
 
     def until(self, *stages: Stage, line: str = "") -> Progress:
         for _ in range(1200):
-            progress = self.learner.progress()
+            progress = self.process.progress()
             if progress.stage in stages and any(line in shown for shown in progress.lines or ("",)):
                 return progress
             time.sleep(0.05)
-        raise AssertionError(f"still {progress} after a minute")
+        raise AssertionError(f"still {progress} after 60 s")
 
     def end(self) -> Progress:
         return self.until(*set(Stage) - {Stage.IDLE, Stage.RUNNING, Stage.STOPPING})
@@ -61,14 +61,14 @@ class Started:
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[list[Started]]:
-    all_of_them: list[Started] = []
-    yield all_of_them
-    for one in all_of_them:
-        one.learner.close(5)
+    processes: list[Started] = []
+    yield processes
+    for one in processes:
+        one.process.close(5)
 
 
 def write_run(work_dir: Path, total_updates: int, updates: list[int]) -> Path:
-    """Files of a run as train_vits writes them."""
+    """Writes the files of a run as train_vits does."""
     run = work_dir / "runs/a-run"
     run.mkdir(parents=True)
     (run / "facts.json").write_text(json.dumps({"plan": {"total_updates": total_updates}}))
@@ -76,26 +76,26 @@ def write_run(work_dir: Path, total_updates: int, updates: list[int]) -> Path:
     return run
 
 
-def test_updates_are_read_from_the_files_of_the_run(tmp_path: Path) -> None:
+def test_updates_are_read_from_the_runs_files(tmp_path: Path) -> None:
     assert read_updates(tmp_path, since=0) == (0, 0)
     run = write_run(tmp_path, 40, [])
     assert read_updates(tmp_path, since=0) == (0, 40)
-    (run / "metrics.jsonl").write_text('{"update": 41}\n')  # of a plan that was shortened since
+    (run / "metrics.jsonl").write_text('{"update": 41}\n')  # the plan was shortened since
     assert read_updates(tmp_path, since=0) == (40, 40)
     assert read_updates(tmp_path, since=time.time() + 60) == (0, 0)
     (run / "facts.json").write_text("{")
     assert read_updates(tmp_path, since=0) == (0, 0)
 
 
-def leaves(verdict: object, folder: Path, exit_code: int) -> str:
+def writes_verdict(verdict: object, folder: Path, exit_code: int) -> str:
     path = str(folder / "verdict.json")
     return f"open({path!r}, 'w').write({json.dumps(verdict)!r}); print('the last line'); raise SystemExit({exit_code})"
 
 
-def test_only_what_is_asked_for_is_passed_on() -> None:
-    words = train_feedback_command(FeedbackAppConfig())
-    assert words[1:4] == ["-m", "vits_trainer", "train_feedback"]
-    assert words[4:] == [
+def test_command_has_only_the_settings_that_are_set() -> None:
+    command = train_feedback_command(FeedbackAppConfig())
+    assert command[1:4] == ["-m", "vits_trainer", "train_feedback"]
+    assert command[4:] == [
         "--feedback_dir=training/feedback",
         "--model_dir=training/final_model",
         "--output_dir=training/feedback_model",
@@ -104,13 +104,13 @@ def test_only_what_is_asked_for_is_passed_on() -> None:
     assert more[7:] == ["--data_dir=-a b", "--epochs=3", "--learning_rate=0.0001"]
 
 
-def test_verdict_lies_in_the_work_folder() -> None:
+def test_verdict_file_is_in_the_work_folder() -> None:
     assert verdict_file("training/feedback_model") == Path("training/feedback_model_work/verdict.json")
     assert verdict_file("training/feedback_model/") == Path("training/feedback_model_work/verdict.json")
     assert verdict_file(".") == Path(f"{Path.cwd()}_work/verdict.json")
 
 
-def test_progress_is_read_while_it_runs(tmp_path: Path, started: list[Started]) -> None:
+def test_progress_is_reported_while_it_runs(tmp_path: Path, started: list[Started]) -> None:
     source = (
         "import sys, time\nfor n in range(30): print('line', n)\n"
         "sys.stderr.write('bar 1\\rbar 2\\r'); print('update 12/40  mel 0.9 ...', flush=True)\ntime.sleep(60)"
@@ -127,9 +127,9 @@ def test_progress_is_read_while_it_runs(tmp_path: Path, started: list[Started]) 
 
 
 @pytest.mark.parametrize("accepted", [True, False])
-def test_verdict_is_taken_with_its_figures(tmp_path: Path, started: list[Started], accepted: bool) -> None:
+def test_verdict_is_read_with_its_metrics(tmp_path: Path, started: list[Started], accepted: bool) -> None:
     verdict = VERDICT | {"accepted": accepted, "words": "<b>Mel 1.23 to 0.95.</b>"}
-    started.append(Started(tmp_path, leaves(verdict, tmp_path, 0 if accepted else 1)))
+    started.append(Started(tmp_path, writes_verdict(verdict, tmp_path, 0 if accepted else 1)))
     ended = started[0].end()
     assert ended.stage is (Stage.ACCEPTED if accepted else Stage.REFUSED)
     assert ended.message == "<b>Mel 1.23 to 0.95.</b>"
@@ -142,7 +142,7 @@ def test_verdict_is_taken_with_its_figures(tmp_path: Path, started: list[Started
 
 
 @pytest.mark.parametrize(
-    ("source", "stage", "words"),
+    ("source", "stage", "message"),
     [
         ("print('noise'); print('The voice: there')", Stage.NOTHING_NEW, "The voice: there"),
         ("raise SystemExit('vits-trainer: It did not fit.')", Stage.FAILED, "It did not fit."),
@@ -151,31 +151,31 @@ def test_verdict_is_taken_with_its_figures(tmp_path: Path, started: list[Started
         ("import os; os.kill(os.getpid(), 9)", Stage.FAILED, "It ended with exit code -9 and no message."),
     ],
 )
-def test_end_without_a_verdict(tmp_path: Path, started: list[Started], source: str, stage: Stage, words: str) -> None:
+def test_end_without_a_verdict(tmp_path: Path, started: list[Started], source: str, stage: Stage, message: str) -> None:
     started.append(Started(tmp_path, source))
     ended = started[0].end()
-    assert (ended.stage, ended.message, ended.decision) == (stage, words, None)
+    assert (ended.stage, ended.message, ended.decision) == (stage, message, None)
 
 
-def test_old_verdict_is_not_taken_for_the_new(tmp_path: Path, started: list[Started]) -> None:
+def test_verdict_of_an_earlier_run_is_ignored(tmp_path: Path, started: list[Started]) -> None:
     (tmp_path / "verdict.json").write_text(json.dumps(VERDICT))
     started.append(Started(tmp_path, "print('no verdict'); raise SystemExit(1)"))
     ended = started[0].end()
     assert (ended.stage, ended.decision) == (Stage.FAILED, None)
 
 
-def test_one_at_a_time_and_again_after_its_end(tmp_path: Path, started: list[Started]) -> None:
-    started.append(Started(tmp_path, WAITS))
+def test_only_one_process_runs_at_a_time(tmp_path: Path, started: list[Started]) -> None:
+    started.append(Started(tmp_path, SLEEPS))
     started[0].until(Stage.RUNNING, line="update")
     with pytest.raises(DataError, match="Training is running"):
-        started[0].learner.start()
-    started[0].learner.cancel()
+        started[0].process.start()
+    started[0].process.cancel()
     assert started[0].end().stage is Stage.CANCELLED
-    started[0].learner.start()
-    assert started[0].learner.progress().stage is Stage.RUNNING
+    started[0].process.start()
+    assert started[0].process.progress().stage is Stage.RUNNING
 
 
-def test_cancelling_lets_it_save(tmp_path: Path, started: list[Started]) -> None:
+def test_cancelled_process_can_save(tmp_path: Path, started: list[Started]) -> None:
     saves = (
         "import signal, sys, time\n"
         "def stop(*_): open(sys.path[0] + '/saved', 'w'); print('saved'); sys.exit(143)\n"
@@ -183,23 +183,23 @@ def test_cancelling_lets_it_save(tmp_path: Path, started: list[Started]) -> None
     )
     started.append(Started(tmp_path, saves))
     started[0].until(Stage.RUNNING, line="ready")
-    started[0].learner.cancel()
+    started[0].process.cancel()
     ended = started[0].end()
     assert (ended.stage, ended.message) == (Stage.CANCELLED, "saved")
     assert (tmp_path / "saved").exists()
     assert "the previous voice stays in use" in views.training_status(ended)
 
 
-def test_one_that_does_not_stop_is_killed_at_the_end(tmp_path: Path, started: list[Started]) -> None:
-    started.append(Started(tmp_path, f"import os; print(os.getpid(), flush=True); {DEAF}"))
+def test_process_that_ignores_sigterm_is_killed_on_close(tmp_path: Path, started: list[Started]) -> None:
+    started.append(Started(tmp_path, f"import os; print(os.getpid(), flush=True); {IGNORES_SIGTERM}"))
     process = int(started[0].until(Stage.RUNNING, line="update").lines[0])
-    started[0].learner.close(0.5)
-    assert started[0].learner.progress().stage is Stage.CANCELLED
+    started[0].process.close(0.5)
+    assert started[0].process.progress().stage is Stage.CANCELLED
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
 
 
-def test_password_is_not_handed_down(
+def test_password_is_not_passed_to_the_process(
     tmp_path: Path, started: list[Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VITS_TRAINER_PASSWORD", "open sesame")
@@ -207,11 +207,11 @@ def test_password_is_not_handed_down(
     assert started[0].end().message == "None"
 
 
-def test_command_that_cannot_be_started_is_said(tmp_path: Path) -> None:
-    learner = TrainingProcess([str(tmp_path / "absent")], tmp_path)
+def test_command_that_cannot_be_started_is_reported(tmp_path: Path) -> None:
+    process = TrainingProcess([str(tmp_path / "absent")], tmp_path)
     with pytest.raises(DataError, match="could not be started"):
-        learner.start()
-    assert learner.progress().stage is Stage.IDLE
+        process.start()
+    assert process.progress().stage is Stage.IDLE
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_command_that_cannot_be_started_is_said(tmp_path: Path) -> None:
         ("\x00\x01", None),
     ],
 )
-def test_verdict_file_of_any_content(tmp_path: Path, content: str, verdict: Decision | None) -> None:
+def test_invalid_verdict_files_are_ignored(tmp_path: Path, content: str, verdict: Decision | None) -> None:
     (tmp_path / "verdict.json").write_text(content)
     assert Decision.read(tmp_path / "verdict.json") == verdict
 
@@ -245,5 +245,5 @@ def test_verdict_file_of_any_content(tmp_path: Path, content: str, verdict: Deci
         (2, None, False, Stage.MISTAKE),
     ],
 )
-def test_what_an_exit_code_means(exit_code: int, verdict: Decision | None, stopping: bool, stage: Stage) -> None:
+def test_stage_for_each_exit_code(exit_code: int, verdict: Decision | None, stopping: bool, stage: Stage) -> None:
     assert outcome(exit_code, verdict, stopping) is stage

@@ -1,4 +1,4 @@
-"""Several attempts of one run: other numbers of processes, signals to launcher and ranks, a launcher's restart."""
+"""Several launches of one run: other numbers of processes, signals to launcher and ranks, a launcher's restart."""
 
 import json
 import os
@@ -25,22 +25,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared_folder(folder, clips=22)
 
 
-def test_two_then_one_then_four_ranks_take_the_clips_of_one_uninterrupted_run(data: Path, tmp_path: Path) -> None:
+def test_two_then_one_then_four_ranks_train_on_the_clips_of_an_uninterrupted_run(data: Path, tmp_path: Path) -> None:
     whole, changing = tmp_path / "whole", tmp_path / "changing"
-    attempts = [
+    launches = [
         (whole, "cpu", 1, {"batch_size": 4, "max_updates": 14}),
         (changing, "cpu_2proc", 2, {"batch_size": 2, "max_updates": 5}),
         (changing, "cpu", 1, {"batch_size": 2, "gradient_accumulation_steps": 2, "max_updates": 9}),
         (changing, "cpu_2proc", 4, {"batch_size": 1, "max_updates": 14}),
     ]
-    for folder, config, ranks, settings in attempts:
+    for folder, config, ranks, settings in launches:
         folder.mkdir(exist_ok=True)
-        code, said = finish(start(folder, data, config, "--num_processes", str(ranks), **settings))
-        assert code == 0, said
+        code, output = finish(start(folder, data, config, "--num_processes", str(ranks), **settings))
+        assert code == 0, output
     assert "processes 2 -> 1" in (changing / "training/runs/run/train.log").read_text()
     found = clips_by_update(changing, ranks=4)
     assert found == clips_by_update(whole, ranks=1)
-    # 21 training clips in updates of 4: six an epoch, the sixth of one clip, which three of four ranks lack.
+    # 21 training clips in updates of 4: six per epoch, the sixth of one clip, for which three of four ranks have none.
     assert [sum(found[update].values()) for update in range(1, 15)] == [4, 4, 4, 4, 4, 1] * 2 + [4, 4]
     assert sum((found[update] for update in range(1, 7)), Counter()) == sum(
         (found[update] for update in range(7, 13)), Counter()
@@ -49,10 +49,10 @@ def test_two_then_one_then_four_ranks_take_the_clips_of_one_uninterrupted_run(da
 
 
 def wait_for_update(folder: Path, process: subprocess.Popen[str], update: int) -> None:
-    began = time.monotonic()
+    start_time_s = time.monotonic()
     while not any(line["update"] >= update for line in recorded(folder, 0)):
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() - began < HANG_S
+        assert time.monotonic() - start_time_s < HANG_S
         time.sleep(0.01)
 
 
@@ -61,38 +61,38 @@ def test_signals_and_stop_file_stop_both_ranks_at_the_same_update(data: Path, tm
         ranks = [p for p in psutil.Process(launcher).children() if "train_vits" in p.cmdline()]
         return next(p.pid for p in ranks if p.environ()["RANK"] == "1")
 
-    ways = [
-        # The launcher passes SIGTERM on, and says 1 although its ranks left with 0.
+    stops = [
+        # The launcher forwards SIGTERM, and exits with 1 although its ranks exit with 0.
         ("SIGTERM on rank 0, SIGTERM on rank 1", 1, lambda launcher: os.kill(launcher, signal.SIGTERM)),
         ("SIGUSR1 on rank 1", 0, lambda launcher: os.kill(rank_of(launcher), signal.SIGUSR1)),
         ("STOP on rank", 0, lambda _: (tmp_path / "training/runs/run/STOP").touch()),
     ]
     reached = 0
-    for words, code, stop in ways:
+    for reason, code, stop in stops:
         process = start(tmp_path, data, "cpu_2proc", batch_size=2, max_updates=100_000)
         wait_for_update(tmp_path, process, reached + 2)
         stop(process.pid)
-        found, said = finish(process)
-        assert found == code, said
+        exit_code, output = finish(process)
+        assert exit_code == code, output
         outcome = json.loads((tmp_path / "training/runs/run/outcome.json").read_text())
-        assert words in outcome["outcome"]
+        assert reason in outcome["outcome"]
         assert outcome["update"] > reached
         reached = outcome["update"]
-        # No rank had begun the next update, and the checkpoint of this one is whole.
+        # No rank has started the next update, and the checkpoint of this one is complete.
         assert [recorded(tmp_path, rank)[-1]["update"] for rank in (0, 1)] == [reached, reached]
         assert (tmp_path / f"checkpoints/checkpoint-{reached}/manifest.json").is_file()
     updates = [line["update"] for line in recorded(tmp_path, 1)]
-    assert updates == list(range(1, reached + 1))  # each attempt went on where the one before had stopped
-    code, said = finish(start(tmp_path, data, "cpu_2proc", batch_size=2, max_updates=reached + 1))
-    assert code == 0, said
-    assert re.search(r"weights of all 2 rank\(s\)", said)
+    assert updates == list(range(1, reached + 1))  # each launch continued where the previous one stopped
+    code, output = finish(start(tmp_path, data, "cpu_2proc", batch_size=2, max_updates=reached + 1))
+    assert code == 0, output
+    assert re.search(r"weights of all 2 rank\(s\)", output)
 
 
-def test_launchers_restart_resumes_by_itself(data: Path, tmp_path: Path) -> None:
+def test_restart_by_the_launcher_resumes_automatically(data: Path, tmp_path: Path) -> None:
     script = str(ROOT / "tests/ranks/programs/crash_in_step.py")
     options = {"batch_size": 2, "max_updates": 6, "save_every_updates": 2}
-    code, said = finish(start(tmp_path, data, "cpu_2proc", "--max_restarts", "1", script=script, **options))
-    assert code == 0, said
-    assert re.search(r"Resumed from \S+checkpoint-2 at update 2", said)
+    code, output = finish(start(tmp_path, data, "cpu_2proc", "--max_restarts", "1", script=script, **options))
+    assert code == 0, output
+    assert re.search(r"Resumed from \S+checkpoint-2 at update 2", output)
     assert [line["update"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert json.loads((tmp_path / "training/runs/run/wandb.json").read_text())["attempts"] == 2

@@ -1,4 +1,4 @@
-"""Bad clips, bad numbers and failing ranks, on one process and on two."""
+"""Unreadable clips, NaN and failing ranks, on one process and on two."""
 
 import json
 import os
@@ -35,17 +35,17 @@ def dozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "training"
 
 
-def damaged(data: Path, place: Path, count: int) -> Path:
-    """A copy whose first ``count`` clips are no recordings."""
-    (place / "wavs").mkdir(parents=True)
+def damaged(data: Path, folder: Path, count: int) -> Path:
+    """Returns a copy whose first ``count`` clips are not audio files."""
+    (folder / "wavs").mkdir(parents=True)
     for number, file in enumerate(sorted((data / "wavs").iterdir())):
         if number < count:
-            (place / "wavs" / file.name).write_bytes(BAD)
+            (folder / "wavs" / file.name).write_bytes(BAD)
         else:
-            os.link(file, place / "wavs" / file.name)
+            os.link(file, folder / "wavs" / file.name)
     for name in ("metadata.csv", "dataset.json"):
-        os.link(data / name, place / name)
-    return place
+        os.link(data / name, folder / name)
+    return folder
 
 
 def incidents(folder: Path) -> list[dict[str, Any]]:
@@ -54,21 +54,21 @@ def incidents(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(
-    ("bad", "code", "said"),
+    ("bad", "code", "expected"),
     [
         (1, 0, " trained + 1 rejected + 5 validation = 100 clips"),
         (5, 1, " of 100 clips cannot be used, more than --max_rejected_fraction 0.01 allows: "),
         (HUNDRED, 1, "5 of 100 clips cannot be used, more than --max_rejected_fraction 0.01 allows: 5 unreadable"),
     ],
 )
-def test_share_of_bad_clips_decides(
-    hundred: Path, tmp_path: Path, ranks: int, bad: int, code: int, said: str
+def test_share_of_bad_clips_decides_whether_the_run_fails(
+    hundred: Path, tmp_path: Path, ranks: int, bad: int, code: int, expected: str
 ) -> None:
     data = damaged(hundred, tmp_path / "data", bad)
     flags = flags_of(tmp_path, data, batch_size=10 // ranks, log_every_updates=10)
     ended = run(ranks, None, flags)
     assert ended.returncode == code, ended.stderr
-    assert said in ended.stderr
+    assert expected in ended.stderr
     assert (tmp_path / "final_model").exists() == (code == 0)
     assert {record["kind"] for record in incidents(tmp_path)} == {"unreadable-audio"}
     if bad == 1:
@@ -81,7 +81,7 @@ def test_share_of_bad_clips_decides(
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_nothing_trained_is_never_a_success(hundred: Path, tmp_path: Path, ranks: int) -> None:
-    """Even where everything is allowed to be bad."""
+    """Even if all clips may be rejected."""
     data = damaged(hundred, tmp_path / "data", HUNDRED)
     ended = run(ranks, None, flags_of(tmp_path, data, max_rejected_fraction=1, validation_fraction=0, batch_size=20))
     assert ended.returncode == 1, ended.stderr
@@ -101,7 +101,7 @@ def exit_codes(folder: Path) -> list[int]:
 def test_step_that_raises_on_each_batch_ends_the_run_at_the_first(
     dozen: Path, tmp_path: Path, ranks: int, workers: int
 ) -> None:
-    """The bug of old, re-made: there it was swallowed on 42,139 clips. Nor do data workers keep a failed run alive."""
+    """Regression test: the error was once swallowed on 42,139 clips. Data workers do not keep a failed run alive."""
     flags = flags_of(tmp_path, dozen, epochs=30, data_workers=workers)
     ended = run(ranks, "fail_in_step", flags, FAIL="raises", FAIL_AT="1")
     assert ended.returncode == 1
@@ -115,7 +115,7 @@ def test_step_that_raises_on_each_batch_ends_the_run_at_the_first(
 
 
 @pytest.mark.parametrize("how", ["sleeps", "dies"])
-def test_rank_that_is_missing_is_named_within_the_timeout(dozen: Path, tmp_path: Path, how: str) -> None:
+def test_missing_rank_is_reported_within_the_timeout(dozen: Path, tmp_path: Path, how: str) -> None:
     flags = flags_of(tmp_path, dozen, batch_size=2, epochs=3, rank_timeout_s=rank_timeout_s())
     ended = run(2, "fail_in_step", flags, FAIL=how, FAIL_AT="2")
     assert ended.returncode == 1
@@ -123,18 +123,18 @@ def test_rank_that_is_missing_is_named_within_the_timeout(dozen: Path, tmp_path:
     assert exit_codes(tmp_path) == [1]
 
 
-def test_nan_on_one_rank_of_two_is_masked_on_both_and_named_and_replayable(
+def test_nan_on_one_rank_of_two_is_masked_on_both_reported_and_replayable(
     dozen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = flags_of(tmp_path, dozen, batch_size=6, max_updates=4, validation_fraction=0, save_every_updates=1)
     clips = {"POISON": "all", "POISON_RANK": "1", "POISON_UPDATES": "2"}
     ended = run(2, "poison_clips", flags, **clips)
     assert ended.returncode == 0, ended.stderr
-    assert "weights of all 2 rank(s): sha256" in ended.stderr  # compared, or it would have ended otherwise
+    assert "weights of all 2 rank(s): sha256" in ended.stderr  # logged after the comparison
     (record,) = incidents(tmp_path)
     assert (record["update"], record["kind"]) == (2, "non-finite-loss")
     assert "generator/kl is nan" in record["message"]
-    # With 12 clips in an update and all of them in each, those of rank 1 are the longer half.
+    # All 12 clips are in each update, and rank 1 has the longer half.
     assert len(record["clip"].split(", ")) == 6
     kept = tmp_path / "training/runs/run/nonfinite/update-000002/rank1.safetensors"
     capsys.readouterr()
@@ -145,7 +145,7 @@ def test_nan_on_one_rank_of_two_is_masked_on_both_and_named_and_replayable(
     assert "no finite number comes of audio_" in printed.err
 
 
-def test_masked_updates_alone_are_no_success_on_two_ranks(dozen: Path, tmp_path: Path) -> None:
+def test_run_of_masked_updates_only_fails_on_two_ranks(dozen: Path, tmp_path: Path) -> None:
     (tmp_path / "final_model").mkdir()
     mark(tmp_path / "final_model", VOICE)
     (tmp_path / "final_model/model.safetensors").write_text("an older voice")
@@ -158,16 +158,16 @@ def test_masked_updates_alone_are_no_success_on_two_ranks(dozen: Path, tmp_path:
     assert outcome.startswith("failed: NothingTrainedError")
 
 
-def test_four_in_a_row_end_the_run_with_finite_weights(dozen: Path, tmp_path: Path) -> None:
+def test_four_consecutive_nonfinite_updates_end_the_run_with_finite_weights(dozen: Path, tmp_path: Path) -> None:
     flags = flags_of(tmp_path, dozen, batch_size=6, max_updates=20, validation_fraction=0)
     ended = run(2, "poison_clips", flags, POISON="all", POISON_RANK="1", POISON_UPDATES="3,4,5,6,7,8,9,10")
     assert ended.returncode == 1
     message = "4 consecutive updates had NaN or Inf losses or gradients, more than --max_nonfinite_updates 3"
     assert message in ended.stderr
-    (place,) = (tmp_path / "checkpoints").glob("checkpoint-*")
-    assert int(place.name.split("-")[1]) <= 6 + 3  # the fourth, and those under way when it was read
+    (folder,) = (tmp_path / "checkpoints").glob("checkpoint-*")
+    assert int(folder.name.split("-")[1]) <= 6 + 3  # the fourth, and those started before it was read back
     for name in ("generator", "discriminator", "optimizer_generator", "optimizer_discriminator"):
-        for tensor in load_file(place / f"{name}.safetensors").values():
+        for tensor in load_file(folder / f"{name}.safetensors").values():
             assert tensor.isfinite().all()
     assert {record["update"] for record in incidents(tmp_path)} == {3, 4, 5, 6}
     records = ended_wandb_run(tmp_path / "training/runs/run")

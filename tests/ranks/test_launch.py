@@ -1,4 +1,4 @@
-"""Real ``accelerate launch`` with the configurations that come with the project."""
+"""Runs under ``accelerate launch`` with the project's configurations."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(config: str, target: list[str], flags: list[str]) -> subprocess.CompletedProcess[str]:
-    # A hang is the failure that this guards against: the watchdog is far above what these runs take.
+    # The timeout is far above the duration of these runs: it ends a hang.
     return subprocess.run(
         [*command_of(config, *target, "train_vits"), *flags],
         capture_output=True,
@@ -44,14 +44,14 @@ def flags_for(prepared: Path, folder: Path, **changes: object) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_configuration_is_accelerates(path: Path) -> None:
+def test_accelerate_loads_every_configuration(path: Path) -> None:
     config = load_config_from_file(str(path))
     assert config.mixed_precision == "no"  # --precision decides
     assert config.use_cpu == path.stem.startswith("cpu")
 
 
 @pytest.mark.parametrize("config", ["single_gpu", "multi_gpu"])
-def test_configurations_for_gpus_start_as_many_on_the_cpu_if_told(
+def test_gpu_configurations_start_the_same_number_of_processes_on_the_cpu(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -61,35 +61,36 @@ def test_configurations_for_gpus_start_as_many_on_the_cpu_if_told(
 
 
 def documented_torchrun() -> list[str]:
-    """The line of docs/scaling.md for several machines."""
+    """Returns the options of the torchrun command for several machines in docs/scaling.md."""
     page = (ROOT / "docs/scaling.md").read_text("utf-8").replace("\\\n", " ")
     (line,) = re.findall(r"^ +torchrun (--nnodes 2 .*)$", page, re.MULTILINE)
     return shlex.split(line)
 
 
-def test_torchrun_line_of_the_docs_starts_two_machines(prepared: Path, tmp_path: Path) -> None:
-    words = documented_torchrun()
-    options = words[: words.index("-m")]
-    here = {"--nproc_per_node": "1", "--master_addr": "127.0.0.1", "--master_port": str(free_port())}
+def test_documented_torchrun_command_starts_two_machines(prepared: Path, tmp_path: Path) -> None:
+    documented = documented_torchrun()
+    options = documented[: documented.index("-m")]
+    local = {"--nproc_per_node": "1", "--master_addr": "127.0.0.1", "--master_port": str(free_port())}
     flags = flags_for(prepared, tmp_path, max_updates=1)
     launchers = []
     for machine in (0, 1):
-        settings = dict(zip(options[::2], options[1::2], strict=True)) | here | {"--node_rank": str(machine)}
-        given = [word for item in settings.items() for word in item]
-        command = [sys.executable, "-m", "torch.distributed.run", *given, "-m", "vits_trainer", "train_vits", *flags]
+        settings = dict(zip(options[::2], options[1::2], strict=True)) | local | {"--node_rank": str(machine)}
+        arguments = [word for item in settings.items() for word in item]
+        command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+        command += ["-m", "vits_trainer", "train_vits", *flags]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         launchers.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment))
-    said = [launcher.communicate(timeout=HANG_S)[1] for launcher in launchers]
-    assert [launcher.returncode for launcher in launchers] == [0, 0], said
-    assert "weights of all 2 rank(s)" in said[0]
+    output = [launcher.communicate(timeout=HANG_S)[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], output
+    assert "weights of all 2 rank(s)" in output[0]
 
 
-def test_one_process_in_place_of_two_is_refused(prepared: Path, tmp_path: Path) -> None:
-    """Which accelerate starts without a word."""
-    of_old = tmp_path / "multi_cpu.yaml"
-    of_old.write_text((CONFIGS / "cpu_2proc.yaml").read_text().replace("'MULTI_GPU'", "'MULTI_CPU'"))
+def test_one_process_instead_of_two_is_rejected(prepared: Path, tmp_path: Path) -> None:
+    """accelerate starts it without an error."""
+    multi_cpu = tmp_path / "multi_cpu.yaml"
+    multi_cpu.write_text((CONFIGS / "cpu_2proc.yaml").read_text().replace("'MULTI_GPU'", "'MULTI_CPU'"))
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    for options in (["--cpu", "--num_processes", "2"], ["--config_file", str(of_old)]):
+    for options in (["--cpu", "--num_processes", "2"], ["--config_file", str(multi_cpu)]):
         ended = subprocess.run(
             [*launcher, *options, "-m", "vits_trainer", "train_vits", *flags_for(prepared, tmp_path)],
             capture_output=True,
@@ -106,15 +107,15 @@ def test_one_process_in_place_of_two_is_refused(prepared: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "expected"),
     [
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "Slurm started 2 tasks that are not connected"),
         ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed"),
     ],
 )
-def test_launcher_that_will_not_do_is_the_users_mistake(
-    prepared: Path, tmp_path: Path, environment: dict[str, str], said: str
+def test_unsupported_launcher_exits_with_2(
+    prepared: Path, tmp_path: Path, environment: dict[str, str], expected: str
 ) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "vits_trainer", "train_vits", *flags_for(prepared, tmp_path)],
@@ -125,7 +126,7 @@ def test_launcher_that_will_not_do_is_the_users_mistake(
         env={**os.environ, **environment},
     )
     assert ended.returncode == 2, ended.stderr
-    assert said in ended.stderr
+    assert expected in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -142,12 +143,12 @@ def test_two_processes_end_with_equal_weights(prepared: Path, tmp_path: Path) ->
     assert ended.returncode == 0, ended.stderr
     # Each rank hashes its own weights; unequal ones would have raised DivergedRanksError.
     assert re.search(r"weights of all 2 rank\(s\): sha256 [0-9a-f]{64}", ended.stderr)
-    # 9 clips, 8 an update: a whole one, then one clip for which one rank has silence, then a whole one.
+    # 9 clips, 8 per update: a full one, then one clip while the other rank has a placeholder, then a full one.
     assert [line["data/trained"] for line in metrics(tmp_path) if "data/trained" in line] == [8, 9, 17]
 
 
-def test_gradients_of_unequal_ranks_are_the_joined_batchs(prepared: Path) -> None:
-    """And each network is synchronised once in its own step, however many micro-batches it has."""
+def test_gradients_of_unequal_ranks_equal_those_of_the_combined_batch(prepared: Path) -> None:
+    """Each network synchronizes gradients once per step, whatever the number of micro-batches."""
     script = str(ROOT / "tests/ranks/programs/compare_gradients.py")
     ended = subprocess.run(
         command_of("cpu_2proc", script, str(prepared / "training")),
@@ -158,17 +159,17 @@ def test_gradients_of_unequal_ranks_are_the_joined_batchs(prepared: Path) -> Non
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
     assert ended.returncode == 0, ended.stderr
-    found = re.findall(r"(generator|discriminator) (\d+) of (\d+) (\S+)", ended.stdout)
-    assert {name for name, *_ in found} == {"generator", "discriminator"}
-    for _, synchronised, buckets, distance in found:
-        assert synchronised == buckets
+    results = re.findall(r"(generator|discriminator) (\d+) of (\d+) (\S+)", ended.stdout)
+    assert {name for name, *_ in results} == {"generator", "discriminator"}
+    for _, synchronized, buckets, distance in results:
+        assert synchronized == buckets
         assert float(distance) < 1e-12
 
 
-def test_speakers_are_judged_alike_on_one_rank_and_on_two(tmp_path: Path) -> None:
-    """Each speaker's clips lie on both ranks, and unequally many."""
+def test_metrics_per_speaker_are_equal_on_one_rank_and_on_two(tmp_path: Path) -> None:
+    """The clips of each speaker are on both ranks, in unequal numbers."""
     data = many_speakers(tmp_path, {"ava": 4, "mem": 2, "zin": 1})
-    found = []
+    results = []
     for config in ("cpu", "cpu_2proc"):
         script, result = str(ROOT / "tests/ranks/programs/validate_speakers.py"), tmp_path / f"{config}.json"
         ended = subprocess.run(
@@ -180,15 +181,15 @@ def test_speakers_are_judged_alike_on_one_rank_and_on_two(tmp_path: Path) -> Non
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         )
         assert ended.returncode == 0, ended.stderr
-        found.append(json.loads(result.read_text()))
-    (one, one_each), (two, two_each) = found
+        results.append(json.loads(result.read_text()))
+    (one, one_each), (two, two_each) = results
     assert two == pytest.approx(one, rel=1e-9)
     assert [(row["speaker"], row["clips"]) for row in two_each] == [("ava", 4), ("mem", 2), ("zin", 1)]
     assert [row["mel"] for row in two_each] == pytest.approx([row["mel"] for row in one_each], rel=1e-9)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="tells threads apart by /proc")
-def test_closed_ranks_have_no_thread_left_that_could_abort_their_exit(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+def test_close_joins_all_gloo_threads(tmp_path: Path) -> None:
     script = str(Path(__file__).with_name("programs") / "close_ranks.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(command_of("cpu_2proc", script), check=True, cwd=tmp_path, env=environment, timeout=HANG_S)
@@ -198,8 +199,8 @@ def test_closed_ranks_have_no_thread_left_that_could_abort_their_exit(tmp_path: 
         assert after == 0
 
 
-def test_frozen_parts_stay_on_two_ranks(prepared: Path, tmp_path: Path) -> None:
-    """DistributedDataParallel waits for the gradient of each parameter that it knows."""
+def test_frozen_parts_are_unchanged_on_two_ranks(prepared: Path, tmp_path: Path) -> None:
+    """DistributedDataParallel waits for the gradients of all parameters that require one."""
     flags = flags_for(prepared, tmp_path, freeze="text_encoder,decoder", ema_decay=0.9, save_every_updates=1)
     ended = launch("cpu_2proc", ["-m", "vits_trainer"], [*flags, "--max_updates", "2"])
     assert ended.returncode == 0, ended.stderr

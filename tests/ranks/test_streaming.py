@@ -1,4 +1,4 @@
-"""Streamed runs as they are launched: every clip once over ranks and workers, exact resume, a store that fails."""
+"""Streamed runs under the launcher: every clip once over ranks and workers, exact resume, a failing store."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -33,16 +33,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
-    with object_store() as found:
-        yield found
+    with object_store() as store:
+        yield store
 
 
 @pytest.fixture(scope="module")
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one epoch and a half, left alone: two ranks with two data workers each."""
+    """An uninterrupted run of 1.5 epochs, on two ranks with two data workers each."""
     folder = tmp_path_factory.mktemp("whole")
-    code, said = finish(start(folder, shards, "cpu_2proc", max_updates=14, **STREAMED))
-    assert code == 0, said
+    code, output = finish(start(folder, shards, "cpu_2proc", max_updates=14, **STREAMED))
+    assert code == 0, output
     return folder
 
 
@@ -50,7 +50,7 @@ def log(folder: Path) -> str:
     return (folder / "training/runs/run/train.log").read_text()
 
 
-def test_every_clip_is_taken_once_by_two_ranks_with_two_workers_each(whole: Path) -> None:
+def test_every_clip_is_read_once_by_two_ranks_with_two_workers_each(whole: Path) -> None:
     assert "epoch 1: 68 trained + 0 rejected + 8 validation = 76 clips" in log(whole)
     found = clips_by_update(whole, ranks=2)
     names = {f"shard_{shard:05d}.parquet:{n}" for shard, clips in enumerate(SHARDS) for n in range(clips)}
@@ -61,21 +61,21 @@ def test_every_clip_is_taken_once_by_two_ranks_with_two_workers_each(whole: Path
     assert [sum(found[update].values()) for update in range(1, 15)] == [8] * 8 + [4] + [8] * 5
 
 
-def test_run_from_a_failing_store_that_is_resumed_in_the_midst_of_a_window_ends_with_the_same_weights(
+def test_run_from_a_failing_store_resumed_within_a_window_ends_with_the_same_weights(
     store: Store, whole: Path, shards: Path, tmp_path: Path
 ) -> None:
-    """Lanes are taken in turns of four, so update 6 of the epoch's 9 is amidst those that share a window."""
+    """Substreams alternate in groups of four, so update 6 of the epoch's 9 is within a window."""
     address = store.upload(shards, "now_and_then")
     store.fails = lambda number, path: "parquet" in path and number % 4 == 0
     for updates in (6, 14):
-        code, said = finish(start(tmp_path, address, "cpu_2proc", max_updates=updates, **STREAMED))
-        assert code == 0, said
+        code, output = finish(start(tmp_path, address, "cpu_2proc", max_updates=updates, **STREAMED))
+        assert code == 0, output
     assert store.failed > 8
     assert clips_by_update(tmp_path, ranks=2) == clips_by_update(whole, ranks=2)
     assert weights(tmp_path, 14) == weights(whole, 14)
 
 
-def test_store_that_goes_away_ends_the_run_with_its_weights_saved(
+def test_unavailable_store_ends_the_run_after_saving(
     store: Store, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = store.upload(shards, "away")
@@ -84,13 +84,13 @@ def test_store_that_goes_away_ends_the_run_with_its_weights_saved(
     changes = {"data_workers": 1, "max_updates": 40}
     impatient = str(Path(__file__).with_name("programs") / "impatient_store_client.py")
     flags = {**STREAMED, **changes}
-    code, said = finish(start(tmp_path, address, "cpu", script=impatient, **flags))
-    assert code == 1, said
-    assert "away/shards/shard_00001.parquet: cannot be read (3 attempts)" in said
-    assert "Then resume with --resume_from_checkpoint auto." in said
+    code, output = finish(start(tmp_path, address, "cpu", script=impatient, **flags))
+    assert code == 1, output
+    assert "away/shards/shard_00001.parquet: cannot be read (3 attempts)" in output
+    assert "Then resume with --resume_from_checkpoint auto." in output
     (saved,) = (tmp_path / "checkpoints").glob("checkpoint-*")
     assert int(saved.name.partition("-")[2]) >= 1
     store.fails = lambda number, path: False
     resumed = {**flags, "max_updates": int(saved.name.partition("-")[2]) + 2}
-    code, said = finish(start(tmp_path, address, "cpu", script=impatient, resume_from_checkpoint="auto", **resumed))
-    assert code == 0, said
+    code, output = finish(start(tmp_path, address, "cpu", script=impatient, resume_from_checkpoint="auto", **resumed))
+    assert code == 0, output

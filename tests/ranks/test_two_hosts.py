@@ -1,4 +1,4 @@
-"""Two hosts, each with its own ``accelerate launch``; one of them cut off in mid-run; both started again."""
+"""Two hosts, each with ``accelerate launch``; one is disconnected during the run; both are restarted."""
 
 import os
 import re
@@ -8,28 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hosts import ADDRESSES, Hosts, Started, two_hosts, why_not
+from tests.support.hosts import ADDRESSES, Hosts, Started, missing_requirement, two_hosts
 from tests.support.launch import command_of
 from tests.support.limits import HANG_S, rank_timeout_s, start_s
 from tests.support.voices import metrics, prepared_folder, train_flags, weights
 
-WHY_NOT = why_not()
+MISSING = missing_requirement()
 pytestmark = [
     pytest.mark.ranks,
-    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
+    pytest.mark.skipif(bool(MISSING), reason=MISSING),
 ]
 
 UPDATES = 24
-PATIENCE_S = 5
-"""With the store of a machine that is gone."""
+STORE_TIMEOUT_S = 5
+"""For calls to the store of a machine that is gone."""
 SLACK_S = 5
-LEAVING_S = 30
-"""Of a rank and its launcher, on a busy machine."""
+EXIT_S = 30
+"""Time for a rank and its launcher to exit on a busy machine."""
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One prepared folder that both hosts see."""
+    """A prepared folder on a disk that both hosts share."""
     return prepared_folder(tmp_path_factory.mktemp("two-hosts"), clips=12)
 
 
@@ -54,51 +54,51 @@ def start(hosts: Hosts, folder: Path, data: Path, **changes: object) -> list[Sta
 
 def wait_for_update(folder: Path, started: list[Started], update: int) -> None:
     file = folder / "training/runs/run/metrics.jsonl"
-    began_s = time.monotonic()
+    start_time_s = time.monotonic()
     while not file.is_file() or len(file.read_text().splitlines()) < update:
-        assert all(host.process.poll() is None for host in started), started[0].said() + started[1].said()
-        assert time.monotonic() - began_s < HANG_S
+        assert all(host.process.poll() is None for host in started), started[0].output() + started[1].output()
+        assert time.monotonic() - start_time_s < HANG_S
         time.sleep(0.02)
 
 
 def finish(started: list[Started]) -> str:
-    """What both said, once they have ended well."""
+    """Waits for both to exit with 0, and returns their output."""
     codes = [host.wait(HANG_S) for host in started]
-    said = "".join(host.said() for host in started)
-    assert codes == [0, 0], said
-    return said
+    output = "".join(host.output() for host in started)
+    assert codes == [0, 0], output
+    return output
 
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on two hosts that is left alone."""
+    """An uninterrupted run on two hosts."""
     folder = tmp_path_factory.mktemp("whole")
     with two_hosts() as hosts:
-        said = finish(start(hosts, folder, data))
-    assert re.search(r"weights of all 2 rank\(s\): sha256 [0-9a-f]{64}", said)
+        output = finish(start(hosts, folder, data))
+    assert re.search(r"weights of all 2 rank\(s\): sha256 [0-9a-f]{64}", output)
     return folder
 
 
-ASKED_FOR = pytest.mark.skipif("TWO_HOSTS" not in os.environ, reason="a minute more each: TWO_HOSTS=1 asks for them")
+ON_REQUEST = pytest.mark.skipif("TWO_HOSTS" not in os.environ, reason="takes another minute: run with TWO_HOSTS=1")
 GONE = "vits-trainer: rank 0's machine or its launcher is gone or cannot be reached"
 
 
 @pytest.mark.parametrize(
-    ("killed", "told"),
+    ("killed", "messages"),
     [
-        # As where a switch fails: both live on, each alone.
+        # Like a failing switch: both hosts stay alive, without a connection.
         pytest.param(None, {0: "vits-trainer: rank 1 died or ", 1: GONE}, id="the cable"),
-        pytest.param(1, {0: "vits-trainer: rank 1 died or "}, id="host 1", marks=ASKED_FOR),
-        pytest.param(0, {1: GONE}, id="host 0", marks=ASKED_FOR),
+        pytest.param(1, {0: "vits-trainer: rank 1 died or "}, id="host 1", marks=ON_REQUEST),
+        pytest.param(0, {1: GONE}, id="host 0", marks=ON_REQUEST),
     ],
 )
-def test_host_that_is_cut_off_is_named_and_a_restart_ends_as_if_nothing_had_been(
+def test_disconnected_host_is_reported_and_a_restart_ends_with_the_same_weights(
     hosts: Hosts,
     data: Path,
     whole: Path,
     tmp_path: Path,
     killed: int | None,
-    told: dict[int, str],
+    messages: dict[int, str],
     record_property: Callable[[str, object], None],
 ) -> None:
     started = start(hosts, tmp_path / "cut", data)
@@ -107,17 +107,17 @@ def test_host_that_is_cut_off_is_named_and_a_restart_ends_as_if_nothing_had_been
     if killed is not None:
         started[killed].kill()
     cut_s = time.monotonic()
-    for host, words in told.items():
-        assert started[host].wait(HANG_S) == 1, started[host].said()
-        (message_s,) = (at_s for at_s, line in started[host].lines if line.startswith(words))
-        assert message_s - cut_s < rank_timeout_s() + PATIENCE_S + SLACK_S * start_s(), started[host].said()
+    for host, message in messages.items():
+        assert started[host].wait(HANG_S) == 1, started[host].output()
+        (message_s,) = (at_s for at_s, line in started[host].lines if line.startswith(message))
+        assert message_s - cut_s < rank_timeout_s() + STORE_TIMEOUT_S + SLACK_S * start_s(), started[host].output()
         ended_s = started[host].ended_s
-        assert ended_s - message_s < LEAVING_S * start_s()
+        assert ended_s - message_s < EXIT_S * start_s()
         record_property(f"host {host}: seconds from cut to message, to end", (message_s - cut_s, ended_s - cut_s))
     assert len(metrics(tmp_path / "cut")) < UPDATES
 
     hosts.join()
-    said = finish(start(hosts, tmp_path / "cut", data, resume_from_checkpoint="auto"))
-    assert re.search(r"Resumed from \S+/checkpoint-\d+ at update \d+", said)
+    output = finish(start(hosts, tmp_path / "cut", data, resume_from_checkpoint="auto"))
+    assert re.search(r"Resumed from \S+/checkpoint-\d+ at update \d+", output)
     assert weights(tmp_path / "cut", UPDATES) == weights(whole, UPDATES)
     assert [line["update"] for line in metrics(tmp_path / "cut")] == list(range(1, UPDATES + 1))

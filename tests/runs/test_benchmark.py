@@ -10,10 +10,10 @@ from vits_trainer.cli.main import main
 from vits_trainer.diagnostics import benchmark
 
 
-def test_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+def test_benchmark_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     search = benchmark.alignment.search
-    assert main(["benchmark", *words, "--compare", "reference", "--json", str(tmp_path / "figures.json")]) == 0
+    assert main(["benchmark", *arguments, "--compare", "reference", "--json", str(tmp_path / "figures.json")]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     printed = capsys.readouterr().out
     assert all(name in printed for name in figures)
@@ -26,12 +26,12 @@ def test_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_alignment_suite_has_equal_paths(tmp_path: Path) -> None:
-    words = ["--suite", "alignment", "--updates", "1", "--json", str(tmp_path / "figures.json")]
-    assert main(["benchmark", *words]) == 0
+    arguments = ["--suite", "alignment", "--updates", "1", "--json", str(tmp_path / "figures.json")]
+    assert main(["benchmark", *arguments]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert [value for name, value in figures.items() if name.endswith("equal_paths")] == [1.0] * 3
 
 
-def test_text_that_cannot_be_aligned_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_that_cannot_be_aligned_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "--clip_s", "1", "--tokens", "180"]) == 2
     assert "62 frames" in capsys.readouterr().err

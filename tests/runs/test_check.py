@@ -1,4 +1,4 @@
-"""``check``: what it proves, and that it can say no."""
+"""``check``: its self-checks, and that they can fail."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from vits_trainer.diagnostics import golden
 from vits_trainer.training.objective import Objective
 
 
-def test_everything_is_proved(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_self_checks_pass(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check"]) == 0
     shown = capsys.readouterr().out.splitlines()
     names = [line[4:].partition(":")[0] for line in shown if line.startswith("ok  ")]
@@ -23,11 +23,13 @@ def test_everything_is_proved(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown[-1] == "ALL TESTS PASSED"
 
 
-def test_part_without_a_gradient_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = Objective.generator_losses
+def test_part_without_a_gradient_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = Objective.generator_losses
 
     def without_durations(self, discriminator, pair):
-        losses = whole(self, discriminator, pair)
+        losses = original(self, discriminator, pair)
         return losses | {"total": losses["total"] - losses["duration"]}
 
     monkeypatch.setattr(Objective, "generator_losses", without_durations)
@@ -38,8 +40,8 @@ def test_part_without_a_gradient_is_named(monkeypatch: pytest.MonkeyPatch, capsy
 REFERENCE = Path(__file__).parents[3] / "shared/reference"
 
 
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="../shared/reference is not here")
-def test_wrong_golden_values_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="../shared/reference does not exist")
+def test_wrong_golden_values_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in REFERENCE.glob("single_sdp.*"):
         shutil.copy(path, tmp_path)
     case = json.loads((tmp_path / "single_sdp.json").read_text())
@@ -47,18 +49,18 @@ def test_wrong_golden_values_are_found(tmp_path: Path, capsys: pytest.CaptureFix
     case["generator_gradient_norms"]["enc_p.proj.weight"] *= 1.001
     (tmp_path / "single_sdp.json").write_text(json.dumps(case))
     assert main(["check", "--golden", str(tmp_path)]) == 1
-    said = capsys.readouterr()
-    assert [line.split(":")[0] for line in said.out.splitlines() if line.startswith("WRONG")] == [
+    printed = capsys.readouterr()
+    assert [line.split(":")[0] for line in printed.out.splitlines() if line.startswith("WRONG")] == [
         "WRONG single_sdp loss_kl",
         "WRONG single_sdp generator gradient enc_p.proj.weight",
     ]
-    assert "single_sdp: 883 of 885 figures agree in float64, 7 of 7 losses in float32" in said.out
-    assert "2 figure(s)" in said.err
-    assert "Do not train" in said.err
+    assert "single_sdp: 883 of 885 figures agree in float64, 7 of 7 losses in float32" in printed.out
+    assert "2 figure(s)" in printed.err
+    assert "Do not train" in printed.err
 
 
-def compare_as(monkeypatch: pytest.MonkeyPatch, loss_in_float32: float) -> None:
-    """Figures by hand: one of each kind, and all but the loss in float32 agree."""
+def replace_compared_values(monkeypatch: pytest.MonkeyPatch, loss_in_float32: float) -> None:
+    """Replaces the compared values: one of each kind, all of which agree except the loss in float32."""
     exact = [
         golden.ComparedValue("loss_mel", 4.0, 4.000002, golden.LOSS),
         golden.ComparedValue("norm", 0.5, 0.50001, golden.GRADIENT_NORM),
@@ -71,10 +73,10 @@ def compare_as(monkeypatch: pytest.MonkeyPatch, loss_in_float32: float) -> None:
     )
 
 
-def test_worst_golden_figure_of_each_kind_is_shown(
+def test_worst_golden_value_of_each_kind_is_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    compare_as(monkeypatch, loss_in_float32=4.0001)
+    replace_compared_values(monkeypatch, loss_in_float32=4.0001)
     assert main(["check", "--golden", "."]) == 0
     assert capsys.readouterr().out.splitlines()[-6:] == [
         "case: 3 of 3 figures agree in float64, 1 of 1 losses in float32",
@@ -86,13 +88,13 @@ def test_worst_golden_figure_of_each_kind_is_shown(
     ]
 
 
-def test_coarse_float32_is_not_taken_for_a_wrong_objective(
+def test_imprecise_float32_is_not_reported_as_a_wrong_objective(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As on a machine that multiplies float32 in fewer bits: ONEDNN_DEFAULT_FPMATH_MODE=BF16, where it is heeded."""
-    compare_as(monkeypatch, loss_in_float32=4.005)
+    """Like a machine that multiplies float32 with fewer bits (ONEDNN_DEFAULT_FPMATH_MODE=BF16)."""
+    replace_compared_values(monkeypatch, loss_in_float32=4.005)
     assert main(["check", "--golden", "."]) == 1
-    said = capsys.readouterr()
-    assert "case: 3 of 3 figures agree in float64, 0 of 1 losses in float32" in said.out
-    assert "1 loss(es) are beyond their bounds in float32 alone" in said.err
-    assert "Do not train" not in said.err
+    printed = capsys.readouterr()
+    assert "case: 3 of 3 figures agree in float64, 0 of 1 losses in float32" in printed.out
+    assert "1 loss(es) are beyond their bounds in float32 alone" in printed.err
+    assert "Do not train" not in printed.err

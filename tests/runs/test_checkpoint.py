@@ -1,4 +1,4 @@
-"""Checkpoints: damage is named, the previous one is taken, nothing else is lost; pruning; the best; export."""
+"""Checkpoints: damaged ones are reported and skipped; pruning; the best checkpoint; export."""
 
 import json
 import shutil
@@ -27,38 +27,38 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path) -> Path:
-    """The run with its checkpoints 1 to 3."""
+    """A copy of the run with checkpoints 1 to 3."""
     shutil.copytree(trained / "training", tmp_path / "training")
     shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints", ignore=shutil.ignore_patterns("checkpoint-4"))
     return tmp_path
 
 
-def flip_a_bit(place: Path) -> None:
-    file = place / "generator.safetensors"
+def flip_a_bit(checkpoint_dir: Path) -> None:
+    file = checkpoint_dir / "generator.safetensors"
     content = bytearray(file.read_bytes())
-    content[-5] ^= 1  # safetensors reads it without a word
+    content[-5] ^= 1  # safetensors does not detect it
     file.write_bytes(content)
     load_file(file)
 
 
-def truncate(place: Path) -> None:
-    file = place / "optimizer_discriminator.safetensors"
+def truncate(checkpoint_dir: Path) -> None:
+    file = checkpoint_dir / "optimizer_discriminator.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
 
 
 DAMAGE = {
     "the content of generator.safetensors is not what was written": flip_a_bit,
     "optimizer_discriminator.safetensors has": truncate,
-    "manifest.json is missing": lambda place: (place / "manifest.json").unlink(),
-    "voice/vocab.json": lambda place: (place / "voice/vocab.json").write_text("{}"),
-    "state.json has": lambda place: (place / "state.json").write_text("{"),
-    "manifest.json cannot be read": lambda place: (place / "manifest.json").write_text("[]"),
-    "discriminator.safetensors is missing": lambda place: (place / "discriminator.safetensors").unlink(),
+    "manifest.json is missing": lambda path: (path / "manifest.json").unlink(),
+    "voice/vocab.json": lambda path: (path / "voice/vocab.json").write_text("{}"),
+    "state.json has": lambda path: (path / "state.json").write_text("{"),
+    "manifest.json cannot be read": lambda path: (path / "manifest.json").write_text("[]"),
+    "discriminator.safetensors is missing": lambda path: (path / "discriminator.safetensors").unlink(),
 }
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_damaged_checkpoint_is_named_and_the_previous_one_taken(
+def test_damaged_checkpoint_is_reported_and_the_previous_one_resumed(
     what: str, trained: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     damaged = folder / "checkpoints/checkpoint-3"
@@ -71,54 +71,54 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_taken(
     assert "RESUMING FROM THE PREVIOUS ONE" in message
     assert weights(folder, 4) == weights(trained, 4)
     assert [line["update"] for line in metrics(folder)] == [1, 2, 3, 4]
-    assert (folder / "checkpoints/set-aside-checkpoint-3").is_dir()  # nothing is thrown away
+    assert (folder / "checkpoints/set-aside-checkpoint-3").is_dir()  # not deleted
     assert weights(folder, 1) == weights(trained, 1)
 
 
-def test_where_none_is_whole_all_are_named(folder: Path) -> None:
-    for place in list_newest_first(folder / "checkpoints"):
-        truncate(place)
+def test_all_damaged_checkpoints_are_reported_if_none_is_intact(folder: Path) -> None:
+    for checkpoint_dir in list_newest_first(folder / "checkpoints"):
+        truncate(checkpoint_dir)
     with pytest.raises(CheckpointError, match=r"No checkpoint is intact\..*checkpoint-3.*checkpoint-2.*checkpoint-1"):
         resolve_checkpoint(folder / "checkpoints", "auto")
 
 
-def test_a_certain_checkpoint_that_is_damaged_is_refused(folder: Path) -> None:
-    place = folder / "checkpoints/checkpoint-2"
-    flip_a_bit(place)
+def test_requested_checkpoint_that_is_damaged_is_rejected(folder: Path) -> None:
+    checkpoint_dir = folder / "checkpoints/checkpoint-2"
+    flip_a_bit(checkpoint_dir)
     with pytest.raises(CheckpointError, match=r"checkpoint-2 is damaged.*latest selects the newest intact one"):
-        resolve_checkpoint(folder / "checkpoints", str(place))
+        resolve_checkpoint(folder / "checkpoints", str(checkpoint_dir))
 
 
-def test_going_back_sets_the_newer_ones_aside(folder: Path) -> None:
-    place = folder / "checkpoints/checkpoint-1"
-    flags = train_flags(folder, resume_from_checkpoint=place, max_updates=2, validate_every_updates=2)
+def test_resuming_from_an_older_checkpoint_moves_newer_ones_away(folder: Path) -> None:
+    checkpoint_dir = folder / "checkpoints/checkpoint-1"
+    flags = train_flags(folder, resume_from_checkpoint=checkpoint_dir, max_updates=2, validate_every_updates=2)
     assert main(["train_vits", *flags]) == 0
     assert {path.name for path in (folder / "checkpoints").iterdir()} - {".lock"} == {
         *("checkpoint-1", "checkpoint-2", "set-aside-checkpoint-2", "set-aside-checkpoint-3", "best.json")
     }
 
 
-def test_checkpoint_from_elsewhere_is_not_mixed_with_others(folder: Path, trained: Path) -> None:
+def test_checkpoint_of_another_folder_is_not_mixed_with_others(folder: Path, trained: Path) -> None:
     with pytest.raises(CheckpointError, match="is not in --checkpoint_dir"):
         resolve_checkpoint(folder / "checkpoints", str(trained / "checkpoints/checkpoint-1"))
     assert resolve_checkpoint(folder / "empty", str(trained / "checkpoints/checkpoint-1"))
 
 
-def test_auto_is_a_new_run_where_there_is_no_checkpoint(folder: Path) -> None:
+def test_auto_starts_a_new_run_without_checkpoints(folder: Path) -> None:
     assert resolve_checkpoint(folder / "none", "auto") is None
     assert resolve_checkpoint(folder / "checkpoints", "auto") == folder / "checkpoints/checkpoint-3"
 
 
-def test_best_is_the_one_with_the_best_validation_and_is_never_pruned(trained: Path, folder: Path) -> None:
+def test_best_checkpoint_has_the_best_validation_and_is_never_pruned(trained: Path, folder: Path) -> None:
     pointer = json.loads((trained / "checkpoints/best.json").read_text())
     validated = {line["update"]: line["validation/mel"] for line in metrics(trained) if "validation/mel" in line}
     best = min(validated, key=lambda update: validated[update])
     assert pointer == {"checkpoint": f"checkpoint-{best}", "validation/mel": validated[best]}
-    # Make the second look better than it is: the next saves keep it beside the newest.
-    place = folder / "checkpoints/checkpoint-2"
-    record = json.loads((place / "state.json").read_text())
+    # Give the second a better score: the next saves keep it in addition to the newest.
+    checkpoint_dir = folder / "checkpoints/checkpoint-2"
+    record = json.loads((checkpoint_dir / "state.json").read_text())
     record["state"]["selection"]["score"] = 0.001
-    (place / "state.json").write_text(json.dumps(record))
+    (checkpoint_dir / "state.json").write_text(json.dumps(record))
     flags = train_flags(folder, save_every_updates=1, keep_checkpoints=1, resume_from_checkpoint="latest")
     assert main(["train_vits", *flags]) == 0
     names = {path.name for path in (folder / "checkpoints").iterdir()} - {".lock"}
@@ -132,22 +132,22 @@ def test_nothing_in_a_checkpoint_is_pickled(trained: Path) -> None:
     verify(trained / "checkpoints/checkpoint-4")
 
 
-def test_old_kind_of_checkpoint_is_refused_with_the_reason(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = folder / "checkpoints/checkpoint-3"
-    record = json.loads((place / "state.json").read_text())
-    (place / "state.json").write_text(json.dumps(record | {"format": 1}))
-    manifest = json.loads((place / "manifest.json").read_text())
-    state = place / "state.json"
+def test_older_checkpoint_format_is_rejected_with_the_reason(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint_dir = folder / "checkpoints/checkpoint-3"
+    record = json.loads((checkpoint_dir / "state.json").read_text())
+    (checkpoint_dir / "state.json").write_text(json.dumps(record | {"format": 1}))
+    manifest = json.loads((checkpoint_dir / "manifest.json").read_text())
+    state = checkpoint_dir / "state.json"
     manifest["files"]["state.json"] = {"bytes": state.stat().st_size, "sha256": sha256(state)}
-    (place / "manifest.json").write_text(json.dumps(manifest))
+    (checkpoint_dir / "manifest.json").write_text(json.dumps(manifest))
     assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="latest")]) == 2
     assert "another version of vits_trainer (format 1" in capsys.readouterr().err
 
 
-def test_full_disk_leaves_the_checkpoints_before_as_they_were(
+def test_full_disk_leaves_earlier_checkpoints_unchanged(
     folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A disk that is full for one file, as a stand-in; tests/reliability fills a real one."""
+    """Simulates a full disk for one file; tests/reliability fills a real one."""
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "optimizer_generator.safetensors")
@@ -162,10 +162,10 @@ def test_full_disk_leaves_the_checkpoints_before_as_they_were(
 
 
 def test_every_checkpoint_can_be_exported(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = trained / "checkpoints/checkpoint-4"
-    assert main(["export", str(place), "--output_dir", str(tmp_path / "voice")]) == 0
+    checkpoint_dir = trained / "checkpoints/checkpoint-4"
+    assert main(["export", str(checkpoint_dir), "--output_dir", str(tmp_path / "voice")]) == 0
     assert "voice" in capsys.readouterr().out
-    ours, final = (load_file(where / "model.safetensors") for where in (tmp_path / "voice", trained / "final_model"))
+    ours, final = (load_file(voice / "model.safetensors") for voice in (tmp_path / "voice", trained / "final_model"))
     assert ours.keys() == final.keys()
     assert all(torch.equal(ours[name], final[name]) for name in ours)
     assert (tmp_path / "voice/discriminator.safetensors").read_bytes() == (

@@ -1,4 +1,4 @@
-"""The compiled half of an update, and the recomputed one, against the plain one."""
+"""Compiled updates against eager ones."""
 
 import shutil
 import time
@@ -25,8 +25,8 @@ from vits_trainer.training.trainer import Trainer
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler (g++)")
 def test_compiled_kernels_agree_with_eager_ones() -> None:
-    """Really compiled: the smallest discriminators and a decoder; each output, and each gradient."""
-    found = []
+    """Compiles the smallest discriminators and a decoder with the default backend; compares outputs and gradients."""
+    results = []
     for compiled in (False, True):
         torch.manual_seed(0)
         architecture = replace(
@@ -36,58 +36,58 @@ def test_compiled_kernels_agree_with_eager_ones() -> None:
             resblock_dilation_sizes=((1,),),
         )  # fmt: skip
         generator = Generator(initialization.new_model(architecture, build_tokenizer(["abc"]), []), "posterior", 8)
-        judge = Discriminator(DiscriminatorShape(periods=(3,), channels_divisor=16))
+        discriminator = Discriminator(DiscriminatorShape(periods=(3,), channels_divisor=16))
         if compiled:
-            compile_fixed_shapes(generator, judge)
+            compile_fixed_shapes(generator, discriminator)
         speech = (generator.compiled_decoder or generator.model.decoder)(torch.randn(2, 16, 8), None)
-        scores = judge(speech).scores
+        scores = discriminator(speech).scores
         sum(score.square().sum() for score in scores).backward()
-        networks = (generator.model.decoder, judge)
-        found.append([speech, *scores, *(p.grad for network in networks for p in network.parameters())])
+        networks = (generator.model.decoder, discriminator)
+        results.append([speech, *scores, *(p.grad for network in networks for p in network.parameters())])
     assert compiled_graphs() == 2
-    for eager, ours in zip(*found, strict=True):
+    for eager, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-6)
 
 
-def test_compiled_run_learns_as_the_eager_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole run, with the last, smaller batch of an epoch and validation. What is compiled is captured really and
-    run by eager kernels: those of C++ take four minutes to make (the test above makes a few)."""
+def test_compiled_run_has_the_metrics_of_the_eager_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole run, with the last, smaller batch of an epoch and validation. Graphs are captured but run by eager
+    kernels: compiling the C++ kernels takes four minutes (the test above compiles a few)."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    found = []
+    results = []
     for compiled in ("false", "true"):
         folder = tmp_path / compiled
         folder.mkdir()
         prepared_folder(folder, clips=10)
         assert main(["train_vits", *train_flags(folder, compile=compiled, max_updates=4)]) == 0
-        found.append(metrics(folder))
-    for eager, ours in zip(*found, strict=True):
+        results.append(metrics(folder))
+    for eager, ours in zip(*results, strict=True):
         for name in ("generator/mel", "generator/total", "discriminator/total", "grad_norm/discriminator"):
             assert ours[name] == pytest.approx(eager[name], rel=2e-3)
-    assert found[1][-1]["validation/mel"] == pytest.approx(found[0][-1]["validation/mel"], rel=2e-3)
+    assert results[1][-1]["validation/mel"] == pytest.approx(results[0][-1]["validation/mel"], rel=2e-3)
     # The decoder, and the discriminators on twice the clips, on the recorded and on the generated ones: once for the
-    # first size of a batch, once for any other; validation has sizes of its own.
+    # first batch size, once for any other; validation has different sizes.
     assert compiled_graphs() <= 12
 
 
-def test_time_of_compiling_is_not_taken_for_an_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--target_hours divides by what an update takes: there the two sizes of batches compile for 3 s each."""
+def test_compile_time_is_excluded_from_the_time_per_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--target_hours divides by the time per update; here, two batch sizes compile for 3 s each."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    take, rehearse, calls, found = GanTrainStep.__call__, Trainer.dry_run, [], []
+    train_step, dry_run, calls, results = GanTrainStep.__call__, Trainer.dry_run, [], []
 
-    def slow(self: GanTrainStep, *given: Any, **named: Any) -> dict[str, torch.Tensor]:
+    def slow(self: GanTrainStep, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         calls.append(1)
         time.sleep(3 if len(calls) <= 2 else 0)
-        return take(self, *given, **named)
+        return train_step(self, *args, **kwargs)
 
-    def rehearsed(self: Trainer) -> float:
-        found.append(rehearse(self))
-        return found[0]
+    def recorded_dry_run(self: Trainer) -> float:
+        results.append(dry_run(self))
+        return results[0]
 
     monkeypatch.setattr(GanTrainStep, "__call__", slow)
-    monkeypatch.setattr(Trainer, "dry_run", rehearsed)
+    monkeypatch.setattr(Trainer, "dry_run", recorded_dry_run)
     prepared_folder(tmp_path, clips=10)
     assert main(["train_vits", *train_flags(tmp_path, compile="true", max_updates=1)]) == 0
-    assert 0 < found[0] < 3
+    assert 0 < results[0] < 3
 
 
 def compiled_graphs() -> int:
@@ -96,14 +96,14 @@ def compiled_graphs() -> int:
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled() -> Iterator[None]:
+def reset_compiler() -> Iterator[None]:
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     yield
     torch.compiler.reset()
 
 
-def test_machine_without_a_compiler_is_told(
+def test_missing_compiler_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared_folder(tmp_path, clips=10)

@@ -1,4 +1,4 @@
-"""A whole offline W&B run read back from its own file: names, media, tables, alerts, artifacts, summary, exit."""
+"""A complete offline W&B run, read back from its file: names, media, tables, alerts, artifacts, summary, exit."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def values(items: Any) -> dict[str, Any]:
 
 
 class Run:
-    """What the file of a run holds."""
+    """Contents of a run's file."""
 
     def __init__(self, run_dir: Path) -> None:
         self.files = next(run_dir.glob("wandb/offline-run-*/files"))
@@ -49,23 +49,24 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A tuned voice that becomes better than before, with one clip that has gone bad, and artifacts asked for."""
+    """Fine-tunes a voice, which improves, with one damaged clip and with artifacts."""
     folder = tmp_path_factory.mktemp("run")
     data = prepared_folder(folder, clips=12)
     assert main(["train_vits", *train_flags(folder, run_name="base", max_updates=1)]) == 0
-    (data / "wavs/audio_000005.wav").write_bytes(b"gone bad")
-    asked = {"model_name": folder / "final_model", "checkpoint_dir": folder / "tuned", "output_dir": folder / "better"}
-    asked |= {"max_updates": 6, "validate_every_updates": 3, "save_every_updates": 3, "validation_fraction": 0.15}
-    asked |= {"max_rejected_fraction": 0.2, "wandb_checkpoints": True, "validation_samples": 1, "batch_size": 4}
-    asked |= {"validation_scores": "mcd,duration", "learning_rate": 2e-3, "gradient_accumulation_steps": 1}
-    asked |= {"data_dir": data, "log_every_updates": 1, "run_name": "tuned", "data_workers": 0}
-    asked |= {"discriminator_warmup_updates": 0}
-    flags = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+    (data / "wavs/audio_000005.wav").write_bytes(b"damaged")
+    settings = {"model_name": folder / "final_model", "checkpoint_dir": folder / "tuned"}
+    settings |= {"output_dir": folder / "better"}
+    settings |= {"max_updates": 6, "validate_every_updates": 3, "save_every_updates": 3, "validation_fraction": 0.15}
+    settings |= {"max_rejected_fraction": 0.2, "wandb_checkpoints": True, "validation_samples": 1, "batch_size": 4}
+    settings |= {"validation_scores": "mcd,duration", "learning_rate": 2e-3, "gradient_accumulation_steps": 1}
+    settings |= {"data_dir": data, "log_every_updates": 1, "run_name": "tuned", "data_workers": 0}
+    settings |= {"discriminator_warmup_updates": 0}
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     assert main(["train_vits", *flags]) == 0
     return Run(data / "runs/tuned")
 
 
-def test_every_name_of_the_contract_is_there_with_the_update_as_axis(run: Run) -> None:
+def test_every_documented_name_is_logged_with_the_update_as_axis(run: Run) -> None:
     logged = {name for line in run.history for name in line}
     assert logged >= CONTRACT
     assert {"validation/mel", "validation/total", "validation/mel_from_text", "validation/mcd_db"} <= logged
@@ -73,14 +74,14 @@ def test_every_name_of_the_contract_is_there_with_the_update_as_axis(run: Run) -
     assert run.axes["*"] == "update"
 
 
-def test_media_lie_on_the_disk(run: Run) -> None:
-    named = {value for line in run.history for name, value in line.items() if name.endswith("/path")}
-    media = [run.files / path for path in named if path.startswith("media/")]
+def test_media_are_files(run: Run) -> None:
+    paths = {value for line in run.history for name, value in line.items() if name.endswith("/path")}
+    media = [run.files / path for path in paths if path.startswith("media/")]
     assert {path.suffix for path in media} == {".wav", ".png", ".json"}
     assert all(path.stat().st_size > 100 for path in media)
 
 
-def test_tables_name_the_bad_clip_and_the_worst_ones(run: Run) -> None:
+def test_tables_have_the_damaged_clip_and_the_worst_clips(run: Run) -> None:
     tables = [json.loads(path.read_text()) for path in run.files.glob("media/table/**/*.json")]
     by_columns = {tuple(table["columns"]): table["data"] for table in tables}
     errors = by_columns["update", "epoch", "clip", "kind", "message", "stage", "traceback"]
@@ -95,11 +96,11 @@ def test_duration_histogram_counts_every_token_of_the_samples(run: Run) -> None:
     assert sum(last["samples/durations_frames/values"]) > 10
 
 
-def test_alerts_tell_the_rejection_and_that_it_became_better(run: Run) -> None:
+def test_alerts_report_the_rejection_and_the_improvement(run: Run) -> None:
     assert [title for title, _ in run.alerts] == ["The first incident", "Better than before"]
 
 
-def test_summary_says_how_it_ended_and_where_the_best_lies(run: Run) -> None:
+def test_summary_has_the_outcome_and_the_best_checkpoint(run: Run) -> None:
     mels = {line["update"]: line["validation/mel"] for line in run.history if "validation/mel" in line}
     del mels[0]
     best = min(mels, key=mels.__getitem__)
@@ -112,12 +113,12 @@ def test_summary_says_how_it_ended_and_where_the_best_lies(run: Run) -> None:
     assert run.exit_code == 0
 
 
-def test_checkpoints_are_artifacts_with_their_files_kept_beside_the_run(run: Run) -> None:
-    kept = [artifact for artifact in run.artifacts if artifact.type == "checkpoint"]
-    aliases = [set(artifact.aliases) - {"best"} for artifact in kept]
+def test_checkpoint_artifacts_keep_their_files_in_the_run_folder(run: Run) -> None:
+    checkpoints = [artifact for artifact in run.artifacts if artifact.type == "checkpoint"]
+    aliases = [set(artifact.aliases) - {"best"} for artifact in checkpoints]
     assert aliases == [{"latest", "checkpoint-3"}, {"latest", "checkpoint-6"}]
     run_dir = run.files.parents[1]
-    for artifact in kept:
+    for artifact in checkpoints:
         names = {entry.path for entry in artifact.manifest.contents}
         assert {"generator.safetensors", "manifest.json"} <= names
         local = [entry.local_path for entry in artifact.manifest.contents if entry.path == "generator.safetensors"]

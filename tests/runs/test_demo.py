@@ -1,4 +1,4 @@
-"""``demo``: a few updates of it, as a whole."""
+"""``demo`` with a few updates."""
 
 from pathlib import Path
 
@@ -11,28 +11,28 @@ from vits_trainer.cli.main import main
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def test_demo_leaves_what_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_writes_the_files_that_it_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "demo"
     assert main(["demo", "--output_dir", str(folder), "--updates", "2"]) == 0
     shown = capsys.readouterr().out
     assert "best constant frame" in shown
-    named = [line.split()[-1] for line in shown.splitlines() if str(folder) in line and "Next" not in line]
-    named = [place for place in named if place.startswith(str(folder))]
-    assert len(named) >= 6
-    assert all(Path(place).exists() for place in named)
-    pictures = [Path(place) for place in named if place.endswith(".png")]
+    listed = [line.split()[-1] for line in shown.splitlines() if str(folder) in line and "Next" not in line]
+    listed = [path for path in listed if path.startswith(str(folder))]
+    assert len(listed) >= 6
+    assert all(Path(path).exists() for path in listed)
+    pictures = [Path(path) for path in listed if path.endswith(".png")]
     assert len(pictures) == 3
     assert all(picture.read_bytes()[:8] == PNG for picture in pictures)
     (file,) = folder.glob("training/runs/demo/wandb/offline-run-*/run-*.wandb")
     media = [item for line in wandb_history(file) for item in line.items() if item[0].startswith("samples/0/")]
     assert {value for key, value in media if key.endswith("/_type")} == {"audio-file", "image-file"}
     paths = [file.parent / "files" / value for key, value in media if key.endswith("/path")]
-    assert len(paths) == 6  # three a validation
+    assert len(paths) == 6  # three per validation
     assert all(path.is_file() for path in paths)
 
 
 @pytest.mark.parametrize("marker", [".vits_trainer.json", "demo.json"])  # of earlier versions
-def test_only_what_the_demo_made_is_cleared_away(tmp_path: Path, marker: str) -> None:
+def test_only_files_of_the_demo_are_removed(tmp_path: Path, marker: str) -> None:
     ours = ["corpus/a.wav", "training/wavs/a.wav", "training/metadata.csv", "training/runs/demo/train.log"]
     mine = ["notes.txt", "training/runs/own/train.log", "training/final_model_2/config.json", "training/ideas.txt"]
     for name in (*ours, *mine):
@@ -44,7 +44,7 @@ def test_only_what_the_demo_made_is_cleared_away(tmp_path: Path, marker: str) ->
     assert left == {*mine, ".vits_trainer.json"}
 
 
-def test_other_folders_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_of_others_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     assert main(["demo", "--output_dir", str(tmp_path)]) == 2
     assert "name another folder" in capsys.readouterr().err

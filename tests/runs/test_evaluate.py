@@ -1,4 +1,4 @@
-"""``evaluate``: voices side by side against the recordings; and the same figures while training."""
+"""``evaluate``: voices compared with the recordings; and the same metrics during training."""
 
 import json
 import shutil
@@ -14,19 +14,19 @@ from vits_trainer.data.audio import read_pcm16_wav, to_pcm16, write_pcm16_wav
 
 pytest.importorskip("mel_cepstral_distance", reason="the extra 'evaluate' is not installed")
 
-ASKED = {"validation_scores": "mcd,f0,duration", "validation_fraction": 0.3, "validation_samples": 1}
+SETTINGS = {"validation_scores": "mcd,f0,duration", "validation_fraction": 0.3, "validation_samples": 1}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained with the scores of its held-out clips."""
+    """A run with speech metrics of its validation clips."""
     folder = tmp_path_factory.mktemp("trained")
     prepared_folder(folder)
-    assert main(["train_vits", *train_flags(folder, **ASKED, validate_every_updates=2)]) == 0
+    assert main(["train_vits", *train_flags(folder, **SETTINGS, validate_every_updates=2)]) == 0
     return folder
 
 
-def evaluated(trained: Path, output: Path, models: list[Path], **changes: object) -> dict:
+def evaluate(trained: Path, output: Path, models: list[Path], **changes: object) -> dict:
     settings = {"data_dir": trained / "training", "scores": "mcd,f0,duration", "clips": "all", **changes}
     settings |= {"models": ",".join(map(str, models)), "output_dir": output}
     assert main(["evaluate", *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]) == 0
@@ -45,11 +45,11 @@ def in_noise(trained: Path, folder: Path, noise_db: int) -> Path:
     return folder
 
 
-def test_voices_and_folders_of_speech_are_judged_side_by_side(trained: Path, tmp_path: Path, capsys) -> None:
+def test_voices_and_folders_of_speech_are_compared(trained: Path, tmp_path: Path, capsys) -> None:
     speech = [in_noise(trained, tmp_path / f"noise{db}", db) for db in (20, 0)]
     voice = trained / "final_model"
-    found = evaluated(trained, tmp_path / "out", [speech[0], speech[1], voice])
-    voices = found["voices"]
+    result = evaluate(trained, tmp_path / "out", [speech[0], speech[1], voice])
+    voices = result["voices"]
     assert list(voices) == ["recorded", *map(str, [*speech, voice])]
     for name in ("mcd_db", "log_f0_rmse", "voicing_error", "duration_error"):
         assert voices["recorded"]["figures"][name] == {"mean": 0, "low": 0, "high": 0, "clips": 10}
@@ -60,9 +60,9 @@ def test_voices_and_folders_of_speech_are_judged_side_by_side(trained: Path, tmp
     assert beyond["mean"] == pytest.approx(more["figures"]["mcd_db"]["mean"] - less["figures"]["mcd_db"]["mean"])
     assert voices[str(voice)]["real_time_factor"] > 0
     assert less["real_time_factor"] is None
-    told = capsys.readouterr().out
-    assert "10 clips; means with 95 % intervals" in told
-    assert f"worst clips of {voice}" in told
+    output = capsys.readouterr().out
+    assert "10 clips; means with 95 % intervals" in output
+    assert f"worst clips of {voice}" in output
     assert len(list((tmp_path / "out/speech_3").glob("*.wav"))) == 10
 
 
@@ -70,21 +70,21 @@ def test_worst_clips_come_first(trained: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained / "training/wavs", tmp_path / "speech")
     noisy = in_noise(trained, tmp_path / "noisy", 0)
     shutil.copy(noisy / "audio_000003.wav", folder)
-    clips = evaluated(trained, tmp_path / "out", [folder])["voices"][str(folder)]["clips"]
+    clips = evaluate(trained, tmp_path / "out", [folder])["voices"][str(folder)]["clips"]
     assert clips[0]["clip"] == "audio_000003.wav"
 
 
-def test_held_out_clips_are_those_of_training(trained: Path, tmp_path: Path) -> None:
-    asked = {"clips": "held_out", "validation_fraction": 0.3}
-    found = evaluated(trained, tmp_path / "out", [trained / "final_model"], **asked)
-    judged = {clip["clip"] for clip in found["voices"]["recorded"]["clips"]}
+def test_held_out_clips_are_the_validation_clips_of_training(trained: Path, tmp_path: Path) -> None:
+    settings = {"clips": "held_out", "validation_fraction": 0.3}
+    result = evaluate(trained, tmp_path / "out", [trained / "final_model"], **settings)
+    evaluated_clips = {clip["clip"] for clip in result["voices"]["recorded"]["clips"]}
     in_training = json.loads((trained / "training/runs/run/worst_clips.json").read_text())
-    assert judged == {clip["clip"] for clip in in_training}
-    assert len(judged) == 3
+    assert evaluated_clips == {clip["clip"] for clip in in_training}
+    assert len(evaluated_clips) == 3
 
 
 def test_weights_and_biases_run_of_an_evaluation(trained: Path, tmp_path: Path) -> None:
-    evaluated(trained, tmp_path / "out", [trained / "final_model"], report_to="wandb", max_clips=2)
+    evaluate(trained, tmp_path / "out", [trained / "final_model"], report_to="wandb", max_clips=2)
     (file,) = (tmp_path / "out").glob("wandb/offline-run-*/run-*.wandb")
     keys = {
         "/".join(item.nested_key) or item.key
@@ -96,7 +96,7 @@ def test_weights_and_biases_run_of_an_evaluation(trained: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "expected"),
     [
         ({"models": "EMPTY"}, "lacks 10 of 10 clips"),
         ({"scores": "mcd,mdc"}, "mdc is not one of mcd, f0"),
@@ -104,23 +104,25 @@ def test_weights_and_biases_run_of_an_evaluation(trained: Path, tmp_path: Path) 
         ({"data_dir": "nowhere"}, "prepare_data"),
     ],
 )
-def test_mistakes_are_said(trained: Path, tmp_path: Path, capsys, changes: dict[str, str], words: str) -> None:
+def test_invalid_settings_are_reported(
+    trained: Path, tmp_path: Path, capsys, changes: dict[str, str], expected: str
+) -> None:
     (tmp_path / "empty").mkdir()
     settings = {"models": trained / "final_model", "data_dir": trained / "training", "clips": "all", **changes}
     if settings["models"] == "EMPTY":
         settings["models"] = tmp_path / "empty"
     settings["output_dir"] = tmp_path / "out"
     assert main(["evaluate", *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]) == 2
-    assert words in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
-def test_recogniser_that_does_not_understand_the_recordings_is_doubted(trained: Path, tmp_path: Path, caplog) -> None:
+def test_recognizer_that_fails_on_the_recordings_is_reported(trained: Path, tmp_path: Path, caplog) -> None:
     pytest.importorskip("pocketsphinx", reason="the extra 'evaluate' is not installed")
-    evaluated(trained, tmp_path / "out", [trained / "final_model"], scores="cer", max_clips=2)
+    evaluate(trained, tmp_path / "out", [trained / "final_model"], scores="cer", max_clips=2)
     assert "recognizes too little of the recordings themselves" in caplog.text
 
 
-def test_scores_are_logged_at_each_validation_with_the_worst_clips(trained: Path) -> None:
+def test_metrics_are_logged_at_each_validation_with_the_worst_clips(trained: Path) -> None:
     lines = {line["update"]: line for line in metrics(trained)}
     for update in (2, 4):
         assert {"validation/mcd_db", "validation/duration_error"} <= lines[update].keys()
@@ -141,49 +143,49 @@ def best(folder: Path) -> dict:
     return json.loads((folder / "checkpoints/best.json").read_text())
 
 
-def test_best_checkpoint_is_chosen_by_the_metric_and_kept(tmp_path: Path) -> None:
+def test_best_checkpoint_is_selected_by_the_metric_and_kept(tmp_path: Path) -> None:
     prepared_folder(tmp_path)
-    asked = {"best_metric": "mcd_db", "validate_every_updates": 1, "save_every_updates": 0, "keep_checkpoints": 1}
-    flags = train_flags(tmp_path, **asked, validation_fraction=0.2, max_updates=5, report_to="none")
+    settings = {"best_metric": "mcd_db", "validate_every_updates": 1, "save_every_updates": 0, "keep_checkpoints": 1}
+    flags = train_flags(tmp_path, **settings, validation_fraction=0.2, max_updates=5, report_to="none")
     assert main(["train_vits", *flags]) == 0
-    found = {line["update"]: line["validation/mcd_db"] for line in metrics(tmp_path) if "validation/mcd_db" in line}
-    least = min(found, key=found.__getitem__)
-    assert best(tmp_path) == {"checkpoint": f"checkpoint-{least}", "validation/mcd_db": found[least]}
+    result = {line["update"]: line["validation/mcd_db"] for line in metrics(tmp_path) if "validation/mcd_db" in line}
+    least = min(result, key=result.__getitem__)
+    assert best(tmp_path) == {"checkpoint": f"checkpoint-{least}", "validation/mcd_db": result[least]}
     assert (tmp_path / f"checkpoints/checkpoint-{least}").is_dir()
 
 
-def test_nothing_better_for_long_enough_ends_the_run_and_the_best_is_the_voice(tmp_path: Path, capsys, caplog) -> None:
-    """At a learning rate that ruins the voice the first validation is the best one."""
+def test_early_stopping_ends_the_run_and_exports_the_best_checkpoint(tmp_path: Path, capsys, caplog) -> None:
+    """With a learning rate that ruins the voice, the first validation is the best."""
     prepared_folder(tmp_path)
-    asked = {"patience": 2, "validate_every_updates": 1, "save_every_updates": 0, "best_metric": "total"}
-    flags = train_flags(tmp_path, **asked, validation_fraction=0.2, max_updates=50, learning_rate=0.5)
+    settings = {"patience": 2, "validate_every_updates": 1, "save_every_updates": 0, "best_metric": "total"}
+    flags = train_flags(tmp_path, **settings, validation_fraction=0.2, max_updates=50, learning_rate=0.5)
     assert main(["train_vits", *flags]) == 0
     totals = {line["update"]: line["validation/total"] for line in metrics(tmp_path) if "validation/total" in line}
     least = min(totals, key=totals.__getitem__)
     assert max(totals) == least + 2 < 50
-    assert f"Early stopping at update {least + 2}: " in caplog.text
+    assert f"Early stopping at update {least + 2}: validation/total has not improved on" in caplog.text
     assert f"(update {least}) for 2 validations" in caplog.text
-    assert f"Exporting the weights of the best checkpoint, {tmp_path}/checkpoints/checkpoint-{least}" in caplog.text
-    exported = tmp_path / "of_best"
+    assert f"Exporting the weights of the best checkpoint, {tmp_path}/checkpoints/checkpoint-{least}." in caplog.text
+    exported = tmp_path / "exported_best"
     assert main(["export", str(tmp_path / f"checkpoints/checkpoint-{least}"), "--output_dir", str(exported)]) == 0
     same = [(tmp_path / "final_model" / name).read_bytes() == (exported / name).read_bytes()
             for name in ("model.safetensors", "discriminator.safetensors")]  # fmt: skip
     assert all(same)
     outcome = json.loads((tmp_path / "training/runs/run/outcome.json").read_text())
     assert outcome == {"outcome": "done", "update": least + 2}
-    # A resumed run may have its best elsewhere: then it says so, and the last update is the voice.
+    # The best checkpoint of a resumed run may be missing: then this is logged, and the last update is exported.
     shutil.move(tmp_path / f"checkpoints/checkpoint-{least}", tmp_path / "elsewhere")
-    # done is done: a resume has nothing left to do
+    # Nothing is left to train on resume.
     resumed = [*flags, "--resume_from_checkpoint", "latest"]
     assert main(["train_vits", *resumed]) == 0
-    assert f"checkpoint-{least} is not there" in caplog.text
+    assert f"checkpoint-{least}, the best checkpoint, does not exist" in caplog.text
     assert max(line["update"] for line in metrics(tmp_path)) == least + 2
 
 
-def test_patience_begins_when_the_voice_begins_to_learn(tmp_path: Path) -> None:
+def test_patience_starts_after_the_discriminators_warmup(tmp_path: Path) -> None:
     prepared_folder(tmp_path)
-    asked = {"patience": 2, "validate_every_updates": 1, "save_every_updates": 0, "discriminator_warmup_updates": 4}
-    flags = train_flags(tmp_path, **asked, validation_fraction=0.2, max_updates=7)
+    settings = {"patience": 2, "validate_every_updates": 1, "save_every_updates": 0, "discriminator_warmup_updates": 4}
+    flags = train_flags(tmp_path, **settings, validation_fraction=0.2, max_updates=7)
     assert main(["train_vits", *flags]) == 0
     mels = {line["update"]: line["validation/mel"] for line in metrics(tmp_path) if "validation/mel" in line}
     assert len({mels[update] for update in range(1, 5)}) == 1
@@ -192,7 +194,7 @@ def test_patience_begins_when_the_voice_begins_to_learn(tmp_path: Path) -> None:
     assert state["selection"]["best_update"] > 4
 
 
-def test_tensorboard_and_trackio_get_the_same_scalars(tmp_path: Path) -> None:
+def test_tensorboard_and_trackio_get_the_same_metrics(tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
     if find_spec("trackio") is None:
         pytest.skip("no trackio")
@@ -208,7 +210,7 @@ def test_tensorboard_and_trackio_get_the_same_scalars(tmp_path: Path) -> None:
     assert list((run / "trackio").rglob("*.db"))
 
 
-def test_tracker_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_missing_tracker_package_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setitem(__import__("sys").modules, "trackio", None)
     prepared_folder(tmp_path)
     assert main(["train_vits", *train_flags(tmp_path, report_to="trackio")]) == 2

@@ -1,4 +1,4 @@
-"""Signals, the STOP file and the time limit, by themselves and in a run of one process."""
+"""Signals, the STOP file and the time limit in a run of one process."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody interrupts."""
+    """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     prepared_folder(folder)
     assert main(["train_vits", *train_flags(folder)]) == 0
@@ -36,14 +36,14 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def at_update(update: int, do: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls ``do`` in the middle of the training of ``update``."""
-    works = Trainer.step
+def at_update(update: int, action: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls ``action`` during ``update``."""
+    original_step = Trainer.step
 
     def step(self: Trainer, batches: object, denominators: object) -> None:
-        works(self, batches, denominators)
+        original_step(self, batches, denominators)
         if self.state.update + 1 == update:
-            do()
+            action()
 
     monkeypatch.setattr(Trainer, "step", step)
 
@@ -54,12 +54,12 @@ def send(*numbers: int) -> None:
 
 
 def comparable(folder: Path) -> list[dict[str, float]]:
-    aside = ("time/", "throughput/", "memory/", "ranks/")
-    return [{key: value for key, value in line.items() if not key.startswith(aside)} for line in metrics(folder)]
+    excluded = ("time/", "throughput/", "memory/", "ranks/")
+    return [{key: value for key, value in line.items() if not key.startswith(excluded)} for line in metrics(folder)]
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_signal_saves_leaves_with_its_code_and_the_run_goes_on(
+def test_signal_saves_and_exits_with_its_code_and_the_run_resumes(
     number: signal.Signals, whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.getsignal(number)
@@ -80,29 +80,29 @@ def test_signal_saves_leaves_with_its_code_and_the_run_goes_on(
     assert comparable(folder) == comparable(whole)
 
 
-def test_second_signal_does_not_spoil_the_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_further_signals_do_not_interrupt_the_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_update(2, lambda: send(signal.SIGTERM), monkeypatch)
     saves = CheckpointManager.save
 
     def save(self: CheckpointManager, *arguments: object) -> Path:
         send(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        place = saves(self, *arguments)
+        path = saves(self, *arguments)
         send(signal.SIGINT)
-        return place
+        return path
 
     monkeypatch.setattr(CheckpointManager, "save", save)
     assert main(["train_vits", *train_flags(folder)]) == 128 + signal.SIGTERM
     assert (folder / "checkpoints/checkpoint-2/manifest.json").is_file()
 
 
-def test_behind_a_launcher_a_signal_leaves_with_0(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_under_a_launcher_exits_with_0(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     at_update(1, lambda: send(signal.SIGTERM), monkeypatch)
     assert main(["train_vits", *train_flags(folder)]) == 0
     assert "stopped at update 1" in (folder / "training/runs/run/outcome.json").read_text()
 
 
-def test_stop_file_is_obeyed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_file_stops_the_run_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = folder / "training/runs/run/STOP"
     with monkeypatch.context() as patched:
         at_update(3, stop.touch, patched)
@@ -114,28 +114,28 @@ def test_stop_file_is_obeyed_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert '"done", "update": 4' in (folder / "training/runs/run/outcome.json").read_text()
 
 
-def test_time_limit_is_kept_with_room_for_the_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An hour is left when the run starts, and 6 s after the second update: saving may take twice 5 s at first."""
-    began = [0.0]
-    monkeypatch.setattr("vits_trainer.distributed.shutdown._seconds_since_start", lambda: began[0])
-    at_update(2, lambda: began.__setitem__(0, 3594), monkeypatch)
+def test_time_limit_leaves_time_to_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour is left at the start, and 6 s after the second update; the first save is expected to take twice 5 s."""
+    since_start_s = [0.0]
+    monkeypatch.setattr("vits_trainer.distributed.shutdown._seconds_since_start", lambda: since_start_s[0])
+    at_update(2, lambda: since_start_s.__setitem__(0, 3594), monkeypatch)
     assert main(["train_vits", *train_flags(folder, save_before_s=3600)]) == 0
     assert (folder / "checkpoints/checkpoint-2/manifest.json").is_file()
     assert "stopped at update 2 (--save_before_s 3600" in (folder / "training/runs/run/outcome.json").read_text()
 
 
-def test_stopped_before_the_first_update_there_is_nothing_to_save(folder: Path) -> None:
-    # The process that runs the tests is older than a second.
+def test_run_stopped_before_the_first_update_saves_nothing(folder: Path) -> None:
+    # The test process started more than a second ago.
     assert main(["train_vits", *train_flags(folder, save_before_s=1)]) == 0
     assert not list((folder / "checkpoints").glob("checkpoint-*"))
     assert "stopped at update 0" in (folder / "training/runs/run/outcome.json").read_text()
     assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="auto", max_updates=1)]) == 0
 
 
-def test_launchers_restart_goes_on_with_what_this_launch_saved(
+def test_restart_by_the_launcher_resumes_what_this_launch_saved(
     whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Restarted, the same command; of another launch, the checkpoints are in the way as ever."""
+    """The same command resumes after a restart; checkpoints of another launch are an error."""
     assert main(["train_vits", *train_flags(folder, max_updates=2)]) == 0
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     monkeypatch.setattr("vits_trainer.training.resume.launch_id", lambda: "another launch")
@@ -147,20 +147,20 @@ def test_launchers_restart_goes_on_with_what_this_launch_saved(
     assert weights(folder, 4) == weights(whole, 4)
 
 
-def test_a_launcher_that_died_stops_its_ranks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_launcher_stops_its_ranks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     at_update(2, lambda: monkeypatch.setattr(os, "getppid", lambda: 1), monkeypatch)
     assert main(["train_vits", *train_flags(folder)]) == 0
     assert "stopped at update 2 (its launcher is gone" in (folder / "training/runs/run/outcome.json").read_text()
 
 
-def test_two_runs_at_once_are_refused(
+def test_concurrent_run_is_rejected(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("vits_trainer.training.checkpoint._PATIENCE_S", 1)
     (folder / "checkpoints").mkdir()
-    held = try_lock(folder / "checkpoints/.lock")
+    lock = try_lock(folder / "checkpoints/.lock")
     assert main(["train_vits", *train_flags(folder)]) == 2
     assert "another run is using it" in capsys.readouterr().err
-    held.close()
+    lock.close()
     assert main(["train_vits", *train_flags(folder, max_updates=1)]) == 0

@@ -1,4 +1,4 @@
-"""Model card and upload of a trained voice, with the real client and a local stand-in for the Hub."""
+"""The model card of a run's voice, and its upload to a local Hub server by the real client."""
 
 import json
 import os
@@ -20,10 +20,10 @@ from vits_trainer.utils.files import MARKER
 
 
 def train(hub_address: str, folder: Path, **changes: object) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, as the client reads HF_ENDPOINT when it is imported."""
+    """Trains in a separate process, because the client reads HF_ENDPOINT at import."""
     environment = {
         **os.environ, "HF_ENDPOINT": hub_address, "HF_HOME": str(folder / "home"), "HF_TOKEN": TOKEN,
-        "HF_HUB_DISABLE_XET": "1",  # the stand-in speaks LFS
+        "HF_HUB_DISABLE_XET": "1",  # the local server supports LFS only
     }  # fmt: skip
     environment.pop("HF_HUB_OFFLINE", None)
     flags = train_flags(folder, max_updates=1, **changes)
@@ -31,11 +31,11 @@ def train(hub_address: str, folder: Path, **changes: object) -> subprocess.Compl
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S)
 
 
-def test_voice_reaches_the_hub_whole_and_private(folder: Path) -> None:
+def test_voice_is_uploaded_completely_and_privately(folder: Path) -> None:
     with hub_on_this_machine() as hub:
         ended = train(hub.address, folder, push_to_hub="owner/name", validation_samples=1)
     assert ended.returncode == 0, ended.stderr
-    assert f"The voice on the Hub: {hub.address}/owner/name/commit/c0" in ended.stderr
+    assert f"Pushed the voice to {hub.address}/owner/name/commit/c0" in ended.stderr
     (made,) = hub.made
     assert (made["name"], made["organization"]) == ("name", "owner")
     assert made.get("private") is True or made.get("visibility") == "private"
@@ -47,7 +47,7 @@ def test_voice_reaches_the_hub_whole_and_private(folder: Path) -> None:
     assert hub.files == written
     whole = {"README.md", "config.json", "model.safetensors", "discriminator.safetensors", "sample_0.wav"}
     assert whole <= set(written)
-    # The token goes to the Hub and nowhere else.
+    # The token is sent to the Hub only.
     assert hub.tokens == {f"Bearer {TOKEN}"}
     assert TOKEN not in ended.stdout + ended.stderr
     assert not [path for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
@@ -55,7 +55,7 @@ def test_voice_reaches_the_hub_whole_and_private(folder: Path) -> None:
 
 @pytest.fixture
 def voice(tmp_path: Path) -> Path:
-    """Files as a voice has them."""
+    """A folder with the files of a voice."""
     (tmp_path / "voice").mkdir()
     for name in ("README.md", "config.json", "model.safetensors"):
         (tmp_path / "voice" / name).write_text(name)
@@ -63,14 +63,14 @@ def voice(tmp_path: Path) -> Path:
 
 
 def client_of(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    """The real client, for a Hub at another address."""
+    """Directs the real client to another address."""
     monkeypatch.setattr(hub_upload, "HfApi", lambda: HfApi(endpoint=address, token=TOKEN))
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the stand-in speaks LFS
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the local server supports LFS only
 
 
-def test_failed_upload_leaves_the_voice_and_ends_the_run_in_an_error(
+def test_failed_upload_keeps_the_voice_and_fails_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -85,7 +85,7 @@ def test_failed_upload_leaves_the_voice_and_ends_the_run_in_an_error(
     assert hub.files == {}
 
 
-def test_missing_login_is_known_before_anything_is_trained(
+def test_missing_login_is_reported_before_training(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("vits_trainer.tracking.hub.get_token", lambda: None)
@@ -98,7 +98,7 @@ def differences(one: TrainConfig, other: TrainConfig) -> set[str]:
     return {name for name, value in vars(one).items() if value != getattr(other, name)}
 
 
-def test_card_of_a_run_tells_data_figures_settings_and_plays_samples(folder: Path) -> None:
+def test_card_has_data_metrics_settings_and_samples(folder: Path) -> None:
     private = {"wandb_project": "a-secret-project", "asr": "/home/me/my_recogniser"}
     flags = train_flags(folder, validation_samples=1, ema_decay=0.5, **private)
     assert main(["train_vits", *flags]) == 0
@@ -108,7 +108,7 @@ def test_card_of_a_run_tells_data_figures_settings_and_plays_samples(folder: Pat
     assert card.data.to_dict() == {
         "library_name": "transformers", "pipeline_tag": "text-to-speech", "tags": ["vits"],
     }  # fmt: skip
-    assert "source: 10 clips, 0.00 hours, 9 of the clips trained on" in text  # of the folder its name alone
+    assert "source: 10 clips, 0.00 hours, 9 of the clips trained on" in text  # the folder's name without its path
     assert str(folder) not in text
     assert "a-secret-project" not in text
     assert "my_recogniser" not in text
@@ -117,12 +117,12 @@ def test_card_of_a_run_tells_data_figures_settings_and_plays_samples(folder: Pat
     assert f"| mel_raw | {last['validation/mel_raw']:.4f} |" in text
     assert "Trained from scratch. Weights after 4 updates (EMA)." in text
     assert "    vits-trainer prepare_data --dataset source --output_dir training --target_sr 16000\n" in text
-    # Its settings are those of the run, but for the places.
+    # Its settings are those of the run, except for paths.
     (folder / "settings.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
-    told = parse("train_vits", TrainConfig, ["--config", str(folder / "settings.yaml")])
+    settings = parse("train_vits", TrainConfig, ["--config", str(folder / "settings.yaml")])
     places = {"data_dir", "checkpoint_dir", "output_dir", "run_name", "wandb_project", "wandb_tags", "asr"}
-    assert differences(told, parse("train_vits", TrainConfig, flags)) == places
-    said = voice / "sample_0.wav"
-    assert said.read_bytes() == (folder / "training/runs/run/samples/update-000004/0_speech.wav").read_bytes()
+    assert differences(settings, parse("train_vits", TrainConfig, flags)) == places
+    sample = voice / "sample_0.wav"
+    assert sample.read_bytes() == (folder / "training/runs/run/samples/update-000004/0_speech.wav").read_bytes()
     assert 'src="sample_0.wav"' in text
     assert not list(voice.rglob("*recorded*"))

@@ -1,4 +1,4 @@
-"""Updates that come to no finite number, on one process."""
+"""Updates with NaN or Inf, on one process."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from vits_trainer.training.trainer import Trainer
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
-    """Makes the samples of these clips NaN in these updates, all of them if none is named."""
+    """Returns a function that makes the samples of clips NaN in the settings updates, by default in all."""
 
     def begin(clips: str, updates: str = "") -> None:
         monkeypatch.setattr(Trainer, "step", poisoned)
@@ -46,8 +46,8 @@ def incidents(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "training/runs/run/rejected.jsonl").read_text().splitlines()]
 
 
-def test_masked_update_leaves_the_run_as_if_it_had_not_been(prepared: Path, tmp_path: Path, poison: Poison) -> None:
-    """But for the clock: weights before and after are equal, and its losses are in no mean."""
+def test_masked_update_changes_neither_weights_nor_means(prepared: Path, tmp_path: Path, poison: Poison) -> None:
+    """Weights before and after are equal, and its losses are excluded from the means."""
     poison("all", "3")
     assert main(["train_vits", *flags(tmp_path, prepared, save_every_updates=1, keep_checkpoints=0)]) == 0
     before, masked, after = (
@@ -64,7 +64,7 @@ def test_masked_update_leaves_the_run_as_if_it_had_not_been(prepared: Path, tmp_
     assert "epoch 2: 12 trained + 0 rejected + 0 validation = 12 clips" in log
 
 
-def test_verdict_is_read_a_few_updates_later_without_waiting(
+def test_result_is_read_back_after_the_lag_without_waiting(
     prepared: Path, tmp_path: Path, poison: Poison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison("all", "2")
@@ -77,14 +77,14 @@ def test_verdict_is_read_a_few_updates_later_without_waiting(
         return exchange(self, own, any_rank, update, *rest)
 
     monkeypatch.setattr(NonFiniteGuard, "exchange", recorded)
-    lazily = {"log_every_updates": 100, "max_updates": 12, "batch_size": 2}  # nothing else reads the device
-    assert main(["train_vits", *flags(tmp_path, prepared, **lazily)]) == 0
+    settings = {"log_every_updates": 100, "max_updates": 12, "batch_size": 2}  # nothing else reads the device
+    assert main(["train_vits", *flags(tmp_path, prepared, **settings)]) == 0
     assert seen == [2 + LAG_UPDATES]
     (record,) = incidents(tmp_path)
     assert (record["update"], record["kind"]) == (2, "non-finite-loss")
 
 
-def test_the_one_clip_is_found_by_replay(
+def test_replay_finds_the_clip(
     prepared: Path, tmp_path: Path, poison: Poison, capsys: pytest.CaptureFixture[str]
 ) -> None:
     poison("audio_000002.wav")
@@ -96,16 +96,16 @@ def test_the_one_clip_is_found_by_replay(
     capsys.readouterr()
     assert main(["check", "--replay", str(file)]) == 1
     printed = capsys.readouterr()
-    alone = printed.out.splitlines()[1:]
-    assert [line.startswith("WRONG") for line in alone] == ["audio_000002.wav" in line for line in alone]
-    assert len(alone) == 4
+    single_clips = printed.out.splitlines()[1:]
+    assert [line.startswith("WRONG") for line in single_clips] == ["audio_000002.wav" in line for line in single_clips]
+    assert len(single_clips) == 4
     assert "no finite number comes of audio_000002.wav." in printed.err
 
 
-def test_replay_that_is_finite_says_so(
+def test_finite_replay_is_reported(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The fault was in the objective then, and is not there any more."""
+    """The objective was faulty in the run, and is not in the replay."""
     losses = Objective.generator_losses
 
     def faulty(self: Objective, *arguments: Any) -> dict[str, torch.Tensor]:
@@ -115,13 +115,13 @@ def test_replay_that_is_finite_says_so(
     faulty.armed = False
     step = Trainer.step
 
-    def arming(self: Trainer, *arguments: Any) -> None:
+    def arm_once(self: Trainer, *arguments: Any) -> None:
         faulty.armed = self.state.update == 1
         step(self, *arguments)
         faulty.armed = False
 
     monkeypatch.setattr(Objective, "generator_losses", faulty)
-    monkeypatch.setattr(Trainer, "step", arming)
+    monkeypatch.setattr(Trainer, "step", arm_once)
     assert main(["train_vits", *flags(tmp_path, prepared)]) == 0
     (file,) = (tmp_path / "training/runs/run/nonfinite").glob("update-*/rank0.safetensors")
     assert main(["check", "--replay", str(file)]) == 0
@@ -132,11 +132,11 @@ def test_bad_numbers_in_a_row_end_the_run_saved_and_told(
     prepared: Path, tmp_path: Path, poison: Poison, capsys: pytest.CaptureFixture[str]
 ) -> None:
     poison("all", "4,5,6,7,8,9")
-    given = {"max_updates": 30, "log_every_updates": 100, "max_nonfinite_updates": 1}
-    assert main(["train_vits", *flags(tmp_path, prepared, **given)]) == 1
+    settings = {"max_updates": 30, "log_every_updates": 100, "max_nonfinite_updates": 1}
+    assert main(["train_vits", *flags(tmp_path, prepared, **settings)]) == 1
     assert "2 consecutive updates had NaN or Inf losses or gradients" in capsys.readouterr().err
-    (place,) = (tmp_path / "checkpoints").glob("checkpoint-*")
-    assert all(tensor.isfinite().all() for tensor in load_file(place / "generator.safetensors").values())
+    (path,) = (tmp_path / "checkpoints").glob("checkpoint-*")
+    assert all(tensor.isfinite().all() for tensor in load_file(path / "generator.safetensors").values())
     run = tmp_path / "training/runs/run"
     assert json.loads((run / "outcome.json").read_text())["outcome"].startswith("failed: NonFiniteLossError")
     records = ended_wandb_run(run)
@@ -144,26 +144,26 @@ def test_bad_numbers_in_a_row_end_the_run_saved_and_told(
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
     tables = [line for line in wandb_history(file) if any(name.startswith("errors") for name in line)]
     assert tables
-    # It goes on from there, and the accounts with it: the epoch that was left adds up.
+    # The run and its accounting resume from there: the interrupted epoch adds up.
     poison("none")
-    update = int(place.name.split("-")[1])
+    update = int(path.name.split("-")[1])
     again = flags(tmp_path, prepared, max_updates=9, resume_from_checkpoint="latest")
     assert main(["train_vits", *again]) == 0
     assert update < 9
     assert "epoch 3: " in (run / "train.log").read_text()
 
 
-def spoilt(prepared: Path, place: Path, clips: tuple[int, ...]) -> Path:
-    shutil.copytree(prepared, place, ignore=shutil.ignore_patterns("runs"))
+def without_recordings(prepared: Path, path: Path, clips: tuple[int, ...]) -> Path:
+    shutil.copytree(prepared, path, ignore=shutil.ignore_patterns("runs"))
     for clip in clips:
-        (place / f"wavs/audio_{clip:06}.wav").unlink()
-    return place
+        (path / f"wavs/audio_{clip:06}.wav").unlink()
+    return path
 
 
-def test_run_that_is_stopped_before_bad_clips_counts_them_once(
+def test_run_stopped_before_unreadable_clips_counts_them_once(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = spoilt(prepared, tmp_path / "data", tuple(range(0, 12, 2)))
+    data = without_recordings(prepared, tmp_path / "data", tuple(range(0, 12, 2)))
     run = tmp_path / "training/runs/run"
     step = Trainer.step
 
@@ -173,9 +173,9 @@ def test_run_that_is_stopped_before_bad_clips_counts_them_once(
             (run / "STOP").touch()
 
     monkeypatch.setattr(Trainer, "step", stopping)
-    given = {"max_rejected_fraction": 1, "resume_from_checkpoint": "auto", "batch_size": 2, "max_updates": 12}
+    settings = {"max_rejected_fraction": 1, "resume_from_checkpoint": "auto", "batch_size": 2, "max_updates": 12}
     for _ in range(3):
-        assert main(["train_vits", *flags(tmp_path, data, **given)]) == 0
+        assert main(["train_vits", *flags(tmp_path, data, **settings)]) == 0
     log = (run / "train.log").read_text()
     assert log.count("stopped at update") == 2
     for epoch in (1, 2):
@@ -185,39 +185,39 @@ def test_run_that_is_stopped_before_bad_clips_counts_them_once(
     assert len(incidents(tmp_path)) == 12
 
 
-def test_run_that_rejected_too_many_goes_on_where_more_are_allowed(prepared: Path, tmp_path: Path) -> None:
-    data = spoilt(prepared, tmp_path / "data", (1, 4))
-    given = {"batch_size": 2, "max_updates": 6, "resume_from_checkpoint": "auto"}
-    assert main(["train_vits", *flags(tmp_path, data, max_rejected_fraction=0.1, **given)]) == 1
-    assert main(["train_vits", *flags(tmp_path, data, max_rejected_fraction=0.2, **given)]) == 0
+def test_run_that_rejected_too_many_resumes_with_a_higher_limit(prepared: Path, tmp_path: Path) -> None:
+    data = without_recordings(prepared, tmp_path / "data", (1, 4))
+    settings = {"batch_size": 2, "max_updates": 6, "resume_from_checkpoint": "auto"}
+    assert main(["train_vits", *flags(tmp_path, data, max_rejected_fraction=0.1, **settings)]) == 1
+    assert main(["train_vits", *flags(tmp_path, data, max_rejected_fraction=0.2, **settings)]) == 0
     log = (tmp_path / "training/runs/run/train.log").read_text()
     assert "2 of 12 clips cannot be used, more than --max_rejected_fraction 0.1 allows" in log
     assert "epoch 1: 10 trained + 2 rejected + 0 validation = 12 clips" in log
 
 
-def test_replay_draws_the_random_numbers_of_that_update(
+def test_replay_has_the_random_numbers_of_the_update(
     prepared: Path, tmp_path: Path, poison: Poison, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The fault is in the last micro-batch of three: what the good ones came to then, they come to again."""
+    """The last of three micro-batches is faulty: the losses of the others are the same as in the run."""
     seen: dict[str, float] = {}
-    take = GanTrainStep.__call__
+    train_step = GanTrainStep.__call__
 
-    def noting(self: GanTrainStep, batch: Any, *turn: Any, **turns: Any) -> dict[str, torch.Tensor]:
-        found = take(self, batch, *turn, **turns)
-        kl = float(found["generator/kl"].detach()) * turn[0].frames / float(batch.frame_lengths.sum())
+    def recording(self: GanTrainStep, batch: Any, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        found = train_step(self, batch, *args, **kwargs)
+        kl = float(found["generator/kl"].detach()) * args[0].frames / float(batch.frame_lengths.sum())
         seen[", ".join(batch.clip_ids)] = kl
         return found
 
     poison("audio_000011.wav", "1")
-    given = {"max_updates": 1, "batch_size": 4, "gradient_accumulation_steps": 3, "learning_rate": 1e-12}
+    settings = {"max_updates": 1, "batch_size": 4, "gradient_accumulation_steps": 3, "learning_rate": 1e-12}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GanTrainStep, "__call__", noting)
-        assert main(["train_vits", *flags(tmp_path, prepared, **given)]) == 1  # nothing but the masked update
+        patch.setattr(GanTrainStep, "__call__", recording)
+        assert main(["train_vits", *flags(tmp_path, prepared, **settings)]) == 1  # the only update is masked
     (file,) = (tmp_path / "training/runs/run/nonfinite").glob("update-*/rank0.safetensors")
     capsys.readouterr()
     assert main(["check", "--replay", str(file)]) == 1
-    good, other, bad, *alone = capsys.readouterr().out.splitlines()
-    assert (good[:2], other[:2], bad[:5], len(alone)) == ("ok", "ok", "WRONG", 4)
+    good, other, bad, *single_clips = capsys.readouterr().out.splitlines()
+    assert (good[:2], other[:2], bad[:5], len(single_clips)) == ("ok", "ok", "WRONG", 4)
     for line in (good, other):
         clips, values = line.split(maxsplit=1)[1].split(": ")
         assert f"generator/kl {seen[clips]:.4g}" in values

@@ -1,4 +1,4 @@
-"""Where commands write: nothing of the user's is lost, and two at once do not meet."""
+"""Output folders: files of the user are kept, and concurrent commands exclude each other."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, with what a user may have put there."""
+    """A copy with files of a user."""
     for module in (voice_versions, run_folder):
         monkeypatch.setattr(module, "_LOCK_TIMEOUT_S", 0.1)
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
@@ -59,7 +59,7 @@ def export(folder: Path, output: Path, *flags: str) -> int:
     return main(["export", str(folder / "checkpoints/checkpoint-2"), "--output_dir", str(output), *flags])
 
 
-def test_voice_that_is_trained_again_keeps_the_one_before_and_what_is_beside_it(folder: Path) -> None:
+def test_retrained_voice_keeps_the_previous_version_and_other_files(folder: Path) -> None:
     before = hashes(folder / "final_model")
     for number in range(3):
         assert train(folder, checkpoint_dir=folder / f"again{number}", keep_versions=2) == 0
@@ -70,12 +70,12 @@ def test_voice_that_is_trained_again_keeps_the_one_before_and_what_is_beside_it(
     kept = sorted(path.name for path in (folder / "final_model_versions").iterdir())
     assert kept == ["1", "2", "3"]
     assert json.loads((folder / "final_model/learnt.json").read_text())["version"] == 4
-    # the exported checkpoint is that of the very first voice, which has no card now
+    # the exported checkpoint is that of the first voice, without a model card
     now = hashes(folder / "final_model")
     assert {name: now[name] for name in ("model.safetensors", "vocab.json", "MY_NOTES.md")}.items() <= before.items()
 
 
-def test_tuning_in_place_keeps_the_voice_that_it_began_with(folder: Path) -> None:
+def test_finetuning_in_place_keeps_the_initial_voice(folder: Path) -> None:
     tuned = {key: value for key, value in MINIATURE.items() if key not in ("architecture", "discriminator")}
     (folder / "tuned.yaml").write_text(yaml.safe_dump({**tuned, "model_name": str(folder / "final_model")}))
     before = hashes(folder / "final_model")
@@ -87,7 +87,7 @@ def test_tuning_in_place_keeps_the_voice_that_it_began_with(folder: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("output", "said"),
+    ("output", "expected"),
     [
         ("training", "--data_dir"),
         (".", "--data_dir"),
@@ -95,18 +95,18 @@ def test_tuning_in_place_keeps_the_voice_that_it_began_with(folder: Path) -> Non
         ("training/thesis", "is a file"),
     ],
 )
-def test_nothing_is_trained_where_the_voice_would_take_a_place(
-    folder: Path, capsys: pytest.CaptureFixture[str], output: str, said: str
+def test_output_dir_that_would_replace_other_files_is_rejected(
+    folder: Path, capsys: pytest.CaptureFixture[str], output: str, expected: str
 ) -> None:
     before = hashes(folder)
     assert train(folder, checkpoint_dir=folder / "checkpoints/again", output_dir=folder / output) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert "update 1" not in told
+    message = capsys.readouterr().err
+    assert expected in message
+    assert "update 1" not in message
     assert hashes(folder) == before
 
 
-def test_checkpoint_is_not_exported_onto_itself_nor_over_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_is_not_exported_over_itself_or_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = hashes(folder)
     for output in (folder / "checkpoints/checkpoint-2", folder / "checkpoints", folder, folder / "training"):
         assert export(folder, output) == 2
@@ -114,7 +114,7 @@ def test_checkpoint_is_not_exported_onto_itself_nor_over_data(folder: Path, caps
     assert hashes(folder) == before
 
 
-def test_run_of_a_name_that_is_at_work_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_concurrent_run_of_the_same_name_is_rejected(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with files.try_lock(folder / "training/runs/run/.lock") as held:  # type: ignore[union-attr]
         before = hashes(folder)
         assert train(folder, checkpoint_dir=folder / "again", output_dir=folder / "other") == 2
@@ -123,7 +123,7 @@ def test_run_of_a_name_that_is_at_work_is_refused(folder: Path, capsys: pytest.C
     assert held.closed
 
 
-def test_voice_of_a_place_where_another_is_at_work_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_concurrent_writer_of_a_voice_is_rejected(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with files.try_lock(folder / ".final_model.lock"):  # type: ignore[union-attr]
         assert train(folder, checkpoint_dir=folder / "again", run_name="other") == 2
         assert export(folder, folder / "final_model") == 2
@@ -131,10 +131,10 @@ def test_voice_of_a_place_where_another_is_at_work_is_refused(folder: Path, caps
     assert export(folder, folder / "final_model") == 0
 
 
-def test_two_exports_at_once_leave_a_whole_voice(folder: Path) -> None:
-    words = [sys.executable, "-m", "vits_trainer", "export", str(folder / "checkpoints/checkpoint-2")]
-    words += ["--output_dir", str(folder / "final_model")]
-    started = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+def test_concurrent_exports_leave_an_intact_voice(folder: Path) -> None:
+    command = [sys.executable, "-m", "vits_trainer", "export", str(folder / "checkpoints/checkpoint-2")]
+    command += ["--output_dir", str(folder / "final_model")]
+    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
     errors = [process.communicate()[1] for process in started]
     codes = [process.returncode for process in started]
     assert 0 in codes
@@ -147,11 +147,11 @@ def test_two_exports_at_once_leave_a_whole_voice(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.08])
-def test_export_that_is_killed_leaves_a_whole_voice(folder: Path, delay_s: float) -> None:
-    """From when its temporary folder is there: it is being written, read back, or moved."""
-    words = [sys.executable, "-m", "vits_trainer", "export", str(folder / "checkpoints/checkpoint-2")]
-    words += ["--output_dir", str(folder / "final_model")]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+def test_killed_export_leaves_an_intact_voice(folder: Path, delay_s: float) -> None:
+    """Killed after its temporary folder exists: while it is written, read back, or moved."""
+    command = [sys.executable, "-m", "vits_trainer", "export", str(folder / "checkpoints/checkpoint-2")]
+    command += ["--output_dir", str(folder / "final_model")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     while process.poll() is None and not list(folder.glob(".final_model.*.tmp")):
         time.sleep(0.002)
     time.sleep(delay_s)
@@ -192,7 +192,7 @@ def learn(folder: Path, **changes: object) -> int:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"output_dir": "training", "data_dir": "training"}, "--output_dir {}/training is or contains --data_dir"),
         ({"output_dir": "training"}, "--output_dir {}/training contains dataset.json, metadata.csv, runs"),
@@ -203,32 +203,32 @@ def learn(folder: Path, **changes: object) -> int:
         ({"output_dir": "mine", "data_dir": "mine_work"}, "appended), is or contains --data_dir"),
     ],
 )
-def test_feedback_takes_no_place_of_something_else(
-    folder: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], said: str
+def test_feedback_rejects_folders_with_other_files(
+    folder: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], expected: str
 ) -> None:
     (folder / "mine_work/corrections").mkdir(parents=True)
     (folder / "mine_work/corrections/a.wav").write_text("precious")
     (folder / "feedback").mkdir()
     before = hashes(folder)
     assert learn(folder, **{key: folder / value for key, value in changes.items()}) == 2
-    assert said.format(folder) in capsys.readouterr().err
+    assert expected.format(folder) in capsys.readouterr().err
     assert {name: value for name, value in hashes(folder).items() if not name.startswith("feedback/")} == before
 
 
-def test_feedback_leaves_others_files_alone_learnt_or_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_feedback_keeps_other_files_whether_accepted_or_rejected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(folder / "final_model", folder / "new")
     before = hashes(folder / "final_model")
-    for text, complaints in (("number 2", []), ("number 3", ["it is worse"]), ("number 4", [])):
-        monkeypatch.setattr(decision, "reasons_to_reject", lambda *_, reasons=complaints: reasons)
-        assert learn(folder) == len(complaints)
-        for place in ("new", "final_model"):
-            assert (folder / place / "MY_NOTES.md").read_text() == "mine"
-        if complaints:
+    for text, reasons in (("number 2", []), ("number 3", ["it is worse"]), ("number 4", [])):
+        monkeypatch.setattr(decision, "reasons_to_reject", lambda *_, reasons=reasons: reasons)
+        assert learn(folder) == len(reasons)
+        for name in ("new", "final_model"):
+            assert (folder / name / "MY_NOTES.md").read_text() == "mine"
+        if reasons:
             assert (folder / "new_work/refused/model.safetensors").is_file()
             assert sorted(path.name for path in (folder / "new").iterdir()) == [files.MARKER, "MY_NOTES.md"]
         (folder / "new_work/mine").write_text("mine")
-        (folder / "feedback/one.txt").write_text(text)  # is new again
+        (folder / "feedback/one.txt").write_text(text)  # makes it a new correction
     assert (folder / "new_work/mine").read_text() == "mine"
-    for place in ("new", "final_model"):
-        assert hashes(folder / f"{place}_versions/0").items() < before.items()
+    for name in ("new", "final_model"):
+        assert hashes(folder / f"{name}_versions/0").items() < before.items()
     assert sorted(path.name for path in (folder / "final_model_versions").iterdir()) == ["0", "1"]

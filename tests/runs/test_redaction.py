@@ -1,4 +1,4 @@
-"""No file of a run has the secret."""
+"""Secrets are not written to files of a W&B run."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from vits_trainer.cli.main import main
 TOKEN = "hf_" + "Ab1" * 10
 
 
-def test_no_file_of_a_wandb_run_has_the_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted in the environment, the configuration, the data set's description, and an error's message."""
+def test_no_file_of_a_wandb_run_contains_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The secret is in the environment, the configuration, dataset.json and an error message."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("WANDB_MODE", "offline")
     prepared_folder(tmp_path)
@@ -19,14 +19,14 @@ def test_no_file_of_a_wandb_run_has_the_secret(tmp_path: Path, monkeypatch: pyte
     summary.write_text(summary.read_text().replace('"dataset": "', f'"dataset": "https://user:{TOKEN}@host/', 1))
     (tmp_path / "training/wavs/audio_000003.wav").unlink()
 
-    def telling(path: object) -> None:
+    def fail_with_token(path: object) -> None:
         raise OSError(f"https://host/clip.wav?token={TOKEN}")
 
-    monkeypatch.setattr("vits_trainer.data.audio_store.read_pcm16_wav", telling)
+    monkeypatch.setattr("vits_trainer.data.audio_store.read_pcm16_wav", fail_with_token)
     assert main(["train_vits", *train_flags(tmp_path, wandb_tags=f"[{TOKEN}]", validation_fraction=0)]) == 1
     run = tmp_path / "training/runs/run"
     ended_wandb_run(run)
-    assert TOKEN in (run / "rejected.jsonl").read_text()  # it was there to be told
+    assert TOKEN in (run / "rejected.jsonl").read_text()  # the error message contains it
     files = [path for path in (run / "wandb").rglob("*") if path.is_file()]
     assert files
     assert [str(path) for path in files if TOKEN.encode() in path.read_bytes()] == []

@@ -1,4 +1,4 @@
-"""A voice of each sampling rate trains, speaks and is tuned again."""
+"""Voices of each sampling rate are trained, synthesize speech and are fine-tuned."""
 
 from pathlib import Path
 
@@ -16,9 +16,9 @@ RECIPES = {"from_scratch": 16000, "from_scratch_22k": 22050, "from_scratch_24k":
 SIZES = ("sampling_rate", "spectrogram_bins", "upsample_rates", "upsample_kernel_sizes")
 
 
-@pytest.mark.parametrize(("recipe", "rate_hz"), list(RECIPES.items())[1:])  # other tests have 16 kHz
-def test_voice_of_each_rate_trains_speaks_and_is_tuned_again(recipe: str, rate_hz: int, tmp_path: Path) -> None:
-    """A tiny voice with the recipe's framing; transformers' pipeline speaks."""
+@pytest.mark.parametrize(("recipe", "rate_hz"), list(RECIPES.items())[1:])  # other tests use 16 kHz
+def test_voice_of_each_rate_is_trained_speaks_and_is_finetuned(recipe: str, rate_hz: int, tmp_path: Path) -> None:
+    """A tiny voice with the recipe's framing, run by transformers' pipeline."""
     prepared_folder(tmp_path, clips=5, rate_hz=rate_hz)
     written = yaml.safe_load((RECIPES_DIR / f"{recipe}.yaml").read_text("utf-8"))["architecture"]
     framing = {f"architecture.{name}": value for name, value in written.items() if name in SIZES}
@@ -31,13 +31,13 @@ def test_voice_of_each_rate_trains_speaks_and_is_tuned_again(recipe: str, rate_h
     assert rate == rate_hz
     assert samples > 0
     assert samples % good.hop == 0
-    # What the exported configuration says is enough to tune the voice again.
+    # The exported configuration is sufficient to fine-tune the voice.
     assert audio_spec(VitsConfig.from_pretrained(voice)) == AudioSpec(rate_hz, good.n_fft, good.n_fft, good.hop)
     tuned = {name: value for name, value in MINIATURE.items() if name != "architecture"}
     (tmp_path / "tuned").mkdir()
     flags = train_flags(tmp_path / "tuned", data_dir=tmp_path / "training", runs_dir=tmp_path / "tuned/training/runs")
     (tmp_path / "tuned/miniature.yaml").write_text(yaml.safe_dump(tuned))
     assert main(["train_vits", *flags, "--model_name", str(voice), "--max_updates", "1"]) == 0
-    # The very clips, noise and weights: the tuned voice begins where the first run ended.
+    # The same clips, noise and weights: fine-tuning starts where the first run ended.
     before, after = metrics(tmp_path)[-1], metrics(tmp_path / "tuned")[0]
     assert after["validation/mel"] == pytest.approx(before["validation/mel"], rel=1e-3)

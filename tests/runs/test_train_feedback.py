@@ -1,4 +1,4 @@
-"""``train_feedback``: corrections into a voice that takes the old one's place, if it is better."""
+"""``train_feedback``: trains on corrections, and replaces the voice if it is better."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def corrections(folder: Path, count: int = 4, loudness: float = 1) -> Path:
 
 
 def flags(served: Path, feedback: Path, output: Path, **changes: object) -> list[str]:
-    # A voice of random noise, so it takes more than the default's low rate to hear it learn.
+    # The voice is random noise: the default's low learning rate would change it too little.
     settings = {"learning_rate": 5e-3, "epochs": 10, "replay_fraction": 0.5, "report_to": "none", "run_name": "learnt"}
     settings |= changes
     settings |= {"feedback_dir": feedback, "model_dir": served, "output_dir": output}
@@ -50,61 +50,63 @@ def verdict(output: Path) -> dict:
     return json.loads((output.with_name(f"{output.name}_work") / "verdict.json").read_text())
 
 
-def test_better_voice_takes_the_place_and_can_go_back(served: Path, trained: Path, tmp_path: Path, capsys) -> None:
+def test_better_voice_replaces_the_old_one_and_can_be_rolled_back(
+    served: Path, trained: Path, tmp_path: Path, capsys
+) -> None:
     before, new = hashes(served), tmp_path / "new"
     feedback = corrections(tmp_path / "feedback")
-    asked = {"data_dir": trained / "training", "max_regression": 1}
-    assert main(flags(served, feedback, new, **asked)) == 0
+    settings = {"data_dir": trained / "training", "max_regression": 1}
+    assert main(flags(served, feedback, new, **settings)) == 0
     found = verdict(new)
     assert found["accepted"]
     assert found["learnt"] == ["word0", "word1", "word2", "word3"]
-    for figure in found["figures"]["corrections"].values():
-        assert figure["after"] < 0.97 * figure["before"]
+    for change in found["figures"]["corrections"].values():
+        assert change["after"] < 0.97 * change["before"]
     assert {**hashes(new), "learnt.json": hashes(served)["learnt.json"]} == hashes(served) != before
     assert hashes(tmp_path / "final_model_versions/0") == before
 
-    # half of what was learnt from were clips that the voice knew, none of them held out
+    # half of the clips are replayed training clips, none of them held out
     mix = json.loads((tmp_path / "new_work/runs/learnt/facts.json").read_text())["data"]
     assert (mix["clips"], mix["replayed"], mix["passes"]) == (8, 4, 10)
 
-    # again: nothing is new. A changed file is new, and it alone.
+    # a second time, nothing is new; a changed file is the only new correction
     capsys.readouterr()
-    assert main(flags(served, feedback, new, **asked)) == 0
+    assert main(flags(served, feedback, new, **settings)) == 0
     assert "Nothing new" in capsys.readouterr().out
     (feedback / "word1.txt").write_text("number 7\n")
-    assert main(flags(served, feedback, new, **asked)) == 0
+    assert main(flags(served, feedback, new, **settings)) == 0
     assert verdict(new)["learnt"] == ["word1"]
     assert verdict(new)["version"] == 2
 
-    # back twice: the voice forgets what it learnt since, and learns it again
+    # after two rollbacks the corrections are learnt again
     assert main(flags(served, feedback, new, rollback=True)) == 0
     assert main(flags(served, feedback, new, rollback=True)) == 0
     assert hashes(served) == before
     assert main(flags(served, feedback, new, rollback=True)) == 2
-    assert main(flags(served, feedback, new, **asked)) == 0
+    assert main(flags(served, feedback, new, **settings)) == 0
     assert len(verdict(new)["learnt"]) == 4
     assert verdict(new)["version"] == 3
 
 
-def test_voice_that_forgets_is_refused_and_the_served_one_untouched(
+def test_voice_that_regresses_is_rejected_and_the_served_one_unchanged(
     served: Path, trained: Path, tmp_path: Path, capsys
 ) -> None:
     before = hashes(served)
-    feedback = corrections(tmp_path / "feedback", loudness=0.001)  # it learns to whisper
-    asked = {"data_dir": trained / "training", "replay_fraction": 0, "epochs": 10, "max_regression": 0}
-    assert main(flags(served, feedback, tmp_path / "new", **asked)) == 1
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert "REJECTED" in told
-    assert "->" in told
+    feedback = corrections(tmp_path / "feedback", loudness=0.001)  # it becomes almost silent
+    settings = {"data_dir": trained / "training", "replay_fraction": 0, "epochs": 10, "max_regression": 0}
+    assert main(flags(served, feedback, tmp_path / "new", **settings)) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "REJECTED" in message
+    assert "->" in message
     assert hashes(served) == before
     assert not (tmp_path / "new").exists()
     assert (tmp_path / "new_work/refused/model.safetensors").is_file()
     assert not verdict(tmp_path / "new")["accepted"]
-    # refused corrections were not learnt: they are new again
+    # corrections of a rejected voice stay new
     assert not (served / "learnt.json").exists()
 
 
-def test_without_training_clips_it_says_what_it_cannot_see(served: Path, tmp_path: Path, capsys, caplog) -> None:
+def test_missing_training_clips_are_logged(served: Path, tmp_path: Path, capsys, caplog) -> None:
     feedback = corrections(tmp_path / "feedback")
     assert main(flags(served, feedback, tmp_path / "new")) == 0
     assert "NO TRAINING CLIPS" in caplog.text
@@ -120,11 +122,11 @@ def test_corrections_learnt_before_are_replayed(served: Path, tmp_path: Path) ->
     assert (mix["clips"], mix["replayed"], mix["passes"]) == (4, 2, 3)
 
 
-def test_bad_corrections_are_rejected_like_any_clip_and_not_learnt(served: Path, tmp_path: Path) -> None:
+def test_unreadable_corrections_are_rejected_and_not_learnt(served: Path, tmp_path: Path) -> None:
     feedback = corrections(tmp_path / "feedback")
     (feedback / "word0.wav").write_bytes(b"no audio")
     (feedback / "word1.txt").unlink()
-    for name in ("-word", "one, two"):  # as rejected.csv must write otherwise
+    for name in ("-word", "one, two"):  # names that rejected.csv has to escape
         (feedback / f"{name}.txt").write_text("number 4")
         (feedback / f"{name}.wav").write_bytes(b"no audio")
     assert main(flags(served, feedback, tmp_path / "new")) == 0
@@ -134,7 +136,7 @@ def test_bad_corrections_are_rejected_like_any_clip_and_not_learnt(served: Path,
     assert verdict(tmp_path / "new")["learnt"] == ["word2", "word3"]
 
 
-def test_no_correction_is_said(served: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_corrections_are_reported(served: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "feedback").mkdir()
     assert main(flags(served, tmp_path / "feedback", tmp_path / "new")) == 2
     assert "NAME.wav" in capsys.readouterr().err
@@ -146,13 +148,13 @@ def test_served_voice_is_never_the_output(served: Path, tmp_path: Path, capsys: 
     assert "Choose another folder" in capsys.readouterr().err
 
 
-def test_several_processes_are_refused(served: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_several_processes_are_rejected(served: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(flags(served, tmp_path, tmp_path / "new")) == 2
     assert "without accelerate launch" in capsys.readouterr().err
 
 
-def test_first_voice_is_the_base_model_where_none_is_served(served: Path, tmp_path: Path) -> None:
+def test_training_starts_from_the_base_model_if_no_voice_is_served(served: Path, tmp_path: Path) -> None:
     base = shutil.copytree(served, tmp_path / "base")
     feedback = corrections(tmp_path / "feedback", count=2)
     absent = tmp_path / "absent"

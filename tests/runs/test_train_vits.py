@@ -1,4 +1,4 @@
-"""``train_vits`` from a prepared folder to a voice that transformers loads, in this process."""
+"""``train_vits`` from a prepared folder to a voice that transformers loads."""
 
 import json
 import os
@@ -56,19 +56,19 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_metrics_have_every_name_of_the_contract_at_each_update(trained: Path) -> None:
+def test_metrics_have_every_documented_name_at_each_update(trained: Path) -> None:
     lines = metrics(trained)
     assert [line["update"] for line in lines if "generator/mel" in line] == [1, 2, 3, 4]
     assert all(line.keys() >= SCALARS for line in lines if "generator/mel" in line)
-    assert not [name for line in lines for name in line if name.startswith("ranks/")]  # there is one
-    left_h = [line["time/eta_h"] for line in lines if "generator/mel" in line]
-    assert min(left_h[:3]) > left_h[3] == 0
+    assert not [name for line in lines for name in line if name.startswith("ranks/")]  # one rank only
+    eta_h = [line["time/eta_h"] for line in lines if "generator/mel" in line]
+    assert min(eta_h[:3]) > eta_h[3] == 0
     validations = [line for line in lines if "validation/mel" in line]
     assert [line["update"] for line in validations] == [2, 4]
     assert validations[0]["validation/mel"] != validations[1]["validation/mel"]
 
 
-def test_total_is_the_weighted_sum_of_what_is_logged(trained: Path) -> None:
+def test_total_is_the_weighted_sum_of_the_logged_losses(trained: Path) -> None:
     line = metrics(trained)[0]
     weighted = 45 * line["generator/mel"] + sum(
         line[f"generator/{name}"] for name in ("kl", "duration", "adversarial", "feature_matching")
@@ -78,12 +78,12 @@ def test_total_is_the_weighted_sum_of_what_is_logged(trained: Path) -> None:
 
 
 def test_clips_are_counted(trained: Path) -> None:
-    # 10 clips, 1 held out: updates of 4, 4 and 1 clips, then another of 4.
+    # 10 clips, 1 for validation: updates of 4, 4 and 1 clips, then another of 4.
     assert [line["data/trained"] for line in metrics(trained)] == [4, 8, 9, 13]
     assert {line["data/rejected"] for line in metrics(trained)} == {0}
 
 
-def test_offline_wandb_run_holds_the_same_scalars(trained: Path) -> None:
+def test_offline_wandb_run_has_the_same_metrics(trained: Path) -> None:
     (file,) = (trained / "training/runs/run/wandb").glob("offline-run-*/run-*.wandb")
     history = wandb_history(file)
     assert [any(key.startswith("samples/") for key in line) for line in history] == [False, True, False, True]
@@ -118,7 +118,7 @@ def test_exported_voice_speaks_in_a_fresh_process(trained: Path) -> None:
     assert (voice / "discriminator.safetensors").is_file()
 
 
-def test_exported_weights_are_the_last_checkpoints(trained: Path) -> None:
+def test_exported_weights_are_those_of_the_last_checkpoint(trained: Path) -> None:
     exported = load_file(trained / "final_model/model.safetensors")
     kept = load_file(trained / "checkpoints/checkpoint-4/generator.safetensors")
     g = kept["decoder.upsampler.0.parametrizations.weight.original0"]
@@ -128,14 +128,14 @@ def test_exported_weights_are_the_last_checkpoints(trained: Path) -> None:
     assert torch.equal(exported["text_encoder.project.weight"], kept["text_encoder.project.weight"])
 
 
-def test_run_folder_tells_the_run(trained: Path) -> None:
+def test_run_folder_has_config_and_log(trained: Path) -> None:
     run = trained / "training/runs/run"
     assert yaml.safe_load((run / "config.yaml").read_text())["max_updates"] == 4
     assert "Baseline on the validation clips" in (run / "train.log").read_text()
     assert (run / "rejected.jsonl").read_text() == ""
 
 
-def test_tuning_goes_on_from_the_exported_voice_and_its_discriminators(trained: Path, tmp_path: Path) -> None:
+def test_finetuning_starts_from_the_exported_voice_and_its_discriminator(trained: Path, tmp_path: Path) -> None:
     flags = train_flags(tmp_path, data_dir=trained / "training", run_name="again", max_updates=1)
     voice = trained / "final_model"
     tuned = yaml.safe_load((tmp_path / "miniature.yaml").read_text())
@@ -150,31 +150,31 @@ def test_tuning_goes_on_from_the_exported_voice_and_its_discriminators(trained: 
 
 
 @pytest.mark.parametrize("place", ["D_4.pth", "inside the voice's file"])
-def test_tuning_takes_discriminators_from_elsewhere_and_needs_no_warm_up(
+def test_finetuning_with_another_discriminator_file_needs_no_warmup(
     trained: Path, tmp_path: Path, place: str
 ) -> None:
     voice = tmp_path / "voice"
     shutil.copytree(trained / "final_model", voice)
-    judges = load_file(voice / "discriminator.safetensors")
+    discriminator = load_file(voice / "discriminator.safetensors")
     (voice / "discriminator.safetensors").unlink()
     flags = train_flags(tmp_path, data_dir=trained / "training", run_name=f"from {place[0]}", max_updates=20)
     flags += ["--model_name", str(voice), "--learning_rate", "1e-30", "--architecture", "null"]
     if place == "D_4.pth":
-        torch.save({"model": to_original_discriminator(judges), "iteration": 4}, tmp_path / place)
+        torch.save({"model": to_original_discriminator(discriminator), "iteration": 4}, tmp_path / place)
         flags += ["--discriminator_from", str(tmp_path / place)]
     else:
-        weights = load_file(voice / "model.safetensors") | {f"discriminator.{name}": w for name, w in judges.items()}
-        save_file(weights, voice / "model.safetensors", {"format": "pt"})
+        weights = {f"discriminator.{name}": weight for name, weight in discriminator.items()}
+        save_file(load_file(voice / "model.safetensors") | weights, voice / "model.safetensors", {"format": "pt"})
     assert main(["train_vits", *flags]) == 0
     after = load_file(tmp_path / "final_model/discriminator.safetensors")
-    assert after.keys() == judges.keys()
-    for key, weight in judges.items():
+    assert after.keys() == discriminator.keys()
+    for key, weight in discriminator.items():
         torch.testing.assert_close(after[key], weight, atol=1e-6, rtol=1e-5)
     log = (trained / "training/runs" / f"from {place[0]}" / "train.log").read_text()
-    assert "learn alone" not in log
+    assert "Only the discriminator is trained" not in log
 
 
-def test_fresh_discriminators_of_a_trained_voice_learn_alone_first(trained: Path, tmp_path: Path) -> None:
+def test_fresh_discriminator_of_a_trained_voice_is_warmed_up(trained: Path, tmp_path: Path) -> None:
     voice = tmp_path / "voice"
     shutil.copytree(trained / "final_model", voice)
     (voice / "discriminator.safetensors").unlink()
@@ -194,7 +194,7 @@ def test_resumed_run_ends_with_the_uninterrupted_runs_weights(trained: Path, fol
     assert trained_lines[-1]["data/trained"] == 13
 
 
-def test_starting_over_checkpoints_offers_both_ways(
+def test_new_run_over_existing_checkpoints_is_rejected_with_both_remedies(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train_vits", *train_flags(trained)]) == 2
@@ -204,7 +204,7 @@ def test_starting_over_checkpoints_offers_both_ways(
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("changes", "expected"),
     [
         ({"batch_size": 2}, "clips in an update 4 -> 2"),
         ({"seed": 7}, "seed 1234 -> 7"),
@@ -217,17 +217,17 @@ def test_starting_over_checkpoints_offers_both_ways(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_illegal_changes_are_refused_as_was_and_now(
-    changes: dict[str, object], named: str, trained: Path, capsys: pytest.CaptureFixture[str]
+def test_changes_that_must_match_are_rejected_with_old_and_new_value(
+    changes: dict[str, object], expected: str, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = train_flags(trained, **{"resume_from_checkpoint": "latest", **changes})
     assert main(["train_vits", *flags]) == 2
     message = capsys.readouterr().err
-    assert named in message
+    assert expected in message
     assert "vits-trainer export" in message
 
 
-def test_legal_changes_are_listed_as_was_and_now(trained: Path, folder: Path) -> None:
+def test_allowed_changes_are_logged_with_old_and_new_value(trained: Path, folder: Path) -> None:
     shutil.copytree(trained / "checkpoints", folder / "checkpoints")
     changes = {"learning_rate": 5e-4, "batch_size": 2, "gradient_accumulation_steps": 2, "max_updates": 5}
     assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="latest", **changes)]) == 0
@@ -237,7 +237,7 @@ def test_legal_changes_are_listed_as_was_and_now(trained: Path, folder: Path) ->
     assert "seed" not in line
 
 
-def test_nothing_to_resume_from_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_checkpoint_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="latest")]) == 2
     assert "contains no checkpoint" in capsys.readouterr().err
 
@@ -261,14 +261,14 @@ def test_mel_objective_trains_without_discriminators(folder: Path) -> None:
     assert (folder / "final_model/model.safetensors").is_file()
 
 
-def test_accumulated_micro_batches_make_one_update(folder: Path) -> None:
+def test_accumulated_micro_batches_are_one_update(folder: Path) -> None:
     flags = train_flags(folder, batch_size=2, gradient_accumulation_steps=3, max_updates=2)
     assert main(["train_vits", *flags]) == 0
-    # 9 clips, 6 an update: three micro-batches, then the two that the rest takes.
+    # 9 clips, 6 per update: three micro-batches, then two with the remaining clips.
     assert [line["data/trained"] for line in metrics(folder) if "data/trained" in line] == [6, 9]
 
 
-def test_other_sampling_rate_is_refused_with_the_remedy(
+def test_different_sampling_rate_is_rejected_with_the_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared_folder(tmp_path, clips=3, rate_hz=22050)
@@ -276,7 +276,7 @@ def test_other_sampling_rate_is_refused_with_the_remedy(
     assert "--target_sr 16000" in capsys.readouterr().err
 
 
-def test_missing_folder_is_refused_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_folder_is_rejected_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train_vits", *train_flags(tmp_path)]) == 2
     assert "prepare_data" in capsys.readouterr().err
 
@@ -286,7 +286,7 @@ def test_clip_damaged_since_preparation_is_recorded_and_counted(folder: Path) ->
     flags = train_flags(folder, validation_fraction=0, max_updates=3, max_rejected_fraction=0.1)
     assert main(["train_vits", *flags]) == 0
     last = metrics(folder)[-1]
-    # One epoch: 10 clips in three updates, one of them bad.
+    # One epoch: 10 clips in three updates, one of them unreadable.
     assert (last["data/trained"], last["data/rejected"]) == (9, 1)
     (record,) = map(json.loads, (folder / "training/runs/run/rejected.jsonl").read_text().splitlines())
     assert record["clip"] == "audio_000004.wav"
@@ -308,12 +308,12 @@ def test_failing_step_ends_the_run_and_marks_it_failed(folder: Path, monkeypatch
     assert not (folder / "final_model").exists()
 
 
-def test_bad_held_out_clip_is_recorded_and_changes_no_figure(folder: Path) -> None:
-    """No silence stands in for it: neither in the losses, nor in the best constant frame that they are held against."""
-    given = {"max_updates": 1, "max_rejected_fraction": 0.2, "validation_fraction": 0.2, "model_name": "null"}
+def test_unreadable_validation_clip_is_recorded_and_excluded_from_metrics(folder: Path) -> None:
+    """No placeholder replaces it, neither in the losses nor in the baseline of the best constant frame."""
+    settings = {"max_updates": 1, "max_rejected_fraction": 0.2, "validation_fraction": 0.2, "model_name": "null"}
     _, (lost, kept) = train_validation_split(open_prepared(folder / "training"), 0.2, 64, seed=1234)
     (folder / f"training/wavs/audio_{lost:06}.wav").unlink()
-    assert main(["train_vits", *train_flags(folder, **given)]) == 0
+    assert main(["train_vits", *train_flags(folder, **settings)]) == 0
     run = folder / "training/runs/run"
     (record,) = map(json.loads, (run / "rejected.jsonl").read_text().splitlines())
     assert (record["clip"], record["stage"], record["kind"]) == (f"audio_{lost:06}.wav", "validation", "missing-file")
@@ -321,19 +321,19 @@ def test_bad_held_out_clip_is_recorded_and_changes_no_figure(folder: Path) -> No
     assert last["data/rejected"] == 1
     spec = AudioSpec(16000)
     reader = PreparedClipDataset(open_prepared(folder / "training"), build_tokenizer(["number"]), spec, None)
-    alone = Validation(Runtime("fp32", 1), Objective("mel", LossWeights(), spec, 32), reader, [kept], 4, 0)
-    assert last["validation/constant_frame_mel"] == alone.constant_frame_mel
+    expected = Validation(Runtime("fp32", 1), Objective("mel", LossWeights(), spec, 32), reader, [kept], 4, 0)
+    assert last["validation/constant_frame_mel"] == expected.constant_frame_mel
 
 
 def train_with_free_threads(folder: Path, *flags: str) -> str:
-    """Log of a run in a process of its own, in which nothing sets the number of threads."""
+    """Returns the log of a run in a separate process, in which nothing sets the number of threads."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
     command = [sys.executable, "-m", "vits_trainer", "train_vits", *train_flags(folder), *flags]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr
 
 
-@pytest.mark.skipif(available_cpus() < 2, reason="one CPU: there is no number of threads to choose")
-def test_the_number_of_cpu_threads_is_measured_once_and_kept_on_resume(folder: Path) -> None:
+@pytest.mark.skipif(available_cpus() < 2, reason="needs two CPUs")
+def test_number_of_cpu_threads_is_measured_once_and_kept_on_resume(folder: Path) -> None:
     log = train_with_free_threads(folder, "--max_updates", "1", "--save_every_updates", "1")
     chosen = int(re.search(r"CPU threads: (\d+) \(a micro-batch takes .* s with one\)", log)[1])
     assert f"on CPU, fp32, {chosen} CPU thread(s)" in log
@@ -346,6 +346,6 @@ def test_the_number_of_cpu_threads_is_measured_once_and_kept_on_resume(folder: P
     assert changed in resumed
 
 
-@pytest.mark.skipif(available_cpus() < 2, reason="one CPU: there is no number of threads to choose")
-def test_deterministic_runs_measure_no_threads(folder: Path) -> None:
+@pytest.mark.skipif(available_cpus() < 2, reason="needs two CPUs")
+def test_deterministic_runs_do_not_measure_threads(folder: Path) -> None:
     assert "CPU threads:" not in train_with_free_threads(folder, "--max_updates", "1", "--deterministic", "true")

@@ -1,4 +1,4 @@
-"""The plan, the discriminators' warm-up, the rehearsal, and what is said when memory runs out."""
+"""The discriminator's warm-up, the dry run, and out-of-memory errors."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from vits_trainer.cli.main import main
 from vits_trainer.training.objective import Objective
 
 
-def test_discriminators_learn_alone_in_the_warmup(tmp_path: Path) -> None:
+def test_only_the_discriminator_is_trained_during_warmup(tmp_path: Path) -> None:
     prepared_folder(tmp_path)
     flags = train_flags(tmp_path, discriminator_warmup_updates=2, max_updates=3, save_every_updates=1)
     assert main(["train_vits", *flags]) == 0
@@ -31,12 +31,12 @@ def test_discriminators_learn_alone_in_the_warmup(tmp_path: Path) -> None:
     assert ["grad_norm/generator" in line for line in lines] == [False, False, True]
 
 
-def test_rehearsal_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first update after two rehearsal passes is the one without them."""
+def test_dry_run_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first update after two passes of the dry run equals that without them."""
     prepared_folder(tmp_path)
     assert main(["train_vits", *train_flags(tmp_path, max_updates=2)]) == 0
     with_it = metrics(tmp_path)
-    # On one process it may be left out.
+    # A single process can omit it.
     monkeypatch.setattr("vits_trainer.training.trainer.Trainer.dry_run", lambda self: 1.0)
     changes = {"checkpoint_dir": tmp_path / "other", "runs_dir": tmp_path / "other_runs"}
     assert main(["train_vits", *train_flags(tmp_path, max_updates=2, **changes)]) == 0
@@ -47,10 +47,10 @@ def test_rehearsal_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 assert ours[name] == other[name], name
 
 
-def test_out_of_memory_names_the_clips_and_the_flags(
+def test_out_of_memory_error_has_the_clips_and_the_flags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message of PyTorch's CPU allocator is quoted; really running out would take this machine along."""
+    """Raises the message of PyTorch's CPU allocator instead of exhausting the memory."""
 
     def exhausted(*_: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ...")
@@ -59,5 +59,5 @@ def test_out_of_memory_names_the_clips_and_the_flags(
     monkeypatch.setattr(Objective, "discriminator_losses", exhausted)
     assert main(["train_vits", *train_flags(tmp_path)]) == 1
     message = capsys.readouterr().err
-    assert "1.2" in message  # the longest of the made-up clips, which the rehearsal takes first
+    assert "1.2" in message  # the longest of the synthetic clips, which the dry run reads first
     assert "--batch_size" in message

@@ -1,4 +1,4 @@
-"""A voice learns new letters."""
+"""Fine-tuning with characters that are not in the voice's vocabulary."""
 
 import torch
 from transformers import pipeline
@@ -10,8 +10,8 @@ from vits_trainer.models.pretrained import export, load_model
 from vits_trainer.text.tokenizer import load_tokenizer
 
 
-def test_voice_learns_new_letters_and_goes_on(tmp_path):
-    """An English-like vocabulary, texts with letters that it lacks: the report, the extension, a resumed run."""
+def test_voice_learns_new_letters_and_resumes(tmp_path):
+    """Texts with letters that the vocabulary lacks: the report, the extension, a resumed run."""
     prepared_folder(tmp_path, clips=8)  # "number 0 speaks"
     metadata = tmp_path / "training/metadata.csv"
     metadata.write_text(metadata.read_text().replace("speaks", "grüßt"), encoding="utf-8")
@@ -19,8 +19,8 @@ def test_voice_learns_new_letters_and_goes_on(tmp_path):
     export(voice, TOKENIZER, None, tmp_path / "english")
     flags = {"model_name": str(tmp_path / "english"), "architecture": "null", "report_to": "none"}
     flags |= {"validation_samples": 0, "discriminator_warmup_updates": 0}
-    told = train_flags(tmp_path, **flags, max_updates=1)
-    assert main(["train_vits", *told]) == 0
+    arguments = train_flags(tmp_path, **flags, max_updates=1)
+    assert main(["train_vits", *arguments]) == 0
     log = (tmp_path / "training/runs/run/train.log").read_text()
     assert "letters or digits of the texts are not in the voice's vocabulary" in log
     assert "'r' 16 times ('number 0 grüßt')" in log

@@ -1,4 +1,4 @@
-"""Clips and data sets made up for the tests: nothing here is anybody's voice."""
+"""Synthetic clips and data sets."""
 
 import http.server
 import io
@@ -18,7 +18,7 @@ RELEASE_HEADER = ("client_id", "path", "sentence_id", "sentence", "up_votes", "d
 
 
 def voice(duration_s: float, rate_hz: int, pitch_hz: float = 150.0) -> NDArray[np.float32]:
-    """(T,): ten harmonics under a syllable-like envelope, loudest sample 0.5."""
+    """Returns (T,): ten harmonics with a syllable-like envelope and a peak of 0.5."""
     time_s = np.arange(round(duration_s * rate_hz)) / rate_hz
     tone = sum(np.sin(2 * np.pi * pitch_hz * k * time_s) / k for k in range(1, 11))
     shaped = tone * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * time_s))
@@ -26,7 +26,7 @@ def voice(duration_s: float, rate_hz: int, pitch_hz: float = 150.0) -> NDArray[n
 
 
 def encode(samples: NDArray[np.float32], rate_hz: int, kind: str = "WAV", subtype: str | None = None) -> bytes:
-    """A file's content; ``samples`` is (T,) or (T, channels)."""
+    """Returns the content of an audio file; ``samples`` is (T,) or (T, channels)."""
     content = io.BytesIO()
     sf.write(content, samples, rate_hz, format=kind, subtype=subtype)
     return content.getvalue()
@@ -34,7 +34,7 @@ def encode(samples: NDArray[np.float32], rate_hz: int, kind: str = "WAV", subtyp
 
 @dataclass(frozen=True)
 class Utterance:
-    """One row of a made-up Common Voice release."""
+    """One row of a synthetic Common Voice release."""
 
     path: str
     sentence: str
@@ -45,7 +45,7 @@ class Utterance:
 
 
 def good_utterances(count: int, duration_s: float = 0.6) -> list[Utterance]:
-    """Clips that pass, each with a pitch of its own."""
+    """Returns clips that are accepted, each with a different pitch."""
     return [
         Utterance(f"good_{n}.mp3", f"Silav {n}.", encode(voice(duration_s, 32000, 100 + 20 * n), 32000, "MP3"))
         for n in range(count)
@@ -53,7 +53,7 @@ def good_utterances(count: int, duration_s: float = 0.6) -> list[Utterance]:
 
 
 def mixed_utterances() -> list[Utterance]:
-    """Three clips that pass, among one for each way to fail that a release can have."""
+    """Returns three clips that are accepted, and one for each reason to reject a clip of a release."""
     first, second = good_utterances(2)
     stereo = np.stack([voice(0.6, 48000, 110), voice(0.6, 48000, 220)], axis=1)
     return [
@@ -82,7 +82,7 @@ MIXED_REJECTIONS = {
 
 
 def write_release(folder: Path, utterances: Sequence[Utterance]) -> Path:
-    """An extracted Common Voice release: validated.tsv and clips/."""
+    """Writes an extracted Common Voice release: validated.tsv and clips/."""
     (folder / "clips").mkdir(parents=True)
     lines = ["\t".join(RELEASE_HEADER)]
     for n, utterance in enumerate(utterances):
@@ -95,7 +95,7 @@ def write_release(folder: Path, utterances: Sequence[Utterance]) -> Path:
 
 
 def write_parquet(file: Path, utterances: Sequence[Utterance]) -> Path:
-    """The same as Parquet, the way ``datasets`` saves a column with an ``Audio`` feature."""
+    """Writes the clips as Parquet, as ``datasets`` saves a column with an ``Audio`` feature."""
     import datasets
 
     columns = {
@@ -122,7 +122,7 @@ def write_parquet(file: Path, utterances: Sequence[Utterance]) -> Path:
 
 
 def write_lj_speech(folder: Path, lines: Sequence[str], clips: dict[str, bytes]) -> Path:
-    """metadata.csv of ``lines``, and ``clips`` by path within the folder."""
+    """Writes metadata.csv with ``lines``, and ``clips`` by path within the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metadata.csv").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="")
     for path, content in clips.items():
@@ -131,13 +131,13 @@ def write_lj_speech(folder: Path, lines: Sequence[str], clips: dict[str, bytes])
     return folder
 
 
-# A Hub on this machine, for HF_ENDPOINT
+# A local Hub server, for HF_ENDPOINT
 
 HUB_COMMIT = "c0" * 20
 
 
 class _HubAnswers(http.server.BaseHTTPRequestHandler):
-    """What the Hub's HTTP interface answers about data set owner/name, kept in ``repository``, and three others."""
+    """The Hub's HTTP API for data set owner/name, stored in ``repository``, and three others."""
 
     repository: Path
     protocol_version = "HTTP/1.1"
@@ -199,7 +199,7 @@ class _HubAnswers(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def loopback_hub(repository: Path) -> Iterator[str]:
-    """Serves ``repository`` as data set owner/name; its address is the value."""
+    """Serves ``repository`` as data set owner/name; yields the server's address."""
     answers = type("Answers", (_HubAnswers,), {"repository": repository})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), answers) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -207,7 +207,7 @@ def loopback_hub(repository: Path) -> Iterator[str]:
         server.shutdown()
 
 
-# Stand-ins for preparation.convert_clip; worker processes find them here by name.
+# Replacements of preparation.convert_clip; worker processes import them by name.
 
 
 def killed_worker(*_: object) -> int:
@@ -225,7 +225,7 @@ def full_disk(audio: object, tokens: int, target_rate_hz: int, wav: Path) -> int
 
 
 def without_torch(audio: object, tokens: int, target_rate_hz: int, wav: Path) -> int:
-    """Writes which heavy packages the worker has imported instead of a clip."""
+    """Writes the heavy packages that the worker has imported, instead of a clip."""
     import sys
 
     wav.write_text(" ".join(sorted({"torch", "datasets", "transformers"} & set(sys.modules))))
@@ -233,7 +233,7 @@ def without_torch(audio: object, tokens: int, target_rate_hz: int, wav: Path) ->
 
 
 def noted_clip(audio: object, tokens: int, config: object) -> tuple[bytes, int]:
-    """Leaves a byte behind for each clip that is converted."""
+    """Appends a byte to a file for each converted clip."""
     import os
 
     with Path(os.environ["NOTED_CLIPS"]).open("ab") as file:

@@ -1,4 +1,4 @@
-"""Voices in the layouts of other trainers, made of the golden cases' weights: names and files as published there."""
+"""Voices in the layouts of other trainers, built from the golden cases' weights."""
 
 import argparse
 import json
@@ -23,14 +23,14 @@ SYMBOLS = ["_", *"abcdefghijklmnopqrstuvwxyz '-çêîşû,.!?êλ"][:40]
 
 
 def golden_weights(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The generator's weights by the original's names, and the case's configuration."""
+    """Returns the generator's weights under the original's names, and the case's configuration."""
     read = read_case(case)
     weights = {name.removeprefix("generator."): t for name, t in read.tensors.items() if name.startswith("generator.")}
     return weights, read.content["config"]
 
 
 def original_config(golden: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json as the original's own files have it."""
+    """Returns config.json in the original's format."""
     model = ("inter_channels", "hidden_channels", "filter_channels", "n_heads", "n_layers", "kernel_size", "use_sdp",
              "resblock_kernel_sizes", "resblock_dilation_sizes", "upsample_rates", "upsample_initial_channel",
              "upsample_kernel_sizes", "gin_channels")  # fmt: skip
@@ -45,14 +45,14 @@ def original_config(golden: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_original(
-    folder: Path, case: str = "single_sdp", judges: Discriminator | None = None, number: int = 100000
+    folder: Path, case: str = "single_sdp", discriminator: Discriminator | None = None, number: int = 100000
 ) -> Path:
-    """An MMS-TTS folder: ``G_<number>.pth``, config.json, vocab.txt, and ``D_<number>.pth``."""
+    """Writes an MMS-TTS folder: ``G_<number>.pth``, config.json, vocab.txt, and ``D_<number>.pth``."""
     folder.mkdir(parents=True, exist_ok=True)
     weights, golden = golden_weights(case)
     networks = {"G": weights}
-    if judges is not None:
-        networks["D"] = to_original_discriminator(judges.state_dict())
+    if discriminator is not None:
+        networks["D"] = to_original_discriminator(discriminator.state_dict())
     for letter, model in networks.items():
         checkpoint = {"model": model, "iteration": 7, "optimizer": {"state": {}}, "learning_rate": 2e-4}
         torch.save(checkpoint, folder / f"{letter}_{number}.pth")
@@ -62,7 +62,7 @@ def write_original(
 
 
 def coqui_name(original: str) -> str:
-    """As ``TTS/tts/models/vits.py`` and ``TTS/tts/layers/vits`` name the original's parameters."""
+    """Returns the name of an original parameter in ``TTS/tts/models/vits.py`` and ``TTS/tts/layers/vits``."""
     if original.startswith("flow."):  # a list of couplings, flipped in forward()
         original = re.sub(r"flows\.(\d+)", lambda found: f"flows.{int(found[1]) // 2}", original)
     if original.startswith("dp."):  # ElementwiseAffine, ConvFlow, ConvFlow ...
@@ -75,13 +75,16 @@ def coqui_name(original: str) -> str:
     return name.replace("waveform_decoder.cond.", "waveform_decoder.cond_layer.")
 
 
-def write_coqui(folder: Path, case: str, judges: Discriminator, letters: str = "abcdefghijklmnopqrstuvwxyz") -> Path:
-    """``model_file.pth`` with the discriminators inside, config.json, speaker_ids.json."""
+def write_coqui(
+    folder: Path, case: str, discriminator: Discriminator, letters: str = "abcdefghijklmnopqrstuvwxyz"
+) -> Path:
+    """Writes ``model_file.pth`` with the discriminators inside, config.json, speaker_ids.json."""
     folder.mkdir(parents=True, exist_ok=True)
     weights, golden = golden_weights(case)
     names = {coqui_name(name): tensor for name, tensor in weights.items()}
-    names |= {coqui_name(name): tensor for name, tensor in to_original_discriminator(judges.state_dict()).items()}
-    # From 2023 on Coqui's layers have torch's newer weight norm.
+    original = to_original_discriminator(discriminator.state_dict())
+    names |= {coqui_name(name): tensor for name, tensor in original.items()}
+    # Since 2023 Coqui's layers use torch's newer weight norm.
     names = {
         name.replace("weight_g", "parametrizations.weight.original0").replace(
             "weight_v", "parametrizations.weight.original1"
@@ -102,7 +105,7 @@ def write_coqui(folder: Path, case: str, judges: Discriminator, letters: str = "
         "upsample_rates_decoder": golden["upsample_rates"],
         "upsample_initial_channel_decoder": golden["upsample_initial_channel"],
         "upsample_kernel_sizes_decoder": golden["upsample_kernel_sizes"],
-        "periods_multi_period_discriminator": list(judges.shape.periods), "use_sdp": True,
+        "periods_multi_period_discriminator": list(discriminator.shape.periods), "use_sdp": True,
         "inference_noise_scale": 0.5, "inference_noise_scale_dp": 0.9, "length_scale": 1.25,
         "use_speaker_embedding": golden["n_speakers"] > 1, "num_speakers": golden["n_speakers"],
         "use_d_vector_file": False, "use_language_embedding": False, "encoder_sample_rate": None,
@@ -122,12 +125,13 @@ def write_coqui(folder: Path, case: str, judges: Discriminator, letters: str = "
     return folder / "model_file.pth"
 
 
-def write_piper(folder: Path, case: str, judges: Discriminator, **settings: Any) -> Path:
-    """A checkpoint of Lightning's with Piper's two networks and its hyper-parameters, and config.json."""
+def write_piper(folder: Path, case: str, discriminator: Discriminator, **settings: Any) -> Path:
+    """Writes a Lightning checkpoint with Piper's two networks and hyperparameters, and config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     weights, golden = golden_weights(case)
     state = {f"model_g.{name}": tensor for name, tensor in weights.items()}
-    state |= {f"model_d.{name}": tensor for name, tensor in to_original_discriminator(judges.state_dict()).items()}
+    original = to_original_discriminator(discriminator.state_dict())
+    state |= {f"model_d.{name}": tensor for name, tensor in original.items()}
     kept = ("hidden_channels", "inter_channels", "filter_channels", "n_heads", "n_layers", "kernel_size",
             "resblock_kernel_sizes", "resblock_dilation_sizes", "upsample_rates", "upsample_initial_channel",
             "upsample_kernel_sizes", "gin_channels", "filter_length", "hop_length", "use_sdp")  # fmt: skip
@@ -158,7 +162,7 @@ SMALL = DiscriminatorShape((2, 3), 16)
 
 
 def expected_model(case: str) -> VitsModel:
-    """As the golden test fills it, from the case's configuration: not from the weights' sizes."""
+    """Returns the model built from the case's configuration, not from the weights' sizes."""
     weights, config = golden_weights(case)
     model = with_weight_norm(VitsModel(golden.vits_config(config))).eval()
     model.load_state_dict(parameter_names.from_original_generator(weights, model.state_dict()))

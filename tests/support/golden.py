@@ -1,4 +1,4 @@
-"""Golden cases: weights and inputs by formula, figures of the original implementation."""
+"""Golden cases: weights and inputs by formula, values of the original implementation."""
 
 import base64
 import json
@@ -15,10 +15,10 @@ from vits_trainer.diagnostics import golden
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-def weights_by_formula(figures: dict) -> dict[str, Tensor]:
+def weights_by_formula(case: dict) -> dict[str, Tensor]:
     weights = {}
-    for name, shape in figures["generator_shapes"].items():
-        weight = golden.fill(name, tuple(shape), **figures["generator_fill"])
+    for name, shape in case["generator_shapes"].items():
+        weight = golden.fill(name, tuple(shape), **case["generator_fill"])
         if name.endswith("gamma"):
             weight = weight + 1
         if name.startswith("dec.") and name.endswith("weight"):
@@ -30,7 +30,7 @@ def weights_by_formula(figures: dict) -> dict[str, Tensor]:
 
 
 def sine(phase: Tensor) -> Tensor:
-    """Rounded from float64, as the last bit of a float32 sine differs between processors."""
+    """Returns the sine rounded from float64: the last bit of a float32 sine differs between processors."""
     return phase.double().sin().float()
 
 
@@ -40,14 +40,14 @@ def wave(b: int, t: Tensor) -> Tensor:
 
 
 def as_the_reference_rounded(waves: Tensor) -> Tensor:
-    """Adds what the reference's float32 sine is off by, in units of the last place: 1,914 samples are, by 1e-7."""
+    """Adds the rounding errors of the reference's float32 sine, in units in the last place: 1,914 samples, by 1e-7."""
     packed = zlib.decompress(base64.b64decode((GOLDEN / "wave_ulps.b64").read_text()))
     ulps = torch.from_numpy(np.frombuffer(packed, "<i2").astype(np.int32)).view_as(waves)
     return (waves.view(torch.int32) + ulps).view(torch.float32)
 
 
-def inputs_by_formula(figures: dict) -> dict[str, Tensor]:
-    inputs = {name: torch.tensor(values) for name, values in figures["input"].items()}
+def inputs_by_formula(case: dict) -> dict[str, Tensor]:
+    inputs = {name: torch.tensor(values) for name, values in case["input"].items()}
     tokens, frames = inputs["xl"], inputs["yl"]
     i = torch.arange(int(tokens.max()))
     n = torch.arange(int(frames.max()) * 256)
@@ -58,7 +58,7 @@ def inputs_by_formula(figures: dict) -> dict[str, Tensor]:
 
 
 def read_case(name: str) -> golden.Case:
-    figures = json.loads((GOLDEN / f"{name}.json").read_text())
-    tensors = {f"generator.{key}": weight for key, weight in weights_by_formula(figures).items()}
-    tensors |= {f"input.{key}": value for key, value in inputs_by_formula(figures).items()}
-    return golden.Case(name, figures, tensors | {"output.z": torch.tensor(figures["z"], dtype=torch.float64)})
+    case = json.loads((GOLDEN / f"{name}.json").read_text())
+    tensors = {f"generator.{key}": weight for key, weight in weights_by_formula(case).items()}
+    tensors |= {f"input.{key}": value for key, value in inputs_by_formula(case).items()}
+    return golden.Case(name, case, tensors | {"output.z": torch.tensor(case["z"], dtype=torch.float64)})

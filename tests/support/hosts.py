@@ -1,4 +1,4 @@
-"""Two hosts on one machine: Linux network namespaces, which have nothing in common but a cable and the disk."""
+"""Two hosts on one machine: Linux network namespaces that share only a cable and the disk."""
 
 import os
 import shutil
@@ -16,15 +16,15 @@ import psutil
 ROOT = Path(__file__).parents[2]
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 CABLE = "cable"
-"""The network device of each host, by the same name in both."""
+"""Name of the network device on both hosts."""
 
 
-def why_not() -> str:
-    """Why there can be no two hosts here, or nothing."""
+def missing_requirement() -> str:
+    """Returns why network namespaces are not available, or an empty string."""
     if os.geteuid() != 0:
-        return "network namespaces take root"
+        return "network namespaces need root"
     if shutil.which("ip") is None:
-        return "network namespaces take ip, of the package iproute2"
+        return "network namespaces need ip, from the package iproute2"
     name = f"vits-try-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     if made.returncode:
@@ -35,14 +35,14 @@ def why_not() -> str:
 
 @dataclass
 class Started:
-    """A process on a host, and what it has said so far, with its time."""
+    """A process on a host, and its output with the time of each line."""
 
     process: subprocess.Popen[str]
-    began_s: float
+    start_time_s: float
     lines: list[tuple[float, str]] = field(default_factory=list)
     ended_s: float = 0
 
-    def said(self) -> str:
+    def output(self) -> str:
         return "".join(line for _, line in self.lines)
 
     def wait(self, timeout_s: float) -> int:
@@ -61,7 +61,7 @@ class Started:
             self.lines.append((time.monotonic(), line))
 
     def kill(self) -> None:
-        """As a machine that loses its power: all of its processes at once."""
+        """Kills all of its processes at once, as a power failure would."""
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.process.pid)
             for process in [root, *root.children(recursive=True)]:
@@ -70,7 +70,7 @@ class Started:
 
 
 class Hosts:
-    """Host 0 and host 1, joined by a cable."""
+    """Host 0 and host 1, connected by a cable."""
 
     def __init__(self) -> None:
         self.names = [f"vits-{os.getpid()}-{number}" for number in (0, 1)]
@@ -87,12 +87,12 @@ class Hosts:
         self.join()
 
     def join(self) -> None:
-        """Plugs the cable in."""
+        """Connects the hosts."""
         for name in self.names:
             ip("-n", name, "link", "set", CABLE, "up")
 
     def cut(self) -> None:
-        """Pulls the cable: what is sent is lost, and neither host is told that the other is gone."""
+        """Disconnects the hosts: packets are lost, and neither host is notified."""
         ip("-n", self.names[1], "link", "set", CABLE, "down")
 
     def start(self, host: int, command: list[str], **variables: str) -> Started:
@@ -113,7 +113,7 @@ class Hosts:
             started.kill()
             started.process.wait(30)
         for name in self.names:
-            with suppress(subprocess.CalledProcessError):  # it may never have come to be
+            with suppress(subprocess.CalledProcessError):  # it may not exist
                 ip("netns", "del", name)
 
 
@@ -123,7 +123,7 @@ def ip(*words: str) -> None:
 
 @contextmanager
 def two_hosts() -> Iterator[Hosts]:
-    """Two hosts, which leave nothing behind."""
+    """Sets up two hosts, and removes them afterwards."""
     hosts = Hosts()
     try:
         hosts.set_up()

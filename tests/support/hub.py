@@ -1,4 +1,4 @@
-"""A Hub on this machine, which takes models by the real client."""
+"""A local Hub server that accepts model uploads of the real client."""
 
 import base64
 import hashlib
@@ -16,13 +16,13 @@ TOKEN = "hf_" + "notarealtoken" * 2
 
 @dataclass
 class Hub:
-    """What a Hub was told, and what it holds."""
+    """Requests to the server, and its contents."""
 
     address: str = ""
     fails_at: str = ""
-    """Requests whose path has this in it are answered by 500."""
+    """Requests whose path contains this are answered with status 403."""
     is_public: bool = False
-    """A model of that name has been there before, for all to see."""
+    """A public model of that name exists already."""
     made: list[dict[str, Any]] = field(default_factory=list)
     tokens: set[str | None] = field(default_factory=set)
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Hub:
 
 
 class _Answers(http.server.BaseHTTPRequestHandler):
-    """The Hub's HTTP interface, as far as an upload of model owner/name by LFS goes."""
+    """The Hub's HTTP API for an upload of model owner/name by LFS."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"

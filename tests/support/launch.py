@@ -44,8 +44,8 @@ def start(folder: Path, data: Path, *launcher: str, script: str = RECORDED, **ch
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=HANG_S)
-    return process.returncode, said
+    output, _ = process.communicate(timeout=HANG_S)
+    return process.returncode, output
 
 
 def recorded(folder: Path, rank: int) -> list[dict]:
@@ -54,16 +54,16 @@ def recorded(folder: Path, rank: int) -> list[dict]:
 
 
 def clips_by_update(folder: Path, ranks: int) -> dict[int, Counter[str]]:
-    found: dict[int, Counter[str]] = {}
+    clips_of: dict[int, Counter[str]] = {}
     for rank in range(ranks):
         for line in recorded(folder, rank):
             for clips in line["clips"]:
-                found.setdefault(line["update"], Counter()).update(clips)
-    return found
+                clips_of.setdefault(line["update"], Counter()).update(clips)
+    return clips_of
 
 
 def run(ranks: int, script: str | None, flags: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    """A run under the launcher; a hang is what its watchdog is for."""
+    """Runs train_vits under the launcher; raises TimeoutExpired if it hangs."""
     target = ["-m", "vits_trainer"] if script is None else [str(ROOT / f"tests/ranks/programs/{script}.py")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""Time limits of tests: they end what hangs. None bounds a speed, as a busy machine takes 20 times as long."""
+"""Timeouts of tests for processes that hang. None limits the speed: a busy machine is 20 times slower."""
 
 import subprocess
 import sys
@@ -6,17 +6,17 @@ import time
 from functools import cache
 
 HANG_S = 1500
-"""Nothing that a test waits for takes so long. Below the limit of a whole test in setup.cfg."""
+"""Longer than anything a test waits for. Below the timeout of a test in setup.cfg."""
 
 
 @cache
 def start_s() -> float:
-    """Seconds that a process takes to import torch, here and now: 2 on a quiet machine."""
-    began_s = time.monotonic()
+    """Returns the seconds that a process takes to import torch on this machine: 2 on an idle one."""
+    start_time_s = time.monotonic()
     subprocess.run([sys.executable, "-c", "import torch"], check=True)
-    return time.monotonic() - began_s
+    return time.monotonic() - start_time_s
 
 
 def rank_timeout_s() -> int:
-    """``--rank_timeout_s`` that ranks which start at once do not exceed, however busy the machine is."""
+    """Returns a ``--rank_timeout_s`` that ranks started at the same time do not exceed, however busy the machine is."""
     return max(5, round(4 * start_s()))

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine (moto's), which fails when it is told to, and writes down what it is asked for."""
+"""A local S3 server (moto's) that fails on demand and records requests."""
 
 import logging
 import threading
@@ -18,7 +18,7 @@ BUCKET = "speech"
 
 @dataclass
 class Store:
-    """What is asked of the server, and what it answers."""
+    """The server's address, its recorded requests, and when it fails."""
 
     endpoint: str
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -29,17 +29,17 @@ class Store:
 
     @property
     def environment(self) -> dict[str, str]:
-        """By which a client finds it."""
+        """Environment variables for clients."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": "testing",
             "AWS_SECRET_ACCESS_KEY": "testing",
             "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_MAX_ATTEMPTS": "1",  # botocore's own, beside ours
+            "AWS_MAX_ATTEMPTS": "1",  # botocore's own retries, in addition to ours
         }
 
     def upload(self, folder: Path, name: str) -> str:
-        """Puts what is in ``folder`` at an address of its own, which is returned."""
+        """Uploads ``folder`` and returns its address."""
         client = s3fs.S3FileSystem(skip_instance_cache=True)
         if not client.exists(BUCKET):
             client.mkdir(BUCKET)
@@ -49,7 +49,7 @@ class Store:
 
 @contextmanager
 def object_store() -> Iterator[Store]:
-    """The server, and an environment in which this process and those that it starts find it."""
+    """Runs the server, and sets its address in the environment of this process and its child processes."""
     inner: Any = DomainDispatcherApplication(create_backend_app)
     lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""Orders of many sizes, and the clips of their updates."""
+"""Samplers of many sizes, and the clips of their updates."""
 
 import itertools
 from collections import Counter
@@ -7,13 +7,13 @@ import numpy as np
 
 from vits_trainer.data.sampler import BucketBatchSampler
 
-# clips, clips in a micro-batch, processes, micro-batches in an update
+# clips, clips per micro-batch, processes, micro-batches per update
 SIZES = list(itertools.product((1, 2, 7, 16, 33), (1, 4, 5), (1, 2, 3), (1, 3, 8)))
 SECONDS = list(itertools.product((1, 7, 33, 120), (60, 500, 2000), (1, 2, 3), (1, 3)))
 
 
 def lengths(clips: int, seed: int = 0) -> list[int]:
-    """Like speech: 0.6 to 10 s, the most near 4 s, in frames."""
+    """Returns lengths like those of speech, in frames: 0.6 to 10 s, most of them near 4 s."""
     return np.random.default_rng(seed).gamma(6, 45, clips).clip(40, 650).astype(int).tolist()
 
 
@@ -36,7 +36,7 @@ def named(order: BucketBatchSampler) -> str:
 
 
 def clips_by_update(order: BucketBatchSampler, epoch: int) -> list[Counter[int]]:
-    """The clips of all ranks in each update, from their micro-batches."""
+    """Returns the clips of all ranks in each update, from their micro-batches."""
     updates: list[Counter[int]] = []
     for rank in range(order.world_size):
         number = 0

@@ -1,6 +1,6 @@
-"""Clips whose samples are NaN once they are read.
+"""Replaces the samples of clips by NaN.
 
-POISON names the clips; POISON_RANK the rank that alone has them so; POISON_UPDATES the updates, from 1.
+POISON lists the clips; POISON_RANK is the only rank where they are NaN; POISON_UPDATES lists the updates, from 1.
 """
 
 import os
@@ -12,7 +12,7 @@ import torch
 
 from vits_trainer.training.trainer import Trainer
 
-works = Trainer.step
+original_step = Trainer.step
 
 
 def poisoned(self, update, denominators):
@@ -20,12 +20,12 @@ def poisoned(self, update, denominators):
     due = not updates or str(self.state.update + 1) in updates.split(",")
     if due and self.runtime.rank == int(os.environ.get("POISON_RANK", "0")):
         update = [_poison(batch) for batch in update]
-    works(self, update, denominators)
+    original_step(self, update, denominators)
 
 
 def _poison(batch):
-    asked = os.environ.get("POISON", "").split(",")
-    rows = [row for row, clip in enumerate(batch.clip_ids) if clip in asked or asked == ["all"]]
+    poisoned_clips = os.environ.get("POISON", "").split(",")
+    rows = [row for row, clip in enumerate(batch.clip_ids) if clip in poisoned_clips or poisoned_clips == ["all"]]
     waveform = batch.to(torch.device("cpu")).waveform
     waveform[rows, 1000] = torch.nan
     return replace(batch, waveform=waveform)
@@ -36,7 +36,7 @@ Poison = Callable[..., None]
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
-    """Makes the samples of these clips NaN in these updates, all of them if none is named."""
+    """Returns a function that makes the samples of clips NaN in the given updates, by default in all."""
 
     def begin(clips: str, updates: str = "") -> None:
         monkeypatch.setattr(Trainer, "step", poisoned)

@@ -1,4 +1,4 @@
-"""A data set to prepare, and what came of it."""
+"""Data sets to prepare, and the results."""
 
 import csv
 from pathlib import Path
@@ -24,6 +24,6 @@ def rejected(output_dir: Path) -> dict[str, str]:
 
 
 def lj_speech(folder: Path, texts: list[str]) -> Path:
-    """Clips c0, c1 ... of 0.5 s at 16 kHz, each with a pitch of its own."""
+    """Clips c0, c1 ... of 0.5 s at 16 kHz, each with a different pitch."""
     clips = {f"wavs/c{n}.wav": encode(voice(0.5, 16000, 100 + 20 * n), 16000) for n in range(len(texts))}
     return audio.write_lj_speech(folder, [f"c{n}|{text}" for n, text in enumerate(texts)], clips)

@@ -1,4 +1,4 @@
-"""Prepared folders of made-up clips."""
+"""Prepared folders of synthetic clips."""
 
 import json
 from pathlib import Path

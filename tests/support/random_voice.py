@@ -1,4 +1,4 @@
-"""A voice with random weights in a folder, as synthesize loads it."""
+"""A voice with random weights in a folder, for synthesize."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ TEXT = "Silav dinya. Çawa yî? Ez baş im!"
 
 
 def save_voice(folder: Path, *speakers: str) -> Path:
-    """A voice that is loud and whose samples depend on text and noise: fresh decoders all but ignore their input."""
+    """Saves a voice whose samples are loud and depend on text and noise: new decoders almost ignore their input."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer(["silav dinya çawa yî ez baş im"])
     model = new_model(TINY, tokenizer, list(speakers))

@@ -1,4 +1,4 @@
-"""Shards made up for the tests: short clips with lengths, texts and speakers of their own."""
+"""Synthetic shards: short clips with different lengths, texts and speakers."""
 
 import json
 from collections import Counter
@@ -25,7 +25,7 @@ def write_shards(
     speakers: Sequence[str] = ("unknown",),
     base_s: float = 0.6,
 ) -> Path:
-    """``folder`` as prepare_data --shards leaves it, with ``clips_of`` clips in each shard."""
+    """Writes ``folder`` as prepare_data --shards does, with ``clips_of`` clips in each shard."""
     (folder / shards.FOLDER).mkdir(parents=True)
     records, number, texts, spoken = [], 0, [], Counter()
     with mock.patch.object(shards, "GROUP_CLIPS", group_clips):
@@ -55,7 +55,7 @@ def write_shards(
 
 
 def damage(path: Path, at: float = 0.3) -> None:
-    """Flips a bit of one byte of a file, at a part of its length."""
+    """Flips one bit of a file, at a fraction of its length."""
     content = np.frombuffer(path.read_bytes(), np.uint8).copy()
     content[int(len(content) * at)] ^= 1
     path.write_bytes(content.tobytes())

@@ -1,4 +1,4 @@
-"""Small networks whose figures do not depend on the ranks."""
+"""Small networks whose metrics do not depend on the number of ranks."""
 
 from pathlib import Path
 
@@ -20,18 +20,18 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "ffn_dim": 32, "upsample_ini
 
 
 def first_segments(generator: Generator):
-    """Segments from each clip's beginning."""
-    works = generator.forward
+    """Returns a forward method that decodes the first segment of each clip."""
+    original = generator.forward
 
     def forward(*arguments: object) -> object:
         *others, _ = arguments
-        return works(*others, torch.zeros(len(arguments[0]), dtype=torch.long))
+        return original(*others, torch.zeros(len(arguments[0]), dtype=torch.long))
 
     return forward
 
 
-def judged(runtime: Runtime, data_dir: Path, rows: list[int] | None = None, batch_size: int = 2) -> ValidationResult:
-    """By a voice with random weights that decodes the first frames of each clip."""
+def validate(runtime: Runtime, data_dir: Path, rows: list[int] | None = None, batch_size: int = 2) -> ValidationResult:
+    """Validates a voice with random weights that decodes the first segment of each clip."""
     prepared = open_prepared(data_dir)
     tokenizer = build_tokenizer(prepared.rows["text"])
     torch.manual_seed(0)
@@ -41,7 +41,7 @@ def judged(runtime: Runtime, data_dir: Path, rows: list[int] | None = None, batc
     generator.forward = first_segments(generator)
     spec = audio_spec(model.config)
     ids = {name: number for number, name in enumerate(prepared.speakers)}
-    reader = PreparedClipDataset(prepared, tokenizer, spec, ids)
-    given = list(range(len(prepared.rows))) if rows is None else rows
+    dataset = PreparedClipDataset(prepared, tokenizer, spec, ids)
+    validation_rows = list(range(len(prepared.rows))) if rows is None else rows
     objective = Objective("mel", LossWeights(), spec, 60)
-    return Validation(runtime, objective, reader, given, batch_size, seed=0).run(generator, None)
+    return Validation(runtime, objective, dataset, validation_rows, batch_size, seed=0).run(generator, None)

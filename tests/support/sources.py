@@ -1,4 +1,4 @@
-"""Sources of clips, read and refused."""
+"""Reads sources of clips, and returns their errors."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Streams of made-up shards."""
+"""Streams of synthetic shards."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def order_of(prepared: ShardedData, held_out=(), world_size=1, accumulation=2, w
 
 
 def written(folder: Path) -> dict[str, dict]:
-    """Every clip of the shards, by another reader."""
+    """Returns every clip of the shards, read by pyarrow."""
     return {
         f"{path.name}:{number}": row
         for path in sorted((folder / "shards").iterdir())
@@ -35,12 +35,12 @@ def written(folder: Path) -> dict[str, dict]:
 
 
 def assert_holds(batch: Batch, clips: dict[str, dict], reader: StreamingClipDataset) -> None:
-    """That a batch has the samples and tokens that were written, in the order of lengths."""
-    for place, name in enumerate(batch.clip_ids):
+    """Asserts that a batch has the samples and tokens that were written, sorted by length."""
+    for index, name in enumerate(batch.clip_ids):
         pcm = decode_audio(clips[name]["audio"], reader.prepared.encoding)
-        frames = int(batch.frame_lengths[place])
+        frames = int(batch.frame_lengths[index])
         assert frames == len(pcm) // 256
-        np.testing.assert_array_equal(batch.waveform[place, : frames * 256], pcm[: frames * 256])
+        np.testing.assert_array_equal(batch.waveform[index, : frames * 256], pcm[: frames * 256])
         tokens = encode(reader.tokenizer, clips[name]["text"])
-        np.testing.assert_array_equal(batch.tokens[place, : int(batch.token_lengths[place])], tokens)
+        np.testing.assert_array_equal(batch.tokens[index, : int(batch.token_lengths[index])], tokens)
     assert sorted(batch.frame_lengths.tolist()) == batch.frame_lengths.tolist()

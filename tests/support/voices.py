@@ -1,4 +1,4 @@
-"""A prepared folder and a run configuration small enough to train in a test."""
+"""Prepared folders and run configurations small enough to train in a test."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ MINIATURE: dict[str, Any] = {
 
 
 def prepared_folder(folder: Path, clips: int = 10, rate_hz: int = 16000, longest_s: float = 9.9) -> Path:
-    """``clips`` made-up clips, prepared."""
+    """Prepares ``clips`` synthetic clips."""
     names = [f"clip{n}" for n in range(clips)]
     lengths_s = [min(0.8 + 0.05 * n, longest_s) for n in range(clips)]
     audio = {f"wavs/{n}.wav": encode(voice(s, rate_hz), rate_hz) for n, s in zip(names, lengths_s, strict=True)}
@@ -54,7 +54,7 @@ def prepared_folder(folder: Path, clips: int = 10, rate_hz: int = 16000, longest
 
 
 def many_speakers(folder: Path, sizes: Mapping[str, int]) -> Path:
-    """A prepared folder of speakers with so many made-up clips each, ``NAME_<n>.wav``."""
+    """Writes a prepared folder with the given number of synthetic clips per speaker, ``NAME_<n>.wav``."""
     wavs = folder / "training/wavs"
     wavs.mkdir(parents=True)
     lines = []
@@ -69,7 +69,7 @@ def many_speakers(folder: Path, sizes: Mapping[str, int]) -> Path:
 
 
 def train_flags(folder: Path, **changes: Any) -> list[str]:
-    """Flags of ``train_vits`` for the miniature voice, all of its output below ``folder``."""
+    """Returns flags of ``train_vits`` for a miniature voice, with all output below ``folder``."""
     recipe = folder / "miniature.yaml"
     recipe.write_text(yaml.safe_dump(MINIATURE), encoding="utf-8")
     settings = {
@@ -84,12 +84,12 @@ def train_flags(folder: Path, **changes: Any) -> list[str]:
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
-    """The run's metrics.jsonl."""
+    """Returns the lines of the run's metrics.jsonl."""
     return [json.loads(line) for line in (folder / "training/runs/run/metrics.jsonl").read_text().splitlines()]
 
 
 def weights(folder: Path, update: int) -> str:
-    """Of both networks and both optimisers in a checkpoint."""
+    """Returns a digest of both networks and both optimizers in a checkpoint."""
     digest = hashlib.sha256()
     for name in ("generator", "discriminator", "optimizer_generator", "optimizer_discriminator"):
         for key, tensor in sorted(load_file(folder / f"checkpoints/checkpoint-{update}/{name}.safetensors").items()):
@@ -98,17 +98,17 @@ def weights(folder: Path, update: int) -> str:
 
 
 def wandb_records(path: Path) -> list[Any]:
-    """The records of an ended offline run's own file, whose last ones W&B's own process may write late."""
+    """Returns the records of a finished offline run's file; waits for W&B's process to write the last ones."""
     for _ in range(300):
         records = list(_records_so_far(path.read_bytes()))
         if any(record.WhichOneof("record_type") == "exit" for record in records):
             return records
         time.sleep(0.1)
-    raise AssertionError(f"{path} has no end after 30 s")
+    raise AssertionError(f"{path} has no exit record after 30 s")
 
 
 def _records_so_far(data: bytes) -> Iterator[Any]:
-    """LevelDB's log format, each chunk with its CRC; a last chunk that is being written is left out."""
+    """Parses LevelDB's log format, each chunk with its CRC; skips a last chunk that is incomplete."""
     from wandb.proto import wandb_internal_pb2 as messages
 
     block = 32768
@@ -127,20 +127,20 @@ def _records_so_far(data: bytes) -> Iterator[Any]:
         assert crc == zlib.crc32(chunk, zlib.crc32(bytes([kind]))) & 0xFFFFFFFF
         at += 7 + size
         content = chunk if kind in (1, 2) else content + chunk
-        if kind in (1, 4):  # whole, or the last chunk
+        if kind in (1, 4):  # a complete record, or its last chunk
             record = messages.Record()
             record.ParseFromString(content)
             yield record
 
 
 def ended_wandb_run(run: Path) -> list[Any]:
-    """The records of the one offline run in a run's folder."""
+    """Returns the records of the only offline run in a run's folder."""
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
     return wandb_records(file)
 
 
 def wandb_history(path: Path) -> list[dict[str, Any]]:
-    """What was logged, a dictionary a call."""
+    """Returns the logged metrics, one dictionary per call."""
     return [
         {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
         for record in wandb_records(path)

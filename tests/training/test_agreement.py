@@ -1,4 +1,4 @@
-"""What ranks compare before they train; the ranks are threads here."""
+"""Comparison of the ranks before training; the ranks are threads here."""
 
 import shutil
 import threading
@@ -34,9 +34,9 @@ class Ranks:
         def gather(item: Any) -> list[Any]:
             self.items[rank] = item
             self.barrier.wait()
-            found = list(self.items)
+            items = list(self.items)
             self.barrier.wait()
-            return found
+            return items
 
         def from_main(make: Callable[[], Any]) -> Any:
             return gather(make() if rank == 0 else None)[0]
@@ -47,11 +47,11 @@ class Ranks:
         )
 
 
-def told(*checks: Callable[[Any], None]) -> str | None:
-    """What all ranks say, each of which runs one of the checks; None where all agree."""
+def error_of(*checks: Callable[[Any], None]) -> str | None:
+    """Runs one check per rank; returns the error message of all ranks, or None if they agree."""
     ranks = Ranks(len(checks))
 
-    def one(rank: int) -> str | None:
+    def run(rank: int) -> str | None:
         try:
             checks[rank](ranks.runtime(rank))
         except UnequalRanksError as error:
@@ -59,8 +59,8 @@ def told(*checks: Callable[[Any], None]) -> str | None:
         return None
 
     with ThreadPoolExecutor(len(checks)) as pool:
-        (said,) = set(pool.map(one, range(len(checks))))
-    return said
+        (message,) = set(pool.map(run, range(len(checks))))
+    return message
 
 
 CONFIG = TrainConfig()
@@ -80,18 +80,18 @@ def run_of(config: TrainConfig, prepared: Any) -> Callable[[Any], None]:
     return lambda runtime: require_same_run(config, prepared, runtime)
 
 
-def test_values_are_told_with_the_ranks_that_have_them() -> None:
+def test_differences_give_each_value_with_its_ranks() -> None:
     found = [{"a": 1, "b": 0.5}, {"a": 1, "b": 0.25}, {"a": 1}, {"a": 1, "b": 0.5}]
     assert differences(found) == ["b: 0.5 on ranks 0+3, 0.25 on rank 1, missing on rank 2"]
     assert differences(found[:1]) == []
 
 
 def test_equal_ranks_agree(clips: Any) -> None:
-    assert told(*[run_of(CONFIG, clips)] * 3) is None
+    assert error_of(*[run_of(CONFIG, clips)] * 3) is None
 
 
 def other_value(value: Any) -> Any:
-    """Of a setting, of the same kind."""
+    """Returns another value of the same type."""
     match value:
         case bool():
             return not value
@@ -105,23 +105,22 @@ def other_value(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(TrainConfig)])
-def test_every_setting_is_compared_or_is_said_not_to_be(name: str, clips: Any) -> None:
-    """Settings to come, too."""
+def test_every_setting_is_compared_or_listed_as_not_compared(name: str, clips: Any) -> None:
     other = TrainConfig()
-    object.__setattr__(other, name, other_value(getattr(other, name)))  # as a flag that is checked would not take it
-    said = told(run_of(CONFIG, clips), run_of(other, clips))
-    if name in NOT_COMPARED or name == "precision":  # what that comes to is compared
-        assert said is None
+    object.__setattr__(other, name, other_value(getattr(other, name)))  # bypasses validation
+    message = error_of(run_of(CONFIG, clips), run_of(other, clips))
+    if name in NOT_COMPARED or name == "precision":  # the resolved precision is compared
+        assert message is None
     else:
-        assert f"--{name}" in str(said)
-        assert "on rank 0" in str(said)
+        assert f"--{name}" in str(message)
+        assert "on rank 0" in str(message)
 
 
 def test_settings_that_are_not_compared_exist() -> None:
     assert {field.name for field in fields(TrainConfig)} >= NOT_COMPARED
 
 
-def test_other_versions_are_named(clips: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_versions_are_reported(clips: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found: Iterator[str] = iter(["2.0", "2.1"])
     lock = threading.Lock()
 
@@ -130,9 +129,9 @@ def test_other_versions_are_named(clips: Any, monkeypatch: pytest.MonkeyPatch) -
             return {"torch": next(found), "wandb": "0"}
 
     monkeypatch.setattr(agreement, "versions", of_rank)
-    said = str(told(run_of(CONFIG, clips), run_of(CONFIG, clips)))
-    assert "version of torch: 2." in said
-    assert "wandb" not in said
+    message = str(error_of(run_of(CONFIG, clips), run_of(CONFIG, clips)))
+    assert "version of torch: 2." in message
+    assert "wandb" not in message
 
 
 def lines_changed(folder: Path, change: Callable[[list[str]], Sequence[str]]) -> Any:
@@ -143,7 +142,7 @@ def lines_changed(folder: Path, change: Callable[[list[str]], Sequence[str]]) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
         (lambda lines: lines[::-1], "order of the clips: "),
         (lambda lines: lines[1:], "clips: 10 on rank 0, 9 on rank 1"),
@@ -152,19 +151,19 @@ def lines_changed(folder: Path, change: Callable[[list[str]], Sequence[str]]) ->
         (lambda lines: [line + "x" * 90 for line in lines], "... "),
     ],
 )
-def test_other_lines_are_named(folder: Path, clips: Any, change: Any, words: str) -> None:
+def test_different_lines_are_reported(folder: Path, clips: Any, change: Any, expected: str) -> None:
     other = lines_changed(folder, change)
-    said = str(told(run_of(CONFIG, clips), run_of(CONFIG, other)))
-    assert words in said
-    assert said.count(".wav: ") <= 6
-    assert len(said) < 1500
+    message = str(error_of(run_of(CONFIG, clips), run_of(CONFIG, other)))
+    assert expected in message
+    assert message.count(".wav: ") <= 6
+    assert len(message) < 1500
 
 
-def test_missing_file_is_another_size(folder: Path, clips: Any) -> None:
-    assert clips.prepared.recordings.sizes_bytes  # of before
+def test_missing_file_has_another_size(folder: Path, clips: Any) -> None:
+    assert clips.prepared.recordings.sizes_bytes  # computed before the file is removed
     next(iter(sorted((folder / "training/wavs").iterdir()))).unlink()
     other = data_of(folder / "training")
-    assert "'number 0 speaks' (0 bytes) on rank 1" in str(told(run_of(CONFIG, clips), run_of(CONFIG, other)))
+    assert "'number 0 speaks' (0 bytes) on rank 1" in str(error_of(run_of(CONFIG, clips), run_of(CONFIG, other)))
 
 
 def reader_of(data: Path) -> PreparedClipDataset:
@@ -188,24 +187,24 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
         (flip, "audio_000004.wav: "),
         (lambda path: path.write_bytes(b"no recording"), "unreadable-audio on rank 1"),
         (Path.unlink, "missing-file on rank 1"),
     ],
 )
-def test_one_other_recording_is_seen(folder: Path, change: Callable[[Path], Any], words: str) -> None:
-    """One bit of one sample is enough."""
+def test_different_recording_is_detected(folder: Path, change: Callable[[Path], Any], expected: str) -> None:
+    """A single bit is enough."""
     other = copy_of(folder)
     change(other / "wavs/audio_000004.wav")
-    said = str(told(samples(reader_of(folder / "training")), samples(reader_of(other))))
-    assert "recordings different from rank 0: 0 of 10 on rank 0, 1 of 10 on rank 1" in said
-    assert words in said
+    message = str(error_of(samples(reader_of(folder / "training")), samples(reader_of(other))))
+    assert "recordings different from rank 0: 0 of 10 on rank 0, 1 of 10 on rank 1" in message
+    assert expected in message
 
 
-def test_slow_rank_bounds_what_is_compared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one has time for all, the other for the first."""
+def test_slow_rank_limits_the_compared_clips(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank reads all clips in time, the other only the first."""
     slow = reader_of(folder / "training")
 
     class Slow(PreparedClipDataset):
@@ -215,10 +214,10 @@ def test_slow_rank_bounds_what_is_compared(folder: Path, monkeypatch: pytest.Mon
 
     slow.__class__ = Slow
     monkeypatch.setattr(agreement, "SAMPLE_S", 0.4)
-    assert told(samples(reader_of(folder / "training")), samples(slow)) is None
+    assert error_of(samples(reader_of(folder / "training")), samples(slow)) is None
 
 
-def test_rank_alone_reads_nothing() -> None:
+def test_single_rank_reads_nothing() -> None:
     alone = SimpleNamespace(world_size=1)
     require_same_run(CONFIG, None, alone)  # type: ignore[arg-type]
     require_same_recordings(None, None, 1, alone)  # type: ignore[arg-type]
@@ -229,21 +228,21 @@ def start_of(**sources: Any) -> Callable[[Any], None]:
     return lambda runtime: agreement.require_same_start(replace(CONFIG, **sources), None, runtime)
 
 
-def test_same_files_in_other_places_agree_and_others_are_named(tmp_path: Path) -> None:
-    places = [tmp_path / str(rank) for rank in range(3)]
-    for place, weights in zip(places, (b"one", b"one", b"two"), strict=True):
-        place.mkdir()
-        (place / "model.safetensors").write_bytes(weights)
-        (place / "D_1.pth").write_bytes(weights)
-        (place / "README.md").write_text(str(place))  # of no consequence
-    one, same, other = (start_of(model_name=str(p), discriminator_from=str(p / "D_1.pth")) for p in places)
-    assert told(one, same) is None
-    said = str(told(one, same, other))
-    assert "--model_name model.safetensors: 7692c3ad3540 on ranks 0-1, 3fc4ccfe7458 on rank 2" in said  # sha256sum
-    assert "--discriminator_from: 7692c3ad3540 on ranks 0-1, 3fc4ccfe7458 on rank 2" in said
+def test_equal_files_at_different_paths_agree_and_different_ones_are_reported(tmp_path: Path) -> None:
+    folders = [tmp_path / str(rank) for rank in range(3)]
+    for folder, weights in zip(folders, (b"one", b"one", b"two"), strict=True):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(weights)
+        (folder / "D_1.pth").write_bytes(weights)
+        (folder / "README.md").write_text(str(folder))  # not compared
+    one, same, other = (start_of(model_name=str(p), discriminator_from=str(p / "D_1.pth")) for p in folders)
+    assert error_of(one, same) is None
+    message = str(error_of(one, same, other))
+    assert "--model_name model.safetensors: 7692c3ad3540 on ranks 0-1, 3fc4ccfe7458 on rank 2" in message  # sha256sum
+    assert "--discriminator_from: 7692c3ad3540 on ranks 0-1, 3fc4ccfe7458 on rank 2" in message
 
 
-def test_name_of_the_hub_is_compared_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_name_is_compared_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commits = iter(["a" * 40, "b" * 40])
 
     def cached(*_: object, **__: object) -> str:
@@ -251,4 +250,4 @@ def test_name_of_the_hub_is_compared_by_its_commit(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(agreement, "cached_file", cached)
     voice = start_of(model_name="owner/voice")
-    assert "--model_name at commit: " in str(told(voice, voice))
+    assert "--model_name at commit: " in str(error_of(voice, voice))

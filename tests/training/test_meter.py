@@ -1,4 +1,4 @@
-"""Running means, and what they become when added up over processes."""
+"""Running means, and their sums over processes."""
 
 import json
 
@@ -37,11 +37,11 @@ def test_names_are_sorted_whatever_their_order():
     assert running.sums().tolist() == [[1.0, 2.0], [1.0, 1.0]]
 
 
-def test_many_small_values_are_not_lost_beside_a_great_one():
+def test_small_values_are_not_lost_next_to_a_large_one():
     running = DeviceMeans()
     running.add({"a": torch.tensor(1e8)}, weight=1, counts=REACHED)
     for _ in range(100):
-        running.add({"a": torch.tensor(1.0)}, weight=1, counts=REACHED)  # float32 would swallow each of them
+        running.add({"a": torch.tensor(1.0)}, weight=1, counts=REACHED)  # lost in float32
     assert read(running)["a"] == pytest.approx((1e8 + 100) / 101, rel=1e-12)
 
 
@@ -59,7 +59,7 @@ def test_nan_stays_visible():
     assert mean != mean
 
 
-def test_masked_update_leaves_no_trace():
+def test_masked_update_is_excluded():
     running = DeviceMeans()
     running.add({"a": torch.tensor(float("nan"))}, weight=1, counts=MASKED)
     assert read(running) == {}
@@ -68,7 +68,7 @@ def test_masked_update_leaves_no_trace():
     assert read(running) == {"a": 3.0}
 
 
-def test_nothing_is_left_after_reset():
+def test_reset_discards_all_values():
     running = DeviceMeans()
     running.add({"a": torch.tensor(5.0)}, weight=1, counts=REACHED)
     running.reset()
@@ -86,7 +86,7 @@ def filled(seed: int, world_size: int = 1) -> DeviceMeans:
     return running
 
 
-def test_what_a_checkpoint_keeps_goes_on_to_the_last_bit():
+def test_restored_means_continue_bit_exactly():
     whole, restored = filled(1), DeviceMeans()
     restored.restore([json.loads(json.dumps(whole.save()))], CPU)
     for running in (whole, restored):
@@ -95,14 +95,14 @@ def test_what_a_checkpoint_keeps_goes_on_to_the_last_bit():
     assert read(restored) == read(whole)
 
 
-def test_fewer_processes_take_up_the_sums_of_all():
+def test_fewer_processes_restore_the_sums_of_all():
     ranks, joined = [filled(1, 2), filled(2, 2)], DeviceMeans()
     joined.restore([running.save() for running in ranks], CPU)
     assert read(joined) == pytest.approx(read(*ranks), rel=1e-15)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0, "0 s"), (99, "99 s"), (150, "2 min"), (5700, "95 min"), (12240, "3.4 h")]
+    ("seconds", "text"), [(0, "0 s"), (99, "99 s"), (150, "2 min"), (5700, "95 min"), (12240, "3.4 h")]
 )
-def test_durations_for_people(seconds: float, words: str) -> None:
-    assert format_duration(seconds) == words
+def test_format_duration(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text

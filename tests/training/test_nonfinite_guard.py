@@ -12,7 +12,7 @@ from vits_trainer.config.train import TrainConfig
 from vits_trainer.training.optim import NetworkOptimizer, build_optimizer
 
 
-def learner(scaler: torch.amp.GradScaler | None = None) -> NetworkOptimizer:
+def network_optimizer(scaler: torch.amp.GradScaler | None = None) -> NetworkOptimizer:
     torch.manual_seed(0)
     network = nn.Linear(3, 2)
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
@@ -26,17 +26,17 @@ def state(one: NetworkOptimizer) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("where", ["loss alone", "gradient alone"])
-def test_step_is_masked_where_loss_or_gradient_is_no_number(bad: float, where: str) -> None:
-    """Weights, moments and the count of steps stay to the last bit; the next good update goes on from there."""
-    one, other = learner(), learner()
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_step_is_masked_if_loss_or_gradient_is_nan_or_inf(bad: float, where: str) -> None:
+    """Weights, moments and step count stay bit-exact, and the next finite update continues from them."""
+    one, other = network_optimizer(), network_optimizer()
     for each in (one, other):
         each.backward(each.network(torch.ones(1, 3)).sum())
         each.step(0.1)
     before = state(one)
     output = one.network(torch.ones(1, 3)).sum()
-    # The gradient of a constant is zero: without its mark, an infinite loss would go unseen.
-    loss = output * 0 + bad if where == "loss alone" else torch.sqrt(output * 0) * (bad if bad != bad else 1)
+    # The gradient of a constant is zero: an infinite loss must make it NaN to be detected.
+    loss = output * 0 + bad if where == "loss" else torch.sqrt(output * 0) * (bad if bad != bad else 1)
     one.backward(loss)
     assert not torch.isfinite(one.step(0.1))
     assert all(map(torch.equal, before, state(one)))
@@ -46,17 +46,17 @@ def test_step_is_masked_where_loss_or_gradient_is_no_number(bad: float, where: s
     assert all(map(torch.equal, state(one), state(other)))
 
 
-def test_finite_loss_keeps_its_gradient_to_the_last_bit() -> None:
-    one, plain = learner(), learner()
+def test_gradient_of_a_finite_loss_is_unchanged_bit_for_bit() -> None:
+    one, plain = network_optimizer(), network_optimizer()
     one.backward(one.network(torch.ones(1, 3)).square().sum())
     plain.network(torch.ones(1, 3)).square().sum().backward()
     for ours, theirs in zip(one.network.parameters(), plain.network.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
 
 
-def test_overflow_under_fp16_is_the_scalers(tmp_path: Path) -> None:
-    """The GPU's scaler, on the CPU."""
-    one = learner(torch.amp.GradScaler("cpu", init_scale=2.0**120))
+def test_fp16_overflow_is_handled_by_the_scaler(tmp_path: Path) -> None:
+    """With a CPU gradient scaler."""
+    one = network_optimizer(torch.amp.GradScaler("cpu", init_scale=2.0**120))
     before = state(one)
     one.backward(one.network(torch.full((1, 3), 1e10)).sum())
     one.step(0.1)
@@ -64,7 +64,7 @@ def test_overflow_under_fp16_is_the_scalers(tmp_path: Path) -> None:
     assert one.scaler.get_scale() == 2.0**119
 
 
-def test_batch_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
+def test_written_batches_are_read_back_unchanged(tmp_path: Path) -> None:
     from tests.support.prepared_data import PLACE, SILENCE, SPEC
     from vits_trainer.data.dataset import Clip, collate
     from vits_trainer.diagnostics.replay import _read

@@ -1,4 +1,4 @@
-"""Two ranks that exchange something and close: prints gloo's threads before and after."""
+"""Ranks that run a collective and close: writes the number of gloo threads before and after to threads-<rank>."""
 
 from pathlib import Path
 

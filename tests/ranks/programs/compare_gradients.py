@@ -1,7 +1,7 @@
-"""Each rank's share of one update on unequal clips, in float64, beside the joined batch on one: for test_launch.py.
+"""Compares the gradient of ranks with unequal clips with that of the combined batch, in float64: for test_launch.py.
 
-Prints for each network: the synchronisations of a step with two micro-batches, and the distance of the ranks' gradient
-from the joined batch's, as a part of its norm.
+Prints for each network: the synchronizations of a step with two micro-batches, and the distance of the ranks' gradient
+from that of the combined batch, relative to its norm.
 """
 
 import sys
@@ -27,7 +27,7 @@ from vits_trainer.text.tokenizer import build_tokenizer
 from vits_trainer.training.objective import LossDenominators, Objective, frozen
 
 PARTS = [[(0, 1, 2), (3,)], [(4,), ()]]
-"""Rows of each rank's two micro-batches: five unequal clips, and silence."""
+"""Rows of each rank's two micro-batches: five unequal clips, and a placeholder."""
 
 
 def gradient(network: nn.Module) -> Tensor:
@@ -45,7 +45,7 @@ def main(data_dir: Path) -> None:
     generator = Generator(model.double(), "posterior", 16).eval()
     generator.noise = torch.zeros_like
     generator.forward = first_segments(generator)
-    judge = Discriminator(DiscriminatorShape((2, 3), 8)).double().eval()
+    discriminator = Discriminator(DiscriminatorShape((2, 3), 8)).double().eval()
     spec = audio_spec(model.config)
     objective, reader = Objective("vits", LossWeights(), spec, 16), PreparedClipDataset(prepared, tokenizer, spec, None)
 
@@ -54,39 +54,39 @@ def main(data_dir: Path) -> None:
         moved = [batch.to(runtime.device) for batch in read]
         return [replace(batch, waveform=batch.waveform.double()) for batch in moved]
 
-    def turns(networks: dict[str, nn.Module], own: list, counts: LossDenominators, scale: float) -> dict[str, Tensor]:
+    def step(networks: dict[str, nn.Module], own: list, counts: LossDenominators, scale: float) -> dict[str, Tensor]:
         for batch in own:
             with runtime.accumulate(*networks.values(), sync_gradients=batch is own[-1]):
                 pair = objective.generator_forward(networks["generator"], batch, denominators=counts)
                 (objective.discriminator_losses(networks["discriminator"], pair)["total"] * scale).backward()
-                with frozen(judge):
-                    (objective.generator_losses(judge, pair)["total"] * scale).backward()
+                with frozen(discriminator):
+                    (objective.generator_losses(discriminator, pair)["total"] * scale).backward()
         return {name: gradient(network) for name, network in networks.items()}
 
-    everything = batches([tuple(row for rank in PARTS for rows in rank for row in rows)])
-    counts = objective.denominators(everything[0])
-    # Not wrapped yet: each rank has the joined batch for itself.
-    pair = objective.generator_forward(generator, everything[0], denominators=counts)
-    objective.discriminator_losses(judge, pair)["total"].backward()
-    with frozen(judge):
-        objective.generator_losses(judge, pair)["total"].backward()
-    joined = {"generator": gradient(generator), "discriminator": gradient(judge)}
-    for network in (generator, judge):
+    all_clips = batches([tuple(row for rank in PARTS for rows in rank for row in rows)])
+    counts = objective.denominators(all_clips[0])
+    # Not wrapped yet: each rank computes the combined batch by itself.
+    pair = objective.generator_forward(generator, all_clips[0], denominators=counts)
+    objective.discriminator_losses(discriminator, pair)["total"].backward()
+    with frozen(discriminator):
+        objective.generator_losses(discriminator, pair)["total"].backward()
+    combined = {"generator": gradient(generator), "discriminator": gradient(discriminator)}
+    for network in (generator, discriminator):
         network.zero_grad(set_to_none=True)
-    networks = {"generator": runtime.prepare_model(generator), "discriminator": runtime.prepare_model(judge)}
+    networks = {"generator": runtime.prepare_model(generator), "discriminator": runtime.prepare_model(discriminator)}
     calls = dict.fromkeys(networks, 0)
     for name, network in networks.items():
         network.register_comm_hook(None, _counting(calls, name))
     own = batches(PARTS[runtime.rank])
-    turns(networks, own[:1], counts, runtime.world_size)  # the first pass, a synchronised one
+    step(networks, own[:1], counts, runtime.world_size)  # the first pass has to synchronize gradients
     buckets = dict(calls)
     for network in networks.values():
         network.zero_grad(set_to_none=True)
     calls.update(dict.fromkeys(calls, 0))
-    found = turns(networks, own, counts, runtime.world_size)
+    gradients = step(networks, own, counts, runtime.world_size)
     if runtime.is_main_process:
         for name in networks:
-            distance = ((found[name] - joined[name]).norm() / joined[name].norm()).item()
+            distance = ((gradients[name] - combined[name]).norm() / combined[name].norm()).item()
             print(f"{name} {calls[name]} of {buckets[name]} {distance:.2e}", flush=True)
     runtime.close()
 

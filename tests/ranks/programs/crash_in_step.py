@@ -1,4 +1,4 @@
-"""record_clips.py with a last rank that dies at update 4, once: for test_elastic.py."""
+"""record_clips.py whose last rank dies once, at update 4: for test_elastic.py."""
 
 import os
 

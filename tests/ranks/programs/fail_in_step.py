@@ -1,4 +1,4 @@
-"""``vits-trainer`` whose last rank fails from update FAIL_AT on, in the way that FAIL names: for test_failures.py."""
+"""``vits-trainer`` whose last rank fails from update FAIL_AT on, as set by FAIL: for test_failures.py."""
 
 import os
 import time
@@ -6,10 +6,10 @@ import time
 from vits_trainer.cli.main import entry_point
 from vits_trainer.training.trainer import Trainer
 
-works = Trainer.step
+original_step = Trainer.step
 
 
-def failing(self, update, denominators):
+def failing_step(self, update, denominators):
     last = self.runtime.rank == self.runtime.world_size - 1
     if last and self.state.update + 1 >= int(os.environ["FAIL_AT"]):
         match os.environ["FAIL"]:
@@ -19,8 +19,8 @@ def failing(self, update, denominators):
                 os._exit(9)
             case "sleeps":
                 time.sleep(3600)
-    works(self, update, denominators)
+    original_step(self, update, denominators)
 
 
-Trainer.step = failing
+Trainer.step = failing_step
 entry_point()

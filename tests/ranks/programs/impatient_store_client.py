@@ -1,5 +1,4 @@
-"""``vits-trainer`` that asks a failing object store three times, with hardly a pause."""
-
+"""``vits-trainer`` that retries a failing object store twice, with short waits."""
 
 import s3fs
 

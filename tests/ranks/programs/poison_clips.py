@@ -1,8 +1,7 @@
-"""``vits-trainer`` with clips whose samples are NaN once they are read: audio_000002.wav in test_failures.py's runs.
+"""``vits-trainer`` that replaces the samples of clips by NaN: for test_failures.py.
 
-POISON names the clips; POISON_RANK the rank that alone has them so; POISON_UPDATES the updates, from 1.
+POISON lists the clips; POISON_RANK is the only rank where they are NaN; POISON_UPDATES lists the updates, from 1.
 """
-
 
 from tests.support.poison import poisoned
 from vits_trainer.cli.main import entry_point

@@ -1,6 +1,6 @@
-"""``vits-trainer`` that also writes down which clips each rank trains on in which update: clips-<rank>.jsonl.
+"""``vits-trainer`` that records the clips of each rank and update in clips-<rank>.jsonl.
 
-A line is whole on the disk before its update begins, so it is there whenever the process may be killed.
+A line is synced to disk before its update starts, so that it survives a kill of the process.
 """
 
 import json
@@ -12,7 +12,7 @@ from vits_trainer.data.dataset import Batch
 from vits_trainer.training.objective import LossDenominators
 from vits_trainer.training.trainer import Trainer
 
-works = Trainer.step
+original_step = Trainer.step
 
 
 def recorded(self: Trainer, update: Sequence[Batch], denominators: LossDenominators) -> None:
@@ -22,7 +22,7 @@ def recorded(self: Trainer, update: Sequence[Batch], denominators: LossDenominat
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
-    works(self, update, denominators)
+    original_step(self, update, denominators)
 
 
 Trainer.step = recorded

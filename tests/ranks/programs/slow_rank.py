@@ -1,4 +1,4 @@
-"""``vits-trainer`` whose last rank is slow at what SLOW names, by SLOW_S seconds each time: for test_stragglers.py."""
+"""``vits-trainer`` whose last rank sleeps SLOW_S seconds at reading or computing (SLOW): for test_stragglers.py."""
 
 import os
 import time
@@ -11,13 +11,13 @@ OWNERS = {"reading": (PreparedClipDataset, "__getitem__"), "computing": (Objecti
 
 
 def slow_down(owner, name):
-    works = getattr(owner, name)
+    original = getattr(owner, name)
 
-    def late(self, *given, **named):
+    def slow(self, *given, **named):
         time.sleep(float(os.environ["SLOW_S"]))
-        return works(self, *given, **named)
+        return original(self, *given, **named)
 
-    setattr(owner, name, late)
+    setattr(owner, name, slow)
 
 
 if os.environ.get("SLOW") in OWNERS and int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:

@@ -1,4 +1,4 @@
-"""``vits-trainer`` whose rank 1 has another learning rate, as accelerate launch gives all ranks the same flags."""
+"""``vits-trainer`` whose rank 1 has another learning rate; accelerate launch gives all ranks the same flags."""
 
 import os
 import sys
