@@ -52,8 +52,8 @@ def test_wrong_golden_values_are_found(tmp_path: Path, capsys: pytest.CaptureFix
         "WRONG single_sdp loss_kl",
         "WRONG single_sdp generator gradient enc_p.proj.weight",
     ]
-    assert "single_sdp: 883 of 885 figures agree in float64, 7 of 7 losses in float32" in said.out
-    assert "2 figure(s)" in said.err
+    assert "single_sdp: 883 of 885 values agree in float64, 7 of 7 losses in float32" in said.out
+    assert "2 value(s)" in said.err
     assert "Do not train" in said.err
 
 
@@ -77,7 +77,7 @@ def test_worst_golden_figure_of_each_kind_is_shown(
     compare_as(monkeypatch, loss_in_float32=4.0001)
     assert main(["check", "--golden", "."]) == 0
     assert capsys.readouterr().out.splitlines()[-6:] == [
-        "case: 3 of 3 figures agree in float64, 1 of 1 losses in float32",
+        "case: 3 of 3 values agree in float64, 1 of 1 losses in float32",
         "worst of the losses in float64: 5.00e-07 (at most 1e-06), case loss_mel",
         "worst of the losses in float32: 2.50e-05 (at most 1e-04), case loss_mel in float32",
         "worst of the gradient norms in float64: 2.00e-05 (at most 1e-04), case norm",
@@ -93,6 +93,6 @@ def test_coarse_float32_is_not_taken_for_a_wrong_objective(
     compare_as(monkeypatch, loss_in_float32=4.005)
     assert main(["check", "--golden", "."]) == 1
     said = capsys.readouterr()
-    assert "case: 3 of 3 figures agree in float64, 0 of 1 losses in float32" in said.out
-    assert "1 loss(es) are beyond their bounds in float32 alone" in said.err
+    assert "case: 3 of 3 values agree in float64, 0 of 1 losses in float32" in said.out
+    assert "1 loss(es) exceed their tolerance only in float32" in said.err
     assert "Do not train" not in said.err

@@ -47,5 +47,5 @@ def test_only_what_the_demo_made_is_cleared_away(tmp_path: Path, marker: str) ->
 def test_other_folders_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     assert main(["demo", "--output_dir", str(tmp_path)]) == 2
-    assert "name another folder" in capsys.readouterr().err
+    assert "Choose another folder" in capsys.readouterr().err
     assert (tmp_path / "mine.txt").read_text() == "precious"
