@@ -213,9 +213,9 @@ def split_sentences(text: str, max_characters: int = MAX_PIECE_CHARACTERS) -> li
 
 def unknown_characters(tokenizer: VoiceTokenizer, text: str) -> str:
     """Returns the letters and digits of ``text``, as normalized for the voice, that its vocabulary lacks, sorted."""
-    letters = {character for character in tokenizer.spoken(text) if character.isalnum()}
+    letters = {character for character in tokenizer.verbalize(text) if character.isalnum()}
     known = tokenizer.encoder
-    return "".join(sorted(one for one in letters if not any(symbol in known for symbol in tokenizer.normalised(one))))
+    return "".join(sorted(one for one in letters if not any(symbol in known for symbol in tokenizer.lowercase(one))))
 
 
 def join(pieces: Sequence[NDArray[np.float32]], rate_hz: int) -> NDArray[np.float32]:

@@ -84,7 +84,7 @@ def add_characters(model: VitsModel, tokenizer: VoiceTokenizer, texts: Iterable[
     """
     missing = missing_characters(tokenizer, texts)
     # Of phonemes every sign counts: stress marks and lengths are no letters.
-    added = [found.character for found in missing if found.is_spoken or tokenizer.phonemize]
+    added = [found.character for found in missing if found.is_pronounced or tokenizer.phonemize]
     if not added:
         return tokenizer
     larger = extended_tokenizer(tokenizer, added)

@@ -17,7 +17,7 @@ from vits_trainer.models.conversion.original import original_parts
 from vits_trainer.models.conversion.piper import piper_parts
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.parameter_names import from_original_generator, has_stochastic_durations
-from vits_trainer.text.tokenizer import load_tokenizer, tokenizer_of
+from vits_trainer.text.tokenizer import load_tokenizer, tokenizer_from_symbols
 from vits_trainer.utils import safe_pickle
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
@@ -156,7 +156,9 @@ def _assembled(
         )
     else:
         judges = None
-    return ImportedVoice(model.eval(), tokenizer_of(parts.symbols, **parts.tokenizer_options), judges, kind, notes)
+    return ImportedVoice(
+        model.eval(), tokenizer_from_symbols(parts.symbols, **parts.tokenizer_options), judges, kind, notes
+    )
 
 
 def infer_config(weights: Mapping[str, Tensor], stated: Mapping[str, Any]) -> VitsConfig:
