@@ -88,7 +88,7 @@ def test_languages_have_iso_or_espeak_names(language, expected):
         ("21", "fra", "vingt et un"),
         ("٣", "en", "three"),
         ("0" + "1" * 400, "en", " ".join(["zero", *["one"] * 400])),
-        ("1.000.000,5", "it", "un milione,cinque"),  # num2words fails or loops forever for this and the following numbers
+        ("1.000.000,5", "it", "un milione,cinque"),  # num2words fails or loops forever from here on
         ("0," + "0" * 30 + "1", "id", " ".join(["nol,nol", *["nol"] * 29, "satu"])),
         ("0," + "1" * 40, "sr", " ".join(["nula,jedan", *["jedan"] * 39])),
         ("1" * 5000 + ",5", "de", " ".join(["eins"] * 5000) + ",fünf"),
@@ -146,8 +146,8 @@ def test_uroman_is_created_once_and_agrees_with_transformers(tmp_path, monkeypat
     import uroman
 
     created = []
-    original = uroman.Uroman.__init__
-    monkeypatch.setattr(uroman.Uroman, "__init__", lambda self, *a, **k: (created.append(1), original(self, *a, **k))[1])
+    init = uroman.Uroman.__init__
+    monkeypatch.setattr(uroman.Uroman, "__init__", lambda self, *a, **k: (created.append(1), init(self, *a, **k))[1])
     languages._uroman.cache_clear()
     tokenizer = build_tokenizer(["abcdefghijklmnopqrstuvwxyz "])
     tokenizer.is_uroman = True
