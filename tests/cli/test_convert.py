@@ -1,4 +1,4 @@
-"""``convert``: from the command line to files that other programs load."""
+"""``convert``: from the command line to files for other programs."""
 
 import json
 import os
@@ -25,8 +25,8 @@ CASES = ("single_sdp", "multi_sdp")
 SMALL = DiscriminatorShape((2, 3), 16)
 
 
-def convert(*words: object) -> int:
-    return main(["convert", *map(str, words)])
+def convert(*args: object) -> int:
+    return main(["convert", *map(str, args)])
 
 
 def speech(model: VitsModel, speaker: int | None = None) -> torch.Tensor:
@@ -41,17 +41,17 @@ def test_converted_golden_voice_has_the_golden_losses(tmp_path: Path, case: str)
     converted = parameter_names.to_original_generator(state_on_cpu(load_model(str(tmp_path / "voice"))))
     read = read_case(case)
     tensors = dict(read.tensors) | {f"generator.{name}": tensor for name, tensor in converted.items()}
-    figures = {figure.name: figure for figure in golden.compare_case(replace(read, tensors=tensors))}
-    losses = [figures[name] for name in golden.LOSS_NAMES]
-    assert [figure for figure in losses if not figure.agrees] == []
-    # g and v were split anew: of the same weights v has another length, and so another gradient.
-    assert not figures["generator gradient dec.ups.0.weight_v"].agrees
+    values = {value.name: value for value in golden.compare_case(replace(read, tensors=tensors))}
+    losses = [values[name] for name in golden.LOSS_NAMES]
+    assert [value for value in losses if not value.agrees] == []
+    # The import splits the weights into g and v again: v has another norm, and therefore another gradient.
+    assert not values["generator gradient dec.ups.0.weight_v"].agrees
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_original_comes_back_bit_for_bit_with_its_weight_norm(tmp_path: Path, case: str) -> None:
-    judges = Discriminator(SMALL)
-    source = write_original(tmp_path / "mms", case, judges)
+def test_original_to_original_keeps_every_weight_exactly(tmp_path: Path, case: str) -> None:
+    discriminator = Discriminator(SMALL)
+    source = write_original(tmp_path / "mms", case, discriminator)
     assert convert(source, "--to", "original", "--output", tmp_path / "back") == 0
     back = torch.load(tmp_path / "back/G_0.pth")["model"]
     weights = golden_weights(case)[0]
@@ -69,7 +69,7 @@ def test_original_comes_back_bit_for_bit_with_its_weight_norm(tmp_path: Path, ca
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_folded_weights_and_waveform_survive_the_way_through_transformers(tmp_path: Path, case: str) -> None:
+def test_round_trip_through_transformers_keeps_weights_and_waveform(tmp_path: Path, case: str) -> None:
     source = write_original(tmp_path / "mms", case)
     assert convert(source, "--output", tmp_path / "voice") == 0
     assert convert(tmp_path / "voice", "--to", "original", "--output", tmp_path / "back") == 0
@@ -91,22 +91,22 @@ def test_folded_weights_and_waveform_survive_the_way_through_transformers(tmp_pa
     torch.testing.assert_close(speech(one, speaker), speech(other, speaker), atol=1e-6, rtol=0)
 
 
-def test_converted_voice_speaks_through_transformers_pipeline(
+def test_converted_voice_works_in_a_transformers_pipeline(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    judges = Discriminator(SMALL)
-    write_original(tmp_path / "mms", discriminator=judges)
+    discriminator = Discriminator(SMALL)
+    write_original(tmp_path / "mms", discriminator=discriminator)
     assert convert(tmp_path / "mms", "--output", tmp_path / "voice") == 0
     assert "original" in capsys.readouterr().out
-    spoken = pipeline("text-to-speech", model=str(tmp_path / "voice"))("silav dinya")
-    assert spoken["sampling_rate"] == 22050
-    assert spoken["audio"].size % 256 == 0
+    speech_output = pipeline("text-to-speech", model=str(tmp_path / "voice"))("silav dinya")
+    assert speech_output["sampling_rate"] == 22050
+    assert speech_output["audio"].size % 256 == 0
     assert load_discriminator(tmp_path / "voice/discriminator.safetensors").shape == SMALL
 
 
-def test_coqui_voice_becomes_an_original_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    judges = Discriminator(SMALL)
-    source = write_coqui(tmp_path / "coqui", "multi_sdp", judges)
+def test_coqui_voice_converts_to_original(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    discriminator = Discriminator(SMALL)
+    source = write_coqui(tmp_path / "coqui", "multi_sdp", discriminator)
     assert convert("--from", "coqui", "--to=original", "--input", source, "--output", tmp_path / "back") == 0
     assert "note: its text cleaner (basic_cleaners) is not converted" in capsys.readouterr().out
     weights, back = golden_weights("multi_sdp")[0], torch.load(tmp_path / "back/G_0.pth")["model"]
@@ -115,10 +115,10 @@ def test_coqui_voice_becomes_an_original_one(tmp_path: Path, capsys: pytest.Capt
     assert len(symbols) == 40 + 1
     assert symbols[:5] == ["<BLNK>", "!", ".", "?", " "]
     read = read_discriminator(str(tmp_path / "back/D_0.pth"))
-    assert all(torch.equal(tensor, judges.state_dict()[name]) for name, tensor in read.state_dict().items())
+    assert all(torch.equal(tensor, discriminator.state_dict()[name]) for name, tensor in read.state_dict().items())
 
 
-def test_other_discriminators_can_be_given(tmp_path: Path) -> None:
+def test_discriminator_flag_selects_other_discriminators(tmp_path: Path) -> None:
     source = write_original(tmp_path / "mms", discriminator=Discriminator(SMALL))
     write_original(tmp_path / "other", discriminator=Discriminator(DiscriminatorShape((7,), 8)))
     given = tmp_path / "other/D_100000.pth"
@@ -126,7 +126,7 @@ def test_other_discriminators_can_be_given(tmp_path: Path) -> None:
     assert read_discriminator(str(tmp_path / "back/D_0.pth")).shape.channels_divisor == 8
 
 
-def test_program_in_a_checkpoint_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_in_a_checkpoint_gives_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Program:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, (f"touch {tmp_path / 'trace'}",)
@@ -134,33 +134,33 @@ def test_program_in_a_checkpoint_is_refused_in_one_line(tmp_path: Path, capsys: 
     source = write_original(tmp_path / "mms")
     torch.save(torch.load(source) | {"hook": Program()}, source)
     assert convert(source, "--output", tmp_path / "voice") == 2
-    said = capsys.readouterr().err
-    assert "system" in said
-    assert "was not loaded" in said
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "system" in message
+    assert "was not loaded" in message
+    assert message.count("\n") == 1
     assert not (tmp_path / "trace").exists()
     assert not (tmp_path / "voice").exists()
 
 
-def test_existing_output_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_output_is_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_original(tmp_path / "mms")
     assert convert(source, "--output", source.parent) == 2
-    assert "exists: give another name" in capsys.readouterr().err
+    assert "already exists. Choose another path" in capsys.readouterr().err
     assert source.exists()
 
 
-def test_output_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_output_gives_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_original(tmp_path / "mms")
     for output in (source / "voice", tmp_path / ("x" * 300), tmp_path / ("x" * 254)):
         for kind in ("hf", "original"):
             assert convert(source, "--to", kind, "--output", output) == 2
-            said = capsys.readouterr().err
-            assert "cannot be written" in said
-            assert said.count("\n") == 1
+            message = capsys.readouterr().err
+            assert "cannot be written" in message
+            assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize("kind", ["hf", "original"])
-def test_nothing_is_left_where_writing_fails(
+def test_failed_write_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     def full(*_: object) -> None:
@@ -174,14 +174,14 @@ def test_nothing_is_left_where_writing_fails(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_result_goes_to_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_output_name_is_derived_from_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_original(tmp_path / "mms")
     monkeypatch.chdir(tmp_path)
     assert convert("mms/G_100000.pth", "--to", "original") == 0
     assert Path("G_100000-original/G_0.pth").is_file()
 
 
-def test_voice_that_the_originals_code_cannot_build_is_refused(
+def test_voice_that_original_code_cannot_build_raises(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write_coqui(tmp_path / "coqui", "single_sdp", Discriminator(SMALL))
@@ -193,12 +193,12 @@ def test_voice_that_the_originals_code_cannot_build_is_refused(
     assert not (tmp_path / "back").exists()
 
 
-def test_onnx_file_that_speaks_otherwise_is_thrown_away(
+def test_onnx_file_with_different_output_is_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write_original(tmp_path / "mms")
     assert convert(source, "--to", "onnx", "--output", tmp_path / "voice") == 2
-    assert "ends with .onnx" in capsys.readouterr().err
+    assert "must end with .onnx" in capsys.readouterr().err
 
     def differs(model: VitsModel, path: Path) -> None:
         raise ModelError(f"{path} output differs")

@@ -1,4 +1,4 @@
-"""The program: commands, help, version, exit codes, a broken installation."""
+"""Entry point: commands, help, version, exit codes and a broken installation."""
 
 import dataclasses
 
@@ -11,10 +11,10 @@ from vits_trainer.config.tools import CheckConfig
 from vits_trainer.config.train import TrainConfig
 
 
-def test_packages_that_do_not_go_together_are_said_with_the_remedy(
+def test_mismatched_packages_raise_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A mock, as breaking the real installation would break the tests beside this one."""
+    """Uses a mock, because breaking the real installation would break the other tests."""
 
     def broken(_: str) -> None:
         raise OSError("libtorchaudio.so: undefined symbol")
@@ -27,7 +27,7 @@ def test_packages_that_do_not_go_together_are_said_with_the_remedy(
 
 
 @pytest.mark.parametrize(
-    ("words", "near"),
+    ("args", "expected"),
     [
         (["train_vit"], "unknown command train_vit: did you mean train_vits?"),
         (["train_vits", "--batch_sise", "4"], "did you mean --batch_size 4?"),
@@ -36,28 +36,28 @@ def test_packages_that_do_not_go_together_are_said_with_the_remedy(
         (["check", "--goldenn", "x"], "did you mean --golden x?"),
     ],
 )
-def test_mistake_is_answered_by_one_line_and_exit_code_2(capsys, words, near):
-    assert main(words) == 2
+def test_user_error_is_one_line_with_exit_code_2(capsys, args, expected):
+    assert main(args) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
     assert err.startswith("vits-trainer: ")
-    assert near in err
+    assert expected in err
 
 
 @pytest.mark.parametrize("command", ["prepare_data", "train_vits", "check"])
-def test_help_lists_every_flag_with_its_words(capsys, command):
+def test_help_describes_every_flag(capsys, command):
     config_class = {"prepare_data": PrepareConfig, "train_vits": TrainConfig, "check": CheckConfig}[command]
     assert main([command, "--help"]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for field in dataclasses.fields(config_class):
-        assert f"--{field.name}" in shown
+        assert f"--{field.name}" in output
     if command == "train_vits":
-        assert "Micro-batches per update." in shown
-        assert "--fp16" in shown
+        assert "Micro-batches per update." in output
+        assert "--fp16" in output
 
 
-def test_help_of_the_program_lists_the_commands(capsys):
+def test_usage_lists_the_commands(capsys):
     assert main(["--help"]) == 0
     assert "train_vits" in capsys.readouterr().out
     assert main([]) == 2

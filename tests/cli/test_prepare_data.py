@@ -1,4 +1,4 @@
-"""``prepare_data`` as it is typed: exit code, closing table, and one line for whatever is wrong."""
+"""``prepare_data`` from the command line: exit codes, summary table and one-line errors."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from vits_trainer.cli.main import main
 from vits_trainer.data.audio import read_pcm16_wav
 
 
-def test_the_closing_table_says_what_came_of_every_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_table_counts_every_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     utterances = mixed_utterances()
     dataset = write_release(tmp_path / "cv", [*utterances, utterances[0]])
     output_dir = tmp_path / "my voice"
     flags = ["--dataset", str(dataset), "--output_dir", str(output_dir), "--processes", "1"]
     assert main(["prepare_data", *flags]) == 0
-    *rows, prepared, following = capsys.readouterr().out.splitlines()
+    *rows, prepared, next_step = capsys.readouterr().out.splitlines()
     table = dict(row.rsplit(maxsplit=1) for row in rows)
     assert table == {
         "clips": "3",
@@ -30,10 +30,10 @@ def test_the_closing_table_says_what_came_of_every_clip(tmp_path: Path, capsys: 
     }
     assert len({len(row) for row in rows}) == 1
     assert str(output_dir) in prepared
-    assert following == f"Next: vits-trainer train_vits --data_dir '{output_dir}'"
+    assert next_step == f"Next: vits-trainer train_vits --data_dir '{output_dir}'"
 
 
-def test_flags_reach_the_preparation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_are_applied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = write_release(tmp_path / "cv", mixed_utterances())
     flags = ["--min_upvotes", "0", "--max_downvotes", "1", "--max_samples", "4", "--target_sr", "8000"]
     out = ["--output_dir", str(tmp_path / "out"), "--processes", "1"]
@@ -42,7 +42,7 @@ def test_flags_reach_the_preparation(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert read_pcm16_wav(tmp_path / "out" / "wavs" / "audio_000003.wav")[1] == 8000
 
 
-def test_flags_of_an_audio_folder_trimming_and_loudness(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_column_trimming_and_loudness_flags_are_applied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples = np.concatenate([np.zeros(8000), voice(1.0, 16000), np.zeros(8000)])
     clips = {"a.wav": encode(samples, 16000), "b.wav": encode(samples / 1000, 16000, subtype="FLOAT")}
     folder = write_lj_speech(tmp_path / "set", ["name,said", "a.wav,Silav.", "b.wav,Silav."], clips)
@@ -57,21 +57,22 @@ def test_flags_of_an_audio_folder_trimming_and_loudness(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("dataset", "says"), [("owner/name", "Hugging Face Hub cannot be reached"), ("nowhere", "no such file or folder")]
+    ("dataset", "message"),
+    [("owner/name", "Hugging Face Hub cannot be reached"), ("nowhere", "no such file or folder")],
 )
-def test_the_users_mistake_is_one_line_and_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dataset: str, says: str
+def test_user_error_is_one_line_with_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dataset: str, message: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert main(["prepare_data", "--dataset", dataset, "--output_dir", str(tmp_path / "out")]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert says in printed.err
+    assert message in printed.err
     assert printed.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_left_is_exit_code_2_with_the_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_accepted_clip_gives_exit_code_2_with_the_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = write_release(tmp_path / "cv", mixed_utterances())
     flags = ["--output_dir", str(tmp_path / "out"), "--min_upvotes", "5", "--processes", "1"]
     assert main(["prepare_data", "--dataset", str(dataset), *flags]) == 2

@@ -1,4 +1,4 @@
-"""``synthesize`` from a text, a file or standard input to a file of audio."""
+"""``synthesize``: from a text, a file or standard input to an audio file."""
 
 import io
 import re
@@ -75,7 +75,7 @@ def test_text_file_and_standard_input_are_spoken_alike(
     assert len(from_text) == len(expected)
 
 
-def test_the_manner_reaches_the_voice(model: str, tmp_path: Path) -> None:
+def test_options_are_applied(model: str, tmp_path: Path) -> None:
     quiet = {"text": TEXT, "noise_scale": 0, "noise_scale_duration": 0}
     slow, _ = synthesize(model, tmp_path / "x.wav", speaking_rate=0.2, **quiet)
     fast, _ = synthesize(model, tmp_path / "x.wav", speaking_rate=2, **quiet)
@@ -86,7 +86,7 @@ def test_the_manner_reaches_the_voice(model: str, tmp_path: Path) -> None:
     assert not np.array_equal(noisy, fast)
 
 
-def test_one_line_tells_what_was_written(
+def test_output_is_one_line_with_duration_and_speed(
     model: str, expected: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     synthesize(model, tmp_path / "x.wav", text=TEXT)
@@ -97,7 +97,7 @@ def test_one_line_tells_what_was_written(
     assert float(match[2]) == pytest.approx(len(expected) / RATE_HZ, abs=0.005)
 
 
-def test_existing_output_is_overwritten_but_not_by_a_failure(model: str, tmp_path: Path) -> None:
+def test_existing_output_is_overwritten_only_on_success(model: str, tmp_path: Path) -> None:
     output = tmp_path / "x.wav"
     output.write_bytes(b"old")
     with pytest.raises(DataError):
@@ -113,17 +113,17 @@ def test_existing_output_is_overwritten_but_not_by_a_failure(model: str, tmp_pat
         ({"text": "a", "text_file": "b.txt"}, "exclude each other"),
         ({"text": "a", "output": "x.m4a"}, r"\.wav, \.flac, \.mp3, \.ogg"),
         ({"text": "a", "output": "wav"}, r"\.wav, \.flac"),
-        ({"text": "a", "speaking_rate": 0.0}, "from 0.1 to 10"),
-        ({"text": "a", "speaking_rate": float("nan")}, "from 0.1 to 10"),
+        ({"text": "a", "speaking_rate": 0.0}, "between 0.1 and 10"),
+        ({"text": "a", "speaking_rate": float("nan")}, "between 0.1 and 10"),
         ({"text": "a", "noise_scale": -1.0}, "--noise_scale -1.0"),
         ({"text": "a", "noise_scale_duration": float("inf")}, "--noise_scale_duration"),
         ({"text": "a", "seed": -1}, "--seed -1"),
     ],
 )
-def test_impossible_flags_are_refused_at_once(flags: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as refused:
+def test_invalid_flags_raise_immediately(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
         SynthesizeConfig(**flags)
-    assert refused.value.exit_code == 2
+    assert error.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -137,27 +137,27 @@ def test_impossible_flags_are_refused_at_once(flags: dict[str, Any], message: st
         ({"text": "Silav", "output": "/proc/x.wav"}, ConfigError, "choose another --output"),
     ],
 )
-def test_mistakes_end_with_code_2(
+def test_user_errors_have_exit_code_2(
     model: str, tmp_path: Path, flags: dict[str, Any], kind: type[VitsTrainerError], message: str
 ) -> None:
-    with pytest.raises(kind, match=message) as refused:
+    with pytest.raises(kind, match=message) as error:
         run(SynthesizeConfig(**{"model": model, "output": str(tmp_path / "x.wav"), **flags}))
-    assert refused.value.exit_code == 2
+    assert error.value.exit_code == 2
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_terminal_is_not_waited_for(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_text_on_a_terminal_raises_without_waiting(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     with pytest.raises(ConfigError, match="--text_file, or pipe"):
         run(SynthesizeConfig(model=model))
 
 
-def test_input_that_is_not_utf8_is_refused_with_its_place(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_input_that_is_not_utf8_raises_with_the_position(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe(monkeypatch, "Tu ç".encode("latin-1"))
     with pytest.raises(DataError, match=r"standard input is not UTF-8 text \(byte 3\)"):
         run(SynthesizeConfig(model=model))
 
 
 @pytest.mark.parametrize("text", ["3.5", "null", "# yek", "{x: 1}", "'Na', got", "-5 germ e", "true", "a: b"])
-def test_text_that_looks_like_yaml_is_taken_as_it_is(text: str) -> None:
+def test_text_that_looks_like_yaml_is_unchanged(text: str) -> None:
     assert parse("synthesize", SynthesizeConfig, ["--text", text]).text == text

@@ -16,7 +16,7 @@ from vits_trainer.models.generator import Generator, GeneratorOutput
 from vits_trainer.models.pretrained import export, load_model, speaker_ids
 from vits_trainer.models.spectrogram import frame_mask
 from vits_trainer.text import tokenizer as tokenizer_module
-from vits_trainer.text.tokenizer import _made, build_tokenizer, encode
+from vits_trainer.text.tokenizer import _create, build_tokenizer, encode
 from vits_trainer.utils.errors import ModelError
 
 PLAIN = replace(SMALL, use_stochastic_duration_prediction=False)
@@ -166,7 +166,7 @@ def test_model_is_unchanged_without_missing_characters():
 
 
 def test_punctuation_is_added_to_phonemes_only(monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "romanised", lambda text: text.replace("ж", "zh"))
+    monkeypatch.setattr(tokenizer_module, "romanize", lambda text: text.replace("ж", "zh"))
     voice, latin = new_voice(), build_tokenizer(["silav"])
     latin.is_uroman = True
     assert add_characters(voice, latin, ["silav, ж!"]).encoder.keys() - latin.encoder.keys() == set("zh")
@@ -174,7 +174,7 @@ def test_punctuation_is_added_to_phonemes_only(monkeypatch):
 
 def test_new_letters_do_not_reuse_existing_ids():
     """Covers ids with gaps, as left by a conversion, and two characters with the same id."""
-    gaps = _made({"_": 0, "a": 1, "b": 5, "c": 5}, **dict.fromkeys(("pad_token", "unk_token"), "_"), phonemize=False)
+    gaps = _create({"_": 0, "a": 1, "b": 5, "c": 5}, **dict.fromkeys(("pad_token", "unk_token"), "_"), phonemize=False)
     voice = new_voice()
     old = voice.text_encoder.embed_tokens.weight.detach().clone()
     larger = add_characters(voice, gaps, ["abçd"])

@@ -384,7 +384,7 @@ MODELS = (
     CallRow("no vocabulary", "exit 2", "tokenizer", _tuned(lambda voice: (voice / "vocab.json").unlink())),
     CallRow("new speakers without a name", "exit 2", "the data has clips without a speaker name", _tuned(_nothing, extend_speakers="true")),
     CallRow("discriminators that are not there", "exit 2", "no discriminators found", _tuned(lambda voice: (voice / "discriminator.safetensors").unlink(), discriminator_from="nowhere")),
-    CallRow("checkpoint that would run a program", "exit 2", ".system, which a checkpoint needs for nothing", _converted({"model": _Program()})),
+    CallRow("checkpoint that would run a program", "exit 2", ".system, which no checkpoint needs", _converted({"model": _Program()})),
     CallRow("checkpoint of something else", "exit 2", "are not those of a voice in original or coqui or piper layout", _converted({"model": {"weight": torch.zeros(2)}})),
     CallRow("damaged discriminators", "exit 2", "cannot load discriminators", _tuned(lambda voice: (voice / "discriminator.safetensors").write_bytes(b"xx"))),
     CallRow("infinity in the discriminators", "exit 2", "NaN or infinity in the weights", _tuned(lambda voice: _infinite(voice / "discriminator.safetensors"))),

@@ -54,8 +54,8 @@ def test_wrong_golden_values_are_reported(tmp_path: Path, capsys: pytest.Capture
         "WRONG single_sdp loss_kl",
         "WRONG single_sdp generator gradient enc_p.proj.weight",
     ]
-    assert "single_sdp: 883 of 885 figures agree in float64, 7 of 7 losses in float32" in printed.out
-    assert "2 figure(s)" in printed.err
+    assert "single_sdp: 883 of 885 values agree in float64, 7 of 7 losses in float32" in printed.out
+    assert "2 value(s)" in printed.err
     assert "Do not train" in printed.err
 
 
@@ -79,7 +79,7 @@ def test_worst_golden_value_of_each_kind_is_shown(
     replace_compared_values(monkeypatch, loss_in_float32=4.0001)
     assert main(["check", "--golden", "."]) == 0
     assert capsys.readouterr().out.splitlines()[-6:] == [
-        "case: 3 of 3 figures agree in float64, 1 of 1 losses in float32",
+        "case: 3 of 3 values agree in float64, 1 of 1 losses in float32",
         "worst of the losses in float64: 5.00e-07 (at most 1e-06), case loss_mel",
         "worst of the losses in float32: 2.50e-05 (at most 1e-04), case loss_mel in float32",
         "worst of the gradient norms in float64: 2.00e-05 (at most 1e-04), case norm",
@@ -95,6 +95,6 @@ def test_imprecise_float32_is_not_reported_as_a_wrong_objective(
     replace_compared_values(monkeypatch, loss_in_float32=4.005)
     assert main(["check", "--golden", "."]) == 1
     printed = capsys.readouterr()
-    assert "case: 3 of 3 figures agree in float64, 0 of 1 losses in float32" in printed.out
-    assert "1 loss(es) are beyond their bounds in float32 alone" in printed.err
+    assert "case: 3 of 3 values agree in float64, 0 of 1 losses in float32" in printed.out
+    assert "1 loss(es) exceed their tolerance only in float32" in printed.err
     assert "Do not train" not in printed.err

@@ -47,5 +47,5 @@ def test_only_files_of_the_demo_are_removed(tmp_path: Path, marker: str) -> None
 def test_folders_of_others_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     assert main(["demo", "--output_dir", str(tmp_path)]) == 2
-    assert "name another folder" in capsys.readouterr().err
+    assert "Choose another folder" in capsys.readouterr().err
     assert (tmp_path / "mine.txt").read_text() == "precious"

@@ -1,4 +1,4 @@
-"""Phonemes in the right language, numbers as words, Latin letters from one uroman."""
+"""Phonemes, numbers as words and romanization."""
 
 import ctypes
 import sys
@@ -23,59 +23,59 @@ GERMAN = "schöne grüße"
 
 
 def espeak(text: str, voice: str) -> str:
-    """Phonemes from espeak-ng's own library, not by phonemizer."""
+    """Returns phonemes from espeak-ng's library without phonemizer."""
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     library.espeak_Initialize(2, 0, str(espeakng_loader.get_data_path()).encode(), 0x8000)
     assert library.espeak_SetVoiceByName(voice.encode()) == 0
     library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-    place = ctypes.c_char_p(text.encode())
-    spoken = library.espeak_TextToPhonemes(ctypes.byref(place), 1, 0x02)  # UTF-8, IPA
-    return spoken.decode()
+    pointer = ctypes.c_char_p(text.encode())
+    phonemes = library.espeak_TextToPhonemes(ctypes.byref(pointer), 1, 0x02)  # UTF-8, IPA
+    return phonemes.decode()
 
 
 @pytest.mark.parametrize("language", ["de", "deu", "deu-script_latin"])
-def test_phonemes_are_german_where_the_text_is(language):
-    ours = languages.phonemes(GERMAN, language)
+def test_phonemes_are_those_of_the_language(language):
+    ours = languages.to_phonemes(GERMAN, language)
     assert ours == espeak(GERMAN, "de")
-    assert ours != languages.phonemes(GERMAN, "eng") == languages.phonemes(GERMAN, None)
+    assert ours != languages.to_phonemes(GERMAN, "eng") == languages.to_phonemes(GERMAN, None)
     assert "øː" in ours
 
 
-def test_unknown_language_is_refused_with_those_that_are_known():
-    with pytest.raises(ModelError, match=r"--language 99: espeak-ng does not speak it. Give one of af, .*de"):
-        languages.phonemes("a", "99")
+def test_unknown_language_raises_and_lists_the_known_ones():
+    with pytest.raises(ModelError, match=r"--language 99: not supported by espeak-ng. Must be one of af, .*de"):
+        languages.to_phonemes("a", "99")
 
 
-def test_language_that_is_nearly_right_is_guessed():
+def test_misspelt_language_suggests_the_closest():
     with pytest.raises(ModelError, match=r"--language germn: .* Did you mean"):
-        languages.phonemes("a", "germn")
+        languages.to_phonemes("a", "germn")
 
 
-def test_every_language_of_the_table_is_one_of_espeaks():
+def test_every_mapped_language_is_supported_by_espeak():
     from phonemizer.backend import EspeakBackend
 
-    languages.phonemes("a", "de")  # finds the library
+    languages.to_phonemes("a", "de")  # sets the library path
     assert set(languages._OF_ISO_639.values()) <= set(EspeakBackend.supported_languages())
 
 
-def test_foreign_words_leave_no_flags_and_nothing_has_no_phonemes():
-    assert "(" not in languages.phonemes("Das ist ein Download, nice Meeting.", "de")
-    assert languages.phonemes("  ", "de") == ""
+def test_foreign_words_add_no_flags_and_blank_text_has_no_phonemes():
+    assert "(" not in languages.to_phonemes("Das ist ein Download, nice Meeting.", "de")
+    assert languages.to_phonemes("  ", "de") == ""
 
 
 @pytest.mark.parametrize(
-    ("named", "espeaks"),
+    ("language", "expected"),
     [
         (None, "en-us"), ("eng", "en-us"), ("en", "en-us"), ("deu", "de"), ("de", "de"), ("en-gb", "en-gb"),
         ("kmr-script_latin", "ku"), ("fra", "fr-fr"), ("DEU", "de"),
     ],
 )  # fmt: skip
-def test_languages_go_by_iso_or_by_espeaks_names(named, espeaks):
-    assert languages.espeak_name(named) == espeaks
+def test_languages_have_iso_or_espeak_names(language, expected):
+    assert languages.espeak_name(language) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "language", "said"),
+    ("text", "language", "expected"),
     [
         ("12 Äpfel", "de", "zwölf Äpfel"),
         ("17 cats", "eng", "seventeen cats"),
@@ -88,7 +88,7 @@ def test_languages_go_by_iso_or_by_espeaks_names(named, espeaks):
         ("21", "fra", "vingt et un"),
         ("٣", "en", "three"),
         ("0" + "1" * 400, "en", " ".join(["zero", *["one"] * 400])),
-        ("1.000.000,5", "it", "un milione,cinque"),  # num2words fails at each of these, or never ends
+        ("1.000.000,5", "it", "un milione,cinque"),  # num2words fails or loops forever from here on
         ("0," + "0" * 30 + "1", "id", " ".join(["nol,nol", *["nol"] * 29, "satu"])),
         ("0," + "1" * 40, "sr", " ".join(["nula,jedan", *["jedan"] * 39])),
         ("1" * 5000 + ",5", "de", " ".join(["eins"] * 5000) + ",fünf"),
@@ -99,22 +99,22 @@ def test_languages_go_by_iso_or_by_espeaks_names(named, espeaks):
         ("no number", "de", "no number"),
     ],
 )
-def test_numbers_become_words_where_the_language_has_them(text, language, said):
-    assert languages.spelt_out(text, language) == said
+def test_numbers_become_words_if_the_language_is_supported(text, language, expected):
+    assert languages.numbers_to_words(text, language) == expected
 
 
-def test_numbers_are_spelt_only_where_the_vocabulary_has_no_digits():
+def test_numbers_are_written_out_only_if_the_vocabulary_lacks_digits():
     without, with_digits = build_tokenizer(["zwölf äpfel"], "de"), build_tokenizer(["12 äpfel"], "de")
     assert encode(without, "12 Äpfel").tolist() == encode(without, "zwölf äpfel").tolist()
     assert len(encode(with_digits, "12")) == 5
-    bengali = build_tokenizer(["৫টি"], "ben")  # num2words has Bengali, and the vocabulary the digit
+    bengali = build_tokenizer(["৫টি"], "ben")  # num2words supports Bengali, but the vocabulary has the digit
     assert encode(bengali, "৫").tolist() == [0, bengali.encoder["৫"], 0]
 
 
-def test_voice_of_phonemes_reads_them_and_loads_in_transformers(tmp_path):
-    tokenizer = build_tokenizer([GERMAN], "de", reads_phonemes=True)
-    sounds = espeak(GERMAN, "de")
-    assert encode(tokenizer, "Schöne Grüße").tolist()[1::2] == [tokenizer.encoder[sign] for sign in sounds]
+def test_phoneme_tokenizer_encodes_and_loads_in_transformers(tmp_path):
+    tokenizer = build_tokenizer([GERMAN], "de", phonemize=True)
+    expected = espeak(GERMAN, "de")
+    assert encode(tokenizer, "Schöne Grüße").tolist()[1::2] == [tokenizer.encoder[symbol] for symbol in expected]
     tokenizer.save_pretrained(tmp_path)
     again = load_tokenizer(str(tmp_path))
     assert (again.language, again.phonemize) == ("de", True)
@@ -124,9 +124,9 @@ def test_voice_of_phonemes_reads_them_and_loads_in_transformers(tmp_path):
     assert theirs.get_vocab() == tokenizer.get_vocab()
 
 
-def test_transformers_pipeline_takes_the_tokenizer_that_reads_the_language(tmp_path):
-    """What a card of such a voice advises."""
-    tokenizer = build_tokenizer([GERMAN], "de", reads_phonemes=True)
+def test_transformers_pipeline_accepts_the_tokenizer(tmp_path):
+    """The usage that the model card of such a voice recommends."""
+    tokenizer = build_tokenizer([GERMAN], "de", phonemize=True)
     torch.manual_seed(0)
     export(new_model(SMALL, tokenizer, []), tokenizer, None, tmp_path / "voice")
     speaker = pipeline("text-to-speech", str(tmp_path / "voice"), tokenizer=load_tokenizer(str(tmp_path / "voice")))
@@ -134,25 +134,25 @@ def test_transformers_pipeline_takes_the_tokenizer_that_reads_the_language(tmp_p
     assert speaker(GERMAN)["audio"].size > 0
 
 
-def test_phonemes_that_the_vocabulary_lacks_are_left_out_and_told():
-    tokenizer = build_tokenizer(["schön"], "de", reads_phonemes=True)
-    known = [tokenizer.encoder[sign] for sign in espeak("schön im", "de") if sign in tokenizer.encoder]
+def test_phonemes_that_the_vocabulary_lacks_are_dropped_and_reported():
+    tokenizer = build_tokenizer(["schön"], "de", phonemize=True)
+    known = [tokenizer.encoder[symbol] for symbol in espeak("schön im", "de") if symbol in tokenizer.encoder]
     assert encode(tokenizer, "Schön im").tolist()[1::2] == known
     assert unknown_characters(tokenizer, "Schön im") == "mɪ"
     assert unknown_characters(tokenizer, "Schön.") == ""
 
 
-def test_uroman_is_made_once_and_says_what_transformers_says(tmp_path, monkeypatch):
+def test_uroman_is_created_once_and_agrees_with_transformers(tmp_path, monkeypatch):
     import uroman
 
-    made = []
-    whole = uroman.Uroman.__init__
-    monkeypatch.setattr(uroman.Uroman, "__init__", lambda self, *a, **k: (made.append(1), whole(self, *a, **k))[1])
+    created = []
+    init = uroman.Uroman.__init__
+    monkeypatch.setattr(uroman.Uroman, "__init__", lambda self, *a, **k: (created.append(1), init(self, *a, **k))[1])
     languages._uroman.cache_clear()
     tokenizer = build_tokenizer(["abcdefghijklmnopqrstuvwxyz "])
     tokenizer.is_uroman = True
     ours = [encode(tokenizer, text).tolist() for text in ("Привет, мир", "добрый день", "plain")]
-    assert len(made) == 1
+    assert len(created) == 1
     tokenizer.save_pretrained(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     theirs.is_uroman = True
@@ -162,15 +162,15 @@ def test_uroman_is_made_once_and_says_what_transformers_says(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("module", "call"),
     [
-        ("uroman", lambda: languages.romanised("नमस्ते")),
-        ("phonemizer.backend", lambda: languages.phonemes("a", "cy")),
+        ("uroman", lambda: languages.romanize("नमस्ते")),
+        ("phonemizer.backend", lambda: languages.to_phonemes("a", "cy")),
     ],
 )
 def test_missing_package_is_named(module, call, monkeypatch):
     languages._uroman.cache_clear()
     languages._phonemizer.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ModelError, match=rf"package that is missing \(.*{module}.*vits-trainer\[text\]'"):
+    with pytest.raises(ModelError, match=rf"package that is not installed \(.*{module}.*vits-trainer\[text\]'"):
         call()
 
 
@@ -178,20 +178,20 @@ def test_extended_vocabulary_keeps_the_ids_and_settings():
     tokenizer = build_tokenizer(["ab"], "de")
     larger = with_characters(tokenizer, "bäü")
     assert isinstance(larger, VoiceTokenizer)
-    assert {sign: larger.encoder[sign] for sign in tokenizer.encoder} == dict(tokenizer.encoder)
+    assert {symbol: larger.encoder[symbol] for symbol in tokenizer.encoder} == dict(tokenizer.encoder)
     assert (larger.encoder["ä"], larger.encoder["ü"]) == (4, 5)
     assert (larger.language, larger.add_blank, larger.normalize, larger.phonemize) == ("de", True, True, False)
     assert encode(larger, "AÄ").tolist() == [0, 1, 0, 4, 0]
 
 
-def test_other_language_can_be_given_to_a_voice(tmp_path):
-    build_tokenizer(["ab"], "en", reads_phonemes=True).save_pretrained(tmp_path)
+def test_language_argument_overrides_the_voice(tmp_path):
+    build_tokenizer(["ab"], "en", phonemize=True).save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path), "de").language == "de"
     assert load_tokenizer(str(tmp_path), "de").get_vocab() == load_tokenizer(str(tmp_path)).get_vocab()
 
 
-def test_other_name_of_a_voices_language_leaves_its_own(tmp_path):
-    """transformers reads a Romanian letter otherwise where the voice says ron."""
+def test_another_name_of_the_same_language_keeps_the_voices_name(tmp_path):
+    """transformers maps a Romanian letter differently if the voice's language is ron."""
     build_tokenizer(["a\u0163"], "ron").save_pretrained(tmp_path)
     tokenizer = load_tokenizer(str(tmp_path), "ro")
     assert tokenizer.language == "ron"

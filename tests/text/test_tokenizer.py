@@ -1,4 +1,4 @@
-"""From text to token ids."""
+"""Tokenizers: vocabulary, encoding, saving and loading."""
 
 import json
 
@@ -14,25 +14,25 @@ def test_ids_are_characters_between_blanks():
     assert encode(tokenizer, "cab").tolist() == [0, 4, 0, 2, 0, 3, 0]
 
 
-def test_upper_case_is_lowered():
+def test_upper_case_is_lowercased():
     tokenizer = build_tokenizer(["Şev"])
     assert encode(tokenizer, "ŞEV").tolist() == encode(tokenizer, "şev").tolist()
     assert len(encode(tokenizer, "şev")) == 7
 
 
-def test_characters_that_the_vocabulary_lacks_are_left_out():
+def test_characters_that_the_vocabulary_lacks_are_dropped():
     tokenizer = build_tokenizer(["ab"])
     assert encode(tokenizer, "a€b!").tolist() == encode(tokenizer, "ab").tolist()
 
 
 @pytest.mark.parametrize("text", ["", "€!?", "  "])
-def test_text_without_a_known_character_gives_no_token(text):
+def test_text_without_known_characters_has_no_tokens(text):
     ids = encode(build_tokenizer(["ab"]), text)
     assert ids.shape == (0,)
     assert ids.dtype == "int64"
 
 
-def test_every_text_of_the_data_set_is_encoded_whole():
+def test_texts_of_the_vocabulary_are_encoded_completely():
     texts = ["Rojbaş, çawa yî?", "Êvar xweş", "na-na « êê »"]
     tokenizer = build_tokenizer(texts)
     for text in texts:
@@ -44,7 +44,7 @@ def test_vocabulary_does_not_depend_on_the_order_of_texts():
     assert build_tokenizer(["ab", "cd"]).get_vocab() == build_tokenizer(["dc", "ba"]).get_vocab()
 
 
-def test_saved_tokenizer_is_loaded_again(tmp_path):
+def test_saved_tokenizer_round_trips(tmp_path):
     tokenizer = build_tokenizer(["silav, dinya"])
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(str(tmp_path))
@@ -52,13 +52,13 @@ def test_saved_tokenizer_is_loaded_again(tmp_path):
     assert encode(loaded, "silav").tolist() == encode(tokenizer, "silav").tolist()
 
 
-def test_folder_without_vocabulary_is_refused(tmp_path):
+def test_folder_without_vocabulary_raises(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vits"}))
     with pytest.raises(ModelError, match=r"no tokenizer could be loaded .*vocab\.json"):
         load_tokenizer(str(tmp_path))
 
 
-def test_damaged_vocabulary_is_refused(tmp_path):
+def test_damaged_vocabulary_raises(tmp_path):
     build_tokenizer(["ab"]).save_pretrained(tmp_path)
     (tmp_path / "vocab.json").write_text("{broken")
     with pytest.raises(ModelError, match="no tokenizer could be loaded"):

@@ -1,3 +1,5 @@
+"""CPU quotas, OpenMP settings and the choice of the number of threads."""
+
 import math
 import os
 import subprocess
@@ -28,7 +30,7 @@ def test_quota_of_version_2(tmp_path: Path, content: str, cpus: float) -> None:
     assert cgroup_quota(V2, tmp_path) == cpus
 
 
-def test_the_tightest_group_above_counts(tmp_path: Path) -> None:
+def test_lowest_quota_of_the_parent_groups_applies(tmp_path: Path) -> None:
     write(tmp_path / "jobs", cpu__max="100000 100000")
     write(tmp_path / "jobs" / "mine", cpu__max="400000 100000")
     assert cgroup_quota(V2, tmp_path) == 1
@@ -41,12 +43,12 @@ def test_quota_of_version_1(tmp_path: Path, mount: str) -> None:
     assert cgroup_quota(V1, tmp_path) == 2
 
 
-def test_a_container_finds_its_group_at_the_root(tmp_path: Path) -> None:
+def test_quota_of_a_container_is_found_at_the_root(tmp_path: Path) -> None:
     write(tmp_path, cpu__max="50000 100000")
     assert cgroup_quota("0::/docker/0123\n", tmp_path) == 0.5
 
 
-def test_without_groups_there_is_no_quota(tmp_path: Path) -> None:
+def test_no_cgroups_mean_no_quota(tmp_path: Path) -> None:
     assert cgroup_quota("", tmp_path) == math.inf
     assert cgroup_quota(V1, tmp_path) == math.inf
 
@@ -60,7 +62,7 @@ def test_without_groups_there_is_no_quota(tmp_path: Path) -> None:
         ({"OMP_WAIT_POLICY": "ACTIVE"}, math.inf, {"OMP_WAIT_POLICY": "ACTIVE"}),
     ],
 )
-def test_openmp_is_configured_where_the_user_has_not(
+def test_openmp_settings_of_the_user_are_kept(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, str], quota: float, expected: dict[str, str]
 ) -> None:
     monkeypatch.setattr(cpu_threads, "cgroup_quota", lambda: quota)
@@ -69,16 +71,16 @@ def test_openmp_is_configured_where_the_user_has_not(
 
 
 def test_openmp_is_configured_before_torch_is_loaded() -> None:
-    """A child that imports the package and then torch has the policy in libgomp's own report of its settings."""
+    """libgomp reports the policy in a child process that imports the package and then torch."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-    shown = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", "import sys, vits_trainer; assert 'torch' not in sys.modules; import torch"],
         env={**environment, "OMP_DISPLAY_ENV": "true"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown.stderr
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in result.stderr
 
 
 @pytest.fixture
@@ -93,31 +95,31 @@ def group_of_one_cpu() -> "object":
     except OSError as error:
         if group.is_dir():
             group.rmdir()
-        pytest.skip(f"control groups cannot be made here: {error}")
+        pytest.skip(f"cannot create control groups: {error}")
     yield group
     group.rmdir()
 
 
-def test_a_quota_limits_the_threads(group_of_one_cpu: Path) -> None:
+def test_cpu_quota_limits_the_threads(group_of_one_cpu: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
     code = (
         f"import os; open('{group_of_one_cpu}/cgroup.procs', 'w').write(str(os.getpid())); import vits_trainer, torch; "
         "from vits_trainer.utils.cpu_threads import available_cpus; print(available_cpus(), torch.get_num_threads())"
     )
-    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert shown.stdout.split() == ["1.0", "1"]
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["1.0", "1"]
 
 
 @pytest.mark.parametrize(
     ("all_s", "one_s", "fastest", "is_starved"),
     [(1.0, 1.8, 4, False), (1.0, 0.97, 4, False), (1.0, 0.9, 1, False), (2.0, 1.0, 1, True)],
 )
-def test_the_faster_number_of_threads_is_chosen(all_s: float, one_s: float, fastest: int, is_starved: bool) -> None:
+def test_faster_number_of_threads_is_used(all_s: float, one_s: float, fastest: int, is_starved: bool) -> None:
     times = ThreadTimes(4, all_s, one_s)
     assert (times.fastest, times.is_starved) == (fastest, is_starved)
 
 
-def test_each_number_of_threads_is_timed_twice_and_the_shorter_time_kept() -> None:
+def test_each_number_of_threads_is_timed_twice_and_the_minimum_kept() -> None:
     used: list[int] = []
     seconds = iter([3.0, 2.0, 1.0, 4.0])
     times = time_threads(lambda: next(seconds), 8, used.append)

@@ -1,4 +1,4 @@
-"""Who may delete what: the one module that does, and the one decision that it asks."""
+"""Only utils.files deletes files, and only files of this program; temporary files and locks."""
 
 import ast
 import json
@@ -21,38 +21,38 @@ from vits_trainer.utils.files import MARKER, Kind
 PACKAGE = Path(vits_trainer.__file__).parent
 WORKING = Kind("work", re.compile(r"own/.*"))
 
-# Of the module os, of paths, of the module shutil.
+# Destructive functions of os and shutil, and methods of Path.
 OS = {"remove", "removedirs", "rename", "renames", "replace", "rmdir", "unlink"}
 PATH = {"rename", "rmdir", "unlink"}
 SHUTIL = {"move", "rmtree"}
 
 
-def destroying(source: str) -> list[str]:
-    """Where a file deletes, renames or replaces something on the disk, as ``name:line``."""
-    tree, modules, found = ast.parse(source), {"os": "os", "shutil": "shutil"}, []
+def destructive_calls(source: str) -> list[str]:
+    """Returns calls that delete, rename or replace files, as ``name:line``."""
+    tree, modules, calls = ast.parse(source), {"os": "os", "shutil": "shutil"}, []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules |= {alias.asname: alias.name for alias in node.names if alias.asname}
         elif isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil"):
             named = OS if node.module == "os" else SHUTIL
-            found += [f"{alias.name}:{node.lineno}" for alias in node.names if alias.name in named | {"*"}]
+            calls += [f"{alias.name}:{node.lineno}" for alias in node.names if alias.name in named | {"*"}]
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             module = modules.get(node.value.id) if isinstance(node.value, ast.Name) else None
             named = {"os": OS, "shutil": SHUTIL}.get(module, PATH)
-            found += [f"{node.attr}:{node.lineno}"] if node.attr in named else []
+            calls += [f"{node.attr}:{node.lineno}"] if node.attr in named else []
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "replace":
-            # str.replace has two arguments; that of os has been seen, that of dataclasses has named ones.
+            # str.replace has two arguments, os.replace is handled above, dataclasses.replace has keyword arguments.
             owner = node.func.value.id if isinstance(node.func.value, ast.Name) else None
-            one = len(node.args) + sum(word.arg == "target" for word in node.keywords) == 1
-            found += [f"replace:{node.lineno}"] if one and owner not in modules and owner != "dataclasses" else []
-    return found
+            one = len(node.args) + sum(keyword.arg == "target" for keyword in node.keywords) == 1
+            calls += [f"replace:{node.lineno}"] if one and owner not in modules and owner != "dataclasses" else []
+    return calls
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_only_one_module_deletes(path: Path) -> None:
-    found = destroying(path.read_text(encoding="utf-8"))
-    assert bool(found) == (path.name == "files.py"), found
+    calls = destructive_calls(path.read_text(encoding="utf-8"))
+    assert bool(calls) == (path.name == "files.py"), calls
 
 
 @pytest.mark.parametrize(
@@ -72,19 +72,19 @@ def test_only_one_module_deletes(path: Path) -> None:
         "Path(a).rmdir()",
     ],
 )
-def test_deleting_is_seen_in_every_spelling(line: str) -> None:
-    assert destroying(line)
+def test_every_form_of_deletion_is_detected(line: str) -> None:
+    assert destructive_calls(line)
 
 
 @pytest.mark.parametrize(
     "line",
     ["text.replace('a', 'b')", "replace(config, seed=1)", "dataclasses.replace(config, seed=1)", "names.remove('a')"],
 )
-def test_other_things_of_these_names_are_none(line: str) -> None:
-    assert not destroying(line)
+def test_other_functions_of_the_same_name_are_not_detected(line: str) -> None:
+    assert not destructive_calls(line)
 
 
-# What is ours
+# Removal of directories
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
-def test_marked_folder_goes(folder: Path) -> None:
+def test_marked_folder_is_removed(folder: Path) -> None:
     files.mark(folder, WORKING)
     assert files.is_ours(folder, WORKING)
     files.remove(folder, WORKING)
@@ -106,17 +106,17 @@ def test_marked_folder_goes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("marker", [None, "", "{", "[]", '{"kind": "voice"}', '{"kind": ["work"]}', "[" * 5000])
-def test_folder_without_our_marker_stays(folder: Path, marker: str | None) -> None:
+def test_folder_without_our_marker_is_kept(folder: Path, marker: str | None) -> None:
     if marker is not None:
         (folder / MARKER).write_text(marker)
     before = sorted(folder.rglob("*"))
     assert not files.is_ours(folder, WORKING)
-    with pytest.raises(DataError, match="was not made by vits-trainer"):
+    with pytest.raises(DataError, match="was not created by vits-trainer"):
         files.remove(folder, WORKING)
     assert sorted(folder.rglob("*")) == before
 
 
-def test_others_files_in_our_folder_stay_and_it_is_still_ours(folder: Path) -> None:
+def test_files_of_others_in_our_folder_are_kept_and_it_remains_ours(folder: Path) -> None:
     files.mark(folder, WORKING)
     (folder / "notes").write_text("mine")
     files.remove(folder, WORKING)
@@ -127,7 +127,7 @@ def test_others_files_in_our_folder_stay_and_it_is_still_ours(folder: Path) -> N
     assert not folder.exists()
 
 
-def test_folder_of_a_process_that_was_killed_before_it_marked_it_goes(tmp_path: Path) -> None:
+def test_folder_of_a_process_killed_before_marking_is_removed(tmp_path: Path) -> None:
     for names in ([], [f".{MARKER}.0badcafe.part"], [MARKER]):
         (tmp_path / "work").mkdir()
         for name in names:
@@ -136,8 +136,8 @@ def test_folder_of_a_process_that_was_killed_before_it_marked_it_goes(tmp_path: 
         assert not (tmp_path / "work").exists()
 
 
-def test_folders_of_earlier_versions_are_known(tmp_path: Path) -> None:
-    """By names that only this program gives; another trainer's checkpoint-500 is none of them."""
+def test_folders_of_earlier_versions_are_recognized(tmp_path: Path) -> None:
+    """By file names that only this program uses; a checkpoint-500 of another trainer is not recognized."""
     for name in ("checkpoint-5/voice/config.json", "checkpoint-5/generator.safetensors", "checkpoint-500/optimizer.pt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
@@ -149,7 +149,7 @@ def test_folders_of_earlier_versions_are_known(tmp_path: Path) -> None:
     assert files.is_ours(tmp_path / "new_work", WORK)
 
 
-def test_nothing_is_renamed_onto_something(tmp_path: Path) -> None:
+def test_move_does_not_overwrite(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
     (tmp_path / "folder").mkdir()
@@ -174,68 +174,68 @@ with getattr(files, sys.argv[1])(Path(sys.argv[2])) as part:
 """
 
 
-@pytest.mark.parametrize("way", ["temporary_sibling_dir", "written_beside"])
-def test_what_is_left_of_killed_processes_goes_and_of_living_ones_stays(tmp_path: Path, way: str) -> None:
-    place = tmp_path / "voice [1]"  # glob's own signs
-    foreign = tmp_path / f".{place.name}.mine.tmp"
+@pytest.mark.parametrize("function", ["temporary_sibling_dir", "atomic_writer"])
+def test_only_leftovers_of_killed_processes_are_removed(tmp_path: Path, function: str) -> None:
+    target = tmp_path / "voice [1]"  # characters that are special in glob patterns
+    foreign = tmp_path / f".{target.name}.mine.tmp"
     foreign.mkdir()
-    (tmp_path / f".{place.name}.0badcafe.tmp").mkdir()
-    (tmp_path / f".{place.name}.0badcafe.tmp/mine").write_text("no marker")
+    (tmp_path / f".{target.name}.0badcafe.tmp").mkdir()
+    (tmp_path / f".{target.name}.0badcafe.tmp/mine").write_text("no marker")
 
-    def started() -> "tuple[subprocess.Popen[str], Path]":
-        words = [sys.executable, "-c", HOLDS, way, str(place)]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=PACKAGE.parent)
+    def start() -> "tuple[subprocess.Popen[str], Path]":
+        command = [sys.executable, "-c", HOLDS, function, str(target)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PACKAGE.parent)
         assert process.stdout is not None
         return process, Path(process.stdout.readline().strip())
 
-    (living, theirs), (killed, stale) = started(), started()
+    (running, theirs), (killed, stale) = start(), start()
     assert theirs != stale
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert stale.exists()
-    with getattr(files, way)(place) as own:
+    with getattr(files, function)(target) as own:
         assert own not in (theirs, stale)
         assert not stale.exists()
         assert theirs.exists()
-        if way == "written_beside":
+        if function == "atomic_writer":
             own.write_text("whole")
-    living.kill()
-    living.wait()
-    with getattr(files, way)(place):
+    running.kill()
+    running.wait()
+    with getattr(files, function)(target):
         assert not theirs.exists()
     assert foreign.exists()
-    assert (tmp_path / f".{place.name}.0badcafe.tmp/mine").exists()
-    left = {path.name for path in tmp_path.iterdir()} - {place.name}
-    assert left == {foreign.name, f".{place.name}.0badcafe.tmp"}
+    assert (tmp_path / f".{target.name}.0badcafe.tmp/mine").exists()
+    remaining = {path.name for path in tmp_path.iterdir()} - {target.name}
+    assert remaining == {foreign.name, f".{target.name}.0badcafe.tmp"}
 
 
-def _write_often(place: str, word: str) -> None:
+def _write_repeatedly(path: str, word: str) -> None:
     for number in range(150):
-        files.atomic_write(Path(place), json.dumps([word, number] * 200))
+        files.atomic_write(Path(path), json.dumps([word, number] * 200))
 
 
-def test_two_that_write_one_file_never_mix(tmp_path: Path) -> None:
-    place = tmp_path / "figures.json"
+def test_concurrent_writes_of_one_file_never_mix(tmp_path: Path) -> None:
+    target = tmp_path / "metrics.json"
     context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=_write_often, args=(str(place), word)) for word in ("one", "two")]
+    writers = [context.Process(target=_write_repeatedly, args=(str(target), word)) for word in ("one", "two")]
     for writer in writers:
         writer.start()
     seen = set()
     while any(writer.is_alive() for writer in writers):
-        if place.exists():
-            found = json.loads(place.read_text())
-            assert len(set(map(str, found))) == 2
-            seen.add(found[0])
+        if target.exists():
+            values = json.loads(target.read_text())
+            assert len(set(map(str, values))) == 2
+            seen.add(values[0])
     assert [writer.exitcode for writer in writers] == [0, 0]
-    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 
-def test_failing_to_write_changes_nothing(tmp_path: Path) -> None:
-    place = tmp_path / "a"
-    place.write_text("old")
+def test_failed_write_changes_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    target.write_text("old")
 
     def write() -> None:
-        with files.written_beside(place) as part:
+        with files.atomic_writer(target) as part:
             part.write_text("half")
             raise OSError("full")
 
@@ -244,13 +244,13 @@ def test_failing_to_write_changes_nothing(tmp_path: Path) -> None:
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
 
 
-def test_lock_whose_file_was_deleted_in_between_is_taken_anew(tmp_path: Path) -> None:
+def test_lock_of_a_deleted_file_does_not_block_a_new_file(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     first = files.try_lock(path)
     assert first is not None
     assert files.try_lock(path) is None
     files.discard(path)
-    second = files.try_lock(path)  # another file of this name
+    second = files.try_lock(path)  # a new file of the same name
     assert second is not None
     first.close()
     assert files.try_lock(path) is None

@@ -1,4 +1,4 @@
-"""Weights with NaN or infinity are refused by name wherever they are read or written; and runs that trained nothing."""
+"""Weights with NaN or Inf raise when read or written; runs without an applied update fail."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def copied(trained: Path, tmp_path: Path) -> Path:
 
 
 def spoil(path: Path, name: str = "", value: float = float("inf")) -> str:
-    """Puts one such value into a tensor of the file; the tensor's name."""
+    """Sets one value of a tensor in the file to ``value``. Returns the tensor's name."""
     tensors = load_file(path)
     name = name or next(name for name, tensor in tensors.items() if tensor.numel() > 1)
     tensors[name].view(-1)[0] = value
@@ -54,16 +54,16 @@ def spoil(path: Path, name: str = "", value: float = float("inf")) -> str:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_tensors_are_named_and_the_rest_counted(value: float) -> None:
+def test_message_names_ten_tensors_and_counts_the_rest(value: float) -> None:
     good = {"good": torch.ones(2), "ids": torch.arange(3)}
     weights = {f"layer{n}": torch.full((2,), value) for n in range(12)} | good
-    with pytest.raises(SavingError, match=r"^here: .* layer0, layer1, .*, layer9 and 2 more\. Do that\.$") as refused:
+    with pytest.raises(SavingError, match=r"^here: .* layer0, layer1, .*, layer9 and 2 more\. Do that\.$") as error:
         require_finite(weights, "here", "Do that.", SavingError)
-    assert "good" not in str(refused.value)
+    assert "good" not in str(error.value)
     require_finite(good, "here", "")
 
 
-def test_weight_that_weight_norm_makes_of_a_zero_direction_is_seen() -> None:
+def test_nan_from_a_zero_direction_of_weight_norm_is_detected() -> None:
     layer = nn.utils.parametrizations.weight_norm(nn.Conv1d(2, 2, 3))
     require_finite(weights_of(nn.Sequential(layer)), "here", "")
     layer.parametrizations.weight.original1.data[0] = 0
@@ -72,7 +72,7 @@ def test_weight_that_weight_norm_makes_of_a_zero_direction_is_seen() -> None:
         require_finite(weights_of(nn.Sequential(layer)), "here", "")
 
 
-def test_voice_is_refused_before_it_speaks_or_trains(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nonfinite_voice_raises_when_loaded_or_converted(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     voice = copied / "final_model"
     name = spoil(voice / "model.safetensors")
     for load in (load_model, Voice):
@@ -83,14 +83,14 @@ def test_voice_is_refused_before_it_speaks_or_trains(copied: Path, capsys: pytes
     assert not (copied / "converted").exists()
 
 
-def test_discriminators_are_refused_from_every_source(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nonfinite_discriminators_raise_from_every_source(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     voice = copied / "final_model"
     name = spoil(voice / "discriminator.safetensors")
     assert main(["convert", str(voice), "--output", str(copied / "converted")]) == 2
-    said = capsys.readouterr().err
-    assert f"discriminator.safetensors: NaN or infinity in the weights {name}" in said
-    judges = Discriminator(DiscriminatorShape((2,), 16)).state_dict()
-    original = to_original_discriminator(judges)
+    message = capsys.readouterr().err
+    assert f"discriminator.safetensors: NaN or infinity in the weights {name}" in message
+    state = Discriminator(DiscriminatorShape((2,), 16)).state_dict()
+    original = to_original_discriminator(state)
     next(iter(original.values())).view(-1)[0] = torch.nan
     with pytest.raises(ModelError, match=r"D_1\.pth: NaN"):
         discriminator_from_original(original, "D_1.pth")
@@ -99,22 +99,22 @@ def test_discriminators_are_refused_from_every_source(copied: Path, capsys: pyte
 @pytest.mark.parametrize(
     "file", ["generator", "discriminator", "optimizer_generator", "optimizer_discriminator", "average"]
 )
-def test_checkpoint_is_not_resumed_or_exported(copied: Path, capsys: pytest.CaptureFixture[str], file: str) -> None:
-    place = copied / "checkpoints/checkpoint-2"
-    name = spoil(place / f"{file}.safetensors", value=float("nan"))
-    (place / MANIFEST).unlink()
-    (place / MANIFEST).write_text(_manifest(place))
+def test_nonfinite_checkpoint_is_rejected(copied: Path, capsys: pytest.CaptureFixture[str], file: str) -> None:
+    checkpoint = copied / "checkpoints/checkpoint-2"
+    name = spoil(checkpoint / f"{file}.safetensors", value=float("nan"))
+    (checkpoint / MANIFEST).unlink()
+    (checkpoint / MANIFEST).write_text(_manifest(checkpoint))
     before = sha256(copied / "final_model/model.safetensors")
     again = {**AVERAGED, "max_updates": 3, "resume_from_checkpoint": "latest"}
     assert main(["train_vits", *train_flags(copied, **again)]) == 2
     assert f"{file}.safetensors: NaN or infinity in the weights {name}" in capsys.readouterr().err
     is_in_voice = not file.startswith("optimizer")
-    assert main(["export", str(place), "--output_dir", str(copied / "out")]) == (2 if is_in_voice else 0)
+    assert main(["export", str(checkpoint), "--output_dir", str(copied / "out")]) == (2 if is_in_voice else 0)
     assert (name in capsys.readouterr().err, (copied / "out").exists()) == (is_in_voice, not is_in_voice)
     assert sha256(copied / "final_model/model.safetensors") == before
 
 
-def test_voice_is_not_written_over_a_good_one(copied: Path) -> None:
+def test_nonfinite_voice_does_not_replace_a_good_one(copied: Path) -> None:
     voice = copied / "final_model"
     model, tokenizer = load_model(str(voice)), load_tokenizer(str(voice))
     before = {path.name: sha256(path) for path in voice.iterdir()}
@@ -124,7 +124,7 @@ def test_voice_is_not_written_over_a_good_one(copied: Path) -> None:
     assert {path.name: sha256(path) for path in voice.iterdir()} == before
 
 
-def test_weights_that_training_made_infinite_are_not_saved(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_infinite_after_training_are_not_saved(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sha256(copied / "final_model/model.safetensors")
     again = {**AVERAGED, "max_updates": 3, "resume_from_checkpoint": "latest", "learning_rate": 1e39}
     assert main(["train_vits", *train_flags(copied, **again)]) == 1
@@ -134,40 +134,40 @@ def test_weights_that_training_made_infinite_are_not_saved(copied: Path, capsys:
     assert json.loads((copied / "training/runs/run/outcome.json").read_text())["outcome"].startswith("failed: Saving")
 
 
-# Runs that trained nothing
+# Runs without an applied update
 
 
 def nothing(folder: Path, **changes: object) -> list[str]:
     return train_flags(folder, **{"max_updates": 2, "report_to": "none", "validation_fraction": 0, **changes})
 
 
-def test_masked_updates_alone_are_no_success(folder: Path, poison: Poison, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_run_with_only_masked_updates_fails(folder: Path, poison: Poison, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     (folder / "final_model").mkdir()
     mark(folder / "final_model", VOICE)
     (folder / "final_model/model.safetensors").write_text("an older voice")
     poison("all")
     assert main(["train_vits", *nothing(folder)]) == 1
-    said = capsys.readouterr().err
-    assert "Nothing was trained in 2 update(s): 8 clips were in masked updates and 0 were rejected" in said
+    message = capsys.readouterr().err
+    assert "Nothing was trained in 2 update(s): 8 clips were in masked updates and 0 were rejected" in message
     assert (folder / "final_model/model.safetensors").read_text() == "an older voice"
     assert json.loads((folder / "training/runs/run/outcome.json").read_text())["outcome"].startswith("failed: Nothing")
-    # It was not trained when its end is resumed, either; and is, once an update reaches the weights.
+    # A resume at the end fails as well, until an update is applied to the weights.
     assert main(["train_vits", *nothing(folder, resume_from_checkpoint="latest")]) == 1
     assert "Nothing was trained" in capsys.readouterr().err
     poison("none")
     assert main(["train_vits", *nothing(folder, max_updates=3, resume_from_checkpoint="latest")]) == 0
 
 
-def test_rejected_clips_of_a_cut_epoch_are_no_success(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_with_only_rejected_clips_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (folder / "training/wavs").iterdir():
         path.write_bytes(b"no recording")
     assert main(["train_vits", *nothing(folder, max_updates=1, max_rejected_fraction=1)]) == 1
-    said = capsys.readouterr().err
-    assert "Nothing was trained in 1 update(s): 0 clips were in masked updates and 4 were rejected" in said
+    message = capsys.readouterr().err
+    assert "Nothing was trained in 1 update(s): 0 clips were in masked updates and 4 were rejected" in message
     assert not (folder / "final_model").exists()
 
 
-def test_run_that_trained_before_its_last_updates_were_masked_is_done(
+def test_run_with_earlier_applied_updates_succeeds_despite_masked_ones(
     copied: Path, poison: Poison, capsys: pytest.CaptureFixture[str]  # noqa: F811
 ) -> None:
     poison("all")
@@ -175,7 +175,7 @@ def test_run_that_trained_before_its_last_updates_were_masked_is_done(
     assert main(["train_vits", *train_flags(copied, **again)]) == 0
 
 
-def test_resume_of_a_finished_run_says_so_and_gives_the_same_voice(
+def test_resume_of_a_finished_run_logs_so_and_exports_the_same_voice(
     copied: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = sha256(copied / "final_model/model.safetensors")

@@ -1,4 +1,4 @@
-"""No secret in what goes to Weights & Biases."""
+"""Redaction of secrets."""
 
 
 import pytest
@@ -22,11 +22,11 @@ TOKEN = "hf_" + "Ab1" * 10
         (("a", "b"), ("a", "b")),
     ],
 )  # fmt: skip
-def test_what_is_redacted(value: object, expected: object) -> None:
+def test_secret_names_and_formats_are_redacted(value: object, expected: object) -> None:
     assert redacted(value) == expected
 
 
-def test_a_secret_of_the_environment_is_hidden_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_of_the_environment_are_redacted_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2)
     monkeypatch.setenv("SHORT_SECRET", "word")
     assert redacted("key=0123456789abcdef0123456789abcdef; a word") == f"key={HIDDEN}; a word"

@@ -1,4 +1,4 @@
-"""Pickled checkpoints: what trainers put beside the weights is read, everything else named and refused."""
+"""Pickled checkpoints: classes that trainers store are loaded, others raise an error that names them."""
 
 import argparse
 import os
@@ -25,51 +25,51 @@ class Program:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
-def test_program_in_a_pickle_is_named_and_not_run(tmp_path: Path, zipped: bool) -> None:
+def test_code_in_a_pickle_raises_and_is_not_executed(tmp_path: Path, zipped: bool) -> None:
     trace, checkpoint = tmp_path / "trace", tmp_path / "G_1.pth"
     torch.save(
         {"model": {"a": torch.ones(2)}, "more": Program(f"touch {trace}")},
         checkpoint,
         _use_new_zipfile_serialization=zipped,
     )
-    with pytest.raises(ModelError, match=r"G_1\.pth asks for (posix|nt)\.system.* was not loaded"):
+    with pytest.raises(ModelError, match=r"G_1\.pth: refers to (posix|nt)\.system.* was not loaded"):
         safe_pickle.load(checkpoint)
     assert not trace.exists()
-    torch.load(checkpoint, weights_only=False)  # so it would have run
+    torch.load(checkpoint, weights_only=False)  # executes the code
     assert trace.exists()
 
 
-def test_class_of_another_package_is_named(tmp_path: Path) -> None:
+def test_class_of_another_package_raises_with_its_name(tmp_path: Path) -> None:
     torch.save({"config": Path.cwd().stat()}, tmp_path / "c.pth")
-    with pytest.raises(ModelError, match=r"asks for os\.stat_result"):
+    with pytest.raises(ModelError, match=r"refers to os\.stat_result"):
         safe_pickle.load(tmp_path / "c.pth")
 
 
-def test_numbers_flags_are_not_taken_from_a_pickle(tmp_path: Path) -> None:
-    """Flag 4 makes numpy 2 take the address of the bytes for the number."""
+def test_dtype_flags_of_a_pickle_are_ignored(tmp_path: Path) -> None:
+    """With flag 4, numpy 2 would read the address of the bytes as the number."""
 
-    class Kind:
+    class DType:
         def __reduce__(self) -> tuple[object, ...]:
             return np.dtype, ("f8", False, True), (3, "<", None, None, None, -1, -1, 4)
 
     class Number:
         def __reduce__(self) -> tuple[object, ...]:
-            return np.float64(0).__reduce__()[0], (Kind(), np.float64(1.5).tobytes())
+            return np.float64(0).__reduce__()[0], (DType(), np.float64(1.5).tobytes())
 
     torch.save({"loss": Number()}, tmp_path / "c.pth")
     assert safe_pickle.load(tmp_path / "c.pth")["loss"] == 1.5
 
 
 @pytest.mark.parametrize("name", ["O8", "V8", "S8"])
-def test_types_of_numpy_that_are_no_numbers_are_refused(tmp_path: Path, name: str) -> None:
+def test_numpy_dtypes_that_are_not_numbers_raise(tmp_path: Path, name: str) -> None:
     torch.save({"loss": np.dtype(name)}, tmp_path / "c.pth")
     with pytest.raises(ModelError, match=r"c\.pth"):
         safe_pickle.load(tmp_path / "c.pth")
 
 
-def test_checkpoint_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    held = {"model": OrderedDict(a=torch.ones(3)), "loss": np.float64(1.5)}
-    torch.save(held, tmp_path / "whole.pth", _use_new_zipfile_serialization=False)
+def test_truncated_checkpoint_raises_at_any_length(tmp_path: Path) -> None:
+    content = {"model": OrderedDict(a=torch.ones(3)), "loss": np.float64(1.5)}
+    torch.save(content, tmp_path / "whole.pth", _use_new_zipfile_serialization=False)
     whole = (tmp_path / "whole.pth").read_bytes()
     for length in range(0, len(whole), 3):
         (tmp_path / "c.pth").write_bytes(whole[:length])
@@ -77,20 +77,20 @@ def test_checkpoint_cut_anywhere_is_refused(tmp_path: Path) -> None:
             safe_pickle.load(tmp_path / "c.pth")
 
 
-def test_what_trainers_put_beside_the_weights_is_read(tmp_path: Path) -> None:
-    held = {
+def test_classes_that_trainers_store_are_loaded(tmp_path: Path) -> None:
+    content = {
         "model": OrderedDict(a=torch.arange(3.0)),
         "hyper_parameters": argparse.Namespace(rate=22050, dataset=Path("/data/set")),
         "optimizer": {"state": defaultdict(dict, {0: {"step": torch.ones(1)}})},
         "model_loss": np.float64(1.5),
         "step": np.int64(7),
     }
-    torch.save(held, tmp_path / "c.pth")
-    read = safe_pickle.load(tmp_path / "c.pth")
-    assert read["model"]["a"].tolist() == [0, 1, 2]
-    assert (read["hyper_parameters"].rate, str(read["hyper_parameters"].dataset)) == (22050, "/data/set")
-    assert read["optimizer"]["state"][0]["step"].tolist() == [1]
-    assert (read["model_loss"], read["step"]) == (1.5, 7)
+    torch.save(content, tmp_path / "c.pth")
+    loaded = safe_pickle.load(tmp_path / "c.pth")
+    assert loaded["model"]["a"].tolist() == [0, 1, 2]
+    assert (loaded["hyper_parameters"].rate, str(loaded["hyper_parameters"].dataset)) == (22050, "/data/set")
+    assert loaded["optimizer"]["state"][0]["step"].tolist() == [1]
+    assert (loaded["model_loss"], loaded["step"]) == (1.5, 7)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ def test_what_trainers_put_beside_the_weights_is_read(tmp_path: Path) -> None:
     [b"", b"hello", b"PK\x03\x04" + bytes(40), pickle.dumps({"a": 1}, protocol=2)],
     ids=["empty", "text", "zip", "pickle"],
 )
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_not_a_checkpoint_raises(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c.pth").write_bytes(content)
     with pytest.raises(ModelError, match=r"c\.pth"):
         safe_pickle.load(tmp_path / "c.pth")
 
 
-def test_missing_file_is_refused(tmp_path: Path) -> None:
+def test_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="No such file"):
         safe_pickle.load(tmp_path / "c.pth")

@@ -1,10 +1,8 @@
-"""Helpers for lines of text."""
+"""String utilities."""
 
 import pytest
 
 from vits_trainer.utils.strings import one_line
-
-# Texts
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""The command line: one module per command, and the program."""
+"""Command line: the entry point, and one module per command."""

@@ -1,4 +1,4 @@
-"""``benchmark``: measures this machine, in one table."""
+"""``benchmark``: measures speed on this machine."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from vits_trainer.distributed.runtime import Runtime
 
 
 def run(config: BenchmarkConfig) -> int:
-    """Prints a row a figure, and writes them where ``--json`` says."""
+    """Prints one row per measurement, and writes them to ``--json`` if given."""
     if config.suite == "update":
         runtime = Runtime(config.precision, 1, device=config.device)
         print(
@@ -20,16 +20,16 @@ def run(config: BenchmarkConfig) -> int:
             f"of {config.clip_s:g} s and {config.tokens} tokens; medians of {config.updates}",
             flush=True,
         )
-        figures = benchmark.measure_update(config, runtime)
+        results = benchmark.measure_update(config, runtime)
         if config.compare == "reference":
-            figures |= benchmark.compare_updates(config, runtime, reference_update(config, runtime))
+            results |= benchmark.compare_updates(config, runtime, reference_update(config, runtime))
     elif config.suite == "alignment":
-        figures = benchmark_data.benchmark_alignment(config)
+        results = benchmark_data.benchmark_alignment(config)
     else:
-        figures = benchmark_data.benchmark_data_pipeline(config)
-    width = max(map(len, figures))
-    for name, value in figures.items():
+        results = benchmark_data.benchmark_data_pipeline(config)
+    width = max(map(len, results))
+    for name, value in results.items():
         print(f"{name:<{width}}  {value:,.6g}")
     if config.json is not None:
-        Path(config.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        Path(config.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0

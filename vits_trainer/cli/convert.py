@@ -1,4 +1,4 @@
-"""``convert``: voices from other trainers, and for other programs."""
+"""``convert``: imports voices of other trainers, and exports voices for other programs."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from vits_trainer.utils.errors import ConfigError
 
 
 def run(config: ConvertConfig) -> int:
-    """Reads, says what is lost, writes, and says where.
+    """Converts the voice and prints what could not be converted.
 
     Raises:
-        ConfigError: the output exists, or cannot be written.
+        ConfigError: the output exists or cannot be written.
         InstallationError: packages for ONNX are missing.
-        ModelError: the input cannot be read, or something of it has no place; each is named.
+        ModelError: the input cannot be read, or has parts that cannot be converted. The message names them.
     """
     output = _output(config)
     if config.to == "onnx":
@@ -30,17 +30,17 @@ def run(config: ConvertConfig) -> int:
         config.discriminator,
     )
     parameters = sum(parameter.numel() for parameter in voice.model.parameters())
-    judges = "no discriminators" if voice.discriminator is None else "with its discriminators"
-    print(f"{config.input}: {voice.kind}, {parameters / 1e6:.1f} M parameters, {judges}")
+    discriminators = "no discriminators" if voice.discriminator is None else "with discriminators"
+    print(f"{config.input}: {voice.kind}, {parameters / 1e6:.1f} M parameters, {discriminators}")
     for note in voice.notes:
         print(f"note: {note}")
     with exclusive(output):
-        _require_absent(output)  # by now, too
+        _require_absent(output)  # again, now that the path is locked
         try:
             _write(voice, config.to, output)
         except OSError as error:
             raise _unwritable(output, error) from error
-    print(f"The voice: {output}")
+    print(f"Converted voice: {output}")
     return 0
 
 
@@ -50,14 +50,14 @@ def _write(voice: importer.ImportedVoice, kind: str, output: Path) -> None:
     elif kind == "original":
         export_original.write_original(voice.model, voice.tokenizer, voice.discriminator, output)
     else:
-        with files.temporary_sibling_dir(output) as folder:
-            export_onnx(voice.model, voice.tokenizer, folder / output.name)
-            print(compare_onnx(voice.model, folder / output.name))
-            files.put(folder / output.name, output)
+        with files.temporary_sibling_dir(output) as directory:
+            export_onnx(voice.model, voice.tokenizer, directory / output.name)
+            print(compare_onnx(voice.model, directory / output.name))
+            files.put(directory / output.name, output)
 
 
 def _unwritable(output: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"--output {output} cannot be written ({error.strerror or error}): give another place.")
+    return ConfigError(f"--output {output} cannot be written ({error.strerror or error}). Choose another path.")
 
 
 def _output(config: ConvertConfig) -> Path:
@@ -68,7 +68,7 @@ def _output(config: ConvertConfig) -> Path:
         name = (source.stem if source.suffix in (".pth", ".ckpt", ".safetensors") else source.name) or "voice"
         output = Path(f"{name}.onnx" if config.to == "onnx" else f"{name}-{config.to}")
     if config.to == "onnx" and output.suffix != ".onnx":
-        raise ConfigError(f"--output {output}: give a name that ends with .onnx.")
+        raise ConfigError(f"--output {output}: must end with .onnx.")
     _require_absent(output)
     check_voice_destination(output, "output", {})
     return output
@@ -76,8 +76,8 @@ def _output(config: ConvertConfig) -> Path:
 
 def _require_absent(output: Path) -> None:
     try:
-        taken = output.exists() or output.is_symlink()
+        exists = output.exists() or output.is_symlink()
     except OSError as error:
         raise _unwritable(output, error) from error
-    if taken:
-        raise ConfigError(f"--output {output} exists: give another name, or remove it.")
+    if exists:
+        raise ConfigError(f"--output {output} already exists. Choose another path, or delete it.")

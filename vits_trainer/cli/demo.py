@@ -1,4 +1,4 @@
-"""``demo``: the whole way from recordings to a voice on the built-in corpus, by the very code of the other commands."""
+"""``demo``: runs the other commands, from recordings to a voice, on a synthetic corpus."""
 
 import json
 import re
@@ -29,10 +29,10 @@ CURVES = ("generator/mel", "generator/kl", "generator/duration", "generator/adve
 
 
 def run(config: DemoConfig) -> int:
-    """Speaks, prepares, trains, speaks again, draws, and prints where everything is.
+    """Synthesizes a corpus, prepares it, trains a voice, synthesizes speech and prints the results.
 
     Raises:
-        ConfigError: the output folder holds something else than an earlier demo.
+        ConfigError: the output folder contains something other than an earlier demo.
     """
     folder = Path(config.output_dir)
     _clear(folder)
@@ -49,7 +49,7 @@ def run(config: DemoConfig) -> int:
         "validate_every_updates": max(1, config.updates // 4),
         "save_every_updates": 0,
     }
-    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    flags = [arg for name, value in settings.items() for arg in (f"--{name}", str(value))]
     training_run.train(parse("train_vits", TrainConfig, flags))
     voice = training / "final_model"
     synthesize.run(SynthesizeConfig(model=str(voice), text=config.text, output=str(folder / "speech.wav"), seed=0))
@@ -57,38 +57,40 @@ def run(config: DemoConfig) -> int:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = next(line for line in reversed(lines) if "validation/mel" in line)
     loss_picture(lines, CURVES, folder / "losses.png", last["validation/constant_frame_mel"])
-    print(_closing(folder, run_dir, last))
+    print(_results(folder, run_dir, last))
     return 0
 
 
 def _clear(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not is_ours(folder, DEMO):
-            raise ConfigError(f"--output_dir {folder} holds something else than an earlier demo: name another folder.")
+            raise ConfigError(
+                f"--output_dir {folder} contains something other than an earlier demo. Choose another folder."
+            )
         remove(folder, DEMO)
     folder.mkdir(parents=True, exist_ok=True)
     mark(folder, DEMO)
 
 
-def _closing(folder: Path, run_dir: Path, last: dict[str, float]) -> str:
+def _results(folder: Path, run_dir: Path, last: dict[str, float]) -> str:
     samples = run_dir / "samples" / f"update-{int(last['update']):06}"
     mel, baseline = last["validation/mel"], last["validation/constant_frame_mel"]
-    verdict = "below: it has learnt" if mel < baseline else "NOT below: it has not learnt"
+    comparison = "mel L1 is below: the voice has learnt" if mel < baseline else "mel L1 is NOT below: it has not learnt"
     return "\n".join(
         [
             "",
             f"validation mel L1       {mel:.4f}",
-            f"best constant frame     {baseline:.4f}   ({verdict})",
+            f"best constant frame     {baseline:.4f}   ({comparison})",
             f"mel L1 from text alone  {last['validation/mel_from_text']:.4f}",
             "",
             f"the voice        {folder / 'training' / 'final_model'}",
-            f"it says          {folder / 'speech.wav'}",
+            f"speech           {folder / 'speech.wav'}",
             f"loss curves      {folder / 'losses.png'}",
             f"spectrograms     {samples / '0_mel.png'}",
             f"alignment        {samples / '0_alignment.png'}",
             f"the run          {run_dir}",
             "",
-            "A tiny voice after minutes on a CPU shows that everything works, no more. With your own recordings:",
+            "This tiny voice only shows that everything works. With your own recordings:",
             "  vits-trainer prepare_data --dataset YOUR_RECORDINGS --output_dir training",
             "  vits-trainer train_vits --data_dir training",
         ]

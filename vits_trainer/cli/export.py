@@ -1,4 +1,4 @@
-"""``export``: a checkpoint into a voice that ``transformers`` loads, as the end of a run does it."""
+"""``export``: exports a checkpoint as a voice for ``transformers``, as at the end of a run."""
 
 from pathlib import Path
 
@@ -11,28 +11,29 @@ from vits_trainer.training import checkpoint
 
 
 def run(config: ExportConfig) -> int:
-    """Verifies the checkpoint, writes the voice with its discriminators beside it, and says where.
+    """Verifies the checkpoint, writes the voice with its discriminators and prints the path.
 
     Raises:
-        CheckpointError: it is damaged, or no checkpoint.
-        ConfigError: in the voice's place is something else than a voice, or it cannot be written.
-        DataError: another process is at work in the voice's place.
-        ModelError: a weight is not finite.
+        CheckpointError: it is damaged, or not a checkpoint.
+        ConfigError: the output directory contains something other than a voice, or cannot be written.
+        DataError: another process is writing to the output directory.
+        ModelError: a weight is NaN or Inf.
     """
-    place = Path(config.checkpoint)
-    output_dir = Path(config.output_dir or place.resolve().parent.parent / "exported" / place.resolve().name)
-    check_voice_destination(output_dir, "output_dir", {"the checkpoint": place})
-    checkpoint.verify(place)
+    checkpoint_dir = Path(config.checkpoint)
+    resolved = checkpoint_dir.resolve()
+    output_dir = Path(config.output_dir or resolved.parent.parent / "exported" / resolved.name)
+    check_voice_destination(output_dir, "output_dir", {"the checkpoint": checkpoint_dir})
+    checkpoint.verify(checkpoint_dir)
     with exclusive(output_dir):
-        _export(place, output_dir, config.keep_versions)
-    print(f"The voice of {place}: {output_dir}")
+        _export(checkpoint_dir, output_dir, config.keep_versions)
+    print(f"Exported {checkpoint_dir} to {output_dir}")
     return 0
 
 
-def _export(place: Path, output_dir: Path, keep_versions: int) -> None:
-    model = pretrained.model_from_config(place / "voice")
-    checkpoint.load_networks(place, model, None)
-    checkpoint.load_average(place, model)
-    judge = place / DISCRIMINATOR_FILE
-    discriminator = load_discriminator(judge) if judge.is_file() else None
-    pretrained.export(model, load_tokenizer(str(place / "voice")), discriminator, output_dir, keep_versions)
+def _export(checkpoint_dir: Path, output_dir: Path, keep_versions: int) -> None:
+    model = pretrained.model_from_config(checkpoint_dir / "voice")
+    checkpoint.load_networks(checkpoint_dir, model, None)
+    checkpoint.load_average(checkpoint_dir, model)
+    weights = checkpoint_dir / DISCRIMINATOR_FILE
+    discriminator = load_discriminator(weights) if weights.is_file() else None
+    pretrained.export(model, load_tokenizer(str(checkpoint_dir / "voice")), discriminator, output_dir, keep_versions)

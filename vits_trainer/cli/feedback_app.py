@@ -1,4 +1,4 @@
-"""``feedback_app``: users' corrections of a voice, in the browser."""
+"""``feedback_app``: web page on which users correct a voice."""
 
 import importlib.util
 import logging
@@ -14,15 +14,17 @@ from vits_trainer.utils.errors import require
 
 
 def run(config: FeedbackAppConfig) -> int:
-    """Serves the page until SIGINT or SIGTERM; what learns then is stopped, and saves.
+    """Serves the page until SIGINT or SIGTERM, then stops a running training, which saves a checkpoint.
 
     Raises:
-        ConfigError: no password for a host that others reach, no gradio, no voice, or no free port.
+        ConfigError: the host is reachable by others without a password, gradio is missing, there is no voice, or the
+        port
+            is in use.
         DataError: the folder of corrections cannot be used, or another feedback_app uses it.
     """
     password = config.password()
-    found = importlib.util.find_spec("gradio") is not None
-    require(found, "feedback_app needs gradio: pip install 'vits-trainer[app]'")
+    installed = importlib.util.find_spec("gradio") is not None
+    require(installed, "feedback_app needs gradio: pip install 'vits-trainer[app]'")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("vits_trainer").setLevel(logging.INFO)
     limits = Limits(
@@ -34,13 +36,13 @@ def run(config: FeedbackAppConfig) -> int:
     voice = ServedVoice(config.model_dir)
     feedback = Path(config.feedback_dir)
     corrections = Corrections(feedback, voice.rate_hz, limits)
-    learner = TrainingProcess(train_feedback_command(config), work_folder(config.output_dir))
+    training = TrainingProcess(train_feedback_command(config), work_folder(config.output_dir))
     with tempfile.TemporaryDirectory(prefix="vits_trainer_") as uploads:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}
-        from vits_trainer.feedback.app import FeedbackPage, serve  # noqa: PLC0415 - gradio reads these first
+        from vits_trainer.feedback.app import FeedbackPage, serve  # noqa: PLC0415 - gradio reads the variables on import
 
         try:
-            return serve(FeedbackPage(config, voice, corrections, learner).build(), config, password)
+            return serve(FeedbackPage(config, voice, corrections, training).build(), config, password)
         finally:
-            learner.close()
+            training.close()
             corrections.close()

@@ -1,4 +1,4 @@
-"""``vits-trainer <command>``, the same as ``python -m vits_trainer <command>``."""
+"""Entry point of ``vits-trainer <command>``, also ``python -m vits_trainer <command>``."""
 
 import gc
 import importlib
@@ -18,34 +18,37 @@ from vits_trainer.config.voices import ConvertConfig, EvaluateConfig, ExportConf
 from vits_trainer.utils.errors import ConfigError, InstallationError, VitsTrainerError
 
 COMMANDS: dict[str, tuple[type, str]] = {
-    "prepare_data": (PrepareConfig, "recordings and texts into a folder that train_vits reads"),
+    "prepare_data": (PrepareConfig, "convert recordings and texts to a folder that train_vits reads"),
     "train_vits": (TrainConfig, "train or fine-tune a voice"),
-    "train_feedback": (FeedbackConfig, "learn users' corrections of a voice"),
-    "feedback_app": (FeedbackAppConfig, "correct a voice in the browser, and let it learn"),
-    "convert": (ConvertConfig, "voices of VITS, MMS, Coqui, Piper to transformers; voices to original VITS or ONNX"),
-    "export": (ExportConfig, "make a voice of a checkpoint"),
-    "synthesize": (SynthesizeConfig, "let a voice say a text into an audio file"),
-    "evaluate": (EvaluateConfig, "judge voices by held-out clips, side by side"),
-    "report": (ReportConfig, "one HTML page of a run: curves, samples to play, errors, settings"),
-    "demo": (DemoConfig, "see it work in minutes, on a built-in corpus"),
-    "check": (CheckConfig, "prove on this machine that training works"),
-    "benchmark": (BenchmarkConfig, "measure what an update, the alignment search and the data take here"),
+    "train_feedback": (FeedbackConfig, "fine-tune a voice on users' corrections"),
+    "feedback_app": (FeedbackAppConfig, "correct a voice in the browser, and fine-tune it on the corrections"),
+    "convert": (
+        ConvertConfig,
+        "convert voices of VITS, MMS, Coqui, Piper to transformers, or voices to original VITS or ONNX",
+    ),
+    "export": (ExportConfig, "export a checkpoint as a voice"),
+    "synthesize": (SynthesizeConfig, "synthesize a text to an audio file"),
+    "evaluate": (EvaluateConfig, "compare voices with objective metrics on validation clips"),
+    "report": (ReportConfig, "write a run as an HTML page: curves, audio samples, errors, settings"),
+    "demo": (DemoConfig, "try everything in minutes on a synthetic corpus"),
+    "check": (CheckConfig, "verify on this machine that training works correctly"),
+    "benchmark": (BenchmarkConfig, "measure the speed of updates, alignment search and data loading"),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 2 the user's mistake (one line, no traceback), 1 failed."""
-    words = sys.argv[1:] if argv is None else argv
+    """Runs one command. Returns the exit code: 0 success, 1 failure, 2 user error (one line, no traceback)."""
+    args = sys.argv[1:] if argv is None else argv
     config: Any
     try:
-        words = _normalized(words)
-        if not words or words[0] in ("-h", "--help", "help"):
+        args = _normalized(args)
+        if not args or args[0] in ("-h", "--help", "help"):
             print(_usage())
-            return 0 if words else 2
-        if words[0] in ("--version", "version"):
+            return 0 if args else 2
+        if args[0] in ("--version", "version"):
             print(f"vits-trainer {__version__}")
             return 0
-        command, *rest = words
+        command, *rest = args
         if command not in COMMANDS:
             raise ConfigError(_unknown_command(command))
         config_class, _ = COMMANDS[command]
@@ -53,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
             config = parse(command, config_class, rest)
         except SystemExit as end:  # --help
             return int(end.code or 0)
-        # torch and transformers take seconds to import: only after the flags are known to be right.
-        module = _imported(f"vits_trainer.cli.{command}")
+        # Importing torch and transformers takes seconds, so flags are checked first.
+        module = _import_command(f"vits_trainer.cli.{command}")
         code: int = module.run(config)
     except VitsTrainerError as error:
         print(f"vits-trainer: {error}", file=sys.stderr, flush=True)
@@ -65,13 +68,13 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _normalized(words: list[str]) -> list[str]:
+def _normalized(args: list[str]) -> list[str]:
     """Turns ``help COMMAND`` and ``COMMAND ... -h`` into ``COMMAND --help``."""
-    if len(words) == 2 and words[0] == "help" and words[1] in COMMANDS:
-        return [words[1], "--help"]
-    if words and words[0] in COMMANDS and "-h" in words[1:]:
-        return [words[0], "--help"]
-    return words
+    if len(args) == 2 and args[0] == "help" and args[1] in COMMANDS:
+        return [args[1], "--help"]
+    if args and args[0] in COMMANDS and "-h" in args[1:]:
+        return [args[0], "--help"]
+    return args
 
 
 def _unknown_command(name: str) -> str:
@@ -83,30 +86,30 @@ def _unknown_command(name: str) -> str:
     )
 
 
-def _imported(module: str) -> ModuleType:
-    starts = "torch" not in sys.modules
-    if starts and sys.stderr.isatty():
+def _import_command(module: str) -> ModuleType:
+    is_first_import = "torch" not in sys.modules
+    if is_first_import and sys.stderr.isatty():
         print("vits-trainer: loading torch and transformers ...", file=sys.stderr, flush=True)
     try:
-        if starts:
-            gc.disable()  # what is imported stays, and looking through it time and again takes a second
+        if is_first_import:
+            gc.disable()  # imported objects stay, and collecting repeatedly during the import costs a second
         return importlib.import_module(module)
     except (ImportError, OSError) as error:
         raise InstallationError(
             f"the installation is broken ({type(error).__name__}: {' '.join(str(error).split())[:300]}). torch and "
-            "torchaudio must go together: pip install 'torch>=2.11,<2.15' 'torchaudio>=2.11,<2.12', both from the same "
-            "registry (a CPU-only torch does not load torchaudio)."
+            "torchaudio must match: pip install 'torch>=2.11,<2.15' 'torchaudio>=2.11,<2.12', both from the same "
+            "index (a CPU-only torch cannot load torchaudio)."
         ) from error
     finally:
-        if starts:
+        if is_first_import:
             gc.enable()
             gc.freeze()
 
 
 def entry_point() -> None:
-    """The console script."""
+    """Entry point of the console script."""
     code = main()
-    gc.freeze()  # a last look through everything that was imported takes two seconds
+    gc.freeze()  # a final collection of all imported objects would take two seconds
     sys.exit(code)
 
 

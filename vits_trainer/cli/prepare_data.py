@@ -1,4 +1,4 @@
-"""``prepare_data``: recordings and texts, from wherever they are, into one folder that ``train_vits`` reads."""
+"""``prepare_data``: converts recordings and texts to a folder that ``train_vits`` reads."""
 
 import logging
 import shlex
@@ -10,20 +10,20 @@ from vits_trainer.data.preparation.summary import PreparationSummary
 
 
 def run(config: PrepareConfig) -> int:
-    """Prepares the folder, says what came of every clip, and sends the shards to the Hub where that is asked for."""
+    """Prepares the folder, prints a summary, and uploads the shards to the Hub if ``--push_to_hub`` is given."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("vits_trainer").setLevel(logging.INFO)
     if config.push_to_hub is not None:
         upload.open_repository(config.push_to_hub)
     summary = prepare(config)
-    print(closing_table(summary))
+    print(summary_table(summary))
     if config.push_to_hub is not None and not summary.missing_parts:
         print(f"On the Hub: {upload.push(summary.output_dir, config.push_to_hub)}")
     return 0
 
 
-def closing_table(summary: PreparationSummary) -> str:
-    """What was accepted, what was left out and why, where it lies, and what to do next."""
+def summary_table(summary: PreparationSummary) -> str:
+    """Formats the counts of accepted and rejected clips, the output path and the next command."""
     rows = [
         ("clips", f"{summary.accepted}"),
         ("hours", f"{summary.hours:.2f}"),
@@ -36,14 +36,16 @@ def closing_table(summary: PreparationSummary) -> str:
     ]
     name_width = max(len(name) for name, _ in rows)
     value_width = max(len(value) for _, value in rows)
-    return "\n".join([*(f"{name:<{name_width}}  {value:>{value_width}}" for name, value in rows), *_next(summary)])
+    return "\n".join(
+        [*(f"{name:<{name_width}}  {value:>{value_width}}" for name, value in rows), *_next_steps(summary)]
+    )
 
 
-def _next(summary: PreparationSummary) -> list[str]:
+def _next_steps(summary: PreparationSummary) -> list[str]:
     if summary.missing_parts:
         return [
-            f"This part is in {summary.output_dir}/shards.",
-            f"Next: --part {', --part '.join(summary.missing_parts)}; the last one to be done writes shards.json",
+            f"Prepared this part in {summary.output_dir}/shards.",
+            f"Next: --part {', --part '.join(summary.missing_parts)}. The last part writes shards.json.",
         ]
     written = "shards/, shards.json" if summary.shards else "wavs/, metadata.csv"
     return [

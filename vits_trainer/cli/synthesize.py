@@ -1,4 +1,4 @@
-"""``synthesize``: a voice says a text into an audio file."""
+"""``synthesize``: synthesizes a text to an audio file."""
 
 import sys
 import time
@@ -12,11 +12,11 @@ from vits_trainer.utils.errors import ConfigError, DataError
 
 
 def run(config: SynthesizeConfig) -> int:
-    """Speaks, writes the file, and says how long it is and took."""
+    """Writes the speech, and prints its duration and the real-time factor."""
     text = read_text(config)
     transformers.utils.logging.disable_progress_bar()
     voice = Voice(config.model)
-    manner = SynthesisOptions(
+    options = SynthesisOptions(
         speaker=config.speaker,
         speaking_rate=config.speaking_rate,
         noise_scale=config.noise_scale,
@@ -24,7 +24,7 @@ def run(config: SynthesizeConfig) -> int:
         seed=config.seed,
     )
     start_s = time.perf_counter()
-    pieces = list(voice.synthesize_pieces(text, manner))
+    pieces = list(voice.synthesize_pieces(text, options))
     elapsed_s = time.perf_counter() - start_s
     samples = join(pieces, voice.sampling_rate)
     write_speech(Path(config.output), samples, voice.sampling_rate)
@@ -35,21 +35,21 @@ def run(config: SynthesizeConfig) -> int:
 
 
 def read_text(config: SynthesizeConfig) -> str:
-    """What to say: ``--text``, else the content of ``--text_file``, else standard input; files are UTF-8.
+    """Returns ``--text``, else the content of ``--text_file``, else standard input, decoded as UTF-8.
 
     Raises:
-        ConfigError: nothing was given and standard input is a terminal, or the file cannot be read.
+        ConfigError: no text is given and standard input is a terminal, or the file cannot be read.
         DataError: the content is not UTF-8.
     """
     if config.text:
         return config.text
     if config.text_file is None and sys.stdin.isatty():
-        raise ConfigError("There is no text: give --text or --text_file, or pipe the text into standard input.")
+        raise ConfigError("No text: give --text or --text_file, or pipe the text to standard input.")
     source = config.text_file or "standard input"
     try:
         content = sys.stdin.buffer.read() if config.text_file is None else Path(config.text_file).read_bytes()
         return content.decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"--text_file {source}: it cannot be read ({error.strerror}).") from error
+        raise ConfigError(f"--text_file {source}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{source} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
+        raise DataError(f"{source} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error

@@ -16,7 +16,7 @@ from vits_trainer.data.audio import PCM16_BYTES, WAV_HEADER_BYTES, RecordingErro
 from vits_trainer.data.audio_store import AudioStore, AudioSubset, ShardAudioStore, WavAudioStore, read_rows
 from vits_trainer.data.shards import MANIFEST, Manifest
 from vits_trainer.utils.errors import ConfigError, DataError
-from vits_trainer.utils.strings import some
+from vits_trainer.utils.strings import join_names
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def select_speakers(prepared: PreparedData, only: str, max_clips: int, seed: int
     wanted = {name.strip() for name in only.split(",") if name.strip()} or set(speakers)
     unknown = sorted(wanted - set(speakers))
     if unknown:
-        known = some(sorted(set(speakers) - {""}))
+        known = join_names(sorted(set(speakers) - {""}))
         raise ConfigError(
             f"--only_speakers: {prepared.root} has no clip of {', '.join(unknown)}. Its speakers: "
             f"{known or 'none is named (run prepare_data with --speaker_column)'}."

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vits_trainer.utils.strings import _NAMED
+from vits_trainer.utils.strings import MAX_NAMES
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def curves(speakers: Sequence[SpeakerMel]) -> dict[str, float]:
         "validation/speaker_mel_worst": worst(speakers).mel,
         "validation/speaker_mel_median": float(np.median(mels)),
     }
-    if len(speakers) > _NAMED:
+    if len(speakers) > MAX_NAMES:
         return scalars
     names = [re.sub(r"[^\w.-]+", "_", speaker.speaker) or "_" for speaker in speakers]
     # Names that become equal by the replacement get their index appended.

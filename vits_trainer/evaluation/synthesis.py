@@ -22,7 +22,7 @@ from vits_trainer.models.pretrained import clamp_token_durations, load_for_infer
 from vits_trainer.text.tokenizer import VoiceTokenizer, encode, load_tokenizer
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import atomic_write
-from vits_trainer.utils.strings import some
+from vits_trainer.utils.strings import join_names
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Voice:
             return int(speaker)
         near = difflib.get_close_matches(speaker, names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? Give" if near else "give"
-        known = f", or a name: {some(names)}." if names else "."
+        known = f", or a name: {join_names(names)}." if names else "."
         raise ConfigError(f"{self.name}: no speaker {speaker}: {hint} a number from 0 to {count - 1}{known}")
 
     def _encoded_pieces(self, text: str) -> list[NDArray[np.int64]]:
@@ -213,9 +213,9 @@ def split_sentences(text: str, max_characters: int = MAX_PIECE_CHARACTERS) -> li
 
 def unknown_characters(tokenizer: VoiceTokenizer, text: str) -> str:
     """Returns the letters and digits of ``text``, as normalized for the voice, that its vocabulary lacks, sorted."""
-    letters = {character for character in tokenizer.spoken(text) if character.isalnum()}
+    letters = {character for character in tokenizer.verbalize(text) if character.isalnum()}
     known = tokenizer.encoder
-    return "".join(sorted(one for one in letters if not any(symbol in known for symbol in tokenizer.normalised(one))))
+    return "".join(sorted(one for one in letters if not any(symbol in known for symbol in tokenizer.lowercase(one))))
 
 
 def join(pieces: Sequence[NDArray[np.float32]], rate_hz: int) -> NDArray[np.float32]:

@@ -30,7 +30,7 @@ from vits_trainer.data.audio import (
     write_pcm16_wav,
 )
 from vits_trainer.utils.errors import DataError
-from vits_trainer.utils.files import atomic_write, discard, try_lock, written_beside
+from vits_trainer.utils.files import atomic_write, atomic_writer, discard, try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class Corrections:
             wav, txt = self._paths(name)
             try:
                 atomic_write(txt, f"{cleaned}\n")
-                with written_beside(wav) as part:
+                with atomic_writer(wav) as part:
                     write_pcm16_wav(part, to_pcm16(samples), self.rate_hz)
             except OSError as error:
                 for path in (wav, txt):

@@ -1,4 +1,4 @@
-"""Texts to tokens."""
+"""Text processing: normalization, phonemes and tokens."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +9,10 @@ __all__ = ["load_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:
-    """``from vits_trainer.text import load_tokenizer`` stands in published model cards; loaded only when asked for."""
+    """Imports ``load_tokenizer`` lazily. Published model cards contain ``from vits_trainer.text import
+    load_tokenizer``."""
     if name == "load_tokenizer":
-        from vits_trainer.text.tokenizer import load_tokenizer  # noqa: PLC0415 - it loads transformers
+        from vits_trainer.text.tokenizer import load_tokenizer  # noqa: PLC0415 - imports transformers
 
         return load_tokenizer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""What languages are called, and what must be known of them to read a text aloud: phonemes, numbers, Latin letters.
+"""Language names, and conversion of texts to phonemes, Latin letters and written-out numbers.
 
-phonemizer and uroman (``pip install 'vits-trainer[text]'``) are loaded where a text first needs them, each once.
+phonemizer and uroman (``pip install 'vits-trainer[text]'``) are imported when a text first needs them.
 """
 
 import importlib
@@ -26,57 +26,57 @@ srp:sr swa:sw swe:sv swh:sw tam:ta tat:tt tel:te tha:th tir:ti tsn:tn tuk:tk tur
 zh:cmn zho:cmn zlm:ms
 """
 _OF_ISO_639 = dict(pair.split(":") for pair in _NAMES.split())
-"""Names of languages as voices have them, and espeak-ng's where they differ."""
+"""espeak-ng's names of languages by the names that voices use, if they differ."""
 _OF_NUM2WORDS = {"cmn": "zh", "kk": "kz", "nb": "no"}
 _COMMA_GROUPS = frozenset({"en", "he", "ja", "ko", "th", "zh"})
 _DOT_GROUPS = frozenset({"da", "de", "es", "id", "is", "it", "nl", "pt", "ro", "sl", "sr", "tr", "vi"})
-"""Languages that write 1,000.5 and 1.000,5."""
+"""Languages that write 1,000.5 and those that write 1.000,5."""
 _LONGEST_NUMBER = 9
-"""Digits; longer ones, and those that begin with 0, are read digit by digit."""
+"""In digits. Longer numbers, and those that start with 0, are read digit by digit."""
 _SHORTER = {"am": 3}
-"""Where num2words goes round for ever, or fails, at longer ones."""
+"""Maximum digits for languages in which num2words loops forever or fails on longer numbers."""
 _NO_WORDS = (ArithmeticError, LookupError, TypeError, ValueError)
-"""What num2words raises of numbers that it cannot say: some fractions in Italian, Serbian, Indonesian."""
+"""Errors of num2words for unsupported numbers, such as some fractions in Italian, Serbian and Indonesian."""
 
 
 def espeak_name(language: str | None) -> str:
-    """espeak-ng's name for a language: ``de`` for ``de``, ``deu`` and ``deu-script_latin``.
+    """Returns espeak-ng's name of a language: ``de`` for ``de``, ``deu`` and ``deu-script_latin``.
 
-    Where none is named it is ``en-us``, as transformers has it.
+    Returns ``en-us`` for None, as transformers does.
     """
     name = (language or "en-us").lower().partition("-script")[0]
     return _OF_ISO_639.get(name, name)
 
 
-def romanised(text: str) -> str:
-    """``text`` in Latin letters, as MMS's tokenizers of other scripts ask for.
+def romanize(text: str) -> str:
+    """Converts ``text`` to Latin letters with uroman, which MMS's tokenizers of other scripts require.
 
     Raises:
         ModelError: uroman is not installed.
     """
-    romanised_text: str = _uroman().romanize_string(text)
-    return romanised_text
+    romanized: str = _uroman().romanize_string(text)
+    return romanized
 
 
-def phonemes(text: str, language: str | None) -> str:
-    """``text`` in the International Phonetic Alphabet with stress and punctuation, by espeak-ng.
+def to_phonemes(text: str, language: str | None) -> str:
+    """Converts ``text`` to IPA phonemes with stress and punctuation, using espeak-ng.
 
     Args:
         text: one line.
-        language: as voices call it, or espeak-ng (None = American English, as transformers has it).
+        language: name as in voices or in espeak-ng (None = American English, as in transformers).
 
     Raises:
-        ModelError: phonemizer is not installed, or espeak-ng does not know the language.
+        ModelError: phonemizer is not installed, or espeak-ng does not support the language.
     """
-    spoken: str = _phonemizer(espeak_name(language)).phonemize([text], strip=True)[0] if text.strip() else ""
-    return re.sub(r"\s+", " ", spoken)
+    phonemes: str = _phonemizer(espeak_name(language)).phonemize([text], strip=True)[0] if text.strip() else ""
+    return re.sub(r"\s+", " ", phonemes)
 
 
-def spelt_out(text: str, language: str | None) -> str:
-    """``text`` with its numbers as words, where num2words knows the language; else as it is.
+def numbers_to_words(text: str, language: str | None) -> str:
+    """Replaces numbers in ``text`` with words. Returns ``text`` unchanged if num2words lacks the language.
 
-    1.000 and 3,5 are read as the language writes them; numbers of more than nine digits, and those that begin with 0,
-    digit by digit.
+    Separators such as in 1.000 and 3,5 are read according to the language. Numbers of more than nine digits, and those
+    that start with 0, are read digit by digit.
     """
     if language is None or not any(character.isdecimal() for character in text):
         return text
@@ -89,22 +89,22 @@ def spelt_out(text: str, language: str | None) -> str:
     if group:
         pattern = rf"(?:\d{{1,3}}(?:{re.escape(group)}\d{{3}})+(?!\d)|\d+)(?:{re.escape(point)}\d+)?"
 
-    def in_words(found: re.Match[str]) -> str:
-        whole, _, fraction = (found[0].replace(group, "") if group else found[0]).partition(point or "\0")
-        before = " " if found.string[: found.start()][-1:].isalpha() else ""
-        behind = " " if found.string[found.end() :][:1].isalpha() else ""
-        return f"{before}{_number(whole, fraction, point, code)}{behind}"
+    def to_words(match: re.Match[str]) -> str:
+        whole, _, fraction = (match[0].replace(group, "") if group else match[0]).partition(point or "\0")
+        before = " " if match.string[: match.start()][-1:].isalpha() else ""
+        after = " " if match.string[match.end() :][:1].isalpha() else ""
+        return f"{before}{_number_to_words(whole, fraction, point, code)}{after}"
 
-    return re.sub(pattern, in_words, text)
+    return re.sub(pattern, to_words, text)
 
 
-def _number(whole: str, fraction: str, point: str, code: str) -> str:
+def _number_to_words(whole: str, fraction: str, point: str, code: str) -> str:
     if fraction:
         if len(whole) <= _LONGEST_NUMBER:
             digits = "".join(str(int(digit)) for digit in fraction)
             with suppress(*_NO_WORDS):
                 return str(num2words(Decimal(f"{int(whole)}.{digits}"), lang=code))
-        return f"{_number(whole, '', point, code)}{point}{_digit_by_digit(fraction, code)}"
+        return f"{_number_to_words(whole, '', point, code)}{point}{_digit_by_digit(fraction, code)}"
     if len(whole) > _SHORTER.get(code, _LONGEST_NUMBER) or (len(whole) > 1 and int(whole[0]) == 0):
         return _digit_by_digit(whole, code)
     return str(num2words(int(whole), lang=code))
@@ -116,7 +116,7 @@ def _digit_by_digit(digits: str, code: str) -> str:
 
 @lru_cache(maxsize=1)
 def _uroman() -> Any:
-    # Takes seconds: transformers makes one for each text.
+    # Cached because it takes seconds; transformers creates one per text.
     return _package("uroman").Uroman()
 
 
@@ -130,8 +130,8 @@ def _phonemizer(name: str) -> Any:
     if name not in known:
         near = get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]}? " if near else ""
-        raise ModelError(f"--language {name}: espeak-ng does not speak it. {hint}Give one of {', '.join(known)}.")
-    # It warns of each text in which two words are spoken as one, as in "of the".
+        raise ModelError(f"--language {name}: not supported by espeak-ng. {hint}Must be one of {', '.join(known)}.")
+    # phonemizer warns about each text in which words are merged, such as "of the".
     quiet = logging.getLogger("vits_trainer.phonemizer")
     quiet.setLevel(logging.ERROR)
     return backends.EspeakBackend(
@@ -144,5 +144,6 @@ def _package(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ModelError(
-            f"The voice or its texts need a package that is missing ({error}): pip install 'vits-trainer[text]'."
+            f"The voice or its texts require a package that is not installed ({error}): pip install "
+            "'vits-trainer[text]'."
         ) from error

@@ -1,4 +1,4 @@
-"""From text to token ids, through transformers' own ``VitsTokenizer``."""
+"""Text tokenization with transformers' ``VitsTokenizer``."""
 
 import json
 import tempfile
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import VitsTokenizer
 
-from vits_trainer.text.languages import espeak_name, phonemes, romanised, spelt_out
+from vits_trainer.text.languages import espeak_name, numbers_to_words, romanize, to_phonemes
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.strings import first_line
 
@@ -19,10 +19,10 @@ UNKNOWN = "<unk>"
 
 
 class VoiceTokenizer(VitsTokenizer):  # type: ignore[misc]
-    """transformers' own, with phonemes in the voice's language, one uroman for all texts, and numbers in words.
+    """``VitsTokenizer`` with phonemes in the voice's language, a cached uroman, and numbers written out.
 
-    Numbers become words where the vocabulary has no digits and the language is known: they would be left out. Phonemes
-    that the vocabulary lacks are left out, like other characters; transformers makes them ``<unk>``.
+    Numbers are written out if the vocabulary has no digits, which would be dropped, and the language is known. Phonemes
+    that the vocabulary lacks are dropped, like other characters; transformers maps them to ``<unk>``.
     """
 
     is_uroman: bool
@@ -31,57 +31,57 @@ class VoiceTokenizer(VitsTokenizer):  # type: ignore[misc]
     def prepare_for_tokenization(
         self, text: str, is_split_into_words: bool = False, normalize: bool | None = None, **kwargs: Any
     ) -> tuple[str, dict[str, Any]]:
-        """As transformers'; the text, ready to be split into characters, and ``kwargs``.
+        """Overrides transformers' method. Returns the text to split into characters, and ``kwargs``.
 
         Raises:
             ModelError: a package that the text needs is missing.
         """
-        spoken = self.spoken(text)
+        verbalized = self.verbalize(text)
         if self.rewrites:
-            return "".join(character for character in spoken if character in self.encoder).strip(), kwargs
+            return "".join(character for character in verbalized if character in self.encoder).strip(), kwargs
         prepared: tuple[str, dict[str, Any]]
-        prepared = super().prepare_for_tokenization(spoken, is_split_into_words, normalize, **kwargs)
+        prepared = super().prepare_for_tokenization(verbalized, is_split_into_words, normalize, **kwargs)
         return prepared
 
-    def spoken(self, text: str) -> str:
-        """``text`` as it is read: numbers in words, then Latin letters or phonemes where the voice reads those.
+    def verbalize(self, text: str) -> str:
+        """Writes out numbers, then converts to Latin letters or phonemes if the voice uses them.
 
         Raises:
             ModelError: a package that the text needs is missing.
         """
         if not self.phonemize and not any(map(str.isdecimal, self.encoder)):
-            text = spelt_out(text, self.language)
+            text = numbers_to_words(text, self.language)
         if not self.rewrites:
             return text
-        text = self.normalised(text)
+        text = self.lowercase(text)
         if self.is_uroman and not text.isascii():
-            text = romanised(text)
-        return phonemes(text, self.language) if self.phonemize else text
+            text = romanize(text)
+        return to_phonemes(text, self.language) if self.phonemize else text
 
-    def normalised(self, text: str) -> str:
-        """In lower case, but for what the vocabulary has in upper case. Takes a millisecond for a sentence."""
+    def lowercase(self, text: str) -> str:
+        """Lowercases ``text``, except upper-case symbols of the vocabulary. Takes a millisecond per sentence."""
         prepared: str = self._preprocess_char(self.normalize_text(text) if self.normalize else text)
         return prepared
 
     @property
     def rewrites(self) -> bool:
-        """Whether what is looked up are other characters than the text's."""
+        """Whether texts are converted to Latin letters or phonemes before the vocabulary lookup."""
         return bool(self.is_uroman or self.phonemize)
 
 
-# The name by which transformers finds the class again: a voice loads there as it is.
+# Saved voices contain the class name, and must load in transformers without this package.
 VoiceTokenizer.__name__ = VitsTokenizer.__name__
 
 
 def load_tokenizer(name_or_dir: str, language: str | None = None) -> VoiceTokenizer:
-    """The tokenizer of a voice, from a local folder or the Hub.
+    """Loads the tokenizer of a voice from a local folder or the Hub.
 
     Args:
-        name_or_dir: of the voice.
-        language: of its texts, where the voice does not say it or says another.
+        name_or_dir: folder or Hub name of the voice.
+        language: language of the texts, if the voice specifies none or another one.
 
     Raises:
-        ModelError: there is none, or it cannot be read.
+        ModelError: there is no tokenizer, or it cannot be read.
     """
     try:
         tokenizer = VoiceTokenizer.from_pretrained(name_or_dir, trust_remote_code=False)
@@ -89,38 +89,38 @@ def load_tokenizer(name_or_dir: str, language: str | None = None) -> VoiceTokeni
         raise ModelError(
             f"{name_or_dir}: no tokenizer could be loaded ({first_line(error)}). Give a voice that has vocab.json."
         ) from error
-    # transformers knows some languages by the names that their voices have.
+    # Voices name some languages differently from espeak-ng, such as deu and de.
     is_same = language is None or (tokenizer.language and espeak_name(language) == espeak_name(tokenizer.language))
-    return tokenizer if is_same else _like(tokenizer, tokenizer.encoder, language)
+    return tokenizer if is_same else _copy_with(tokenizer, tokenizer.encoder, language)
 
 
-def build_tokenizer(texts: Iterable[str], language: str | None = None, reads_phonemes: bool = False) -> VoiceTokenizer:
-    """A tokenizer for these texts, as MMS-TTS has them: lower case, a blank (id 0) around each character.
+def build_tokenizer(texts: Iterable[str], language: str | None = None, phonemize: bool = False) -> VoiceTokenizer:
+    """Builds a tokenizer for ``texts`` as in MMS-TTS: lower case, a blank (id 0) around each character.
 
     Args:
-        texts: every character of them gets an id.
-        language: in which they are read.
-        reads_phonemes: whether the characters are those of espeak-ng's phonemes.
+        texts: texts whose characters become the vocabulary.
+        language: language of the texts.
+        phonemize: use espeak-ng's phonemes of the texts instead of their characters.
 
     Raises:
-        ModelError: phonemes are asked for, and cannot be made.
+        ModelError: the phonemes cannot be computed.
     """
     lowered = (text.lower() for text in texts)
-    spoken = (phonemes(text, language) for text in lowered) if reads_phonemes else lowered
-    characters = sorted(set().union(*spoken))
+    symbols = (to_phonemes(text, language) for text in lowered) if phonemize else lowered
+    characters = sorted(set().union(*symbols))
     vocabulary = {token: index for index, token in enumerate([BLANK, *characters, UNKNOWN])}
-    return _made(vocabulary, pad_token=BLANK, unk_token=UNKNOWN, language=language, phonemize=reads_phonemes)
+    return _create(vocabulary, pad_token=BLANK, unk_token=UNKNOWN, language=language, phonemize=phonemize)
 
 
 def with_characters(tokenizer: VoiceTokenizer, characters: Iterable[str]) -> VoiceTokenizer:
-    """The same with more characters behind those that it has, whose ids stay."""
-    free = 1 + max(tokenizer.encoder.values())  # ids may have gaps
+    """Returns a copy with ``characters`` appended to the vocabulary. Existing ids do not change."""
+    next_id = 1 + max(tokenizer.encoder.values())  # ids may have gaps
     new = sorted(set(characters) - tokenizer.encoder.keys())
-    vocabulary = tokenizer.encoder | {character: free + place for place, character in enumerate(new)}
-    return _like(tokenizer, vocabulary, tokenizer.language)
+    vocabulary = tokenizer.encoder | {character: next_id + index for index, character in enumerate(new)}
+    return _copy_with(tokenizer, vocabulary, tokenizer.language)
 
 
-def tokenizer_of(
+def tokenizer_from_symbols(
     symbols: Sequence[str],
     unknown: str | None = None,
     add_blank: bool = True,
@@ -128,20 +128,20 @@ def tokenizer_of(
     language: str | None = None,
     is_uroman: bool = False,
 ) -> VoiceTokenizer:
-    """A tokenizer with these symbols.
+    """Builds a tokenizer with the given symbols.
 
     Args:
-        symbols: in the order of their ids; the first is the blank. Of a symbol that comes twice the last one counts, as
-            in the original; the others, and empty ones, keep their ids under a name that no text has.
-        unknown: the symbol for what is not among them (None = the blank, so that no id is beyond the embedding).
-        add_blank: whether a blank stands around each symbol.
-        phonemize: whether texts become phonemes first.
-        language: of the phonemes (None = American English).
-        is_uroman: whether texts are romanised first.
+        symbols: symbols in the order of their ids; the first is the blank. The last one of duplicate symbols counts, as
+            in the original VITS; the others, and empty symbols, keep their ids under placeholder names.
+        unknown: symbol for characters that are not in ``symbols`` (None = the blank, so that all ids have an
+        embedding). add_blank: whether to insert a blank around each symbol.
+        phonemize: whether to convert texts to phonemes first.
+        language: language of the phonemes (None = American English).
+        is_uroman: whether to romanize texts first.
     """
-    place = {symbol: index for index, symbol in enumerate(symbols)}
-    names = [name if name and place[name] == index else f"<unused-{index}>" for index, name in enumerate(symbols)]
-    return _made(
+    last_index = {symbol: index for index, symbol in enumerate(symbols)}
+    names = [name if name and last_index[name] == index else f"<unused-{index}>" for index, name in enumerate(symbols)]
+    return _create(
         {name: index for index, name in enumerate(names)},
         pad_token=names[0],
         unk_token=unknown or names[0],
@@ -152,12 +152,12 @@ def tokenizer_of(
     )
 
 
-def _like(tokenizer: VoiceTokenizer, vocabulary: Mapping[str, int], language: str | None) -> VoiceTokenizer:
-    kept = ("pad_token", "unk_token", "phonemize", "add_blank", "normalize", "is_uroman")
-    return _made(vocabulary, language=language, **{name: getattr(tokenizer, name) for name in kept})
+def _copy_with(tokenizer: VoiceTokenizer, vocabulary: Mapping[str, int], language: str | None) -> VoiceTokenizer:
+    copied = ("pad_token", "unk_token", "phonemize", "add_blank", "normalize", "is_uroman")
+    return _create(vocabulary, language=language, **{name: getattr(tokenizer, name) for name in copied})
 
 
-def _made(vocabulary: Mapping[str, int], **settings: Any) -> VoiceTokenizer:
+def _create(vocabulary: Mapping[str, int], **settings: Any) -> VoiceTokenizer:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "vocab.json"
         path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
@@ -165,7 +165,7 @@ def _made(vocabulary: Mapping[str, int], **settings: Any) -> VoiceTokenizer:
 
 
 def encode(tokenizer: VitsTokenizer, text: str) -> NDArray[np.int64]:
-    """Token ids of ``text``, (S,). Characters that the vocabulary lacks are left out; it may be empty."""
+    """Returns the token ids of ``text``, (S,). Drops characters that the vocabulary lacks; may be empty."""
     if not tokenizer.prepare_for_tokenization(text)[0]:
-        return np.empty(0, dtype=np.int64)  # with blanks, even nothing would become one token
+        return np.empty(0, dtype=np.int64)  # with blanks, an empty text would become one token
     return np.asarray(tokenizer(text).input_ids, dtype=np.int64)

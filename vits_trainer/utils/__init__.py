@@ -1,1 +1,1 @@
-"""Helpers that know nothing of voices."""
+"""General utilities, independent of voices."""

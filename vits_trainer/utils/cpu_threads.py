@@ -1,8 +1,9 @@
-"""How many threads PyTorch computes with on a CPU, and how they wait for one another.
+"""Number of CPU threads for PyTorch, and their wait policy.
 
-By default libgomp's threads spin at each barrier for some 15 ms before they sleep, and an update has thousands of
-barriers. Where another program has the core of a thread, or a CPU quota is used up, the others spin for nothing: an
-update was up to 66 times slower (docs/benchmarks.md). Threads that sleep at once cost up to a seventh on a quiet one.
+By default libgomp's threads spin at each barrier for about 15 ms before they sleep, and an update has thousands of
+barriers. If another program occupies the core of a thread, or a CPU quota is exhausted, the other threads spin in vain:
+an update was up to 66 times slower (docs/benchmarks.md). Sleeping immediately costs up to a seventh of the speed on an
+idle machine.
 """
 
 import os
@@ -14,23 +15,23 @@ NUMBER = "OMP_NUM_THREADS"
 POLICY = "OMP_WAIT_POLICY"
 _CGROUPS = Path("/sys/fs/cgroup")
 _GAIN = 0.95
-"""One thread is chosen where it takes less than this share of the time of all threads."""
+"""Use one thread if it takes less than this fraction of the time of all threads."""
 _STARVED = 1.25
-"""Threads are starved where all of them take this many times as long as one."""
+"""Threads are starved if all of them take more than this multiple of the time of one."""
 
 
 def available_cpus() -> float:
-    """CPUs that this process may use: its affinity, or its cgroup's quota where that is less."""
+    """Returns the CPUs that this process may use: the lower of its affinity and its cgroup's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(float(allowed), cgroup_quota())
 
 
 def cgroup_quota(groups: str | None = None, root: Path = _CGROUPS) -> float:
-    """CPUs that the control groups of this process allow, infinity without a limit.
+    """Returns the CPU quota of this process's cgroups, in CPUs; infinity without a limit.
 
     Args:
         groups: content of ``/proc/self/cgroup`` (None = read it).
-        root: where control groups are mounted, of version 1 or 2.
+        root: mount point of the cgroups, of version 1 or 2.
     """
     if groups is None:
         try:
@@ -44,9 +45,9 @@ def cgroup_quota(groups: str | None = None, root: Path = _CGROUPS) -> float:
             continue
         mounts = [root / "cpu", root / controllers] if controllers else [root, root / "unified"]
         for mount in mounts:
-            folder = mount / path.lstrip("/")
-            # A container sees its own group as the root, whatever path the host knows it by.
-            for group in (folder, *folder.parents):
+            directory = mount / path.lstrip("/")
+            # In a container its own cgroup is the root, but ``path`` may be that of the host.
+            for group in (directory, *directory.parents):
                 quotas += _quota(group)
                 if group == mount:
                     break
@@ -54,9 +55,9 @@ def cgroup_quota(groups: str | None = None, root: Path = _CGROUPS) -> float:
 
 
 def configure_openmp(environment: MutableMapping[str, str]) -> None:
-    """Sets how OpenMP's threads wait, and their number where a quota allows fewer than there are CPUs.
+    """Sets OpenMP's wait policy, and its number of threads if there is a CPU quota.
 
-    Takes effect only if OpenMP is not loaded yet. Child processes inherit both. What the user has set stays.
+    Takes effect only before OpenMP is loaded. Child processes inherit both. Variables that the user has set are kept.
     """
     environment.setdefault(POLICY, "PASSIVE")
     if cgroup_quota() < float("inf"):
@@ -65,7 +66,7 @@ def configure_openmp(environment: MutableMapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class ThreadTimes:
-    """Seconds that the same work takes with all threads and with one."""
+    """Seconds for the same work with all threads and with one thread."""
 
     threads: int
     all_s: float
@@ -73,12 +74,12 @@ class ThreadTimes:
 
     @property
     def fastest(self) -> int:
-        """The number of threads to compute with."""
+        """Number of threads to use."""
         return 1 if self.one_s < _GAIN * self.all_s else self.threads
 
     @property
     def is_starved(self) -> bool:
-        """Whether other programs or a quota leave the threads no CPUs to run on."""
+        """Whether the threads lack CPUs, because of other programs or a quota."""
         return self.all_s > _STARVED * self.one_s
 
     def __str__(self) -> str:
@@ -86,16 +87,17 @@ class ThreadTimes:
 
 
 STARVED_REMEDY = (
-    "The threads are starved: other programs use the CPUs. Stop them, or set OMP_NUM_THREADS to the CPUs that are free."
+    "The threads are starved of CPU time by other programs. Stop these, or set OMP_NUM_THREADS to the number of idle "
+    "CPUs."
 )
 
 
 def time_threads(work: Callable[[], float], threads: int, use: Callable[[int], None]) -> ThreadTimes:
-    """Times ``work`` twice with one thread and twice with ``threads``, in turn, and keeps the shorter times.
+    """Measures ``work`` twice with one thread and twice with ``threads``, alternating; keeps the minimum of each.
 
     Args:
-        work: returns the seconds that it took.
-        threads: the greater number.
+        work: runs the work and returns the seconds it took.
+        threads: number of threads to compare with one.
         use: sets the number of threads.
     """
     times_s: dict[int, float] = {}
@@ -112,5 +114,5 @@ def _quota(group: Path) -> list[float]:
         else:
             quota, period = ((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period"))
         return [] if quota == "max" or int(quota) <= 0 else [int(quota) / int(period)]
-    except (OSError, ValueError):  # no such group, or no limit in it
+    except (OSError, ValueError):  # no such cgroup, or no limit
         return []

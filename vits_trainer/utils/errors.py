@@ -1,95 +1,95 @@
-"""Every error this package raises on purpose. Each message says what is wrong, where, and what to do about it."""
+"""Exceptions of this package. Each message states what is wrong, where, and the remedy."""
 
 
 class VitsTrainerError(Exception):
-    """Base of all errors of this package; ``exit_code`` is what the command line ends with."""
+    """Base class of all exceptions of this package. ``exit_code`` is the exit code of the command."""
 
     exit_code = 1
 
 
 class ConfigError(VitsTrainerError):
-    """A flag, a configuration file or the launcher asks for something that cannot be."""
+    """A flag, a configuration file or the launcher has an invalid setting."""
 
     exit_code = 2
 
 
 class DataError(VitsTrainerError):
-    """The data set, or what the user says of it, cannot be used."""
+    """The dataset, or a setting that describes it, is invalid."""
 
     exit_code = 2
 
 
 class ModelError(VitsTrainerError):
-    """The model to start from is missing, damaged or of another kind."""
+    """A voice is missing, damaged or of another kind."""
 
     exit_code = 2
 
 
 class CheckpointError(VitsTrainerError):
-    """A checkpoint is missing, damaged, in the way, or of another run."""
+    """A checkpoint is missing, damaged, or belongs to another run."""
 
     exit_code = 2
 
 
 class TooManyRejectedError(VitsTrainerError):
-    """More clips than allowed, or all of them, cannot be used: the data no longer is what ``prepare_data`` checked."""
+    """More clips than allowed, or all, are unusable: the data changed since ``prepare_data`` checked it."""
 
 
 class UnreadableShardError(VitsTrainerError):
-    """A shard of a stream cannot be read, however often it was tried; names it."""
+    """A streamed shard cannot be read after all retries. The message names it."""
 
 
 class AccountingError(VitsTrainerError):
-    """A clip was taken twice or left out: a bug of this package."""
+    """A clip was used too often or not at all: a bug of this package."""
 
 
 class NonFiniteLossError(VitsTrainerError):
-    """Update after update came to no finite number."""
+    """Too many consecutive updates had NaN or Inf losses or gradients."""
 
 
 class NothingTrainedError(VitsTrainerError):
-    """No update of the run reached the weights."""
+    """No update of the run was applied to the weights."""
 
 
 class UnequalRanksError(VitsTrainerError):
-    """The ranks of a run are about to train on other data, from other weights, or in other ways."""
+    """The ranks of a run differ in data, initial weights or settings."""
 
     exit_code = 2
 
 
 class RefusedVoiceError(VitsTrainerError):
-    """A voice that learnt corrections is not better than the one before, which stays in its place."""
+    """A voice trained on corrections is not better than the previous one, which stays in use."""
 
 
 class SavingError(VitsTrainerError):
-    """A checkpoint could not be written; those before are as they were."""
+    """A checkpoint could not be written. Earlier checkpoints are intact."""
 
 
 class PublishingError(VitsTrainerError):
-    """A voice could not be sent to the Hub; it is where it was exported to."""
+    """A voice could not be uploaded to the Hub. The exported voice is intact."""
 
 
 class OutOfMemoryError(VitsTrainerError):
-    """A batch does not fit into the device's memory."""
+    """A batch does not fit into device memory."""
 
 
 class DivergedRanksError(VitsTrainerError):
-    """The ranks of a run hold different weights."""
+    """The ranks of a run have different weights."""
 
 
 class OtherRankError(VitsTrainerError):
-    """Another process of this run has failed, died, or does not keep up; names it."""
+    """Another rank of this run failed, died or does not respond. The message names it."""
 
 
 class InstallationError(VitsTrainerError):
-    """Packages that do not go together."""
+    """Installed packages are incompatible or missing."""
 
 
 class CheckFailedError(VitsTrainerError):
-    """``vits-trainer check`` found something wrong."""
+    """A check of ``vits-trainer check`` failed."""
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises :class:`ConfigError` with ``message`` unless ``condition`` holds."""
+    """Raises :class:`ConfigError` with ``message`` unless ``condition`` is true."""
     if not condition:
         raise ConfigError(message)

@@ -1,7 +1,7 @@
-"""Files and folders that are whole or absent, and the only place that deletes, renames or replaces any.
+"""Atomic file and directory operations. Only this module deletes, renames or replaces files.
 
-A folder is removed or replaced only where :func:`is_ours` says that this program made it. Of such a folder only the
-files that this program writes are deleted; what somebody else has put there stays, and the folder with it.
+A directory is removed or replaced only if :func:`is_ours` confirms that this program created it. Even then only files
+that this program writes are deleted. Other files are kept, together with their directory.
 """
 
 import fcntl
@@ -25,26 +25,26 @@ from vits_trainer.utils.errors import DataError
 logger = logging.getLogger("vits_trainer")
 
 MARKER = ".vits_trainer.json"
-"""In folders that this program made: says which kind of folder it is."""
-_WORTHLESS = re.compile(r"\.vits_trainer\.json|\..*\.[0-9a-f]{8}\.part", re.DOTALL)
-"""Names of markers, and of files that a killed process was writing: nothing is lost with them."""
+"""Marker file in directories that this program created. Contains the kind of directory."""
+_DISPOSABLE = re.compile(r"\.vits_trainer\.json|\..*\.[0-9a-f]{8}\.part", re.DOTALL)
+"""Names of markers, and of unfinished files of killed processes. They can be deleted without loss."""
 _POLL_S = 0.2
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of folder that this program makes, and may therefore replace or remove."""
+    """A kind of directory that this program creates, and may therefore replace or remove."""
 
     name: str
-    """As the marker has it."""
+    """Name of the kind in the marker."""
     files: re.Pattern[str]
-    """Paths of the files that this program writes, relative to the folder."""
+    """Matches the paths of files that this program writes, relative to the directory."""
     is_known: Callable[[Path], bool] = lambda _: False
-    """Whether a folder without a marker, of an earlier version, holds what only this program writes."""
+    """Recognizes directories of earlier versions, which have no marker, by their contents."""
 
     def has(self, path: str) -> bool:
-        """Whether this program writes a file of that path, relative to the folder."""
-        return bool(self.files.fullmatch(path) or _WORTHLESS.fullmatch(path.rpartition("/")[2]))
+        """Returns whether this program writes ``path``, relative to the directory."""
+        return bool(self.files.fullmatch(path) or _DISPOSABLE.fullmatch(path.rpartition("/")[2]))
 
 
 _TEMPORARY = Kind("temporary", re.compile(r".*", re.DOTALL))
@@ -54,24 +54,24 @@ _TEMPORARY = Kind("temporary", re.compile(r".*", re.DOTALL))
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Writes ``path`` so that either the old content or the new is there at any moment."""
-    with written_beside(path) as part:
+    """Writes ``path`` atomically: it has either the old or the new content at any time."""
+    with atomic_writer(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write, which then takes its place; nothing is left of it where writing fails.
+def atomic_writer(path: Path) -> Iterator[Path]:
+    """Yields a temporary file next to ``path``, which replaces ``path`` on success and is deleted on failure.
 
-    Several processes may write the same ``path``: the last one wins. What killed ones left behind is removed.
+    If several processes write the same ``path``, the last one wins. Also deletes temporary files of killed processes.
     """
     for stale in _siblings(path, "part"):
         file = try_lock(stale)
         if file is not None:
             with file:
                 stale.unlink()
-    part, held = _new_part(path)
-    with held:
+    part, lock = _new_part(path)
+    with lock:
         try:
             yield part
             fsync_dir(part)
@@ -90,17 +90,17 @@ def _new_part(path: Path) -> tuple[Path, BinaryIO]:
 
 
 def replace_file(new: Path, path: Path) -> None:
-    """Lets a file take another's place on the same file system; both are files that this program writes."""
+    """Replaces ``path`` with ``new`` on the same file system. Both must be files that this program writes."""
     new.replace(path)
 
 
 def discard(path: Path) -> None:
-    """Deletes a file that this process made, or whose name only this program gives. Nothing happens where none is."""
+    """Deletes a file of this program if it exists."""
     path.unlink(missing_ok=True)
 
 
 def fsync_dir(path: Path) -> None:
-    """Returns once a file's content, or the names in a folder, would survive a loss of power."""
+    """Flushes a file's content, or a directory's entries, to disk, so that they survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -109,36 +109,36 @@ def fsync_dir(path: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """:func:`fsync_dir` for a folder and everything in it."""
+    """Calls :func:`fsync_dir` for a directory and everything in it."""
     for path in sorted(directory.rglob("*")):
         fsync_dir(path)
     fsync_dir(directory)
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content."""
+    """Returns the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# Folders
+# Directories
 
 
 def followed(path: Path) -> Path:
-    """The absolute path to which ``path`` leads, without links, ``..`` or a slash at the end."""
+    """Returns the absolute path with links and ``..`` resolved, without a trailing slash."""
     return Path(os.path.realpath(path))
 
 
 def is_ours(folder: Path, kind: Kind) -> bool:
-    """Whether this program made ``folder`` as ``kind``, so that it may replace or remove it. An empty folder may go."""
+    """Returns whether this program created ``folder`` as ``kind`` and may replace or remove it, or it is empty."""
     if not folder.is_dir():
         return False
-    is_empty = all(_WORTHLESS.fullmatch(path.name) for path in folder.iterdir())
+    is_empty = all(_DISPOSABLE.fullmatch(path.name) for path in folder.iterdir())
     return is_empty or marked_kind(folder) == kind.name or kind.is_known(folder)
 
 
 def marked_kind(folder: Path) -> str | None:
-    """The kind that a folder's marker names; None where there is none that can be read."""
+    """Returns the kind in a directory's marker, or None if there is no readable marker."""
     try:
         with (folder / MARKER).open("rb") as file:
             record = json.loads(file.read(2**12))
@@ -149,84 +149,84 @@ def marked_kind(folder: Path) -> str | None:
 
 
 def mark(folder: Path, kind: Kind) -> None:
-    """Writes down that this program made ``folder``, and as what."""
-    atomic_write(folder / MARKER, _marking(kind))
+    """Writes the marker of ``kind`` to ``folder``."""
+    atomic_write(folder / MARKER, _marker(kind))
 
 
-def _marking(kind: Kind) -> str:
+def _marker(kind: Kind) -> str:
     return json.dumps({"made by": "vits-trainer", "kind": kind.name}) + "\n"
 
 
 def remove(folder: Path, kind: Kind) -> None:
-    """Deletes what this program wrote in ``folder``, and the folder where nothing else is in it.
+    """Deletes the files of this program in ``folder``, and ``folder`` itself if nothing else is in it.
 
-    The marker goes last: a folder whose removal was cut short can still be removed.
+    Deletes the marker last, so that an interrupted removal can be repeated.
 
     Raises:
-        DataError: this program did not make the folder. Nothing was deleted.
+        DataError: this program did not create the directory. Nothing was deleted.
     """
     if not is_ours(folder, kind):
-        raise DataError(f"{folder} was not made by vits-trainer: it is left as it is. Move it away.")
+        raise DataError(f"{folder} was not created by vits-trainer and is left unchanged. Move it to another path.")
     for root, folders, names in os.walk(folder, topdown=False):
-        place = Path(root)
-        links = [name for name in folders if (place / name).is_symlink()]
-        for path in (place / name for name in sorted([*names, *links]) if name != MARKER or place != folder):
+        directory = Path(root)
+        links = [name for name in folders if (directory / name).is_symlink()]
+        for path in (directory / name for name in sorted([*names, *links]) if name != MARKER or directory != folder):
             if kind.has(path.relative_to(folder).as_posix()):
                 path.unlink()
-        if place == folder and [path.name for path in folder.iterdir()] == [MARKER]:
+        if directory == folder and [path.name for path in folder.iterdir()] == [MARKER]:
             (folder / MARKER).unlink()
-        with suppress(OSError):  # somebody else's file is in it
-            place.rmdir()
+        with suppress(OSError):  # not empty: contains files of others
+            directory.rmdir()
 
 
 def others_files(folder: Path, kind: Kind) -> list[Path]:
-    """Entries of ``folder`` that this program does not write into folders of this kind."""
+    """Returns the entries of ``folder`` that this program does not write to directories of this kind."""
     return [path for path in sorted(folder.iterdir()) if not kind.has(path.name)]
 
 
 def move(source: Path, target: Path) -> None:
-    """Renames a file or folder on the same file system.
+    """Renames a file or directory on the same file system.
 
     Raises:
-        FileExistsError: ``target`` exists, and is no empty folder.
+        FileExistsError: ``target`` exists and is not an empty directory.
     """
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} exists")
     source.rename(target)
 
 
-def move_aside(path: Path, word: str) -> Path:
-    """Renames ``path`` to ``<word>-<name>``, with a number behind it where that is taken; gives the new path."""
+def move_aside(path: Path, prefix: str) -> Path:
+    """Renames ``path`` to ``<prefix>-<name>``, with a number appended if that exists. Returns the new path."""
     for number in range(1, 10_000):
-        aside = path.with_name(f"{word}-{path.name}" + (f"-{number}" if number > 1 else ""))
+        aside = path.with_name(f"{prefix}-{path.name}" + (f"-{number}" if number > 1 else ""))
         if not aside.exists():
             path.rename(aside)
             return aside
-    raise FileExistsError(f"{path.parent} holds too many {word}-{path.name}")
+    raise FileExistsError(f"{path.parent} contains too many {prefix}-{path.name}")
 
 
-def put(new: Path, place: Path) -> None:
-    """Moves folder ``new``, whole, to ``place``, where nothing is.
+def put(new: Path, target: Path) -> None:
+    """Flushes ``new`` to disk and moves it to ``target``.
 
     Raises:
-        FileExistsError: something is there.
+        FileExistsError: ``target`` exists and is not an empty directory.
     """
     sync_tree(new)
-    move(new, place)
-    fsync_dir(place.parent)
+    move(new, target)
+    fsync_dir(target.parent)
 
 
 @contextmanager
-def temporary_sibling_dir(place: Path) -> Iterator[Path]:
-    """An empty folder on the file system of ``place``, to fill and move there; afterwards it is gone.
+def temporary_sibling_dir(target: Path) -> Iterator[Path]:
+    """Yields an empty directory on the file system of ``target``, to be filled and moved there; deletes it at exit.
 
-    Its name is its own. What killed processes left behind for the same place is removed.
+    Its name is unique. Also deletes temporary directories of killed processes for the same ``target``.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    for stale in _siblings(place, "tmp"):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in _siblings(target, "tmp"):
         _remove_stale(stale)
-    container, held = _new_container(place)
-    with held:
+    container, lock = _new_container(target)
+    with lock:
         try:
             folder = container / "new"
             folder.mkdir()
@@ -235,48 +235,49 @@ def temporary_sibling_dir(place: Path) -> Iterator[Path]:
             shutil.rmtree(container, ignore_errors=True)
 
 
-def _new_container(place: Path) -> tuple[Path, BinaryIO]:
+def _new_container(target: Path) -> tuple[Path, BinaryIO]:
     while True:
-        container = _sibling(place, "tmp")
+        container = _sibling(target, "tmp")
         container.mkdir()
-        # Whoever removes what is stale may come in between: then another one is made.
+        # Another process may remove it as stale before it is locked: then try another name.
         with suppress(FileNotFoundError):
-            held = try_lock(container / MARKER)
-            if held is not None:
-                held.write(_marking(_TEMPORARY).encode())
-                held.flush()
-                return container, held
+            lock = try_lock(container / MARKER)
+            if lock is not None:
+                lock.write(_marker(_TEMPORARY).encode())
+                lock.flush()
+                return container, lock
 
 
 def _remove_stale(container: Path) -> None:
-    with suppress(FileNotFoundError):  # another process removes it just now
+    with suppress(FileNotFoundError):  # another process is removing it
         if not is_ours(container, _TEMPORARY):
             return
         with suppress(OSError):
-            container.rmdir()  # its process was killed before it could mark it
+            container.rmdir()  # succeeds if its process was killed before it wrote the marker
             return
-        held = try_lock(container / MARKER)
-        if held is not None:
-            with held:
+        lock = try_lock(container / MARKER)
+        if lock is not None:
+            with lock:
                 remove(container, _TEMPORARY)
 
 
-def _sibling(path: Path, ending: str) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{ending}")
+def _sibling(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{suffix}")
 
 
-def _siblings(path: Path, ending: str) -> list[Path]:
-    ours = re.compile(rf"{re.escape(f'.{path.name}.')}[0-9a-f]{{8}}\.{ending}")
-    return [found for found in path.parent.glob(f".{glob.escape(path.name)}.*.{ending}") if ours.fullmatch(found.name)]
+def _siblings(path: Path, suffix: str) -> list[Path]:
+    ours = re.compile(rf"{re.escape(f'.{path.name}.')}[0-9a-f]{{8}}\.{suffix}")
+    candidates = path.parent.glob(f".{glob.escape(path.name)}.*.{suffix}")
+    return [candidate for candidate in candidates if ours.fullmatch(candidate.name)]
 
 
 # Locks
 
 
 def try_lock(path: Path) -> BinaryIO | None:
-    """Opens ``path`` for this process alone, whatever is in it; None while another one has it.
+    """Opens ``path`` with an exclusive lock. Returns None if another process holds the lock.
 
-    The lock goes with the file, and with the process: nothing is held when it is killed.
+    The lock is released when the file is closed or the process ends.
     """
     while True:
         file = path.open("a+b")
@@ -285,19 +286,19 @@ def try_lock(path: Path) -> BinaryIO | None:
         except BlockingIOError:
             file.close()
             return None
-        # Who had it before may have deleted it in between.
+        # The previous holder may have deleted the file in the meantime: then lock the new one.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()
 
 
-def claim(path: Path, patience_s: float, place: Path) -> BinaryIO | None:
-    """Retries :func:`try_lock` for ``patience_s``; None if the path stays locked."""
-    deadline_s = time.monotonic() + patience_s
+def claim(path: Path, timeout_s: float, place: Path) -> BinaryIO | None:
+    """Retries :func:`try_lock` for ``timeout_s``. Returns None on timeout. ``place`` is what the warning names."""
+    deadline_s = time.monotonic() + timeout_s
     file = try_lock(path)
-    if file is None and patience_s:
-        logger.warning("%s: another process is at work there. Waiting for it to leave.", place)
+    if file is None and timeout_s:
+        logger.warning("%s is in use by another process. Waiting for it to finish.", place)
     while file is None and time.monotonic() < deadline_s:
         time.sleep(_POLL_S)
         file = try_lock(path)

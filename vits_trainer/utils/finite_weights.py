@@ -1,4 +1,4 @@
-"""The check of weights for NaN and infinity that everything calls which reads or writes weights."""
+"""Check for NaN and Inf, applied to all weights that are read or written."""
 
 from collections.abc import Mapping
 
@@ -8,31 +8,32 @@ from torch.nn.utils import parametrize
 
 from vits_trainer.utils.errors import ModelError, VitsTrainerError
 
-_MOST_NAMED = 10
+_MAX_NAMED = 10
 
 
 def require_finite(
     weights: Mapping[str, Tensor], place: object, remedy: str, error: type[VitsTrainerError] = ModelError
 ) -> None:
-    """Refuses weights with NaN or infinity. On a GPU, a sync point for each tensor.
+    """Raises if weights contain NaN or Inf. Synchronizes with the GPU once per tensor.
 
     Args:
         weights: tensors by name, on any device.
-        place: where they come from or go to.
-        remedy: what to do, as a sentence.
-        error: what to raise.
+        place: their source or destination, for the message.
+        remedy: the remedy, as a sentence.
+        error: class of the exception.
 
     Raises:
-        VitsTrainerError: of the kind ``error``; names the tensors.
+        VitsTrainerError: an ``error`` that names the tensors.
     """
-    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        more = f" and {len(broken) - _MOST_NAMED} more" if len(broken) > _MOST_NAMED else ""
-        raise error(f"{place}: NaN or infinity in the weights {', '.join(broken[:_MOST_NAMED])}{more}. {remedy}")
+    nonfinite = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if nonfinite:
+        more = f" and {len(nonfinite) - _MAX_NAMED} more" if len(nonfinite) > _MAX_NAMED else ""
+        raise error(f"{place}: NaN or infinity in the weights {', '.join(nonfinite[:_MAX_NAMED])}{more}. {remedy}")
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """The state of ``module`` by name, with the weights that weight norm computes: NaN where a direction is zero."""
+    """Returns the state of ``module`` and its computed weight-normalized weights, which are NaN if a direction is
+    zero."""
     with torch.no_grad():
         computed = {
             f"{name}.weight": layer.weight

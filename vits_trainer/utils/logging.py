@@ -1,4 +1,4 @@
-"""Logging to the console."""
+"""Console logging."""
 
 import logging
 import sys
@@ -7,10 +7,10 @@ logger = logging.getLogger("vits_trainer")
 
 
 def log_to_console(is_main: bool = True) -> None:
-    """Sends the package's log to stderr: everything on the main rank, warnings and errors on the others."""
+    """Logs to stderr: INFO and above on the main rank, WARNING and above on the others."""
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if is_main else logging.WARNING)
-    if "transformers" in sys.modules:  # its progress bars would cut ours
+    if "transformers" in sys.modules:  # its progress bars would break up log lines
         from transformers.utils import logging as transformers_logging  # noqa: PLC0415 - takes seconds to import
 
         transformers_logging.disable_progress_bar()

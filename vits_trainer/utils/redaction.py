@@ -1,4 +1,4 @@
-"""Keeps secrets out of what leaves this machine."""
+"""Removal of secrets from everything that is published or logged."""
 
 import os
 import re
@@ -8,41 +8,39 @@ Value = TypeVar("Value")
 
 HIDDEN = "[redacted]"
 _SECRET_NAME = re.compile(r"token$|secret|passw|api_?key|credential|authorization", re.IGNORECASE)
-"""Of a setting or an environment variable."""
+"""Names of settings and environment variables that hold secrets."""
 _SECRETS = (
     re.compile(r"hf_[A-Za-z0-9]{16,}"),  # Hugging Face
-    re.compile(r"wandb_v\d_[A-Za-z0-9_]{16,}"),  # an older key looks like a Git commit: only the environment tells
-    re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)"),  # user:password in an address
+    re.compile(r"wandb_v\d_[A-Za-z0-9_]{16,}"),  # older keys look like Git commits: only redacted if in the environment
+    re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)"),  # user:password in a URL
     re.compile(r"(?<=[?&]token=)[^&\s]+"),
 )
 _SHORTEST = 8
-"""A variable's value of fewer characters is a word that may stand anywhere."""
+"""Shorter values of environment variables are not redacted, because they may be ordinary words."""
 
 
 def redacted(value: Value) -> Value:
-    """``value`` without secrets, at any depth: under a secret's name, in a secret's form, or as the environment has it.
+    """Returns ``value`` with secrets replaced: values of secret names, known formats and secrets of the environment.
 
-    Strings, dictionaries, lists and tuples are gone through; all else is as it was.
+    Recurses into dictionaries, lists and tuples. Values of other types are returned unchanged.
     """
-    return _without(value, _known_secrets())  # type: ignore[no-any-return]
+    return _redact(value, _known_secrets())  # type: ignore[no-any-return]
 
 
-def _without(value: Any, known: list[str]) -> Any:
+def _redact(value: Any, known: list[str]) -> Any:
     if isinstance(value, dict):
         return {
-            key: HIDDEN
-            if _SECRET_NAME.search(str(key)) and isinstance(inner, str) and inner
-            else _without(inner, known)
+            key: HIDDEN if _SECRET_NAME.search(str(key)) and isinstance(inner, str) and inner else _redact(inner, known)
             for key, inner in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return type(value)(_without(inner, known) for inner in value)
+        return type(value)(_redact(inner, known) for inner in value)
     if not isinstance(value, str):
         return value
     for secret in known:
         value = value.replace(secret, HIDDEN)
-    for form in _SECRETS:
-        value = form.sub(HIDDEN, value)
+    for pattern in _SECRETS:
+        value = pattern.sub(HIDDEN, value)
     return value
 
 
@@ -51,5 +49,5 @@ def _hidden(value: Any) -> Any:
 
 
 def _known_secrets() -> list[str]:
-    named = (value for name, value in os.environ.items() if _SECRET_NAME.search(name))
-    return sorted({value for value in named if len(value) >= _SHORTEST}, key=len, reverse=True)
+    values = (value for name, value in os.environ.items() if _SECRET_NAME.search(name))
+    return sorted({value for value in values if len(value) >= _SHORTEST}, key=len, reverse=True)

@@ -1,8 +1,7 @@
-"""Checkpoints that are pickles, read without running what is in them.
+"""Loading of pickled checkpoints without executing code in them.
 
-A pickle is a program: it may name any function and call it. ``torch.load(weights_only=True)`` follows tensors, numbers,
-text and containers alone; :data:`_HARMLESS` adds the few classes that VITS trainers put beside them. Everything else is
-named and refused.
+A pickle can call any function. ``torch.load(weights_only=True)`` only allows tensors, numbers, text and containers;
+:data:`_HARMLESS` adds the few other classes that VITS trainers store. Anything else raises an error that names it.
 """
 
 import argparse
@@ -18,72 +17,74 @@ import torch
 from vits_trainer.utils.errors import ModelError
 
 
-def _plain_dictionary(factory: type | None = None) -> dict[Any, Any]:  # noqa: ARG001 - what a defaultdict is made with
+def _plain_dictionary(factory: type | None = None) -> dict[Any, Any]:  # noqa: ARG001 - argument of defaultdict
     return {}
 
 
-class _Kind:
-    """A type of numbers, as numpy's pickles name it.
+class _DType:
+    """Replacement of ``np.dtype`` in pickles.
 
-    Not ``np.dtype`` itself: what follows its name in a pickle sets its flags, and those let numpy read any memory.
+    ``np.dtype`` itself is unsafe: a pickle can set its flags, with which numpy reads arbitrary memory.
     """
 
     def __init__(self, name: str, *_: object) -> None:
         if name not in ("f2", "f4", "f8", "i4", "i8", "u1", "b1"):
-            raise ValueError(f"numbers of type {name}")
+            raise ValueError(f"unsupported dtype {name}")
         self.name = name
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if state[1] not in ("<", "|"):
-            raise ValueError(f"numbers in byte order {state[1]}")
+            raise ValueError(f"unsupported byte order {state[1]}")
 
 
-def _number(kind: _Kind, data: bytes) -> Any:
-    return np.frombuffer(data, f"<{kind.name}")[0]
+def _scalar(dtype: _DType, data: bytes) -> Any:
+    return np.frombuffer(data, f"<{dtype.name}")[0]
 
 
 _HARMLESS: list[Any] = [
     argparse.Namespace,
-    (_plain_dictionary, "collections.defaultdict"),  # in an optimiser's state
+    (_plain_dictionary, "collections.defaultdict"),  # in optimizer states
     dict,
-    (_Kind, "numpy.dtype"),
-    # Paths of the machine that trained: names only, which touch no file and which any system can make.
+    (_DType, "numpy.dtype"),
+    # Paths of the training machine, as pure paths: they access no file and work on any system.
     *(
         (PurePosixPath, f"{module}.{name}")
         for module in ("pathlib", "pathlib._local")
         for name in ("PosixPath", "Path")
     ),
     *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
-    # A number as numpy keeps it, such as the best loss; the module was renamed in numpy 2.
-    *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    # numpy scalars, such as the best loss. The module was renamed in numpy 2.
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
 _DAMAGED = (
     OSError, EOFError, RuntimeError, SystemError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError,
     AssertionError, struct.error,
 )  # fmt: skip
-"""What torch raises where bytes of a file are others than were written."""
-_NAMED = re.compile(r"GLOBAL ([\w.]+)")
+"""Exceptions of torch for damaged files."""
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def load(path: Path) -> Any:
-    """What a ``.pth`` or ``.ckpt`` file holds, its tensors on the CPU.
+    """Loads a ``.pth`` or ``.ckpt`` file, with tensors on the CPU.
 
     Raises:
-        ModelError: it cannot be read, or asks for something that is none of a checkpoint's business, which is named.
+        ModelError: the file cannot be read, or refers to something that no checkpoint needs. The message names it.
     """
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = _NAMED.search(str(error))
-        if named is None:
-            raise ModelError(f"{path} is no file that torch.save wrote. Give a .pth or .ckpt checkpoint.") from error
+        match = _GLOBAL.search(str(error))
+        if match is None:
+            raise ModelError(f"{path}: was not written by torch.save. Give a .pth or .ckpt checkpoint.") from error
         raise ModelError(
-            f"{path} asks for {named[1]}, which a checkpoint needs for nothing and which may run any program: it was "
-            "not loaded. Ask its author for the weights alone, as torch.save(state_dict, ...) or safetensors."
+            f"{path}: refers to {match[1]}, which no checkpoint needs and which could execute code. It was not loaded. "
+            "Ask the author for the weights alone, as torch.save(state_dict, ...) or safetensors."
         ) from error
     except _DAMAGED as error:
-        raise ModelError(f"{path}: no checkpoint ({_reason(error)}). Download or copy it again.") from error
+        raise ModelError(
+            f"{path}: is not a checkpoint, or is damaged ({_reason(error)}). Download or copy it again."
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Small helpers for lines of text."""
+"""String utilities."""
 
 import hashlib
 import re
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def first_line(error: BaseException) -> str:
-    """What another's error says in its first line, or its kind where it says nothing."""
+    """Returns the first line of an error message, or the class name if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -15,24 +15,24 @@ _SEPARATORS = re.compile(r"[|\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def one_line(text: str) -> str:
-    """``text`` as it can stand in metadata.csv: no ``|``, no control characters, no white space but single spaces."""
+    """Returns ``text`` for metadata.csv: without ``|`` and control characters, and with single spaces only."""
     return " ".join(_SEPARATORS.sub(" ", text).split())
 
 
 def csv_cell(value: str) -> str:
-    """One line that no spreadsheet takes for a formula."""
+    """Returns ``value`` as one line that spreadsheets do not interpret as a formula."""
     line = one_line(value)
     return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
-_NAMED = 16
-"""More speakers than this would be too many curves, or names in a message."""
+MAX_NAMES = 16
+"""Maximum number of names to list in a message, or of curves per speaker."""
 
 
-def some(names: Sequence[str]) -> str:
-    """For a message: the names, or the first of many and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def join_names(names: Sequence[str]) -> str:
+    """Joins names for a message; lists the first ones and the number of the others if there are many."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def short_digest(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Versions of the packages that decide what a run computes."""
+"""Versions of the packages that affect the results of a run."""
 
 import hashlib
 from importlib.metadata import version
@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide what a run computes."""
+    """Returns the versions of the relevant packages, and a hash of this package's code."""
     names = ("vits-trainer", "torch", "torchaudio", "accelerate", "transformers", "datasets", "wandb")
     return {name: version(name) for name in names} | {"code": _code()}
 
 
 def _code() -> str:
-    """Changes when a line of this package does."""
+    """Returns a hash of all source files of this package."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())

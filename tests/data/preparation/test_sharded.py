@@ -251,7 +251,7 @@ def test_wavs_and_shards_are_not_mixed(tmp_path: Path) -> None:
         ({"shards": 4, "part": "2"}, "such as 2/4"),
         ({"shards": 4, "part": "1/0"}, "such as 2/4"),
         ({"shards": 4, "part": "1/3"}, "multiple of 3, such as 6"),
-        ({"shards": 2, "part": "1/4"}, "multiple of 4 as --shards, such as 4"),
+        ({"shards": 2, "part": "1/4"}, "multiple of 4, such as 4"),
         ({"shards": 4, "push_to_hub": "name"}, "owner/name"),
     ],
 )

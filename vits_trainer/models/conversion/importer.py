@@ -17,7 +17,7 @@ from vits_trainer.models.conversion.original import read_original
 from vits_trainer.models.conversion.piper import read_piper
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.parameter_names import from_original_generator, has_stochastic_durations
-from vits_trainer.text.tokenizer import load_tokenizer, tokenizer_of
+from vits_trainer.text.tokenizer import load_tokenizer, tokenizer_from_symbols
 from vits_trainer.utils import safe_pickle
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
@@ -153,7 +153,7 @@ def _build_voice(
     else:
         discriminators = None
     return ImportedVoice(
-        model.eval(), tokenizer_of(parts.symbols, **parts.tokenizer_options), discriminators, kind, notes
+        model.eval(), tokenizer_from_symbols(parts.symbols, **parts.tokenizer_options), discriminators, kind, notes
     )
 
 
