@@ -135,7 +135,7 @@ PATHS = (
     ClipRow("absolute path", "rejected: path-outside", "is outside the data set", lambda path: None, name="/etc/passwd"),
     ClipRow("symbolic link out of the folder", "rejected: path-outside", "is outside the data set", lambda path: path.symlink_to(_outside(path))),
     ClipRow("symbolic link in a circle", "rejected: missing-file", "is not a valid file name", _circle),
-    ClipRow("the same file twice", "rejected: duplicate", "stands there before", lambda path: None, name="good.wav"),
+    ClipRow("the same file twice", "rejected: duplicate", "occurs earlier", lambda path: None, name="good.wav"),
     ClipRow("name that differs from another by case alone", "accepted", content=lambda path: path.with_name("GOOD.wav").write_bytes(wav(GOOD)) and None, name="GOOD.wav"),
     ClipRow("name with spaces and accents", "accepted", content=lambda path: path.with_name("dû kilam.wav").write_bytes(wav(GOOD)) and None, name="dû kilam.wav"),
     ClipRow("name of 300 characters", "rejected: missing-file", "is not a valid file name", lambda path: None, name="x" * 300),
