@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.reliability.rows import _tuning, _voice
+from tests.reliability.rows import write_tuning_config, write_voice
 from tests.support.audio import voice
 from tests.support.launch import ROOT, command_of, free_port
 from tests.support.limits import HANG_S
@@ -29,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("equal")
     prepared_folder(folder, clips=12)
     write_shards(folder / "shards", **SHARDS)
-    _voice(folder)
+    write_voice(folder)
     return folder
 
 
@@ -124,7 +124,7 @@ def test_places_and_what_rank_0_does_alone_may_differ(place: Path, tmp_path: Pat
     own = ["--data_dir", local_copy(place, tmp_path), "--model_name", local_copy(place, tmp_path, "voice")]
     own += ["--runs_dir", tmp_path / "r", "--output_dir", tmp_path / "o", "--checkpoint_dir", tmp_path / "c"]
     own += ["--data_workers", "1", "--report_to", "tensorboard"]
-    ended = ranks(flags_of(place, tmp_path, config=_tuning(place), max_updates=1), [], own)
+    ended = ranks(flags_of(place, tmp_path, config=write_tuning_config(place), max_updates=1), [], own)
     assert ended.codes == [0, 0], ended
     assert (tmp_path / "final_model/model.safetensors").is_file()
 
@@ -136,7 +136,7 @@ def test_other_voice_is_named(place: Path, tmp_path: Path, file: str) -> None:
     # Two tokens change their ids; the last weight has another sign.
     changed = content.replace(b'"a"', b'"?"').replace(b'"r"', b'"a"').replace(b'"?"', b'"r"')
     (own / file).write_bytes(changed if file == "vocab.json" else content[:-1] + bytes([content[-1] ^ 128]))
-    ended = ranks(flags_of(place, tmp_path, config=_tuning(place)), [], ["--model_name", own])
+    ended = ranks(flags_of(place, tmp_path, config=write_tuning_config(place)), [], ["--model_name", own])
     require_told(ended, f"--model_name {file}: ", " on rank 0, ", " on rank 1")
 
 
