@@ -242,7 +242,7 @@ PREPARED = (
     CallRow("absolute path in metadata.csv", "exit 2", "line 5: '/etc/passwd' is outside", _trained(_nothing, [*FOUR, "/etc/passwd|a word"])),
     CallRow("clip listed twice", "exit 2", "line 5: 0.wav is already in line 1", _trained(_nothing, [*FOUR, "0.wav|a word"])),
     CallRow("ragged line in metadata.csv", "exit 2", "line 5: expected filename|text", _trained(_nothing, [*FOUR, "a|b|c|d"])),
-    CallRow("missing metadata.csv", "exit 2", "Make it with: vits-trainer prepare_data", _trained(lambda folder: (folder / "metadata.csv").unlink())),
+    CallRow("missing metadata.csv", "exit 2", "Create it with: vits-trainer prepare_data", _trained(lambda folder: (folder / "metadata.csv").unlink())),
     CallRow("metadata.csv in UTF-16", "exit 2", "cannot be read", _trained(lambda folder: (folder / "metadata.csv").write_text("0.wav|a", encoding="utf-16"))),
     CallRow("damaged dataset.json", "exit 2", "dataset.json cannot be read", _trained(lambda folder: (folder / "dataset.json").write_text("{"))),
     CallRow("clips with another sampling rate than the voice", "exit 2", "--target_sr 16000", _trained(lambda folder: (folder / "dataset.json").write_text('{"sampling_rate": 22050}'))),
@@ -457,7 +457,7 @@ def _damaged_list_of_corrections(root: Path) -> list[str]:
 
 EVALUATION = (
     CallRow("feedback without corrections", "exit 2", "holds no correction", lambda root: ["train_feedback", "--feedback_dir", str(root)]),
-    CallRow("served voice as output", "exit 2", "Name another folder", _correcting("--output_dir", "{root}/voice")),
+    CallRow("served voice as output", "exit 2", "Choose another folder for the new voice", _correcting("--output_dir", "{root}/voice")),
     CallRow("rollback without an earlier voice", "exit 2", "holds no earlier voice", _correcting("--rollback", "true")),
     CallRow("damaged list of learnt corrections", "exit 2", "Delete it to learn every correction again", _damaged_list_of_corrections),
     CallRow("nonexistent training clips", "exit 2", "does not exist", _correcting("--data_dir", "{root}/nowhere")),
@@ -526,7 +526,7 @@ OUTPUT_PATHS = (
     CallRow("export to the data folder", "exit 2", "is or holds the checkpoint", _into("training", "export")),
     CallRow("export to a folder of other files", "exit 2", "and is no voice", _into("notes", "export")),
     CallRow("output to a parent of the feedback folder", "exit 2", "is or holds --feedback_dir", _correcting("--output_dir", "{root}")),
-    CallRow("work folder with other files", "exit 2", "is not its own", _other_files_in_work_folder),
+    CallRow("work folder with other files", "exit 2", "was not made by it. Nothing was changed", _other_files_in_work_folder),
     CallRow("run folder with other files", "exit 2", "contains config.yaml, but is not a run folder", _trained(_other_files_in_run_folder)),
     CallRow("other recordings with names of prepared clips in the output folder", "exit 2", "wavs was not written by prepare_data", _names_of_prepared_clips),
 )  # fmt: skip
