@@ -20,7 +20,7 @@ from pathlib import Path
 import pocketsphinx
 
 from vits_trainer.data.audio import to_pcm16, write_pcm16_wav
-from vits_trainer.data.preparation.espeak_corpus import _Espeak
+from vits_trainer.data.preparation.espeak_corpus import Espeak
 
 TEST_SENTENCES = """\
 Good morning, how are you today?
@@ -221,7 +221,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 def speak(folder: Path, count: int) -> None:
     """Synthesizes ``count`` sentences into an LJ Speech folder."""
     (folder / "wavs").mkdir(parents=True, exist_ok=True)
-    espeak = _Espeak("en-us")
+    espeak = Espeak("en-us")
     lines = []
     for number, sentence in enumerate(sentences(count)):
         name = f"sentence_{number:05}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vits_trainer.cli.main import main
 from vits_trainer.data.audio import to_pcm16, write_pcm16_wav
-from vits_trainer.data.preparation.espeak_corpus import _Espeak
+from vits_trainer.data.preparation.espeak_corpus import Espeak
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CORRECTIONS = (
@@ -33,7 +33,7 @@ def called(command: str, **settings: object) -> int:
 
 
 def speak(folder: Path) -> None:
-    espeak = _Espeak("en-us")
+    espeak = Espeak("en-us")
 
     def say(text: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import datasets
 import pytest
 
 import vits_trainer
-from tests.reliability.rows import _voice
+from tests.reliability.rows import write_voice
 from tests.support.limits import HANG_S
 from tests.support.voices import prepared_folder
 
@@ -123,7 +123,7 @@ def at_a_terminal(words: list[str], folder: Path) -> tuple[int, str]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted")
     prepared_folder(folder, clips=4)
-    _voice(folder)
+    write_voice(folder)
     return folder
 
 

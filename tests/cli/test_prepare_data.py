@@ -76,5 +76,5 @@ def test_no_accepted_clip_gives_exit_code_2_with_the_counts(tmp_path: Path, caps
     dataset = write_release(tmp_path / "cv", mixed_utterances())
     flags = ["--output_dir", str(tmp_path / "out"), "--min_upvotes", "5", "--processes", "1"]
     assert main(["prepare_data", "--dataset", str(dataset), *flags]) == 2
-    assert "not one clip is left to train on: 10 too-few-upvotes" in capsys.readouterr().err
+    assert "all clips were rejected: 10 too-few-upvotes" in capsys.readouterr().err
     assert (tmp_path / "out" / "rejected.csv").read_text().count("\n") == 11

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.reliability.rows import _tuning, _voice
+from tests.reliability.rows import write_tuning_config, write_voice
 from tests.support.audio import voice
 from tests.support.launch import ROOT, command_of, free_port
 from tests.support.limits import HANG_S
@@ -29,7 +29,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("equal")
     prepared_folder(folder, clips=12)
     write_shards(folder / "shards", **SHARDS)
-    _voice(folder)
+    write_voice(folder)
     return folder
 
 
@@ -126,7 +126,7 @@ def test_paths_and_settings_of_rank_0_may_differ(source: Path, tmp_path: Path) -
     own = ["--data_dir", local_copy(source, tmp_path), "--model_name", local_copy(source, tmp_path, "voice")]
     own += ["--runs_dir", tmp_path / "r", "--output_dir", tmp_path / "o", "--checkpoint_dir", tmp_path / "c"]
     own += ["--data_workers", "1", "--report_to", "tensorboard"]
-    ended = ranks(flags_of(source, tmp_path, config=_tuning(source), max_updates=1), [], own)
+    ended = ranks(flags_of(source, tmp_path, config=write_tuning_config(source), max_updates=1), [], own)
     assert ended.codes == [0, 0], ended
     assert (tmp_path / "final_model/model.safetensors").is_file()
 
@@ -138,7 +138,7 @@ def test_different_voice_is_reported(source: Path, tmp_path: Path, file: str) ->
     # Swaps the ids of two tokens; flips the sign of the last weight.
     changed = content.replace(b'"a"', b'"?"').replace(b'"r"', b'"a"').replace(b'"?"', b'"r"')
     (own / file).write_bytes(changed if file == "vocab.json" else content[:-1] + bytes([content[-1] ^ 128]))
-    ended = ranks(flags_of(source, tmp_path, config=_tuning(source)), [], ["--model_name", own])
+    ended = ranks(flags_of(source, tmp_path, config=write_tuning_config(source)), [], ["--model_name", own])
     assert_reported(ended, f"--model_name {file}: ", " on rank 0, ", " on rank 1")
 
 

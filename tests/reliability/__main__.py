@@ -1,4 +1,4 @@
-"""Prints the table of docs/reliability.md: every row, and what really came of it."""
+"""Prints the tables of docs/reliability.md: every row with its actual outcome and message."""
 
 import logging
 import tempfile
@@ -10,12 +10,12 @@ from tests.reliability.outcomes import Outcome
 if __name__ == "__main__":
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory(prefix="reliability-") as temporary:
-        found = outcomes.clips(Path(temporary, "clips")) | outcomes.trained(Path(temporary, "trained"))
-        for part, those in rows.PARTS.items():
-            print(f"\n| {part} | outcome | what it says |\n|---|---|---|")
-            for number, row in enumerate(those):
-                place = Path(temporary, f"{part} {number}")
-                place.mkdir()
-                came: Outcome = found.get(row.what) or outcomes.of(row, place)
-                said = row.said if came.outcome == "exit 1" else outcomes.short(came.message, place)
-                print(f"| {row.what} | {came.outcome} | {said if came.outcome != 'accepted' else ''} |", flush=True)
+        by_title = outcomes.clips(Path(temporary, "clips")) | outcomes.trained(Path(temporary, "trained"))
+        for part, part_rows in rows.PARTS.items():
+            print(f"\n| {part} | outcome | message |\n|---|---|---|")
+            for number, row in enumerate(part_rows):
+                root = Path(temporary, f"{part} {number}")
+                root.mkdir()
+                actual: Outcome = by_title.get(row.title) or outcomes.of(row, root)
+                message = row.message if actual.outcome == "exit 1" else outcomes.short(actual.message, root)
+                print(f"| {row.title} | {actual.outcome} | {message if actual.outcome != 'accepted' else ''} |", flush=True)

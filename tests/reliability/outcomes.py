@@ -1,4 +1,4 @@
-"""Tries the rows, and says what came of each."""
+"""Runs the rows and returns the actual outcome of each."""
 
 import csv
 import hashlib
@@ -17,111 +17,111 @@ from vits_trainer.cli.main import main
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a row."""
+    """Actual outcome of a row."""
 
     outcome: str
-    """In the words of :class:`Row`, or ``skipped``."""
+    """As in :class:`Row`, or ``skipped``."""
     message: str
 
 
-def clips(place: Path) -> dict[str, Outcome]:
-    """Of all clip rows, prepared in one data set among good clips."""
-    wavs = place / "source/clips"
+def clips(root: Path) -> dict[str, Outcome]:
+    """Prepares all clip rows in one data set, and returns their outcomes by title."""
+    wavs = root / "source/clips"
     wavs.mkdir(parents=True)
     (wavs / "good.wav").write_bytes(rows.wav(rows.GOOD))
-    named = {row.what: row.name or f"{number}.wav" for number, row in enumerate(rows.CLIPS)}
+    named = {row.title: row.name or f"{number}.wav" for number, row in enumerate(rows.CLIPS)}
     lines = [("clips/good.wav", "a word")]
     for row in rows.CLIPS:
-        path = wavs / (f"{named[row.what]}" if row.name is None else f"unused{len(lines)}.wav")
+        path = wavs / (f"{named[row.title]}" if row.name is None else f"unused{len(lines)}.wav")
         path.write_bytes(row.content) if isinstance(row.content, bytes) else row.content(path)
-        name = named[row.what]
+        name = named[row.title]
         lines.append((name if name.startswith("/") else f"clips/{name}", row.text))
     content = io.StringIO()
     csv.writer(content, lineterminator="\n").writerows([("file_name", "text"), *lines])
-    (place / "source/metadata.csv").write_text(content.getvalue(), encoding="utf-8")
-    before = fingerprint(place / "source")
-    code, said = called(["prepare_data", "--dataset", str(place / "source"), "--output_dir", str(place / "out")])
-    assert code == 0, said
-    assert fingerprint(place / "source") == before, "the data set was changed"
-    with (place / "out/rejected.csv").open(encoding="utf-8", newline="") as file:
+    (root / "source/metadata.csv").write_text(content.getvalue(), encoding="utf-8")
+    before = fingerprint(root / "source")
+    code, output = run(["prepare_data", "--dataset", str(root / "source"), "--output_dir", str(root / "out")])
+    assert code == 0, output
+    assert fingerprint(root / "source") == before, "the data set was changed"
+    with (root / "out/rejected.csv").open(encoding="utf-8", newline="") as file:
         rejected = {entry["clip"]: Outcome(f"rejected: {entry['reason']}", entry["detail"]) for entry in csv.DictReader(file)}
-    texts = [line.split("|")[1] for line in (place / "out/metadata.csv").read_text(encoding="utf-8").splitlines()]
-    found, accepted = {}, iter(texts[1:])
+    texts = [line.split("|")[1] for line in (root / "out/metadata.csv").read_text(encoding="utf-8").splitlines()]
+    by_title, accepted = {}, iter(texts[1:])
     for row, (name, text) in zip(rows.CLIPS, lines[1:], strict=True):
         shown = " ".join(name.replace("\0", " ").split())
-        found[row.what] = rejected.get(shown) or Outcome(
+        by_title[row.title] = rejected.get(shown) or Outcome(
             "accepted" if next(accepted) == text else "accepted, text changed", ""
         )
-    assert next(accepted, None) is None, "more clips were accepted than there were"
-    assert len(found) == len(rows.CLIPS)
-    return found
+    assert next(accepted, None) is None, "more clips were accepted than there are"
+    assert len(by_title) == len(rows.CLIPS)
+    return by_title
 
 
-def trained(place: Path) -> dict[str, Outcome]:
-    """Of all rows of clips that went bad after preparation, in one epoch of training."""
-    words = rows.spoiled(place)
-    before = fingerprint(place / "training/wavs")
-    code, said = called(words)
-    assert code == 0, said
-    assert fingerprint(place / "training/wavs") == before, "the clips were changed"
-    records = [json.loads(line) for line in (place / "training/runs/run/rejected.jsonl").read_text().splitlines()]
+def trained(root: Path) -> dict[str, Outcome]:
+    """Trains one epoch on clips damaged after preparation, and returns the outcomes by title."""
+    argv = rows.damaged_training_set(root)
+    before = fingerprint(root / "training/wavs")
+    code, output = run(argv)
+    assert code == 0, output
+    assert fingerprint(root / "training/wavs") == before, "the clips were changed"
+    records = [json.loads(line) for line in (root / "training/runs/run/rejected.jsonl").read_text().splitlines()]
     of_clip = {record["clip"]: Outcome(f"rejected: {record['kind']}", record["message"]) for record in records}
     assert len(of_clip) == len(records) == len(rows.TRAINING), list(of_clip.items())
-    return {row.what: of_clip[f"{number}.wav"] for number, row in enumerate(rows.TRAINING, start=1)}
+    return {row.title: of_clip[f"{number}.wav"] for number, row in enumerate(rows.TRAINING, start=1)}
 
 
-def of(row: Row, place: Path) -> Outcome:
-    """Of a call or a process."""
+def of(row: Row, root: Path) -> Outcome:
+    """Runs the command of a row and returns its outcome."""
     if isinstance(row, MachineRow):
-        ended = row.run(place)
-        if isinstance(ended, str):
-            return Outcome("skipped", ended)
-        return _judged(ended.returncode, ended.stderr)
+        process = row.run(root)
+        if isinstance(process, str):
+            return Outcome("skipped", process)
+        return _outcome(process.returncode, process.stderr)
     assert isinstance(row, CallRow)
-    words = row.call(place)
-    before = fingerprint(place)
-    code, said = called(words)
-    after = fingerprint(place)
-    assert {name: after.get(name) for name in before} == before, "what was there has been changed"
-    return _judged(code, said)
+    argv = row.call(root)
+    before = fingerprint(root)
+    code, output = run(argv)
+    after = fingerprint(root)
+    assert {name: after.get(name) for name in before} == before, "existing files were changed"
+    return _outcome(code, output)
 
 
-def _judged(code: int, said: str) -> Outcome:
+def _outcome(code: int, output: str) -> Outcome:
     if code == 0:
-        return Outcome("accepted", said)
+        return Outcome("accepted", output)
     if code == 2:
-        lines = [line for line in said.splitlines() if line.startswith("vits-trainer: ")]
-        assert len(lines) == 1, said
-        assert "Traceback" not in said, said
+        lines = [line for line in output.splitlines() if line.startswith("vits-trainer: ")]
+        assert len(lines) == 1, output
+        assert "Traceback" not in output, output
         return Outcome("exit 2", lines[0].removeprefix("vits-trainer: "))
-    return Outcome(f"exit {code}", said)
+    return Outcome(f"exit {code}", output)
 
 
-def called(words: list[str]) -> tuple[int, str]:
-    """A command in this process: its code, and all that it said."""
-    said = io.StringIO()
-    for handler in list(logging.getLogger().handlers):  # what an earlier call has bound to its own stream
+def run(argv: list[str]) -> tuple[int, str]:
+    """Runs a command in this process and returns its exit code and its output."""
+    output = io.StringIO()
+    for handler in list(logging.getLogger().handlers):  # bound to the stream of an earlier call
         if type(handler) is logging.StreamHandler:
             logging.getLogger().removeHandler(handler)
-    with redirect_stderr(said), redirect_stdout(said):
-        code = main(words)
-    return code, said.getvalue()
+    with redirect_stderr(output), redirect_stdout(output):
+        code = main(argv)
+    return code, output.getvalue()
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """Of every file in it; a link's is where it leads."""
-    found = {}
+    """Returns the SHA-256 of every file in ``folder``, and the target of every link."""
+    digests = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_symlink():
-            found[name] = str(path.readlink())
+            digests[name] = str(path.readlink())
         elif path.is_file():
             with path.open("rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
-def short(message: str, place: Path) -> str:
-    """One line of a message for a table."""
-    line = re.sub(r"\s+", " ", message.replace(str(place), "...")).replace("|", "\\|").strip()
+def short(message: str, root: Path) -> str:
+    """Returns a message as one line for a table, with ``root`` replaced by ``...``."""
+    line = re.sub(r"\s+", " ", message.replace(str(root), "...")).replace("|", "\\|").strip()
     return line if len(line) <= 160 else f"{line[:157]}..."

@@ -1,6 +1,6 @@
-"""Whatever stands in metadata, configurations and manifests: a result, or one of our own errors; and nothing is changed.
+"""Fuzzing of metadata, configurations and manifests: any content gives a result or a VitsTrainerError.
 
-The number of examples is Hypothesis's; FUZZ_EXAMPLES=10000 pytest tests/reliability/test_fuzzing.py takes more.
+FUZZ_EXAMPLES=10000 pytest tests/reliability/test_fuzzing.py runs more examples.
 """
 
 import json
@@ -47,8 +47,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def require_place(error: VitsTrainerError, place: Path) -> None:
-    assert str(place) in str(error), "it does not say where"
+def require_path(error: VitsTrainerError, path: Path) -> None:
+    assert str(path) in str(error), "the message does not name the path"
 
 
 @FUZZ
@@ -59,7 +59,7 @@ def test_metadata_of_a_data_set(source: Path, content: bytes) -> None:
         opened = open_source(PrepareConfig(dataset=str(source)))
         clips = list(opened.clips)
     except VitsTrainerError as error:
-        require_place(error, source)
+        require_path(error, source)
         return
     assert len(clips) == opened.clip_count
     for clip in clips:
@@ -74,7 +74,7 @@ def test_metadata_of_a_prepared_folder(source: Path, content: bytes) -> None:
     try:
         prepared = open_prepared(source)
     except VitsTrainerError as error:
-        require_place(error, source)
+        require_path(error, source)
         return
     finally:
         (source / "dataset.json").unlink()
@@ -84,19 +84,19 @@ def test_metadata_of_a_prepared_folder(source: Path, content: bytes) -> None:
 
 @FUZZ
 @given(text=st.text(max_size=200))
-def test_text_in_one_line(text: str) -> None:
+def test_one_line_returns_a_single_line(text: str) -> None:
     line = one_line(text)
     assert "|" not in line
     assert len(line.splitlines()) <= 1
     assert one_line(line) == line
 
 
-def require_config_or_one_line(path: Path) -> None:
+def require_config_or_one_line_error(path: Path) -> None:
     try:
-        found: object = parser.parse("train_vits", TrainConfig, ["--config", str(path)])
+        result: object = parser.parse("train_vits", TrainConfig, ["--config", str(path)])
     except ConfigError as error:
-        found = str(error)
-    assert isinstance(found, TrainConfig) or (found and len(str(found).splitlines()) == 1), found
+        result = str(error)
+    assert isinstance(result, TrainConfig) or (result and len(str(result).splitlines()) == 1), result
 
 
 @SLOW_FUZZ
@@ -108,20 +108,20 @@ def require_config_or_one_line(path: Path) -> None:
 def test_configuration(tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
     path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
-    require_config_or_one_line(path)
+    require_config_or_one_line_error(path)
 
 
 @SLOW_FUZZ
 @given(text=st.text(max_size=100))
-def test_configuration_of_any_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_configuration_file_of_any_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed_text.yaml"
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
-    require_config_or_one_line(path)
+    require_config_or_one_line_error(path)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
+def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
     prepared_folder(folder)
     assert main(["train_vits", *train_flags(folder, max_updates=1)]) == 0
     return folder / "checkpoints/checkpoint-1"
@@ -130,30 +130,30 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @FUZZ
 @given(content=st.one_of(st.binary(max_size=100), PLAIN.map(lambda value: json.dumps(value).encode())))
 @pytest.mark.parametrize("name", ["manifest.json", "state.json"])
-def test_manifest_and_state_of_a_checkpoint(whole: Path, name: str, content: bytes) -> None:
-    good = (whole / name).read_bytes()
-    (whole / name).write_bytes(content)
+def test_manifest_and_state_of_a_checkpoint(checkpoint_dir: Path, name: str, content: bytes) -> None:
+    good = (checkpoint_dir / name).read_bytes()
+    (checkpoint_dir / name).write_bytes(content)
     try:
         with pytest.raises(CheckpointError, match="checkpoint-1"):
-            checkpoint.verify(whole)
+            checkpoint.verify(checkpoint_dir)
     finally:
-        (whole / name).write_bytes(good)
-    checkpoint.verify(whole)
+        (checkpoint_dir / name).write_bytes(good)
+    checkpoint.verify(checkpoint_dir)
 
 
 @FUZZ
 @given(data=st.data())
-def test_any_flipped_byte_of_a_checkpoint(whole: Path, data: st.DataObject) -> None:
-    files = sorted(path for path in whole.rglob("*") if path.is_file() and path.name not in ("manifest.json", MARKER))
+def test_any_flipped_byte_of_a_checkpoint(checkpoint_dir: Path, data: st.DataObject) -> None:
+    files = sorted(path for path in checkpoint_dir.rglob("*") if path.is_file() and path.name not in ("manifest.json", MARKER))
     path = data.draw(st.sampled_from(files))
     content = bytearray(path.read_bytes())
-    place = data.draw(st.integers(0, len(content) - 1))
-    good = content[place]
-    content[place] ^= data.draw(st.integers(1, 255))
+    offset = data.draw(st.integers(0, len(content) - 1))
+    good = content[offset]
+    content[offset] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     try:
         with pytest.raises(CheckpointError, match=path.name):
-            checkpoint.verify(whole)
+            checkpoint.verify(checkpoint_dir)
     finally:
-        content[place] = good
+        content[offset] = good
         path.write_bytes(content)

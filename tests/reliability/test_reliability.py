@@ -1,4 +1,4 @@
-"""A test for each row of docs/reliability.md."""
+"""One test per row of docs/reliability.md."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.reliability.outcomes import Outcome
 from tests.reliability.rows import ClipRow, Row
 
 DOCS = Path(__file__).parents[2] / "docs/reliability.md"
-CALLS = [*rows.METADATA, *rows.PREPARED, *rows.STREAMED, *rows.MODELS, *rows.CONFIGURATION, *rows.JUDGING, *rows.PLACES]
+CALLS = [*rows.METADATA, *rows.PREPARED, *rows.STREAMED, *rows.MODELS, *rows.CONFIGURATION, *rows.EVALUATION, *rows.OUTPUT_PATHS]
 
 
 @pytest.fixture(scope="module")
@@ -23,38 +23,38 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     return outcomes.trained(tmp_path_factory.mktemp("trained"))
 
 
-def require(row: Row, came: Outcome) -> None:
-    print(f"{row.what}: {came.outcome} ({' '.join(came.message.split())[:200]})")
-    assert came.outcome == row.outcome, came.message
-    assert row.said in came.message
+def require(row: Row, actual: Outcome) -> None:
+    print(f"{row.title}: {actual.outcome} ({' '.join(actual.message.split())[:200]})")
+    assert actual.outcome == row.outcome, actual.message
+    assert row.message in actual.message
 
 
-@pytest.mark.parametrize("row", rows.CLIPS, ids=lambda row: row.what)
+@pytest.mark.parametrize("row", rows.CLIPS, ids=lambda row: row.title)
 def test_clip_is_prepared_or_rejected(row: ClipRow, clips: dict[str, Outcome]) -> None:
-    require(row, clips[row.what])
+    require(row, clips[row.title])
 
 
-@pytest.mark.parametrize("row", rows.TRAINING, ids=lambda row: row.what)
-def test_clip_that_went_bad_is_rejected_in_training(row: Row, trained: dict[str, Outcome]) -> None:
-    require(row, trained[row.what])
+@pytest.mark.parametrize("row", rows.TRAINING, ids=lambda row: row.title)
+def test_damaged_clip_is_rejected_in_training(row: Row, trained: dict[str, Outcome]) -> None:
+    require(row, trained[row.title])
 
 
-@pytest.mark.parametrize("row", CALLS, ids=lambda row: row.what)
-def test_call_ends_as_it_says(row: Row, tmp_path: Path) -> None:
+@pytest.mark.parametrize("row", CALLS, ids=lambda row: row.title)
+def test_command_has_the_expected_outcome(row: Row, tmp_path: Path) -> None:
     require(row, outcomes.of(row, tmp_path))
     assert not Path("PWNED").exists()
 
 
-@pytest.mark.parametrize("row", rows.MACHINE, ids=lambda row: row.what)
-def test_process_ends_as_it_says(row: Row, tmp_path: Path) -> None:
-    came = outcomes.of(row, tmp_path)
-    if came.outcome == "skipped":
-        pytest.skip(came.message)
-    require(row, came)
+@pytest.mark.parametrize("row", rows.MACHINE, ids=lambda row: row.title)
+def test_process_has_the_expected_outcome(row: Row, tmp_path: Path) -> None:
+    actual = outcomes.of(row, tmp_path)
+    if actual.outcome == "skipped":
+        pytest.skip(actual.message)
+    require(row, actual)
 
 
-def test_the_docs_have_these_rows_and_no_others() -> None:
+def test_docs_list_exactly_these_rows() -> None:
     listed = re.findall(r"^\| (.+?) \| (accepted.*?|rejected: \S+|exit \d) \|", DOCS.read_text(encoding="utf-8"), re.M)
-    assert listed == [(row.what, row.outcome) for those in rows.PARTS.values() for row in those]
+    assert listed == [(row.title, row.outcome) for part in rows.PARTS.values() for row in part]
     assert len(listed) >= 60
-    assert len({what for what, _ in listed}) == len(listed)
+    assert len({title for title, _ in listed}) == len(listed)

@@ -58,7 +58,7 @@ def test_dataset_gives_the_clips_of_its_files(tmp_path: Path) -> None:
     prepared = open_prepared(tmp_path / "training")
     assert (prepared.texts, prepared.speakers) == (texts, ["ava", "bo"])
     assert prepare(config, clips).accepted == 10  # already prepared
-    with pytest.raises(VitsTrainerError, match=r"already holds a prepared set"):
+    with pytest.raises(VitsTrainerError, match=r"already contains a prepared set"):
         prepare(config, clips.select(range(5)))
     (tmp_path / "audio/clip3.flac").unlink()
     again = prepare(PrepareConfig(output_dir=str(tmp_path / "other"), processes=1), clips)

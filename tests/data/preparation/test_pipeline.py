@@ -1,4 +1,4 @@
-"""Preparation: what is written, what is left out and why, and that neither depends on the number of processes."""
+"""Preparation: the files written, the clips rejected, independence of the number of processes, and interruptions."""
 
 import json
 import os
@@ -30,7 +30,7 @@ SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 
 
 @pytest.mark.parametrize("kind", ["release", "parquet"])
-def test_a_release_and_the_same_as_parquet_with_every_way_to_fail(tmp_path: Path, kind: str) -> None:
+def test_clips_are_prepared_or_rejected_for_every_reason(tmp_path: Path, kind: str) -> None:
     utterances = mixed_utterances()
     if kind == "release":
         dataset = audio.write_release(tmp_path / "cv", utterances)
@@ -53,7 +53,7 @@ def test_a_release_and_the_same_as_parquet_with_every_way_to_fail(tmp_path: Path
 
 
 @pytest.mark.parametrize(("kind", "rate_hz", "channels"), [("FLAC", 48000, 2), ("MP3", 32000, 1), ("WAV", 22050, 1)])
-def test_a_prepared_clip_is_the_resampled_source_within_rounding(
+def test_a_prepared_clip_equals_the_resampled_source_up_to_rounding(
     tmp_path: Path, kind: str, rate_hz: int, channels: int
 ) -> None:
     content = encode(np.stack([voice(0.7, rate_hz, 90 * (c + 1)) for c in range(channels)], axis=1), rate_hz, kind)
@@ -69,11 +69,11 @@ def test_a_prepared_clip_is_the_resampled_source_within_rounding(
     assert np.abs(pcm - expected * 32768).max() < 0.51  # half a step of rounding, and float32
 
 
-def test_the_number_of_processes_changes_no_byte_and_neither_does_a_limit_on_clips(tmp_path: Path) -> None:
+def test_output_does_not_depend_on_the_number_of_processes_or_max_samples(tmp_path: Path) -> None:
     dataset = audio.write_release(tmp_path / "cv", [*mixed_utterances(), *good_utterances(5)])
     one = prepare_into(tmp_path / "one", dataset, processes=1)
     two = prepare_into(tmp_path / "two", dataset, processes=2)
-    assert (one.accepted, one.rejected[Reason.DUPLICATE]) == (6, 2)  # two of the good ones stand there twice
+    assert (one.accepted, one.rejected[Reason.DUPLICATE]) == (6, 2)  # two of the good ones occur twice
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert replace(one, output_dir=Path()) == replace(two, output_dir=Path())
 
@@ -87,7 +87,7 @@ def test_the_number_of_processes_changes_no_byte_and_neither_does_a_limit_on_cli
     assert whole["metadata.csv"].startswith(part["metadata.csv"])
 
 
-def test_dataset_json_says_what_was_made_from_what(tmp_path: Path) -> None:
+def test_dataset_json_records_counts_source_settings_and_versions(tmp_path: Path) -> None:
     dataset = audio.write_release(tmp_path / "cv", mixed_utterances())
     prepare_into(tmp_path / "out", dataset, target_sr=22050, min_upvotes=1)
     written = json.loads((tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"))
@@ -114,12 +114,12 @@ def test_dataset_json_says_what_was_made_from_what(tmp_path: Path) -> None:
         "min_loudness_dbfs": None,
         "loudness_dbfs": None,
     }
-    assert (MIN_DURATION_S, MAX_DURATION_S, MAX_DECODED_S) == (0.1, 60.0, 300.0)  # as the configuration and its words
+    assert (MIN_DURATION_S, MAX_DURATION_S, MAX_DECODED_S) == (0.1, 60.0, 300.0)  # as in PrepareConfig and its help
     assert written["versions"]["soxr"] == soxr.__version__
     assert set(written["versions"]) == {"vits_trainer", "soundfile", "libsndfile", "soxr"}
 
 
-def test_several_speakers_stand_in_a_third_column(tmp_path: Path) -> None:
+def test_several_speakers_are_written_to_a_third_column(tmp_path: Path) -> None:
     voices = ["b", "a|a\n", "", "b"]
     utterances = [replace(u, client_id=name) for u, name in zip(good_utterances(4), voices, strict=True)]
     dataset = audio.write_parquet(tmp_path / "cv.parquet", utterances)
@@ -128,7 +128,7 @@ def test_several_speakers_stand_in_a_third_column(tmp_path: Path) -> None:
     assert [line.split("|")[2:] for line in lines] == [["b"], ["a a"], ["unknown"], ["b"]]
 
 
-def test_a_speaker_whose_clips_were_all_rejected_does_not_count(tmp_path: Path) -> None:
+def test_a_speaker_whose_clips_are_all_rejected_is_not_counted(tmp_path: Path) -> None:
     first, second = good_utterances(2)
     dataset = audio.write_release(tmp_path / "cv", [first, replace(second, client_id="other", up_votes=0)])
     assert prepare_into(tmp_path / "out", dataset).speakers == 1
@@ -139,11 +139,11 @@ def test_a_speaker_whose_clips_were_all_rejected_does_not_count(tmp_path: Path) 
 
 
 def padded_clips(folder: Path) -> Path:
-    """Voices of 0.5, 0.9 and 1.5 s, one that is soft, and a hiss, each in the middle of 2 s of silence."""
+    """Voices of 0.5, 0.9 and 1.5 s, a quiet one, and noise, each in the middle of 2 s of silence."""
     voices = [voice(duration_s, 16000) for duration_s in (0.5, 0.9, 1.5)]
-    hiss = np.random.default_rng(0).standard_normal(16000) * 1e-3
+    noise = np.random.default_rng(0).standard_normal(16000) * 1e-3
     clips = {}
-    for n, samples in enumerate([*voices, voices[1] / 10, hiss]):
+    for n, samples in enumerate([*voices, voices[1] / 10, noise]):
         silence = np.zeros((32000 - len(samples)) // 2)
         clips[f"clips/c{n}.wav"] = encode(np.concatenate([silence, samples, silence]), 16000, subtype="FLOAT")
     rows = [f'{path},"Silav, {n}.",s{n % 2}' for n, path in enumerate(clips)]
@@ -153,7 +153,7 @@ def padded_clips(folder: Path) -> Path:
 LIMITS = {"trim_silence": True, "min_duration_s": 0.7, "max_duration_s": 1.2, "min_loudness_dbfs": -50.0}
 
 
-def test_limits_are_judged_after_trimming_and_before_the_level_is_set(tmp_path: Path) -> None:
+def test_limits_are_checked_after_trimming_and_before_normalizing_loudness(tmp_path: Path) -> None:
     dataset = padded_clips(tmp_path / "set")
     assert prepare_into(tmp_path / "whole", dataset).seconds == 5 * 2.0
     summary = prepare_into(tmp_path / "out", dataset, **LIMITS, loudness_dbfs=-26.0)
@@ -172,7 +172,7 @@ def test_limits_are_judged_after_trimming_and_before_the_level_is_set(tmp_path: 
     assert settings | LIMITS | {"loudness_dbfs": -26.0} == settings
 
 
-def test_the_number_of_processes_changes_no_byte_of_trimmed_and_levelled_clips(tmp_path: Path) -> None:
+def test_trimmed_and_normalized_clips_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     dataset = padded_clips(tmp_path / "set")
     settings = {"trim_silence": True, "loudness_dbfs": -20.0, "target_sr": 22050}
     prepare_into(tmp_path / "one", dataset, processes=1, **settings)
@@ -181,7 +181,7 @@ def test_the_number_of_processes_changes_no_byte_of_trimmed_and_levelled_clips(t
     assert len(contents(tmp_path / "one")) == 5 + 3
 
 
-def test_a_long_recording_that_is_short_when_trimmed_is_a_clip(tmp_path: Path) -> None:
+def test_a_long_recording_that_is_short_after_trimming_is_accepted(tmp_path: Path) -> None:
     samples = np.concatenate([np.zeros(65 * 8000), voice(1.0, 8000)]).astype(np.float32)
     dataset = audio.write_lj_speech(tmp_path / "set", ["a|Deng."], {"wavs/a.wav": encode(samples, 8000)})
     with pytest.raises(DataError, match="1 too-long"):
@@ -202,12 +202,12 @@ def test_a_long_recording_that_is_short_when_trimmed_is_a_clip(tmp_path: Path) -
         {"text_column": ""},
     ],
 )
-def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, float | str]) -> None:
+def test_invalid_settings_are_refused_with_their_flag(settings: dict[str, float | str]) -> None:
     with pytest.raises(ConfigError, match=f"--{next(iter(settings))}"):
         PrepareConfig(**settings)
 
 
-def test_texts_that_would_break_the_metadata_are_mended_and_counted(tmp_path: Path) -> None:
+def test_texts_that_would_break_the_metadata_are_fixed_and_counted(tmp_path: Path) -> None:
     texts = ["one|two", "one\r\ntwo", "one\u2028two", "plain"]
     utterances = [replace(u, sentence=text) for u, text in zip(good_utterances(4), texts, strict=True)]
     dataset = audio.write_parquet(tmp_path / "cv.parquet", utterances)
@@ -217,15 +217,15 @@ def test_texts_that_would_break_the_metadata_are_mended_and_counted(tmp_path: Pa
     assert [line.partition("|")[2] for line in lines] == ["one two", "one two", "one two", "plain", ""]
 
 
-def test_a_text_is_too_long_from_the_first_token_without_a_frame(tmp_path: Path) -> None:
-    """0.5 s at 16 kHz are 31 frames: 15 characters make 31 tokens, and 16 make 33."""
+def test_a_text_with_more_tokens_than_frames_is_rejected(tmp_path: Path) -> None:
+    """0.5 s at 16 kHz are 31 frames; 15 characters are 31 tokens, and 16 are 33."""
     dataset = lj_speech(tmp_path / "set", ["x" * 15, "x" * 16, "x" * 15 + "  "])
     assert prepare_into(tmp_path / "out", dataset).accepted == 2
     assert rejected(tmp_path / "out") == {"c1": "text-too-long"}
     assert "33 tokens, 31 frames" in (tmp_path / "out" / "rejected.csv").read_text()
 
 
-def test_rejected_clips_are_no_formulas_for_a_spreadsheet(tmp_path: Path) -> None:
+def test_rejected_csv_contains_no_spreadsheet_formulas(tmp_path: Path) -> None:
     names = ["=1+1", "+1", "-1", "@x", "\n=2", 'a,"b"', "plain"]
     utterances = [replace(good_utterances(1)[0], path=name, up_votes=0) for name in names]
     dataset = audio.write_parquet(tmp_path / "cv.parquet", [*utterances, good_utterances(1)[0]])
@@ -233,10 +233,10 @@ def test_rejected_clips_are_no_formulas_for_a_spreadsheet(tmp_path: Path) -> Non
     assert list(rejected(tmp_path / "out")) == ["'=1+1", "'+1", "'-1", "'@x", "'=2", 'a,"b"', "plain"]
 
 
-# What stands in the way
+# Errors and existing files
 
 
-def test_nothing_left_is_an_error_with_counts_after_rejected_csv(tmp_path: Path) -> None:
+def test_all_clips_rejected_is_an_error_with_counts_and_rejected_csv(tmp_path: Path) -> None:
     bad = [u for u in mixed_utterances() if u.path in ("unliked.mp3", "corrupt.mp3")]
     dataset = audio.write_release(tmp_path / "cv", [*bad, bad[0]])
     with pytest.raises(DataError, match="2 too-few-upvotes, 1 unreadable-audio") as caught:
@@ -246,16 +246,16 @@ def test_nothing_left_is_an_error_with_counts_after_rejected_csv(tmp_path: Path)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejected.csv"]
 
 
-@pytest.mark.parametrize("there", ["dataset.json", "metadata.csv"])
-def test_a_prepared_set_is_never_written_over(tmp_path: Path, there: str) -> None:
+@pytest.mark.parametrize("name", ["dataset.json", "metadata.csv"])
+def test_a_prepared_set_is_never_overwritten(tmp_path: Path, name: str) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / there).write_text("precious")
+    (tmp_path / "out" / name).write_text("precious")
     with pytest.raises(DataError, match="Delete it, or choose another --output_dir"):
         prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a"]))
-    assert contents(tmp_path / "out") == {there: b"precious"}
+    assert contents(tmp_path / "out") == {name: b"precious"}
 
 
-def test_what_an_interrupted_preparation_left_is_done_again(tmp_path: Path) -> None:
+def test_incomplete_files_of_an_interrupted_preparation_are_rewritten(tmp_path: Path) -> None:
     dataset = lj_speech(tmp_path / "set", ["a", "b"])
     wavs = tmp_path / "out" / "wavs"
     wavs.mkdir(parents=True)
@@ -267,7 +267,7 @@ def test_what_an_interrupted_preparation_left_is_done_again(tmp_path: Path) -> N
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_recordings_that_are_not_ours_are_never_deleted(tmp_path: Path) -> None:
+def test_other_recordings_are_never_deleted(tmp_path: Path) -> None:
     wavs = tmp_path / "out" / "wavs"
     wavs.mkdir(parents=True)
     (wavs / "audio_000000.wav").write_bytes(b"precious")
@@ -277,8 +277,8 @@ def test_recordings_that_are_not_ours_are_never_deleted(tmp_path: Path) -> None:
     assert len(contents(tmp_path / "out")) == 2
 
 
-def test_recordings_that_are_named_like_ours_are_never_deleted(tmp_path: Path) -> None:
-    """Without the journal of a preparation they are somebody's."""
+def test_other_recordings_with_names_of_prepared_clips_are_never_deleted(tmp_path: Path) -> None:
+    """Without a journal they were not written by prepare_data."""
     wavs = tmp_path / "out" / "wavs"
     wavs.mkdir(parents=True)
     (wavs / "audio_000000.wav").write_bytes(b"precious")
@@ -287,7 +287,7 @@ def test_recordings_that_are_named_like_ours_are_never_deleted(tmp_path: Path) -
     assert contents(tmp_path / "out") == {"wavs/audio_000000.wav": b"precious"}
 
 
-def test_the_data_set_itself_is_no_output_folder(tmp_path: Path) -> None:
+def test_output_to_the_data_set_itself_is_refused(tmp_path: Path) -> None:
     dataset = lj_speech(tmp_path / "set", ["a"])
     before = contents(dataset)
     with pytest.raises(DataError, match="is the data set itself"):
@@ -295,31 +295,31 @@ def test_the_data_set_itself_is_no_output_folder(tmp_path: Path) -> None:
     assert contents(dataset) == before
 
 
-def test_a_prepared_folder_is_no_source(tmp_path: Path) -> None:
-    """Its third column is the speaker, and would be taken for the normalised text."""
+def test_a_prepared_folder_is_refused_as_a_source(tmp_path: Path) -> None:
+    """Its third column is the speaker, which would be read as the normalised text."""
     prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a"]))
     with pytest.raises(DataError, match="prepare_data wrote this folder"):
         prepare_into(tmp_path / "again", tmp_path / "out")
 
 
-def test_an_output_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_error_names_an_output_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match=r"cannot be written.*--output_dir") as caught:
         prepare_into(tmp_path / "file" / "out", lj_speech(tmp_path / "set", ["a"]))
     assert str(tmp_path / "file") in str(caught.value)
 
 
-def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "convert_clip", audio.full_disk)
     with pytest.raises(DataError, match=r"out/wavs/0-\d+\.part: cannot be written \(No space left on device\)"):
         prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a", "b"]))
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
-# Interrupted, and called again
+# Interrupted and repeated runs
 
 
-def test_finished_preparation_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_preparation_is_unchanged_by_a_repeated_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = audio.write_release(tmp_path / "cv", mixed_utterances())
     first = prepare_into(tmp_path / "out", dataset)
     before = contents(tmp_path / "out")
@@ -329,7 +329,7 @@ def test_finished_preparation_is_left_as_it_is(tmp_path: Path, monkeypatch: pyte
     assert (again.accepted, again.rejected, again.speakers) == (first.accepted, first.rejected, first.speakers)
 
 
-def test_finished_preparation_of_something_else_says_what_differs(tmp_path: Path) -> None:
+def test_error_for_a_finished_preparation_lists_the_differences(tmp_path: Path) -> None:
     dataset = lj_speech(tmp_path / "set", ["a", "b"])
     prepare_into(tmp_path / "out", dataset)
     with pytest.raises(DataError, match=r"target_sr 16000 -> 22050"):
@@ -347,7 +347,7 @@ if __name__ == "__main__":  # the worker processes import this file
 """
 
 
-def test_killed_again_and_again_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_preparation_resumes_after_repeated_kills_with_identical_output(tmp_path: Path) -> None:
     utterances = [
         replace(clip, path=f"{n}-{clip.path}") for n in range(12) for clip in [*mixed_utterances(), *good_utterances(4)]
     ]
@@ -371,8 +371,8 @@ def test_killed_again_and_again_it_goes_on_and_ends_with_the_same_bytes(tmp_path
         process.wait()
         done.append(journal.read_bytes().count(b"\n"))
     assert done == sorted(done)
-    assert 20 < done[0] < done[-1] <= 169  # it was killed in its midst, and never began anew
-    # A line half written, and a file that a loss of power left empty: both are done again.
+    assert 20 < done[0] < done[-1] <= 169  # killed before the end, and never restarted from scratch
+    # An incomplete line, and a file emptied by a power loss: both are repeated.
     with journal.open("ab") as file:
         file.write(b'{"accepted": ["Si')
     last = sorted((out / "wavs").glob("audio_*.wav"))[-1]
@@ -381,10 +381,10 @@ def test_killed_again_and_again_it_goes_on_and_ends_with_the_same_bytes(tmp_path
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_leftovers_of_other_settings_are_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preparation_with_other_settings_does_not_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = lj_speech(tmp_path / "set", ["a", "b"])
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "_metadata_csv", None)  # dies at the end
+        patched.setattr(pipeline, "_metadata_csv", None)  # fails at the end
         with pytest.raises(TypeError):
             prepare_into(tmp_path / "out", dataset)
     prepare_into(tmp_path / "out", dataset, target_sr=22050)
@@ -392,10 +392,10 @@ def test_leftovers_of_other_settings_are_not_gone_on_with(tmp_path: Path, monkey
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_two_at_once_are_refused(tmp_path: Path) -> None:
+def test_concurrent_preparation_is_refused(tmp_path: Path) -> None:
     with (
         ClipJournal(tmp_path / "out", {}),
-        pytest.raises(DataError, match="Another prepare_data is at work"),
+        pytest.raises(DataError, match="Another prepare_data is running"),
     ):
         prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a"]))
 
@@ -403,9 +403,9 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
 # Real speech
 
 
-@pytest.mark.skipif(not SHARED_DATA.exists(), reason="the shared recordings are not here")
+@pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs shared recordings")
 @pytest.mark.parametrize(("name", "clips"), [("kerstin", 24), ("ljspeech", 16)])
-def test_real_speech_passes_whole(tmp_path: Path, name: str, clips: int) -> None:
+def test_real_speech_is_accepted(tmp_path: Path, name: str, clips: int) -> None:
     summary = prepare_into(tmp_path / "out", SHARED_DATA / name, max_samples=clips, processes=2)
     assert (summary.accepted, summary.rejected) == (clips, {})
     assert 2 < summary.mean_seconds < 10

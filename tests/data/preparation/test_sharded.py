@@ -1,4 +1,4 @@
-"""Preparation into shards: the same clips as in wavs/, each once over the parts, whatever is killed or comes twice."""
+"""Preparation into shards: the same clips as in wavs/, each exactly once, also with several parts and interruptions."""
 
 import json
 import os
@@ -30,7 +30,7 @@ Row = tuple[str, str, str, bytes]
 
 
 def rows_of(output_dir: Path) -> list[Row]:
-    """Name, text, speaker and PCM of each clip, read by pyarrow alone, in the order of the shards."""
+    """Returns name, text, speaker and PCM of each clip in the order of the shards, read with pyarrow directly."""
     encoding = Manifest.read(output_dir).encoding
     tables = [pq.read_table(path) for path in sorted((output_dir / "shards").glob("*.parquet"))]
     return [
@@ -45,8 +45,8 @@ def rows_of_wavs(output_dir: Path) -> list[Row]:
     return [(*row, read_pcm16_wav(output_dir / "wavs" / row[0])[0].tobytes()) for row in rows]
 
 
-def many(count: int) -> list[Utterance]:
-    """Utterances with names, texts and pitches of their own, of three speakers, every seventh of them damaged."""
+def make_clips(count: int) -> list[Utterance]:
+    """Returns utterances of three speakers with distinct names, texts and pitches; every seventh one is damaged."""
     clips = []
     for n in range(count):
         content = encode(voice(0.3 + 0.02 * (n % 9), 16000, 90 + n), 16000)
@@ -59,7 +59,7 @@ def many(count: int) -> list[Utterance]:
 
 @pytest.mark.parametrize("encoding", ["pcm16", "flac"])
 @pytest.mark.parametrize("kind", ["release", "parquet"])
-def test_shards_hold_the_clips_of_wavs(tmp_path: Path, kind: str, encoding: str) -> None:
+def test_shards_contain_the_same_clips_as_wavs(tmp_path: Path, kind: str, encoding: str) -> None:
     write = {"release": speech.write_release, "parquet": speech.write_parquet}[kind]
     utterances = [replace(u, path=f"{n}-{u.path}") for n in range(2) for u in mixed_utterances()]
     dataset = write(tmp_path / "cv.parquet", utterances)
@@ -79,7 +79,8 @@ def test_shards_hold_the_clips_of_wavs(tmp_path: Path, kind: str, encoding: str)
 
 
 def test_dataset_json_has_speakers_and_characters_for_wavs_and_for_shards(tmp_path: Path) -> None:
-    dataset = speech.write_parquet(tmp_path / "cv.parquet", [*many(20), replace(many(2)[1], client_id="", path="x")])
+    clips = [*make_clips(20), replace(make_clips(2)[1], client_id="", path="x")]
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", clips)
     prepare_into(tmp_path / "wavs", dataset)
     prepare_into(tmp_path / "out", dataset, shards=4)
     wavs, shards = (json.loads((tmp_path / name / "dataset.json").read_text("utf-8")) for name in ("wavs", "out"))
@@ -90,8 +91,8 @@ def test_dataset_json_has_speakers_and_characters_for_wavs_and_for_shards(tmp_pa
     assert shards == {**wavs, "settings": wavs["settings"] | added}
 
 
-def test_the_number_of_processes_changes_no_byte_of_shards(tmp_path: Path) -> None:
-    dataset = speech.write_release(tmp_path / "cv", many(25))
+def test_shards_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    dataset = speech.write_release(tmp_path / "cv", make_clips(25))
     for processes in (1, 2):
         prepare_into(tmp_path / str(processes), dataset, shards=4, processes=processes)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
@@ -105,9 +106,9 @@ PREPARE = "import sys; from vits_trainer.cli.main import main; sys.exit(main(sys
 
 
 def in_a_process(dataset: Path, output_dir: Path, *flags: str) -> subprocess.Popen[str]:
-    words = ["prepare_data", "--dataset", str(dataset), "--output_dir", str(output_dir), "--processes", "1", *flags]
+    arguments = ["prepare_data", "--dataset", str(dataset), "--output_dir", str(output_dir), "--processes", "1", *flags]
     return subprocess.Popen(
-        [sys.executable, "-c", PREPARE, *words],
+        [sys.executable, "-c", PREPARE, *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -117,13 +118,13 @@ def in_a_process(dataset: Path, output_dir: Path, *flags: str) -> subprocess.Pop
     )
 
 
-def test_parts_at_once_hold_every_clip_once(tmp_path: Path) -> None:
-    dataset = speech.write_release(tmp_path / "cv", many(50))  # 9, 8 ... clips of the source in each of 6 shards
+def test_concurrent_parts_contain_every_clip_once(tmp_path: Path) -> None:
+    dataset = speech.write_release(tmp_path / "cv", make_clips(50))  # 8 or 9 per shard
     prepare_into(tmp_path / "one", dataset, shards=6)
     running = [in_a_process(dataset, tmp_path / "out", "--shards", "6", "--part", f"{part}/3") for part in (1, 2, 3)]
-    said = [process.communicate(timeout=HANG_S)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0], said
-    assert sum("Prepared" in text for text in said) >= 1
+    outputs = [process.communicate(timeout=HANG_S)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], outputs
+    assert sum("Prepared" in text for text in outputs) >= 1
 
     one, parts = rows_of(tmp_path / "one"), rows_of(tmp_path / "out")
     assert [row[1:] for row in parts] == [row[1:] for row in one]
@@ -141,9 +142,10 @@ def test_parts_at_once_hold_every_clip_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["release", "parquet"])
-def test_a_part_converts_its_own_clips_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_part_converts_only_its_own_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     write = {"release": speech.write_release, "parquet": speech.write_parquet}[kind]
-    dataset = write(tmp_path / "cv.parquet", [replace(u, content=encode(voice(0.4, 16000), 16000)) for u in many(12)])
+    content = encode(voice(0.4, 16000), 16000)
+    dataset = write(tmp_path / "cv.parquet", [replace(clip, content=content) for clip in make_clips(12)])
     monkeypatch.setattr(sharded, "encode_clip", speech.noted_clip)
     monkeypatch.setenv("NOTED_CLIPS", str(tmp_path / "noted"))
     for part, done, missing in (("2/3", 4, ("1/3", "3/3")), ("3/3", 8, ("1/3",)), ("1/3", 12, ())):
@@ -153,8 +155,8 @@ def test_a_part_converts_its_own_clips_alone(tmp_path: Path, monkeypatch: pytest
         assert (tmp_path / "out" / "dataset.json").exists() == (not missing)
 
 
-def test_parts_of_several_disks_are_put_together_by_copying_them(tmp_path: Path) -> None:
-    dataset = speech.write_parquet(tmp_path / "cv.parquet", many(20))
+def test_parts_of_several_disks_are_merged_after_copying(tmp_path: Path) -> None:
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", make_clips(20))
     for part in (1, 2):
         prepare_into(tmp_path / f"disk {part}", dataset, shards=2, part=f"{part}/2")
     moved = sorted((tmp_path / "disk 2" / "shards").iterdir())
@@ -168,62 +170,64 @@ def test_parts_of_several_disks_are_put_together_by_copying_them(tmp_path: Path)
     assert [row[1:] for row in rows_of(tmp_path / "disk 1")] == [row[1:] for row in rows_of(tmp_path / "one")]
 
 
-def test_parts_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
-    dataset = speech.write_parquet(tmp_path / "cv.parquet", many(20))
+def test_parts_with_different_settings_are_refused(tmp_path: Path) -> None:
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", make_clips(20))
     prepare_into(tmp_path / "out", dataset, shards=4, part="1/2")
-    with pytest.raises(DataError, match=r"part_1_of_2.jsonl: .* something else: target_sr 16000 -> 22050"):
+    with pytest.raises(DataError, match=r"part_1_of_2.jsonl: .* differ: target_sr 16000 -> 22050"):
         prepare_into(tmp_path / "out", dataset, shards=4, part="2/2", target_sr=22050)
     for part in (None, "1/4"):
         with pytest.raises(DataError, match=r"another number of parts \(part_1_of_2.jsonl\)"):
             prepare_into(tmp_path / "out", dataset, shards=4, part=part)
 
 
-def test_every_clip_once_where_the_source_does_not_say_how_many_there_are(
+def test_every_clip_once_if_the_source_reports_no_or_a_wrong_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = speech.write_parquet(tmp_path / "cv.parquet", many(20))
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", make_clips(20))
     real = pipeline.open_source
-    for said in (None, 12, 30):  # 12 and 30: the Hub's figure may be out of date
+    for count in (None, 12, 30):  # 12 and 30: the Hub's count may be out of date
         for module in (pipeline, sharded):
-            monkeypatch.setattr(module, "open_source", lambda config, said=said: replace(real(config), clip_count=said))
+            monkeypatch.setattr(module, "open_source", lambda config, n=count: replace(real(config), clip_count=n))
         for part in ("1/2", "2/2"):
-            prepare_into(tmp_path / f"out{said}", dataset, shards=4, part=part)
-        assert [row[1] for row in rows_of(tmp_path / f"out{said}")] == [f"Ev {n}." for n in range(20) if n % 7]
+            prepare_into(tmp_path / f"out{count}", dataset, shards=4, part=part)
+        assert [row[1] for row in rows_of(tmp_path / f"out{count}")] == [f"Ev {n}." for n in range(20) if n % 7]
 
 
-# What is not there or stands in the way
+# Rejected clips and existing files
 
 
-def test_shard_of_which_no_clip_can_be_used_is_left_out_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    utterances = [replace(u, up_votes=0 if 4 <= n < 8 else 2) for n, u in enumerate(many(15)[1:13])]
+def test_shard_without_accepted_clips_is_skipped_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    utterances = [replace(u, up_votes=0 if 4 <= n < 8 else 2) for n, u in enumerate(make_clips(15)[1:13])]
     dataset = speech.write_parquet(tmp_path / "cv.parquet", utterances)
     summary = prepare_into(tmp_path / "out", dataset, shards=3)
-    assert "shard_00001.parquet is left out: of its 4 clips not one can be used" in caplog.text
+    assert "shard_00001.parquet is skipped: all of its 4 clips are rejected" in caplog.text
     assert [shard.name for shard in Manifest.read(tmp_path / "out").shards] == [
         "shard_00000.parquet", "shard_00002.parquet"
     ]  # fmt: skip
     assert (summary.shards, summary.accepted, summary.rejected[Reason.TOO_FEW_UPVOTES]) == (2, 8, 4)
-    with pytest.raises(DataError, match=r"12 clips, not one for each shard\. Ask for fewer"):
+    with pytest.raises(DataError, match=r"12 clips, fewer than one per shard\. Give a lower"):
         prepare_into(tmp_path / "few", dataset, shards=13)
 
 
-def test_nothing_left_of_all_parts_is_an_error(tmp_path: Path) -> None:
-    dataset = speech.write_parquet(tmp_path / "cv.parquet", [replace(u, up_votes=0) for u in many(4)])
+def test_all_clips_rejected_in_all_parts_is_an_error(tmp_path: Path) -> None:
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", [replace(u, up_votes=0) for u in make_clips(4)])
     assert prepare_into(tmp_path / "out", dataset, shards=2, part="2/2").accepted == 0
-    with pytest.raises(DataError, match="not one clip is left to train on: 4 too-few-upvotes"):
+    with pytest.raises(DataError, match="all clips were rejected: 4 too-few-upvotes"):
         prepare_into(tmp_path / "out", dataset, shards=2, part="1/2")
     assert sorted(contents(tmp_path / "out")) == ["rejected.csv"]
     assert len(rejected(tmp_path / "out")) == 4
 
 
-def test_what_is_not_ours_is_never_touched(tmp_path: Path) -> None:
+def test_existing_files_are_never_changed(tmp_path: Path) -> None:
     dataset = lj_speech(tmp_path / "set", ["a", "b"])
-    for name, said in (("shards/notes.txt", "notes.txt was not written"), ("metadata.csv", "already holds"),
-                       ("shards.json", "already holds"), ("dataset.json", "already holds")):  # fmt: skip
+    for name, message in (("shards/notes.txt", "notes.txt was not written"), ("metadata.csv", "already contains"),
+                       ("shards.json", "already contains"), ("dataset.json", "already contains")):  # fmt: skip
         out = tmp_path / Path(name).name
         (out / name).parent.mkdir(parents=True)
         (out / name).write_text("precious")
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             prepare_into(out, dataset, shards=2)
         assert contents(out) == {name: b"precious"}
 
@@ -231,15 +235,15 @@ def test_what_is_not_ours_is_never_touched(tmp_path: Path) -> None:
 def test_wavs_and_shards_are_not_mixed(tmp_path: Path) -> None:
     dataset = lj_speech(tmp_path / "set", ["a", "b"])
     prepare_into(tmp_path / "shards", dataset, shards=2)
-    with pytest.raises(DataError, match=r"something else: shards 2 -> None"):
+    with pytest.raises(DataError, match=r"source differ: shards 2 -> None"):
         prepare_into(tmp_path / "shards", dataset)
     prepare_into(tmp_path / "wavs", dataset)
-    with pytest.raises(DataError, match=r"something else: shards None -> 2"):
+    with pytest.raises(DataError, match=r"source differ: shards None -> 2"):
         prepare_into(tmp_path / "wavs", dataset, shards=2)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"part": "1/2"}, "requires --shards"),
         ({"push_to_hub": "a/b"}, "requires --shards"),
@@ -255,16 +259,16 @@ def test_wavs_and_shards_are_not_mixed(tmp_path: Path) -> None:
         ({"shards": 4, "push_to_hub": "name"}, "owner/name"),
     ],
 )
-def test_settings_of_shards_that_make_no_sense_are_refused(settings: dict[str, int | str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_settings_of_shards_are_refused(settings: dict[str, int | str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         PrepareConfig(**settings)
 
 
-# Interrupted, and called again
+# Interrupted and repeated runs
 
 
-def test_finished_shards_are_left_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = speech.write_parquet(tmp_path / "cv.parquet", many(12))
+def test_finished_shards_are_unchanged_by_a_repeated_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = speech.write_parquet(tmp_path / "cv.parquet", make_clips(12))
     for part in ("1/2", "2/2"):
         first = prepare_into(tmp_path / "out", dataset, shards=2, part=part)
     before = contents(tmp_path / "out")
@@ -276,9 +280,9 @@ def test_finished_shards_are_left_as_they_are(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("kind", ["release", "parquet"])
-def test_killed_again_and_again_shards_end_with_the_same_bytes(tmp_path: Path, kind: str) -> None:
+def test_shards_are_identical_after_repeated_kills(tmp_path: Path, kind: str) -> None:
     write = {"release": speech.write_release, "parquet": speech.write_parquet}[kind]
-    dataset = write(tmp_path / "cv.parquet", many(600))
+    dataset = write(tmp_path / "cv.parquet", make_clips(600))
     for part in ("1/2", "2/2"):
         prepare_into(tmp_path / "whole", dataset, shards=24, part=part)
     out, flags = tmp_path / "out", ["--shards", "24", "--part", "2/2"]
@@ -298,25 +302,25 @@ def test_killed_again_and_again_shards_end_with_the_same_bytes(tmp_path: Path, k
         file.write(b'{"record": {"na')
     shards = sorted((out / "shards").glob("*.parquet"))
     damaged = shards[done - 1].read_bytes()
-    shards[done - 1].write_bytes(damaged[:-1] + b"?")  # what a loss of power did to the last one
+    shards[done - 1].write_bytes(damaged[:-1] + b"?")  # as after a power loss
     for part in ("2/2", "1/2"):
         prepare_into(out, dataset, shards=24, part=part)
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_two_of_the_same_part_are_refused(tmp_path: Path) -> None:
+def test_a_part_cannot_be_prepared_twice_at_once(tmp_path: Path) -> None:
     dataset = lj_speech(tmp_path / "set", ["a", "b"])
     with (
         sharded.PartJournal(tmp_path / "out" / "shards", 1, 2, {}),
-        pytest.raises(DataError, match="Another prepare_data is at work"),
+        pytest.raises(DataError, match="Another prepare_data is running"),
     ):
         prepare_into(tmp_path / "out", dataset, shards=2, part="1/2")
 
 
-# Room
+# Disk space and memory
 
 
-def test_nothing_but_the_shards_takes_room_while_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_shards_take_disk_space_during_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = speech.write_parquet(tmp_path / "cv.parquet", good_utterances(1) * 400)
     before = sum(map(len, contents(tmp_path).values()))
     used, largest = tmp_path / "out", 0
@@ -334,14 +338,14 @@ def test_nothing_but_the_shards_takes_room_while_it_works(tmp_path: Path, monkey
     assert 0.5 * finished < largest <= finished + 10_000
 
 
-def test_clips_are_taken_from_the_source_as_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_are_read_from_the_source_as_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = pipeline.open_source(PrepareConfig(dataset=str(lj_speech(tmp_path / "set", ["a"] * 40))))
-    taken, ahead = 0, []
+    read, ahead = 0, []
 
     def counted():
-        nonlocal taken
+        nonlocal read
         for clip in source.clips:
-            taken += 1
+            read += 1
             yield clip
 
     real = sharded.ShardWriter.add_encoded
@@ -350,7 +354,7 @@ def test_clips_are_taken_from_the_source_as_they_are_needed(tmp_path: Path, monk
     def watched(*arguments: object) -> None:
         real(*arguments)
         added["clips"] += 1
-        ahead.append(taken - added["clips"])
+        ahead.append(read - added["clips"])
 
     monkeypatch.setattr(sharded.ShardWriter, "add_encoded", watched)
     monkeypatch.setattr(pipeline, "open_source", lambda _: replace(source, clips=counted()))
@@ -359,10 +363,10 @@ def test_clips_are_taken_from_the_source_as_they_are_needed(tmp_path: Path, monk
     assert np.mean(ahead) > 2
 
 
-def test_data_set_on_the_hub_is_streamed_and_kept_nowhere_but_in_shards(
+def test_data_set_on_the_hub_is_streamed_and_stored_only_in_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = speech.write_parquet(tmp_path / "repository" / "data" / "train-00000-of-00001.parquet", many(60))
+    whole = speech.write_parquet(tmp_path / "repository" / "data" / "train-00000-of-00001.parquet", make_clips(60))
     home, out = tmp_path / "home", tmp_path / "out"
     monkeypatch.setenv("HF_HOME", str(home))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -370,8 +374,8 @@ def test_data_set_on_the_hub_is_streamed_and_kept_nowhere_but_in_shards(
         monkeypatch.setenv("HF_ENDPOINT", address)
         for part in ("1/2", "2/2"):
             process = in_a_process(Path("owner/name"), out, "--shards", "4", "--part", part)
-            said = process.communicate(timeout=HANG_S)[0]
-            assert process.returncode == 0, said
+            output = process.communicate(timeout=HANG_S)[0]
+            assert process.returncode == 0, output
     prepare_into(tmp_path / "one", whole, shards=4)
     assert [row[1:] for row in rows_of(out)] == [row[1:] for row in rows_of(tmp_path / "one")]
     kept = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())

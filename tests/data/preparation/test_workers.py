@@ -1,4 +1,4 @@
-"""Worker processes of a preparation: what they load, what is under way, what becomes of them."""
+"""Worker processes of a preparation: imports, clips in flight, killed workers and parents."""
 
 import signal
 import subprocess
@@ -16,35 +16,33 @@ from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.preparation import pipeline
 from vits_trainer.utils.errors import VitsTrainerError
 
-# Processes
 
-
-def test_a_killed_worker_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_worker_is_an_error_without_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "convert_clip", audio.killed_worker)
     with pytest.raises(VitsTrainerError, match="worker process of prepare_data was killed") as caught:
         prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a", "b", "c"]), processes=2)
     assert caught.value.exit_code == 1
 
 
-def test_workers_import_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_do_not_import_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "convert_clip", audio.without_torch)
     prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a"]))
     assert (tmp_path / "out" / "wavs" / "audio_000000.wav").read_text() == ""
 
 
-def test_only_a_few_clips_are_under_way_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parquet brings the audio itself: were the source read ahead, it would all lie in memory."""
+def test_only_a_few_clips_are_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parquet rows contain the audio: reading far ahead would fill the memory."""
     source = pipeline.open_source(PrepareConfig(dataset=str(lj_speech(tmp_path / "set", ["a"] * 30))))
-    taken = [0]
+    read = [0]
 
     def counted():
         for clip in source.clips:
-            taken[0] += 1
+            read[0] += 1
             yield clip
 
     monkeypatch.setattr(pipeline, "open_source", lambda _: replace(source, clips=counted()))
     prepare_into(tmp_path / "out", tmp_path, max_samples=2)
-    assert 2 <= taken[0] <= 8
+    assert 2 <= read[0] <= 8
 
 
 def _children(process_id: int) -> list[int]:
@@ -52,7 +50,7 @@ def _children(process_id: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-def test_no_worker_outlives_a_killed_preparation(tmp_path: Path) -> None:
+def test_workers_exit_when_the_preparation_is_killed(tmp_path: Path) -> None:
     dataset = lj_speech(tmp_path / "set", ["a"])
     (dataset / "metadata.csv").write_text("c0|a\n" * 20_000)
     command = [sys.executable, "-m", "vits_trainer", "prepare_data", "--dataset", str(dataset), "--processes", "2"]

@@ -1,4 +1,4 @@
-"""Audio folders: real CSV, paths inside the folder, errors with file and line."""
+"""Audio folders: CSV parsing, paths outside the folder, errors with file and line."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from vits_trainer.data.audio import Reason
 from vits_trainer.data.sources.detect import open_source
 
 
-def test_an_audio_folder_is_real_csv_with_quotes_commas_and_line_ends(tmp_path: Path) -> None:
+def test_metadata_is_csv_with_quotes_commas_and_line_ends(tmp_path: Path) -> None:
     rows = ["\ufefffile_name,text,speaker", '"a, b.wav","He said ""no"", twice",ann', "sub/c.wav,a|b,", "", "d,e,f"]
     content = "\r\n".join([*rows, 'sub/c.wav,"two\nlines",bob', ""])
     (tmp_path / "sub").mkdir()
@@ -28,7 +28,7 @@ def test_an_audio_folder_is_real_csv_with_quotes_commas_and_line_ends(tmp_path: 
     assert reasons(clips) == [None, None, Reason.MISSING_FILE, None]
 
 
-def test_paths_out_of_an_audio_folder_and_rows_without_one_are_rejected(tmp_path: Path) -> None:
+def test_paths_outside_the_folder_and_rows_without_a_path_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "secret.wav").write_bytes(WAV)
     rows = f"file_name,text\n../secret.wav,a\n{tmp_path}/secret.wav,b\n,c"
     clips = clips_of(write_audio_folder(tmp_path / "set", rows))
@@ -37,7 +37,7 @@ def test_paths_out_of_an_audio_folder_and_rows_without_one_are_rejected(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "says"),
+    ("content", "line", "problem"),
     [
         pytest.param("file_name,transcription\na.wav,x\n", 1, "--text_column", id="no text"),
         pytest.param("file_name,text\na.wav,x\n\na.wav,yes, no\n", 4, "3 columns where the header has 2", id="ragged"),
@@ -46,14 +46,14 @@ def test_paths_out_of_an_audio_folder_and_rows_without_one_are_rejected(tmp_path
         pytest.param(f"file_name,text\na.wav,{'x' * 200_000}\n", 2, "not valid CSV", id="endless"),
     ],
 )
-def test_malformed_csv_names_file_line_and_remedy(tmp_path: Path, content: str, line: int, says: str) -> None:
+def test_errors_for_malformed_csv_name_file_and_line(tmp_path: Path, content: str, line: int, problem: str) -> None:
     (tmp_path / "metadata.csv").write_text(content)
     message = refusal(tmp_path)
     assert f"{tmp_path / 'metadata.csv'} line {line}:" in message
-    assert says in message
+    assert problem in message
 
 
-def test_an_audio_folder_without_a_clip_or_not_in_utf_8_is_refused(tmp_path: Path) -> None:
+def test_metadata_without_clips_or_not_in_utf_8_is_refused(tmp_path: Path) -> None:
     assert "contains no clips" in refusal(write_audio_folder(tmp_path, "file_name,text\n"))
     (tmp_path / "metadata.csv").write_bytes(b"file_name,text\na,stra\xdfe\n")
     assert "line 2: not UTF-8" in refusal(tmp_path)

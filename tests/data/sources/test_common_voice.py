@@ -11,10 +11,8 @@ from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import Reason
 from vits_trainer.data.sources.detect import open_source
 
-# Common Voice
 
-
-def test_common_voice_rows_in_order_with_votes_judged_before_the_file_is_looked_for(tmp_path: Path) -> None:
+def test_rows_are_read_in_order_and_votes_are_checked_before_the_file(tmp_path: Path) -> None:
     good = good_utterances(1)[0]
     rows = [(1, 0, b""), (2, 0, b""), (2, 1, b""), (1, 0, None), (9, 0, None)]
     release = write_release(
@@ -36,7 +34,7 @@ def test_common_voice_rows_in_order_with_votes_judged_before_the_file_is_looked_
     assert reasons(clips_of(release, min_upvotes=3)) == [few, few, few, few, missing]
 
 
-def test_common_voice_sentences_are_not_unquoted(tmp_path: Path) -> None:
+def test_quotes_in_sentences_are_kept(tmp_path: Path) -> None:
     good = good_utterances(1)[0]
     sentences = ['"Were', '""quoted"" here', "and\\here\u2028too"]
     release = write_release(tmp_path / "cv", [replace(good, sentence=sentence) for sentence in sentences])
@@ -44,7 +42,7 @@ def test_common_voice_sentences_are_not_unquoted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "says"),
+    ("content", "line", "problem"),
     [
         pytest.param("client_id\tpath\tsentence\nc\ta\tb\n", 1, "no column up_votes, down_votes", id="no votes"),
         pytest.param("", 1, "no column client_id, path", id="empty"),
@@ -53,12 +51,14 @@ def test_common_voice_sentences_are_not_unquoted(tmp_path: Path) -> None:
         pytest.param(f"{HEADER}c\t\tb\t2\t0\n", 2, "needs a path", id="path"),
     ],
 )
-def test_a_malformed_release_names_file_line_and_remedy(tmp_path: Path, content: str, line: int, says: str) -> None:
+def test_errors_for_a_malformed_release_name_file_and_line(
+    tmp_path: Path, content: str, line: int, problem: str
+) -> None:
     (tmp_path / "validated.tsv").write_text(content)
     message = refusal(tmp_path)
     assert f"{tmp_path / 'validated.tsv'} line {line}:" in message
-    assert says in message
+    assert problem in message
 
 
-def test_a_release_without_a_clip_is_refused(tmp_path: Path) -> None:
+def test_a_release_without_clips_is_refused(tmp_path: Path) -> None:
     assert "contains no clips" in refusal(write_release(tmp_path / "cv", []))

@@ -1,4 +1,4 @@
-"""Data sets of the Hub, from a server on this machine."""
+"""Data sets of the Hub, with the real client and load_dataset against a local server."""
 
 import json
 import os
@@ -16,8 +16,6 @@ from tests.support.audio import HUB_COMMIT, good_utterances, loopback_hub, mixed
 from tests.support.limits import HANG_S, start_s
 from tests.support.sources import clips_of, refusal, write_audio_folder
 
-# The Hub: the real client and the real load_dataset, which ask a server on this machine
-
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -29,7 +27,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-# A process of its own: the client reads HF_ENDPOINT when it is imported, and keeps its cache in HF_HOME.
+# In a separate process: the client reads HF_ENDPOINT when it is imported, and keeps its cache in HF_HOME.
 LIST_CLIPS = """
 import json, sys
 from vits_trainer.config.prepare import PrepareConfig
@@ -48,19 +46,19 @@ def in_a_process(address: str, home: Path, *settings: dict[str, str]) -> list[An
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home)}
     environment.pop("HF_HUB_OFFLINE", None)
     command = [sys.executable, "-c", LIST_CLIPS, json.dumps(settings)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S)
-    assert ended.returncode == 0, ended.stderr
-    return [json.loads(line) for line in ended.stdout.splitlines()]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S)
+    assert process.returncode == 0, process.stderr
+    return [json.loads(line) for line in process.stdout.splitlines()]
 
 
-def test_a_data_set_on_the_hub_gives_the_clips_of_its_parquet(tmp_path: Path, hub: str) -> None:
+def test_clips_equal_those_of_the_same_local_parquet(tmp_path: Path, hub: str) -> None:
     local = {
         "train": clips_of(write_parquet(tmp_path / "a.parquet", mixed_utterances())),
         "validated": clips_of(write_parquet(tmp_path / "b.parquet", good_utterances(2))),
     }
-    asked = ({}, {"split": "train+validated", "revision": "v1"}, {"text_column": "path"}, {"split": "nonsense"})
+    settings = ({}, {"split": "train+validated", "revision": "v1"}, {"text_column": "path"}, {"split": "nonsense"})
     train, both, named, nonsense, absent, config, no_audio = in_a_process(
-        hub, tmp_path, *asked, {"text_column": "words"}, {"config_name": "kmr"}, {"split": "test"}
+        hub, tmp_path, *settings, {"text_column": "words"}, {"config_name": "kmr"}, {"split": "test"}
     )
     whole = [
         [clip.clip_id, clip.text, len(clip.audio), clip.speaker, clip.rejection and clip.rejection.reason]
@@ -77,7 +75,7 @@ def test_a_data_set_on_the_hub_gives_the_clips_of_its_parquet(tmp_path: Path, hu
     assert [clip[4] for clip in no_audio[2]] == ["missing-file"]
 
 
-def test_a_data_set_that_needs_a_program_of_its_own_is_refused(tmp_path: Path) -> None:
+def test_a_data_set_with_a_loading_script_is_refused(tmp_path: Path) -> None:
     (tmp_path / "repository").mkdir()
     (tmp_path / "repository" / "name.py").write_text("raise SystemExit('it ran')")
     with loopback_hub(tmp_path / "repository") as address:
@@ -86,8 +84,8 @@ def test_a_data_set_that_needs_a_program_of_its_own_is_refused(tmp_path: Path) -
     assert "loading script, which is not run. Please download" in message
 
 
-def test_recordings_in_single_files_on_the_hub_are_to_be_downloaded(tmp_path: Path) -> None:
-    """`datasets` reads them only where torchcodec works."""
+def test_recordings_in_single_files_are_refused(tmp_path: Path) -> None:
+    """`datasets` reads them only with torchcodec."""
     write_audio_folder(tmp_path / "repository", "file_name,text\na.wav,Silav.", "a.wav")
     with loopback_hub(tmp_path / "repository") as address:
         ((kind, message),) = in_a_process(address, tmp_path / "home", {})
@@ -96,36 +94,36 @@ def test_recordings_in_single_files_on_the_hub_are_to_be_downloaded(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("dataset", "revision", "says"),
+    ("dataset", "revision", "problem"),
     [
         ("owner/missing", None, "has no accessible data set of this name. Correct the name, or log in"),
         ("owner/gated", None, "Accept its terms on its page on the Hub and log in (hf auth login), or download"),
         ("owner/name", "v2", "has no revision v2"),
     ],
 )
-def test_what_the_hub_refuses_is_one_line_with_the_remedy(
-    hub: str, monkeypatch: pytest.MonkeyPatch, dataset: str, revision: str | None, says: str
+def test_errors_of_the_hub_are_one_line_with_the_remedy(
+    hub: str, monkeypatch: pytest.MonkeyPatch, dataset: str, revision: str | None, problem: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     message = refusal(dataset, revision=revision)
-    assert says in message
+    assert problem in message
     assert f"--dataset {dataset}" in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize(("name", "value"), [("ENDPOINT", "http://127.0.0.1:9"), ("HF_HUB_OFFLINE", True)])
-def test_a_hub_that_cannot_be_reached_is_said_at_once(
+def test_an_unreachable_hub_is_reported_immediately(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str | bool
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-    import datasets  # noqa: F401  not what is timed
+    import datasets  # noqa: F401  its import is not timed
 
     limit_s = start_s()
-    begun_s = time.monotonic()
+    start_time_s = time.monotonic()
     message = refusal("owner/name")
-    assert time.monotonic() - begun_s < 5 * limit_s
+    assert time.monotonic() - start_time_s < 5 * limit_s
     assert "no such file or folder, and the Hugging Face Hub cannot be reached" in message
     assert "download the data set and give its folder" in message
     assert "\n" not in message

@@ -1,4 +1,4 @@
-"""LJ Speech: where its audio lies, which text is taken, errors with file and line."""
+"""LJ Speech: lookup of audio files, choice of the text, paths outside the folder, errors with file and line."""
 
 from pathlib import Path
 
@@ -11,30 +11,28 @@ from vits_trainer.data.audio import Reason
 from vits_trainer.data.sources.base import SourceClip
 from vits_trainer.data.sources.detect import open_source
 
-# LJ Speech
 
-
-@pytest.mark.parametrize("place", ["wavs/", "audio/", ""])
+@pytest.mark.parametrize("subfolder", ["wavs/", "audio/", ""])
 @pytest.mark.parametrize("ending", [".wav", ".flac", ".mp3", ".ogg"])
-def test_lj_speech_audio_is_found_whatever_its_folder_and_ending(tmp_path: Path, place: str, ending: str) -> None:
-    clips = {f"{place}a.1{ending}": b"x", f"{place}b{ending}": b"y"}
+def test_audio_is_located_in_any_subfolder_with_any_extension(tmp_path: Path, subfolder: str, ending: str) -> None:
+    clips = {f"{subfolder}a.1{ending}": b"x", f"{subfolder}b{ending}": b"y"}
     folder = write_lj_speech(tmp_path / "set", ["b|Zwei.", f"a.1{ending}|Eins."], clips)
     source = open_source(PrepareConfig(dataset=str(folder)))
     assert (source.kind, source.clip_count) == ("lj-speech", 2)
     assert list(source.clips) == [
-        SourceClip("b", "Zwei.", folder / f"{place}b{ending}", None, None),
-        SourceClip(f"a.1{ending}", "Eins.", folder / f"{place}a.1{ending}", None, None),
+        SourceClip("b", "Zwei.", folder / f"{subfolder}b{ending}", None, None),
+        SourceClip(f"a.1{ending}", "Eins.", folder / f"{subfolder}a.1{ending}", None, None),
     ]
 
 
-def test_lj_speech_takes_the_normalised_text_where_there_is_one(tmp_path: Path) -> None:
+def test_the_normalised_text_is_used_if_present(tmp_path: Path) -> None:
     lines = ["a|No 1|Number one", "a|Only this|", "a|Or this|  "]
     clips = clips_of(write_lj_speech(tmp_path, lines, {"wavs/a.wav": WAV}))
     assert [clip.text for clip in clips] == ["Number one", "Only this", "Or this"]
 
 
-def test_lj_speech_texts_are_read_as_they_stand(tmp_path: Path) -> None:
-    """Quotes do not join lines; a byte order mark and DOS line ends go; other separators stay in the text."""
+def test_texts_are_read_verbatim(tmp_path: Path) -> None:
+    """Quotes do not join lines; byte order mark and DOS line ends are removed; other separators are kept."""
     lines = ['\ufeffa|"Open', "b|quote, she said.\r", "", "c|one\u2028two\x0bthree\rfour"]
     clips = clips_of(write_lj_speech(tmp_path, lines, {"wavs/a.wav": WAV}))
     assert [clip.clip_id for clip in clips] == ["a", "b", "c"]
@@ -42,7 +40,7 @@ def test_lj_speech_texts_are_read_as_they_stand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "says"),
+    ("content", "line", "problem"),
     [
         pytest.param(b"a|b\nc|d|e\n", 2, "expected 2 columns", id="ragged"),
         pytest.param(b"a|b|c\n\nc|d\n", 3, "expected 3 columns", id="ragged after a blank line"),
@@ -53,16 +51,16 @@ def test_lj_speech_texts_are_read_as_they_stand(tmp_path: Path) -> None:
         pytest.param("a|b\n".encode("utf-16"), 1, "Save the file as UTF-8", id="UTF-16"),
     ],
 )
-def test_malformed_lj_speech_metadata_name_file_line_and_remedy(
-    tmp_path: Path, content: bytes, line: int, says: str
+def test_errors_for_malformed_metadata_name_file_and_line(
+    tmp_path: Path, content: bytes, line: int, problem: str
 ) -> None:
     (tmp_path / "metadata.csv").write_bytes(content)
     message = refusal(tmp_path)
     assert f"{tmp_path / 'metadata.csv'} line {line}:" in message
-    assert says in message
+    assert problem in message
 
 
-def test_metadata_without_a_row_are_refused(tmp_path: Path) -> None:
+def test_metadata_without_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("\n \n")
     assert "contains no clips" in refusal(tmp_path)
 
@@ -70,7 +68,7 @@ def test_metadata_without_a_row_are_refused(tmp_path: Path) -> None:
 # Paths
 
 
-def test_paths_out_of_the_folder_are_rejected_however_they_lead_out(tmp_path: Path) -> None:
+def test_paths_outside_the_folder_are_rejected(tmp_path: Path) -> None:
     secret = tmp_path / "secret.wav"
     secret.write_bytes(WAV)
     names = ("../../secret.wav", str(secret), "link", "linked/secret", "inside", "../wavs/a")
@@ -86,8 +84,8 @@ def test_paths_out_of_the_folder_are_rejected_however_they_lead_out(tmp_path: Pa
     assert str(secret) in clips[1].rejection.detail
 
 
-def test_names_that_no_file_can_have_are_missing_files(tmp_path: Path) -> None:
-    lines = [f"{name}|text" for name in ("a" * 300, "nul\0byte", "circle", "http://example.org/a.wav", "gone")]
+def test_invalid_file_names_are_rejected_as_missing_files(tmp_path: Path) -> None:
+    lines = [f"{name}|text" for name in ("a" * 300, "nul\0byte", "loop", "http://example.org/a.wav", "gone")]
     folder = write_lj_speech(tmp_path, lines, {"wavs/a.wav": WAV})
-    (folder / "wavs" / "circle").symlink_to(folder / "wavs" / "circle")
+    (folder / "wavs" / "loop").symlink_to(folder / "wavs" / "loop")
     assert reasons(clips_of(folder)) == [Reason.MISSING_FILE] * 5

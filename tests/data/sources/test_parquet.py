@@ -1,4 +1,4 @@
-"""Parquet: kinds of audio, votes, columns, lazy reading."""
+"""Parquet: types of audio, votes, columns, lazy reading."""
 
 from pathlib import Path
 
@@ -11,10 +11,8 @@ from vits_trainer.data.audio import Reason
 from vits_trainer.data.sources.detect import open_source
 from vits_trainer.utils.errors import DataError
 
-# Parquet
 
-
-def test_parquet_with_an_audio_feature_as_file_folder_and_pattern_in_the_order_of_the_names(tmp_path: Path) -> None:
+def test_file_folder_and_pattern_are_read_in_the_order_of_the_names(tmp_path: Path) -> None:
     good = good_utterances(3)
     write_parquet(tmp_path / "set[1]" / "b.parquet", good[:1])
     write_parquet(tmp_path / "set[1]" / "a.parquet", good[1:])
@@ -28,7 +26,7 @@ def test_parquet_with_an_audio_feature_as_file_folder_and_pattern_in_the_order_o
     assert clips_of(tmp_path / "set[1]" / "b.parquet") == clips[2:]
 
 
-def test_parquet_audio_as_bytes_paths_structs_and_nothing(tmp_path: Path) -> None:
+def test_audio_as_bytes_paths_structs_or_null(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.wav").write_bytes(WAV)
     as_bytes = write_table(tmp_path / "1.parquet", audio=[WAV, None, b""], text=["a", "b", "c"])
@@ -58,16 +56,16 @@ def test_parquet_audio_as_bytes_paths_structs_and_nothing(tmp_path: Path) -> Non
     assert [clip.speaker for clip in clips] == ["7", None, "8"]
 
 
-def test_parquet_votes_where_there_are_any(tmp_path: Path) -> None:
+def test_votes_are_checked_if_present(tmp_path: Path) -> None:
     votes = {"up_votes": [2.0, 1.0, None, float("nan"), 2.0], "down_votes": [0, 0, 0, 0, 1]}
     file = write_table(tmp_path / "a.parquet", audio=[WAV] * 5, text=["a"] * 5, **votes)
     few = Reason.TOO_FEW_UPVOTES
     assert reasons(clips_of(file)) == [None, few, few, few, Reason.TOO_MANY_DOWNVOTES]
-    words = write_table(tmp_path / "b.parquet", audio=[WAV], text=["a"], up_votes=["many"])
-    assert f"{words} row 1: 'many'" in refusal(words)
+    text_votes = write_table(tmp_path / "b.parquet", audio=[WAV], text=["a"], up_votes=["many"])
+    assert f"{text_votes} row 1: 'many'" in refusal(text_votes)
 
 
-def test_parquet_without_the_columns_says_which_it_wants_and_which_there_are(tmp_path: Path) -> None:
+def test_error_for_missing_columns_lists_required_and_existing_ones(tmp_path: Path) -> None:
     for columns in ({"sound": [WAV], "text": ["a"]}, {"audio": [WAV], "words": ["a"]}):
         file = write_table(tmp_path / "a.parquet", **columns)
         message = refusal(file)
@@ -77,12 +75,12 @@ def test_parquet_without_the_columns_says_which_it_wants_and_which_there_are(tmp
         assert ", ".join(columns) in message
 
 
-def test_parquet_audio_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_audio_of_another_type_is_refused(tmp_path: Path) -> None:
     file = write_table(tmp_path / "a.parquet", audio=[[0.1, 0.2]], text=["a"])
     assert f"{file} row 1: its audio is a list" in refusal(file)
 
 
-def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+def test_error_for_a_damaged_file_names_it(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "a.parquet", good_utterances(3))
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
@@ -91,7 +89,7 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     assert f"{file} after row 0: cannot be read" in refusal(file)
 
 
-def test_parquet_is_read_lazily(tmp_path: Path) -> None:
+def test_files_are_read_lazily(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", good_utterances(1))
     second = write_parquet(tmp_path / "b.parquet", good_utterances(1))
     clips = open_source(PrepareConfig(dataset=str(tmp_path))).clips
@@ -101,7 +99,7 @@ def test_parquet_is_read_lazily(tmp_path: Path) -> None:
         next(clips)
 
 
-def test_parquet_is_read_from_any_row_on_and_a_few_rows_at_a_time(tmp_path: Path) -> None:
+def test_rows_are_read_from_any_index_a_few_at_a_time(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -123,8 +121,8 @@ def test_parquet_is_read_from_any_row_on_and_a_few_rows_at_a_time(tmp_path: Path
     assert max(pa.total_allocated_bytes() - before for _ in rows) < 8e6  # of 80 MB in one row group
 
 
-def test_rows_that_name_files_are_all_looked_at(tmp_path: Path) -> None:
-    """Whether a file was named before shows only there."""
+def test_rows_that_name_files_cannot_be_skipped(tmp_path: Path) -> None:
+    """Duplicates are detected among the rows read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

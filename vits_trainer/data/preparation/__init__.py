@@ -1,1 +1,1 @@
-"""From a source of clips to a prepared folder."""
+"""Preparation: converts a source of clips to a prepared folder."""

@@ -1,4 +1,4 @@
-"""The built-in corpus: English sentences spoken by espeak-ng, so that everything can be tried without a download."""
+"""Built-in corpus: English sentences spoken by espeak-ng, for trying everything without a download."""
 
 import ctypes
 from pathlib import Path
@@ -82,53 +82,60 @@ Thick smoke rose from the chimney.
 
 
 def speak_corpus(folder: Path, voice: str = "en-us") -> Path:
-    """Speaks :data:`SENTENCES` into an LJ Speech folder (metadata.csv, wavs/), the same bytes each time.
+    """Speaks :data:`SENTENCES` into an LJ Speech folder (metadata.csv, wavs/). The result is deterministic.
 
     Args:
-        folder: made, or written over.
+        folder: created if absent, otherwise overwritten.
         voice: espeak-ng's name of the voice.
 
+    Returns:
+        ``folder``.
+
     Raises:
-        DataError: espeak-ng cannot speak with that voice.
+        DataError: espeak-ng has no such voice.
     """
     (folder / "wavs").mkdir(parents=True, exist_ok=True)
     sentences = SENTENCES.splitlines()
-    with_rate = _Espeak(voice)
+    espeak = Espeak(voice)
     lines = []
     for number, sentence in enumerate(sentences, start=1):
         name = f"sentence_{number:03}"
-        write_pcm16_wav(folder / "wavs" / f"{name}.wav", to_pcm16(with_rate.speak(sentence)), with_rate.rate_hz)
+        write_pcm16_wav(folder / "wavs" / f"{name}.wav", to_pcm16(espeak.speak(sentence)), espeak.rate_hz)
         lines.append(f"{name}|{sentence}\n")
     (folder / "metadata.csv").write_text("".join(lines), encoding="utf-8")
     return folder
 
 
-class _Espeak:
-    """espeak-ng's C library, as the PyPI package carries it."""
+class Espeak:
+    """A voice of espeak-ng's C library, loaded from the PyPI package espeakng-loader.
+
+    Raises:
+        DataError: espeak-ng has no such voice.
+    """
 
     def __init__(self, voice: str) -> None:
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         data = espeakng_loader.get_data_path().encode()
         self.rate_hz = int(self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, _DONT_EXIT))
         if self.rate_hz <= 0 or self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise DataError(f"espeak-ng has no voice {voice!r} here. Install espeakng-loader again, or name another.")
+            raise DataError(f"espeak-ng has no voice {voice!r}. Reinstall espeakng-loader, or choose another voice.")
         self._library.espeak_SetParameter(_RATE, WORDS_PER_MINUTE, 0)
         self._chunks: list[NDArray[np.float32]] = []
-        # Kept, as C holds on to it.
+        # A reference is kept because C calls it later.
         self._callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)(
             self._receive
         )
         self._library.espeak_SetSynthCallback(self._callback)
 
     def speak(self, text: str) -> NDArray[np.float32]:
-        """(T,) in [-1, 1]."""
+        """Returns the speech, (T,), in [-1, 1]."""
         self._chunks = []
         content = text.encode() + b"\0"
         self._library.espeak_Synth(content, ctypes.c_size_t(len(content)), 0, 1, 0, _UTF8, None, None)
         return np.concatenate(self._chunks)
 
     def _receive(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, _: int | None) -> int:
-        if count > 0:  # the last call brings none
+        if count > 0:  # the last call has no samples
             pcm = np.ctypeslib.as_array(samples, (count,)).astype(np.float32)
             self._chunks.append(pcm / np.float32(32768))
         return 0

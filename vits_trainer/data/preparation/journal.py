@@ -1,4 +1,4 @@
-"""What has become of each clip of a preparation, on the disk line by line: one that was killed goes on from there."""
+"""Append-only journals of a preparation, from which an interrupted prepare_data resumes."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger("vits_trainer")
 
 JOURNAL = ".preparing.jsonl"
 
-_Own = TypeVar("_Own", bound="Journal")
+_Self = TypeVar("_Self", bound="Journal")
 
 
 class AcceptedClip(NamedTuple):
@@ -29,7 +29,7 @@ class AcceptedClip(NamedTuple):
 
 
 class RejectedClip(NamedTuple):
-    """A clip that was not."""
+    """A clip that was rejected."""
 
     clip_id: str
     reason: Reason
@@ -37,32 +37,34 @@ class RejectedClip(NamedTuple):
 
 
 class Journal(ABC):
-    """Lines of JSON, on the disk as they come; a process at a time, while it is entered.
+    """A file of JSON lines, flushed after each line, and locked while the context is entered.
+
+    Entering reads the entries of an interrupted preparation with the same fingerprint, up to the first invalid one.
 
     Raises:
-        DataError: on entering, another process is at work there.
+        DataError: on entering, if another process has locked the file.
     """
 
     unit = "entries"
-    """What a line tells of, in the log."""
+    """What the lines stand for, in the log."""
 
     def __init__(self, path: Path, fingerprint: Mapping[str, Any]) -> None:
         """Args:
-        path: of the file, whose folder is made if need be.
-        fingerprint: what decides the content. That of another preparation is forgotten.
+        path: of the file. Its folder is created if necessary.
+        fingerprint: of the source and the settings. Entries written under another fingerprint are discarded.
         """
         self.path = path
         self.fingerprint = dict(fingerprint)
         self._file: Any = None
 
-    def __enter__(self: _Own) -> _Own:
+    def __enter__(self: _Self) -> _Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = try_lock(self.path)
         if self._file is None:
             raise DataError(
-                f"Another prepare_data is at work in {self.path.parent}. Wait for it, or choose another --output_dir."
+                f"Another prepare_data is running in {self.path.parent}. Wait for it, or choose another --output_dir."
             )
-        self._take_up()
+        self._resume()
         return self
 
     def __exit__(
@@ -72,45 +74,45 @@ class Journal(ABC):
             self._file.close()
 
     def remove(self) -> None:
-        """Once all is done."""
+        """Deletes the file; call it when the preparation is complete."""
         discard(self.path)
 
     @abstractmethod
-    def _keep(self, record: Any) -> bool:
-        """Takes up a line of before, if what it says can be relied upon."""
+    def _restore(self, record: Any) -> bool:
+        """Adds the entry of an earlier line, and returns whether it is valid: the file that it describes is intact."""
 
     def _write(self, record: Mapping[str, Any]) -> None:
         self._file.write((json.dumps(record) + "\n").encode())
         self._file.flush()
 
-    def _take_up(self) -> None:
-        """Reads what is there, as far as it can be relied upon, and forgets the rest."""
+    def _resume(self) -> None:
+        """Reads the entries up to the first invalid one, and truncates the file there."""
         self._file.seek(0)
         lines = self._file.read().splitlines(keepends=True)
-        trusted = kept = 0
+        valid_bytes = kept = 0
         if lines and lines[0] == (json.dumps({"asked": self.fingerprint}) + "\n").encode():
-            trusted = len(lines[0])
+            valid_bytes = len(lines[0])
             for line in lines[1:]:
-                record = _whole(line)
-                if record is None or not self._keep(record):
+                record = _parse_line(line)
+                if record is None or not self._restore(record):
                     break
-                trusted += len(line)
+                valid_bytes += len(line)
                 kept += 1
-            logger.info("Going on with %s, where %d %s were done.", self.path.parent, kept, self.unit)
-        self._file.truncate(trusted)
-        if not trusted:
+            logger.info("Resuming in %s: %d %s already done.", self.path.parent, kept, self.unit)
+        self._file.truncate(valid_bytes)
+        if not valid_bytes:
             self._write({"asked": self.fingerprint})
 
 
 class ClipJournal(Journal):
-    """The outcomes of the clips so far, in the order of the source."""
+    """The outcome of each clip so far, in the order of the source."""
 
     unit = "clips"
 
     def __init__(self, output_dir: Path, fingerprint: Mapping[str, Any]) -> None:
         """Args:
-        output_dir: of the preparation, made if need be; wavs/ is in it.
-        fingerprint: what decides the outcomes. Those of another preparation are forgotten.
+        output_dir: of the preparation, with wavs/ in it. Created if necessary.
+        fingerprint: of the source and the settings. Entries written under another fingerprint are discarded.
         """
         super().__init__(output_dir / JOURNAL, fingerprint)
         self.output_dir = output_dir
@@ -118,7 +120,7 @@ class ClipJournal(Journal):
         self.entries: list[AcceptedClip | RejectedClip] = []
 
     def add(self, entry: AcceptedClip | RejectedClip) -> None:
-        """Writes down what has become of the next clip; the file of an accepted one lies in its place already."""
+        """Records the outcome of the next clip. The file of an accepted clip must already be in wavs/."""
         self._add(entry)
         self._write({"accepted" if isinstance(entry, AcceptedClip) else "left_out": entry})
 
@@ -127,15 +129,15 @@ class ClipJournal(Journal):
         if isinstance(entry, AcceptedClip):
             self.accepted.append(entry)
 
-    def _keep(self, record: Any) -> bool:
-        entry = AcceptedClip(*record["accepted"]) if "accepted" in record else left_out(record["left_out"])
-        trusted = self._is_there(entry)
-        if trusted:
+    def _restore(self, record: Any) -> bool:
+        entry = AcceptedClip(*record["accepted"]) if "accepted" in record else parse_rejected(record["left_out"])
+        valid = self._is_intact(entry)
+        if valid:
             self._add(entry)
-        return trusted
+        return valid
 
-    def _is_there(self, entry: AcceptedClip | RejectedClip) -> bool:
-        """Whether a clip's file is whole: after a loss of power it may be empty."""
+    def _is_intact(self, entry: AcceptedClip | RejectedClip) -> bool:
+        """Whether a clip's file has its full size: after a power loss it may be empty."""
         if isinstance(entry, RejectedClip):
             return True
         file = self.output_dir / "wavs" / wav_name(len(self.accepted))
@@ -143,18 +145,18 @@ class ClipJournal(Journal):
 
 
 def wav_name(number: int, part: str = "") -> str:
-    """Of the accepted clip ``number``, from 0, with a word for the part where there are several."""
+    """Returns the file name of accepted clip ``number``, from 0; ``part`` is a prefix if there are several parts."""
     return f"audio_{part}{number:06d}.wav"
 
 
-def left_out(line: tuple[str, str, str]) -> RejectedClip:
-    """What JSON made of a :class:`RejectedClip`."""
+def parse_rejected(line: tuple[str, str, str]) -> RejectedClip:
+    """Converts a :class:`RejectedClip` back from JSON."""
     clip_id, reason, detail = line
     return RejectedClip(clip_id, Reason(reason), detail)
 
 
-def _whole(line: bytes) -> Any:
-    """None for a line that was being written when the process was killed."""
+def _parse_line(line: bytes) -> Any:
+    """Returns None for a line that was incomplete when the process was killed."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""From a source of clips to a prepared folder, in several processes; every clip left out is written down."""
+"""Prepares a folder from a source of clips, in several processes, with a record of every rejected clip."""
 
 import os
 import re
@@ -18,9 +18,9 @@ from vits_trainer.data.preparation.summary import (
     PreparationSummary,
     already_prepared_message,
     dataset_json,
-    finished_before,
     no_clips_message,
     preparation_fingerprint,
+    read_finished,
     refuse_foreign,
     rejected_csv,
 )
@@ -38,23 +38,23 @@ if TYPE_CHECKING:
 WAVS = Kind(
     "wavs",
     re.compile(r"audio_\d{6,}\.wav|\d+(-\d+)?\.part"),
-    lambda folder: (folder.parent / JOURNAL).is_file(),  # as long as it may be cleared
+    lambda folder: (folder.parent / JOURNAL).is_file(),  # may be cleared while the journal exists
 )
 
 
 def prepare(config: PrepareConfig, dataset: "Dataset | None" = None) -> PreparationSummary:
-    """Writes ``config.output_dir``, the same bytes whatever the number of processes, and however often it was killed::
+    """Writes ``config.output_dir``, with the same bytes for any number of processes and interruptions::
 
         wavs/audio_000000.wav   16-bit PCM, mono, numbered over the accepted clips in the order of the source
-        rejected.csv            clip,reason,detail of every clip left out
-        metadata.csv            audio_000000.wav|text, and |speaker where there are several
+        rejected.csv            clip,reason,detail of every rejected clip
+        metadata.csv            audio_000000.wav|text, and |speaker if there are several
         dataset.json            counts, lengths, settings, versions; written last
-        .preparing.jsonl        while it is at work: what has become of each clip
+        .preparing.jsonl        until it is finished: the outcome of each clip
 
-    With --shards, shards/ and shards.json stand for wavs/ and metadata.csv
+    With --shards, shards/ and shards.json replace wavs/ and metadata.csv
     (:mod:`vits_trainer.data.preparation.sharded`).
 
-    What is finished is left as it is, if it was asked for in the same words and the source has not changed since.
+    A finished folder with the same settings and an unchanged source is left unchanged.
 
     Args:
         config: of the preparation.
@@ -62,85 +62,85 @@ def prepare(config: PrepareConfig, dataset: "Dataset | None" = None) -> Preparat
             column.
 
     Raises:
-        DataError: the source or the output folder cannot be used, or not one clip is left (rejected.csv is
-            written all the same).
+        DataError: the source or the output folder cannot be used, or all clips are rejected (rejected.csv is
+            written nevertheless).
         VitsTrainerError: a worker process was killed.
     """
     source = open_source(config) if dataset is None else open_dataset(dataset, config)
     output_dir = Path(config.output_dir).expanduser()
     if source.root is not None and output_dir.resolve() == source.root.resolve():
         raise DataError(f"--output_dir {output_dir} is the data set itself. Choose another --output_dir.")
-    asked = preparation_fingerprint(source, config, output_dir)
-    finished = finished_before(output_dir, asked)
+    fingerprint = preparation_fingerprint(source, config, output_dir)
+    finished = read_finished(output_dir, fingerprint)
     if finished is not None:
-        discard(output_dir / JOURNAL)  # of one that was killed when all was done
+        discard(output_dir / JOURNAL)  # of a preparation that was killed just before removing it
         remove_journals(output_dir / FOLDER)
         return finished
     try:
         if config.shards:
-            return prepare_shards(source, config, output_dir, asked)
-        return _prepare_wavs(source, config, output_dir, asked)
+            return prepare_shards(source, config, output_dir, fingerprint)
+        return _prepare_wavs(source, config, output_dir, fingerprint)
     except OSError as error:
         raise DataError(
             f"{error.filename or output_dir}: cannot be written ({error.strerror or error}). "
-            "Make room there, or choose another --output_dir; the same command goes on from here."
+            "Free space or fix permissions there, or choose another --output_dir; the same command resumes from here."
         ) from error
 
 
 def _prepare_wavs(
-    source: Source, config: PrepareConfig, output_dir: Path, asked: Mapping[str, Any]
+    source: Source, config: PrepareConfig, output_dir: Path, fingerprint: Mapping[str, Any]
 ) -> PreparationSummary:
     wavs = output_dir / "wavs"
     if (output_dir / "metadata.csv").exists() and not (output_dir / JOURNAL).exists():
         raise DataError(already_prepared_message(output_dir, "metadata.csv"))
     refuse_foreign(wavs, WAVS)
-    with ClipJournal(output_dir, asked) as ledger:
-        if not ledger.entries:
+    with ClipJournal(output_dir, fingerprint) as journal:
+        if not journal.entries:
             _clear(wavs)
         wavs.mkdir(exist_ok=True)
-        _convert_all(source, config, wavs, ledger)
-        atomic_write(output_dir / "rejected.csv", rejected_csv(ledger.entries))
-        tally = PreparationStats()
-        for entry in ledger.entries:
-            tally.add(entry)
-        summary = tally.summary(output_dir, config.target_sr)
+        _convert_all(source, config, wavs, journal)
+        atomic_write(output_dir / "rejected.csv", rejected_csv(journal.entries))
+        stats = PreparationStats()
+        for entry in journal.entries:
+            stats.add(entry)
+        summary = stats.summary(output_dir, config.target_sr)
         if not summary.accepted:
             _clear(wavs)
-            ledger.remove()
+            journal.remove()
             raise DataError(no_clips_message(summary))
-        atomic_write(output_dir / "metadata.csv", _metadata_csv(ledger))
-        os.sync()  # thousands of files: one by one it would take minutes
-        atomic_write(output_dir / "dataset.json", dataset_json(summary, tally, source, config, asked))
-        ledger.remove()
+        atomic_write(output_dir / "metadata.csv", _metadata_csv(journal))
+        os.sync()  # one fsync for each of thousands of files would take minutes
+        atomic_write(output_dir / "dataset.json", dataset_json(summary, stats, source, config, fingerprint))
+        journal.remove()
     return summary
 
 
-def _convert_all(source: Source, config: PrepareConfig, wavs: Path, ledger: ClipJournal) -> None:
+def _convert_all(source: Source, config: PrepareConfig, wavs: Path, journal: ClipJournal) -> None:
     total = min((count for count in (config.max_samples, source.clip_count) if count), default=None)
-    accepted, done = len(ledger.accepted), len(ledger.entries)
+    accepted, done = len(journal.accepted), len(journal.entries)
 
-    def part(place: int) -> Path:
-        # With our number, as workers of a killed preparation may live on for a moment.
-        return wavs / f"{done + place}-{os.getpid()}.part"
+    def part(index: int) -> Path:
+        # With the process id, as workers of a killed preparation may live on for a moment.
+        return wavs / f"{done + index}-{os.getpid()}.part"
 
     with tqdm(desc="prepare_data", total=total, unit="clip", disable=None) as bar:
         bar.update(accepted if config.max_samples else done)
         if accepted == config.max_samples > 0:
             return
         clips = prescreen(source, done)
-        with closing(map_in_processes(clips, convert_clip, lambda place: (part(place),), config)) as outcomes:
-            for place, (clip, outcome) in enumerate(outcomes):
+        with closing(map_in_processes(clips, convert_clip, lambda index: (part(index),), config)) as outcomes:
+            for index, (clip, outcome) in enumerate(outcomes):
                 if isinstance(outcome, Rejection):
-                    ledger.add(RejectedClip(clip.clip_id, *outcome))
+                    journal.add(RejectedClip(clip.clip_id, *outcome))
                 else:
-                    replace_file(part(place), wavs / wav_name(accepted))
-                    ledger.add(to_accepted(clip, outcome))
+                    replace_file(part(index), wavs / wav_name(accepted))
+                    journal.add(to_accepted(clip, outcome))
                     accepted += 1
-                bar.update((accepted if config.max_samples else len(ledger.entries)) - bar.n)
+                bar.update((accepted if config.max_samples else len(journal.entries)) - bar.n)
                 if accepted == config.max_samples > 0:
                     break
-    for left in wavs.glob("*.part"):  # of clips that were begun before the last one wanted was done
-        discard(left)
+    for leftover in wavs.glob("*.part"):  # of clips that were in flight when max_samples was reached
+        discard(leftover)
 
 
 def _clear(wavs: Path) -> None:
@@ -149,9 +149,9 @@ def _clear(wavs: Path) -> None:
         remove(wavs, WAVS)
 
 
-def _metadata_csv(ledger: ClipJournal) -> str:
-    several = len({entry.speaker for entry in ledger.accepted}) > 1
+def _metadata_csv(journal: ClipJournal) -> str:
+    several = len({entry.speaker for entry in journal.accepted}) > 1
     return "".join(
         "|".join([wav_name(number), entry.text, *([entry.speaker] if several else [])]) + "\n"
-        for number, entry in enumerate(ledger.accepted)
+        for number, entry in enumerate(journal.accepted)
     )

@@ -1,11 +1,12 @@
-"""From a source of clips to shards, all at once or in parts that are prepared wherever there is a process for them.
+"""Prepares shards from a source of clips, at once or in parts that may run on several machines.
 
-Each shard holds the accepted clips of one range of the source, in its order; which ranges depends on how many clips the
-source has and how many shards are asked for, and not on parts or processes. A part is as many neighbouring shards::
+Each shard contains the accepted clips of one range of the source, in its order. The ranges depend only on the number of
+clips in the source and the number of shards, not on parts or processes. Each part is an equal number of adjacent
+shards::
 
-    shards/shard_00000.parquet    in place once it is whole
-    shards/part_2_of_4.jsonl      until all is done: what became of each range of a part
-    shards.json                   once all parts are done: the manifest
+    shards/shard_00000.parquet    moved here when complete
+    shards/part_2_of_4.jsonl      until all parts are complete: the outcome of each shard of a part
+    shards.json                   the manifest, once all parts are complete
 """
 
 import json
@@ -24,15 +25,15 @@ from tqdm import tqdm
 
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import RecordingError, Rejection
-from vits_trainer.data.preparation.journal import Journal, RejectedClip, left_out, wav_name
+from vits_trainer.data.preparation.journal import Journal, RejectedClip, parse_rejected, wav_name
 from vits_trainer.data.preparation.summary import (
     PreparationStats,
     PreparationSummary,
     already_prepared_message,
     dataset_json,
     differences,
-    finished_before,
     no_clips_message,
+    read_finished,
     refuse_foreign,
     rejected_csv,
 )
@@ -58,17 +59,17 @@ _LOCK = "together.lock"
 SHARDS = Kind(
     "shards",
     re.compile(r"shard_\d{5}\.parquet(\.part)?|part_\d+_of_\d+\.jsonl|together\.lock"),
-    lambda folder: any(folder.glob("part_*_of_*.jsonl")),  # as long as it may be changed
+    lambda folder: any(folder.glob("part_*_of_*.jsonl")),  # may be changed while a journal exists
 )
 _POLL_S = 0.05
 
 
 @dataclass(frozen=True)
 class ShardOutcome:
-    """What became of the clips of one shard's range."""
+    """Result of preparing one shard."""
 
     record: ShardRecord | None
-    """None where not one of them could be used."""
+    """None if all clips of its range were rejected."""
     left_out: tuple[RejectedClip, ...]
     texts_changed: int
     speaker_clips: dict[str, int]
@@ -76,18 +77,18 @@ class ShardOutcome:
 
     @classmethod
     def parse(cls, line: Mapping[str, Any]) -> "ShardOutcome":
-        """From what JSON made of it."""
+        """Converts an outcome back from JSON."""
         record = line["record"]
         return cls(
             record=None if record is None else ShardRecord(**{**record, "groups": tuple(record["groups"])}),
-            left_out=tuple(map(left_out, line["left_out"])),
+            left_out=tuple(map(parse_rejected, line["left_out"])),
             texts_changed=line["texts_changed"],
             speaker_clips=line["speaker_clips"],
             characters=line["characters"],
         )
 
-    def tally(self) -> PreparationStats:
-        """Its figures."""
+    def stats(self) -> PreparationStats:
+        """Returns the counts of this shard."""
         return PreparationStats(
             rejected=Counter(entry.reason for entry in self.left_out),
             texts_changed=self.texts_changed,
@@ -98,69 +99,71 @@ class ShardOutcome:
 
 
 class PartJournal(Journal):
-    """The shards of a part so far, in their order."""
+    """The outcome of each shard of a part so far, in order."""
 
     unit = "shards"
 
-    def __init__(self, folder: Path, number: int, parts: int, asked: Mapping[str, Any]) -> None:
-        super().__init__(_journal(folder, number, parts), asked)
+    def __init__(self, folder: Path, number: int, parts: int, fingerprint: Mapping[str, Any]) -> None:
+        super().__init__(_journal_path(folder, number, parts), fingerprint)
         self.outcomes: list[ShardOutcome] = []
 
     def add(self, outcome: ShardOutcome) -> None:
-        """Writes down what has become of the next shard; the file lies in its place already."""
+        """Records the outcome of the next shard. Its file must already be complete."""
         self.outcomes.append(outcome)
         self._write(asdict(outcome))
 
-    def _keep(self, record: Any) -> bool:
+    def _restore(self, record: Any) -> bool:
         outcome = ShardOutcome.parse(record)
-        trusted = outcome.record is None or _is_whole(self.path.parent / outcome.record.name, outcome.record)
-        if trusted:
+        valid = outcome.record is None or _is_intact(self.path.parent / outcome.record.name, outcome.record)
+        if valid:
             self.outcomes.append(outcome)
-        return trusted
+        return valid
 
 
-def _is_whole(file: Path, record: ShardRecord) -> bool:
+def _is_intact(file: Path, record: ShardRecord) -> bool:
     return file.is_file() and file.stat().st_size == record.bytes and sha256(file) == record.sha256
 
 
-def _journal(folder: Path, number: int, parts: int) -> Path:
+def _journal_path(folder: Path, number: int, parts: int) -> Path:
     return folder / f"part_{number}_of_{parts}.jsonl"
 
 
 def prepare_shards(
-    source: Source, config: PrepareConfig, output_dir: Path, asked: Mapping[str, Any]
+    source: Source, config: PrepareConfig, output_dir: Path, fingerprint: Mapping[str, Any]
 ) -> PreparationSummary:
-    """Writes the shards of ``config.part``; and the manifest, rejected.csv and dataset.json where all parts are there.
+    """Writes the shards of ``config.part``; after the last part also the manifest, rejected.csv and dataset.json.
 
     Raises:
-        DataError: something is in the way, another process is at this part, the parts do not belong together, or not
-            one clip is left.
+        DataError: the output folder has other files, another process is preparing this part, the parts differ in
+            their settings or source, or all clips are rejected.
         OSError: a file cannot be written.
         VitsTrainerError: a worker process was killed.
     """
     folder = output_dir / FOLDER
-    _refuse_others(output_dir, config)
-    with PartJournal(folder, config.part_number, config.parts, asked) as journal:
-        # Between the first look and the lock another process may have put it all together.
-        finished = finished_before(output_dir, asked)
+    _refuse_other_preparations(output_dir, config)
+    with PartJournal(folder, config.part_number, config.parts, fingerprint) as journal:
+        # Another process may have merged the parts since the first check.
+        finished = read_finished(output_dir, fingerprint)
         if finished is None:
             _write_shards(source, config, folder, journal)
             with _merge_lock(folder):
-                finished = finished_before(output_dir, asked) or _merge_parts(source, config, output_dir, asked)
+                finished = read_finished(output_dir, fingerprint) or _merge_parts(
+                    source, config, output_dir, fingerprint
+                )
         if finished.missing_parts:
             return finished
         remove_journals(folder)
     return finished
 
 
-def _refuse_others(output_dir: Path, config: PrepareConfig) -> None:
+def _refuse_other_preparations(output_dir: Path, config: PrepareConfig) -> None:
     folder = output_dir / FOLDER
     journals = {path.name for path in folder.glob("part_*_of_*.jsonl")}
-    ours = {_journal(folder, number, config.parts).name for number in range(1, config.parts + 1)}
+    ours = {_journal_path(folder, number, config.parts).name for number in range(1, config.parts + 1)}
     if journals - ours:
         raise DataError(
-            f"{folder} holds shards that are prepared in another number of parts ({min(journals - ours)}). Give --part "
-            "as before to go on with them, or delete the folder."
+            f"{folder} contains shards that are prepared in another number of parts ({min(journals - ours)}). "
+            "Give --part as before to resume, or delete the folder."
         )
     for name in ("metadata.csv", *([] if journals else [MANIFEST])):
         if (output_dir / name).exists():
@@ -168,11 +171,11 @@ def _refuse_others(output_dir: Path, config: PrepareConfig) -> None:
     refuse_foreign(folder, SHARDS)
 
 
-# A part
+# One part
 
 
 def _write_shards(source: Source, config: PrepareConfig, folder: Path, journal: PartJournal) -> None:
-    """Converts the part's clips behind those of the shards that are there already."""
+    """Writes the shards of the part that are not in ``journal`` yet."""
     per_part = config.shards // config.parts
     numbers = range((config.part_number - 1) * per_part, config.part_number * per_part)
     to_do = numbers[len(journal.outcomes) :]
@@ -181,31 +184,32 @@ def _write_shards(source: Source, config: PrepareConfig, folder: Path, journal: 
     ranges = shard_sizes(_clip_count(source, config), config.shards)
     if min(ranges) == 0:
         raise DataError(
-            f"--shards {config.shards}: the source has {sum(ranges)} clips, not one for each shard. Ask for fewer."
+            f"--shards {config.shards}: the source has {sum(ranges)} clips, fewer than one per shard. "
+            "Give a lower --shards."
         )
-    begin, wanted = sum(ranges[: to_do[0]]), sum(ranges[number] for number in to_do)
-    # The last shard takes what the source may have beyond the number that it gives.
-    clips = islice(prescreen(source, begin), None if to_do[-1] == config.shards - 1 else wanted)
-    names = _names(config, journal)
+    start, clip_count = sum(ranges[: to_do[0]]), sum(ranges[number] for number in to_do)
+    # The last shard also takes clips beyond the number that the source reports.
+    clips = islice(prescreen(source, start), None if to_do[-1] == config.shards - 1 else clip_count)
+    names = _clip_names(config, journal)
     total = sum(ranges[number] for number in numbers)
     with (
-        tqdm(desc="prepare_data", total=total, initial=total - wanted, unit="clip", disable=None) as bar,
+        tqdm(desc="prepare_data", total=total, initial=total - clip_count, unit="clip", disable=None) as bar,
         closing(map_in_processes(clips, encode_clip, lambda _: (), config)) as outcomes,
     ):
         for number in to_do:
-            own = islice(outcomes, None if number == config.shards - 1 else ranges[number])
-            journal.add(_write_shard(folder / shard_name(number), _counted(own, bar), names, config))
+            shard_clips = islice(outcomes, None if number == config.shards - 1 else ranges[number])
+            journal.add(_write_shard(folder / shard_name(number), _advance(bar, shard_clips), names, config))
 
 
 def _clip_count(source: Source, config: PrepareConfig) -> int:
     if source.clip_count is not None:
         return source.clip_count
-    logger.info("%s does not say how many clips it has: it is read once to count them.", config.dataset)
+    logger.info("%s does not report its number of clips: reading it once to count them.", config.dataset)
     return sum(1 for _ in open_source(config).clips)
 
 
-def _names(config: PrepareConfig, journal: PartJournal) -> Iterator[str]:
-    """Numbered over the accepted clips like those in wavs/; in each part anew, as it does not know of the others."""
+def _clip_names(config: PrepareConfig, journal: PartJournal) -> Iterator[str]:
+    """Yields names as in wavs/, numbered over the accepted clips of the part: other parts' counts are unknown."""
     part = f"p{config.part_number}_" if config.parts > 1 else ""
     number = sum(outcome.record.clips for outcome in journal.outcomes if outcome.record)
     while True:
@@ -216,42 +220,46 @@ def _names(config: PrepareConfig, journal: PartJournal) -> Iterator[str]:
 Outcome = tuple[SourceClip, tuple[bytes, int] | Rejection]
 
 
-def _counted(outcomes: Iterable[Outcome], bar: "tqdm[Any]") -> Iterator[Outcome]:
+def _advance(bar: "tqdm[Any]", outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
     for outcome in outcomes:
         yield outcome
         bar.update()
 
 
 def _write_shard(path: Path, clips: Iterable[Outcome], names: Iterator[str], config: PrepareConfig) -> ShardOutcome:
-    tally, rejected = PreparationStats(), []
+    stats, rejected = PreparationStats(), []
     with ShardWriter(path, config.target_sr, config.encoding) as writer:
         for clip, outcome in clips:
             if isinstance(outcome, Rejection):
                 entry = RejectedClip(clip.clip_id, *outcome)
                 rejected.append(entry)
-                tally.add(entry)
+                stats.add(entry)
             else:
                 audio, samples = outcome
                 accepted = to_accepted(clip, samples)
                 writer.add_encoded(next(names), audio, accepted.text, accepted.speaker, samples)
-                tally.add(accepted)
-        if tally.speaker_clips:
+                stats.add(accepted)
+        if stats.speaker_clips:
             record = writer.close()
         else:
             record = None
             writer.discard()
-            logger.warning("%s is left out: of its %d clips not one can be used.", path.name, len(rejected))
+            logger.warning("%s is skipped: all of its %d clips are rejected.", path.name, len(rejected))
     return ShardOutcome(
         record=record,
         left_out=tuple(rejected),
-        texts_changed=tally.texts_changed,
-        speaker_clips=dict(tally.speaker_clips),
-        characters="".join(sorted(tally.characters)),
+        texts_changed=stats.texts_changed,
+        speaker_clips=dict(stats.speaker_clips),
+        characters="".join(sorted(stats.characters)),
     )
 
 
 def encode_clip(audio: Path | bytes, tokens: int, config: PrepareConfig) -> tuple[bytes, int] | Rejection:
-    """One clip as it stands in a shard, and its samples; or why it is left out. Runs in a worker process."""
+    """Encodes a clip for a shard, in a worker process.
+
+    Returns:
+        The encoded audio and its number of samples, or the reason to reject the clip.
+    """
     try:
         pcm = to_pcm(audio, tokens, config)
     except RecordingError as error:
@@ -259,74 +267,75 @@ def encode_clip(audio: Path | bytes, tokens: int, config: PrepareConfig) -> tupl
     return encode_audio(pcm, config.target_sr, config.encoding), len(pcm)
 
 
-# All parts together
+# Merging the parts
 
 
 @contextmanager
 def _merge_lock(folder: Path) -> Iterator[None]:
-    """Waits for its turn: parts that end at once must not write the same files."""
-    while (turn := try_lock(folder / _LOCK)) is None:
+    """Waits for the lock: parts that finish at the same time must not write the same files."""
+    while (lock := try_lock(folder / _LOCK)) is None:
         time.sleep(_POLL_S)
-    with turn:
+    with lock:
         yield
 
 
 def _merge_parts(
-    source: Source, config: PrepareConfig, output_dir: Path, asked: Mapping[str, Any]
+    source: Source, config: PrepareConfig, output_dir: Path, fingerprint: Mapping[str, Any]
 ) -> PreparationSummary:
-    """Writes what stands for the whole, dataset.json last; or says which parts are missing."""
+    """Writes the files of the whole set, dataset.json last; if parts are missing, only returns which."""
     folder = output_dir / FOLDER
     parts = {
-        number: _outcomes_of(_journal(folder, number, config.parts), asked) for number in range(1, config.parts + 1)
+        number: _read_outcomes(_journal_path(folder, number, config.parts), fingerprint)
+        for number in range(1, config.parts + 1)
     }
     per_part = config.shards // config.parts
-    missing = [f"{number}/{config.parts}" for number, found in parts.items() if len(found) < per_part]
-    outcomes = parts[config.part_number] if missing else [outcome for found in parts.values() for outcome in found]
+    missing = [f"{number}/{config.parts}" for number, done in parts.items() if len(done) < per_part]
+    outcomes = parts[config.part_number] if missing else [outcome for done in parts.values() for outcome in done]
     records = tuple(outcome.record for outcome in outcomes if outcome.record)
-    tally = PreparationStats()
+    stats = PreparationStats()
     for outcome in outcomes:
-        tally.add_all(outcome.tally())
-    summary = tally.summary(output_dir, config.target_sr, len(records), missing)
+        stats.add_all(outcome.stats())
+    summary = stats.summary(output_dir, config.target_sr, len(records), missing)
     if missing:
         return summary
-    _require_there(folder, records)
+    _require_shards(folder, records)
     atomic_write(output_dir / "rejected.csv", rejected_csv(entry for outcome in outcomes for entry in outcome.left_out))
     if not records:
         remove_journals(folder)
         raise DataError(no_clips_message(summary))
     for stray in folder.glob("shard_*"):
-        if stray.name not in {record.name for record in records}:  # of an earlier preparation that was given up
+        if stray.name not in {record.name for record in records}:  # of an earlier, abandoned preparation
             discard(stray)
     Manifest(config.target_sr, config.encoding, records).write(output_dir)
-    atomic_write(output_dir / "dataset.json", dataset_json(summary, tally, source, config, asked))
+    atomic_write(output_dir / "dataset.json", dataset_json(summary, stats, source, config, fingerprint))
     return summary
 
 
-def _outcomes_of(journal: Path, asked: Mapping[str, Any]) -> list[ShardOutcome]:
-    """What a part has done so far, by its journal.
+def _read_outcomes(journal: Path, fingerprint: Mapping[str, Any]) -> list[ShardOutcome]:
+    """Returns the outcomes in the journal of a part.
 
     Raises:
-        DataError: it was asked for something else.
+        DataError: the journal is damaged, or the part was prepared with another fingerprint.
     """
     if not journal.exists():
         return []
     content = journal.read_bytes()
     try:
-        # The last line may be half written: its part is at work.
+        # The last line may be incomplete: the part may be running.
         first, *others = map(json.loads, content[: content.rfind(b"\n") + 1].splitlines() or [b'{"asked": null}'])
         outcomes = [ShardOutcome.parse(line) for line in others]
-        changed = first["asked"] and differences(first["asked"], asked)
+        changed = first["asked"] and differences(first["asked"], fingerprint)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{journal}: is damaged ({error}). Delete it, and prepare this part again.") from error
+        raise DataError(f"{journal}: damaged ({error}). Delete it, and prepare this part again.") from error
     if changed:
         raise DataError(
-            f"{journal}: this part is of something else: {changed}. Delete it, and prepare this part again from the "
-            "same source with the same settings."
+            f"{journal}: settings or source of this part differ: {changed}. Delete it, and prepare this part again "
+            "from the same source with the same settings."
         )
     return outcomes
 
 
-def _require_there(folder: Path, records: Iterable[ShardRecord]) -> None:
+def _require_shards(folder: Path, records: Iterable[ShardRecord]) -> None:
     for record in records:
         file = folder / record.name
         if not file.is_file() or file.stat().st_size != record.bytes:
@@ -336,6 +345,6 @@ def _require_there(folder: Path, records: Iterable[ShardRecord]) -> None:
 
 
 def remove_journals(folder: Path) -> None:
-    """Once all is done."""
+    """Deletes the journals and the lock of a complete preparation."""
     for path in (*folder.glob("part_*_of_*.jsonl"), folder / _LOCK):
         discard(path)

@@ -1,4 +1,4 @@
-"""What a preparation was asked for and came to: dataset.json and rejected.csv, for wavs/ and shards alike."""
+"""Fingerprint, statistics and summary of a preparation, and the files dataset.json and rejected.csv."""
 
 import csv
 import dataclasses
@@ -26,43 +26,43 @@ from vits_trainer.utils.strings import csv_cell
 
 logger = logging.getLogger("vits_trainer")
 
-_NO_SETTINGS = {"dataset", "output_dir", "processes", "part", "push_to_hub"}
-"""Fields of the configuration that dataset.json has elsewhere, or that change nothing in what is written."""
-_ONLY_OF_SHARDS = {"shards", "encoding"}
+_NOT_IN_SETTINGS = {"dataset", "output_dir", "processes", "part", "push_to_hub"}
+"""Fields that dataset.json has elsewhere, or that do not affect the files that are written."""
+_SHARDS_ONLY = {"shards", "encoding"}
 
 
 @dataclass(frozen=True)
 class PreparationSummary:
-    """What a preparation came to."""
+    """Result of a preparation."""
 
     output_dir: Path
     accepted: int
     rejected: Mapping[Reason, int]
-    """Clips left out by reason, in the order of the checks; only reasons that occurred."""
+    """Number of rejected clips by reason, in the order of the checks; only reasons that occurred."""
     texts_changed: int
     """Accepted clips whose text :func:`one_line` changed."""
     seconds: float
-    """Length of the accepted clips together."""
+    """Total duration of the accepted clips."""
     speakers: int
     shards: int = 0
-    """How many were written; 0 for wavs/."""
+    """Number of shards written; 0 for wavs/."""
     missing_parts: tuple[str, ...] = ()
-    """Parts such as 2/4 that are not done yet: the figures are those of one part alone."""
+    """Parts such as 2/4 that are not prepared yet. If there are any, the counts are those of a single part."""
 
     @property
     def hours(self) -> float:
-        """Length of the accepted clips together, in hours."""
+        """Total duration of the accepted clips, in hours."""
         return self.seconds / 3600
 
     @property
     def mean_seconds(self) -> float:
-        """Mean length of an accepted clip."""
+        """Mean duration of the accepted clips; 0 if there are none."""
         return self.seconds / self.accepted if self.accepted else 0.0
 
 
 @dataclass
 class PreparationStats:
-    """Figures of the clips so far."""
+    """Running counts over the clips."""
 
     rejected: Counter[Reason] = field(default_factory=Counter)
     texts_changed: int = 0
@@ -71,7 +71,7 @@ class PreparationStats:
     characters: set[str] = field(default_factory=set)
 
     def add(self, entry: AcceptedClip | RejectedClip) -> None:
-        """Counts one more clip."""
+        """Counts a clip."""
         if isinstance(entry, RejectedClip):
             self.rejected[entry.reason] += 1
             return
@@ -81,7 +81,7 @@ class PreparationStats:
         self.characters.update(entry.text)
 
     def add_all(self, other: "PreparationStats") -> None:
-        """Counts what ``other`` has counted."""
+        """Adds the counts of ``other``."""
         self.rejected += other.rejected
         self.texts_changed += other.texts_changed
         self.samples += other.samples
@@ -91,7 +91,7 @@ class PreparationStats:
     def summary(
         self, output_dir: Path, rate_hz: int, shards: int = 0, missing_parts: Iterable[str] = ()
     ) -> PreparationSummary:
-        """The figures of a preparation that is done, or of a part of it."""
+        """Returns the summary of a finished preparation, or of a part of one."""
         return PreparationSummary(
             output_dir=output_dir,
             accepted=self.speaker_clips.total(),
@@ -104,57 +104,59 @@ class PreparationStats:
         )
 
 
-# What was asked for
+# Fingerprint
 
 
 def preparation_fingerprint(source: Source, config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
-    """What decides the bytes that are written: the settings, and the source as it lies there."""
-    unused = _NO_SETTINGS if config.shards else _NO_SETTINGS | _ONLY_OF_SHARDS
+    """Returns all that determines the files written: the settings, and the state of the source."""
+    unused = _NOT_IN_SETTINGS if config.shards else _NOT_IN_SETTINGS | _SHARDS_ONLY
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in unused}
     if config.shards:
-        settings["parts"] = config.parts  # the clips' names tell them apart
+        settings["parts"] = config.parts  # part of the clips' names
     return {**settings, "dataset": config.dataset, "source": source.revision or _state_of(source, output_dir)}
 
 
 def _state_of(source: Source, output_dir: Path) -> str:
-    """Changes when a file of the source does: by names, sizes and times, as reading all of it would take long."""
-    found = source.files
-    if found is None and source.root is not None:
-        # Not where links lead: some lead in a circle.
+    """Returns a digest of the names, sizes and times of the source's files: reading their content would take long."""
+    files = source.files
+    if files is None and source.root is not None:
+        # Does not follow symbolic links: they may form a loop.
         root, output = source.root.resolve(), output_dir.resolve()
-        found = [path for path in root.rglob("*") if output not in path.parents]
+        files = [path for path in root.rglob("*") if output not in path.parents]
     digest = hashlib.sha256()
-    for path in sorted(found or ()):
+    for path in sorted(files or ()):
         if path.is_file():
             status = path.stat()
             digest.update(f"{path.name}|{status.st_size}|{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """``name then -> now`` of all that was asked for otherwise; nothing where all is the same."""
-    names = [*now, *(name for name in then if name not in now)]
-    return "; ".join(f"{name} {then.get(name)} -> {now.get(name)}" for name in names if then.get(name) != now.get(name))
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Returns ``name old -> new`` of every setting that differs; an empty string if none does."""
+    names = [*new, *(name for name in old if name not in new)]
+    return "; ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name))
 
 
-def finished_before(output_dir: Path, asked: Mapping[str, Any]) -> PreparationSummary | None:
-    """What an earlier call of the same kind came to; None where there was none.
+def read_finished(output_dir: Path, fingerprint: Mapping[str, Any]) -> PreparationSummary | None:
+    """Returns the summary of a finished preparation with the same fingerprint; None if ``output_dir`` has none.
 
     Raises:
-        DataError: there is a prepared set, but not of what is asked for now; says what differs.
+        DataError: ``output_dir`` was prepared with another fingerprint (the message lists the differences).
     """
     path = output_dir / "dataset.json"
     if not path.exists():
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        then = {**record["settings"], "dataset": record["source"]["dataset"], "source": record["source"]["state"]}
-        changed = differences(then, asked)
+        earlier = {**record["settings"], "dataset": record["source"]["dataset"], "source": record["source"]["state"]}
+        changed = differences(earlier, fingerprint)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(already_prepared_message(output_dir, "dataset.json")) from error
     if changed:
-        raise DataError(f"{already_prepared_message(output_dir, 'dataset.json')} It is of something else: {changed}.")
-    logger.info("%s was prepared before, from the same source with the same settings: it is left as it is.", output_dir)
+        raise DataError(
+            f"{already_prepared_message(output_dir, 'dataset.json')} Its settings or source differ: {changed}."
+        )
+    logger.info("%s is already prepared from the same source with the same settings: nothing to do.", output_dir)
     return PreparationSummary(
         output_dir=output_dir,
         accepted=record["accepted"],
@@ -167,12 +169,12 @@ def finished_before(output_dir: Path, asked: Mapping[str, Any]) -> PreparationSu
 
 
 def already_prepared_message(output_dir: Path, name: str) -> str:
-    """Why nothing is prepared where ``name`` lies."""
-    return f"{output_dir} already holds a prepared set ({name}). Delete it, or choose another --output_dir."
+    """Returns the error message for an ``output_dir`` that contains ``name`` of an earlier preparation."""
+    return f"{output_dir} already contains a prepared set ({name}). Delete it, or choose another --output_dir."
 
 
 def refuse_foreign(folder: Path, kind: Kind) -> None:
-    """Raises :class:`DataError` where prepare_data did not make ``folder``, or somebody else's file is in it."""
+    """Raises :class:`DataError` if ``folder`` or a file in it was not written by prepare_data."""
     if not folder.exists():
         return
     foreign = [*others_files(folder, kind), *([] if is_ours(folder, kind) else [folder])]
@@ -180,11 +182,11 @@ def refuse_foreign(folder: Path, kind: Kind) -> None:
         raise DataError(f"{foreign[0]} was not written by prepare_data. Move it away, or choose another --output_dir.")
 
 
-# What is written
+# Files
 
 
 def rejected_csv(entries: Iterable[AcceptedClip | RejectedClip]) -> str:
-    """Every clip left out, with its reason."""
+    """Returns the content of rejected.csv: every rejected clip with its reason."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(("clip", "reason", "detail"))
@@ -196,12 +198,12 @@ def rejected_csv(entries: Iterable[AcceptedClip | RejectedClip]) -> str:
 
 def dataset_json(
     summary: PreparationSummary,
-    tally: PreparationStats,
+    stats: PreparationStats,
     source: Source,
     config: PrepareConfig,
-    asked: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
 ) -> str:
-    """Counts, lengths, settings, versions; all speakers and characters, for training that reads clips as they come."""
+    """Returns the content of dataset.json. Streaming training reads the speakers and the characters from it."""
     return (
         json.dumps(
             {
@@ -212,8 +214,8 @@ def dataset_json(
                 "hours": round(summary.hours, 4),
                 "mean_seconds": round(summary.mean_seconds, 3),
                 "speakers": summary.speakers,
-                "speaker_clips": dict(sorted(tally.speaker_clips.items())),
-                "characters": "".join(sorted(tally.characters)),
+                "speaker_clips": dict(sorted(stats.speaker_clips.items())),
+                "characters": "".join(sorted(stats.characters)),
                 "sampling_rate": config.target_sr,
                 **({"shards": summary.shards} if summary.shards else {}),
                 "source": {
@@ -221,9 +223,9 @@ def dataset_json(
                     "dataset": config.dataset,
                     "revision": source.revision,
                     "clips": source.clip_count,
-                    "state": asked["source"],
+                    "state": fingerprint["source"],
                 },
-                "settings": {name: value for name, value in asked.items() if name not in ("dataset", "source")},
+                "settings": {name: value for name, value in fingerprint.items() if name not in ("dataset", "source")},
                 "versions": {
                     "vits_trainer": __version__,
                     "soundfile": sf.__version__,
@@ -239,10 +241,10 @@ def dataset_json(
 
 
 def no_clips_message(summary: PreparationSummary) -> str:
-    """What to do where every clip was left out."""
+    """Returns the error message if all clips are rejected."""
     counts = ", ".join(f"{count} {reason}" for reason, count in summary.rejected.items())
     return (
-        f"not one clip is left to train on: {counts}. {summary.output_dir / 'rejected.csv'} says why for each; "
-        "correct the data set, or loosen the limits (--min_upvotes, --max_downvotes, --min_duration_s, "
+        f"all clips were rejected: {counts}. {summary.output_dir / 'rejected.csv'} has the reason of each. "
+        "Correct the data set, or relax the limits (--min_upvotes, --max_downvotes, --min_duration_s, "
         "--max_duration_s, --min_loudness_dbfs)."
     )

@@ -1,4 +1,4 @@
-"""Shards on the Hugging Face Hub: a private data set that others prepare nothing for."""
+"""Upload of shards to the Hugging Face Hub, as a private data set that can be trained on without preparation."""
 
 import logging
 from collections.abc import Callable
@@ -20,39 +20,39 @@ configs:
 - config_name: default
   data_files: {FOLDER}/*.parquet
 ---
-Speech for VITS, prepared by vits_trainer: dataset.json says from what, {MANIFEST} what each shard holds.
+Speech for VITS, prepared by vits_trainer: dataset.json describes the source and the settings, {MANIFEST} the shards.
 """
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 def open_repository(name: str) -> None:
-    """Makes data set ``name``, private, where there is none: a login that may not write shows before hours of work.
+    """Creates the private data set ``name`` unless it exists, so that missing write access shows before hours of work.
 
     Raises:
-        DataError: the Hub cannot be reached, or refuses.
+        DataError: the Hub cannot be reached, or refuses access.
     """
-    _asked(name, lambda: HfApi().create_repo(name, repo_type="dataset", private=True, exist_ok=True))
+    _call_hub(name, lambda: HfApi().create_repo(name, repo_type="dataset", private=True, exist_ok=True))
 
 
 def push(folder: Path, name: str) -> str:
-    """Sends the shards of ``folder`` and what belongs to them, in one commit; what is there already is not sent again.
+    """Uploads the shards of ``folder`` and their metadata in one commit, skipping files that the Hub already has.
 
-    Shards of an earlier set that are not in the manifest are deleted there. A card is written where there is none.
+    Shards in the repository that are not in the manifest are deleted. A card is added if there is none.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
-        DataError: a shard is not as the manifest says, the Hub cannot be reached, or refuses.
+        DataError: a shard does not match the manifest, or the Hub cannot be reached or refuses access.
     """
     manifest = Manifest.read(folder)
     verify(folder, manifest)
     names = [f"{FOLDER}/{shard.name}" for shard in manifest.shards]
     api = HfApi()
-    if not _asked(name, lambda: api.file_exists(name, CARD, repo_type="dataset")):
+    if not _call_hub(name, lambda: api.file_exists(name, CARD, repo_type="dataset")):
         (folder / CARD).write_text(_CARD, encoding="utf-8")
-    logger.info("Sending %d shards to %s.", len(names), name)
-    sent = _asked(
+    logger.info("Uploading %d shards to %s.", len(names), name)
+    commit = _call_hub(
         name,
         lambda: api.upload_folder(
             repo_id=name,
@@ -63,16 +63,16 @@ def push(folder: Path, name: str) -> str:
             commit_message=f"{manifest.clips} clips in {len(names)} shards",
         ),
     )
-    return str(sent.commit_url)
+    return str(commit.commit_url)
 
 
-def _asked(name: str, request: Callable[[], Answer]) -> Answer:
+def _call_hub(name: str, request: Callable[[], Result]) -> Result:
     try:
         return request()
-    # Its HTTP library is httpx or httpx2, by its version.
+    # huggingface_hub uses httpx or httpx2, depending on its version.
     except (errors.HTTPError, OSError, ValueError) as error:  # type: ignore[attr-defined]
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(
-            f"--push_to_hub {name}: the Hub cannot be reached, or refuses ({reason}). Log in with a token that may "
-            "write there (hf auth login) and give the same command again; or leave the flag out."
+            f"--push_to_hub {name}: the Hub cannot be reached, or refuses access ({reason}). Log in with a token that "
+            "has write access (hf auth login) and run the same command again; or leave the flag out."
         ) from error

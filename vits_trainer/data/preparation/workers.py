@@ -1,4 +1,4 @@
-"""From the clips of a source to 16-bit PCM, in several processes, in order, with few clips under way at any time."""
+"""Converts clips to 16-bit PCM in worker processes, in order, with a bounded number of clips in flight."""
 
 import multiprocessing
 import os
@@ -37,30 +37,33 @@ from vits_trainer.utils.errors import VitsTrainerError
 from vits_trainer.utils.strings import one_line
 
 HOP_SAMPLES = 256
-"""Samples in a spectrogram frame of VITS and MMS-TTS voices."""
+"""Samples per spectrogram frame of VITS and MMS-TTS voices."""
 
 _CLIPS_IN_FLIGHT_PER_PROCESS = 4
 _UNKNOWN_SPEAKER = "unknown"
 
 ScreenedClip = tuple[SourceClip, Rejection | None]
-"""A clip, and the reason to leave it out where that shows without opening the audio."""
+"""A clip, and the reason to reject it if the metadata alone shows one."""
 Converted = TypeVar("Converted")
 
 
-def prescreen(source: Source, behind: int = 0) -> Iterator[ScreenedClip]:
-    """The clips behind the first ``behind``, judged by what is known of them; those may stand for what is repeated."""
-    if behind and source.clips_from is not None:
-        return _prescreened(source.clips_from(behind))
-    return islice(_prescreened(source.clips), behind, None)
+def prescreen(source: Source, start: int = 0) -> Iterator[ScreenedClip]:
+    """Yields the clips from index ``start`` on, with the reason to reject each if the metadata alone shows one.
+
+    Earlier clips are skipped without reading them only if the source allows it: they are needed to detect duplicates.
+    """
+    if start and source.clips_from is not None:
+        return _prescreen(source.clips_from(start))
+    return islice(_prescreen(source.clips), start, None)
 
 
-def _prescreened(clips: Iterator[SourceClip]) -> Iterator[ScreenedClip]:
+def _prescreen(clips: Iterator[SourceClip]) -> Iterator[ScreenedClip]:
     seen: set[Path] = set()
     for clip in clips:
         rejection = clip.rejection
         if rejection is None and isinstance(clip.audio, Path):
             if clip.audio in seen:
-                rejection = Rejection(Reason.DUPLICATE, f"{clip.audio.name} stands there before")
+                rejection = Rejection(Reason.DUPLICATE, f"{clip.audio.name} occurs earlier")
             seen.add(clip.audio)
         if rejection is None and not one_line(clip.text):
             rejection = Rejection(Reason.EMPTY_TEXT, repr(clip.text[:40]))
@@ -73,71 +76,71 @@ def map_in_processes(
     arguments: Callable[[int], tuple[Any, ...]],
     config: PrepareConfig,
 ) -> Generator[tuple[SourceClip, Converted | Rejection], None, None]:
-    """Every clip with what ``convert`` made of it, in order.
+    """Converts clips in worker processes and yields each with its result, in order.
 
-    Only a few clips are under way at any time: the audio may lie in memory.
+    Only a few clips are in flight at a time, as their audio may be in memory.
 
     Args:
-        clips: those that are judged already are not converted.
+        clips: those that already have a reason to be rejected are not converted.
         convert: called in a worker process with audio, tokens, ``config`` and ``arguments``.
-        arguments: of the clip's place in ``clips``, from 0.
+        arguments: returns further arguments of ``convert``, by the clip's index in ``clips``.
         config: of the preparation.
 
     Raises:
         VitsTrainerError: a worker process was killed.
     """
-    processes = config.processes or _cores()
-    # Started anew rather than forked: reading Parquet has threads, and those do not survive a fork.
+    processes = config.processes or _available_cores()
+    # Spawned rather than forked: reading Parquet uses threads, which do not survive a fork.
     context = multiprocessing.get_context("spawn")
     waiting: deque[tuple[SourceClip, Future[Converted | Rejection] | Rejection]] = deque()
-    with ProcessPoolExecutor(processes, context, initializer=_begin_worker) as pool:
+    with ProcessPoolExecutor(processes, context, initializer=_init_worker) as pool:
         try:
-            for place, (clip, known) in enumerate(clips):
-                work = known or pool.submit(convert, clip.audio, _tokens(clip), config, *arguments(place))
+            for index, (clip, rejection) in enumerate(clips):
+                work = rejection or pool.submit(convert, clip.audio, _count_tokens(clip), config, *arguments(index))
                 waiting.append((clip, work))
                 if len(waiting) == processes * _CLIPS_IN_FLIGHT_PER_PROCESS:
-                    yield _finished(*waiting.popleft())
+                    yield _result(*waiting.popleft())
             while waiting:
-                yield _finished(*waiting.popleft())
+                yield _result(*waiting.popleft())
         except BrokenProcessPool as error:
             raise VitsTrainerError(
-                f"a worker process of prepare_data was killed, perhaps as memory ran out. {config.output_dir} is "
-                "incomplete: run prepare_data again, with fewer --processes; it goes on from there."
+                f"a worker process of prepare_data was killed, perhaps for lack of memory. {config.output_dir} is "
+                "incomplete: run prepare_data again with fewer --processes; it resumes from there."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def to_accepted(clip: SourceClip, samples: int) -> AcceptedClip:
-    """A clip that was converted to so many samples, as it is written down."""
+    """Returns the journal entry of a clip that was converted to ``samples`` samples."""
     text = one_line(clip.text)
     return AcceptedClip(text, one_line(clip.speaker or "") or _UNKNOWN_SPEAKER, samples, text != clip.text)
 
 
-def _finished(
+def _result(
     clip: SourceClip, work: Future[Converted | Rejection] | Rejection
 ) -> tuple[SourceClip, Converted | Rejection]:
     return clip, work if isinstance(work, Rejection) else work.result()
 
 
-def _tokens(clip: SourceClip) -> int:
-    """Tokens of the clip's text as MMS-TTS counts: its characters, with a blank before, between and behind them."""
+def _count_tokens(clip: SourceClip) -> int:
+    """Returns the number of tokens as in MMS-TTS: the characters, with a blank before, between and after them."""
     return 2 * len(one_line(clip.text)) + 1
 
 
-def _cores() -> int:
-    # Containers and schedulers allow fewer cores than the machine has.
+def _available_cores() -> int:
+    # Containers and schedulers may allow fewer cores than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# In a worker process
+# In the worker processes
 
 
 def convert_clip(audio: Path | bytes, tokens: int, config: PrepareConfig, wav: Path) -> int | Rejection:
-    """Writes one clip as :func:`to_pcm` makes it, at ``config.target_sr``.
+    """Converts one clip with :func:`to_pcm` and writes it to ``wav`` at ``config.target_sr``.
 
     Returns:
-        The number of samples written, or why the clip is left out.
+        The number of samples written, or the reason to reject the clip.
     """
     try:
         pcm = to_pcm(audio, tokens, config)
@@ -148,10 +151,10 @@ def convert_clip(audio: Path | bytes, tokens: int, config: PrepareConfig, wav: P
 
 
 def to_pcm(audio: Path | bytes, tokens: int, config: PrepareConfig) -> NDArray[np.int16]:
-    """One clip as 16-bit PCM, (T,), mono, at ``config.target_sr``, trimmed and as loud as ``config`` asks for.
+    """Converts one clip to 16-bit PCM, (T,), mono, at ``config.target_sr``, trimmed and normalized per ``config``.
 
     Raises:
-        RecordingError: it cannot be used, or is too short for its ``tokens``.
+        RecordingError: the clip is unusable, or too short for its ``tokens``.
     """
     samples = _read_clip(audio, config)
     if config.loudness_dbfs is not None:
@@ -164,7 +167,7 @@ def to_pcm(audio: Path | bytes, tokens: int, config: PrepareConfig) -> NDArray[n
 
 
 def _read_clip(audio: Path | bytes, config: PrepareConfig) -> NDArray[np.float32]:
-    """(T,) at ``config.target_sr``; raises :class:`RecordingError` where the clip is not within the limits."""
+    """Returns the samples, (T,), at ``config.target_sr``; raises :class:`RecordingError` if they exceed a limit."""
     longest_s = MAX_DECODED_S if config.trim_silence else config.max_duration_s
     samples, rate_hz = read_recording(audio, config.min_duration_s, longest_s)
     if config.trim_silence:
@@ -176,15 +179,15 @@ def _read_clip(audio: Path | bytes, config: PrepareConfig) -> NDArray[np.float32
     return samples
 
 
-def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    # libmpg123 writes there of every damaged MP3, through the progress bar; rejected.csv says it.
+def _init_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent stops its workers
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    # libmpg123 reports every damaged MP3 on stderr, garbling the progress bar; rejected.csv has the reasons.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _leave_with_parent() -> None:
-    """A pool's workers otherwise wait for ever when their parent is killed."""
+def _exit_with_parent() -> None:
+    """Without this, a pool's workers wait forever after their parent was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
