@@ -293,12 +293,12 @@ def try_lock(path: Path) -> BinaryIO | None:
         file.close()
 
 
-def claim(path: Path, timeout_s: float, place: Path) -> BinaryIO | None:
-    """Retries :func:`try_lock` for ``timeout_s``. Returns None on timeout. ``place`` is what the warning names."""
+def claim(path: Path, timeout_s: float, directory: Path) -> BinaryIO | None:
+    """Retries :func:`try_lock` for ``timeout_s``. Returns None on timeout. The warning names ``directory``."""
     deadline_s = time.monotonic() + timeout_s
     file = try_lock(path)
     if file is None and timeout_s:
-        logger.warning("%s is in use by another process. Waiting for it to finish.", place)
+        logger.warning("%s is in use by another process. Waiting for it to finish.", directory)
     while file is None and time.monotonic() < deadline_s:
         time.sleep(_POLL_S)
         file = try_lock(path)

@@ -12,13 +12,13 @@ _MAX_NAMED = 10
 
 
 def require_finite(
-    weights: Mapping[str, Tensor], place: object, remedy: str, error: type[VitsTrainerError] = ModelError
+    weights: Mapping[str, Tensor], location: object, remedy: str, error: type[VitsTrainerError] = ModelError
 ) -> None:
     """Raises if weights contain NaN or Inf. Synchronizes with the GPU once per tensor.
 
     Args:
         weights: tensors by name, on any device.
-        place: their source or destination, for the message.
+        location: their source or destination, for the message.
         remedy: the remedy, as a sentence.
         error: class of the exception.
 
@@ -28,7 +28,7 @@ def require_finite(
     nonfinite = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if nonfinite:
         more = f" and {len(nonfinite) - _MAX_NAMED} more" if len(nonfinite) > _MAX_NAMED else ""
-        raise error(f"{place}: NaN or infinity in the weights {', '.join(nonfinite[:_MAX_NAMED])}{more}. {remedy}")
+        raise error(f"{location}: NaN or infinity in the weights {', '.join(nonfinite[:_MAX_NAMED])}{more}. {remedy}")
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
