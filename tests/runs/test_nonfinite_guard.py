@@ -128,7 +128,7 @@ def test_finite_replay_is_reported(
     assert "Every value is finite here and now" in capsys.readouterr().out
 
 
-def test_bad_numbers_in_a_row_end_the_run_saved_and_told(
+def test_consecutive_nonfinite_updates_end_the_run_after_saving(
     prepared: Path, tmp_path: Path, poison: Poison, capsys: pytest.CaptureFixture[str]
 ) -> None:
     poison("all", "4,5,6,7,8,9")
