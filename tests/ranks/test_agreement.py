@@ -62,9 +62,9 @@ def ranks(flags: list[str], *own: Sequence[object], folders: Sequence[Path] = ()
 
 
 def flags_of(source: Path, folder: Path, **changes: object) -> list[str]:
-    given = {"report_to": "none", "max_updates": 4, "validation_samples": 0, "batch_size": 2}
-    given |= {"data_dir": source / "training", "runs_dir": folder / "runs", **changes}
-    return train_flags(folder, **given)
+    settings = {"report_to": "none", "max_updates": 4, "validation_samples": 0, "batch_size": 2}
+    settings |= {"data_dir": source / "training", "runs_dir": folder / "runs", **changes}
+    return train_flags(folder, **settings)
 
 
 def assert_reported(ended: Ended, *expected: str) -> None:

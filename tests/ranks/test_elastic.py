@@ -26,9 +26,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_then_one_then_four_ranks_train_on_the_clips_of_an_uninterrupted_run(data: Path, tmp_path: Path) -> None:
-    whole, changing = tmp_path / "whole", tmp_path / "changing"
+    uninterrupted, changing = tmp_path / "uninterrupted", tmp_path / "changing"
     launches = [
-        (whole, "cpu", 1, {"batch_size": 4, "max_updates": 14}),
+        (uninterrupted, "cpu", 1, {"batch_size": 4, "max_updates": 14}),
         (changing, "cpu_2proc", 2, {"batch_size": 2, "max_updates": 5}),
         (changing, "cpu", 1, {"batch_size": 2, "gradient_accumulation_steps": 2, "max_updates": 9}),
         (changing, "cpu_2proc", 4, {"batch_size": 1, "max_updates": 14}),
@@ -38,12 +38,12 @@ def test_two_then_one_then_four_ranks_train_on_the_clips_of_an_uninterrupted_run
         code, output = finish(start(folder, data, config, "--num_processes", str(ranks), **settings))
         assert code == 0, output
     assert "processes 2 -> 1" in (changing / "training/runs/run/train.log").read_text()
-    found = clips_by_update(changing, ranks=4)
-    assert found == clips_by_update(whole, ranks=1)
+    clips = clips_by_update(changing, ranks=4)
+    assert clips == clips_by_update(uninterrupted, ranks=1)
     # 21 training clips in updates of 4: six per epoch, the sixth of one clip, for which three of four ranks have none.
-    assert [sum(found[update].values()) for update in range(1, 15)] == [4, 4, 4, 4, 4, 1] * 2 + [4, 4]
-    assert sum((found[update] for update in range(1, 7)), Counter()) == sum(
-        (found[update] for update in range(7, 13)), Counter()
+    assert [sum(clips[update].values()) for update in range(1, 15)] == [4, 4, 4, 4, 4, 1] * 2 + [4, 4]
+    assert sum((clips[update] for update in range(1, 7)), Counter()) == sum(
+        (clips[update] for update in range(7, 13)), Counter()
     )
     assert [line["data/trained"] for line in metrics(changing)][-1] == 50
 

@@ -38,9 +38,9 @@ def store() -> Iterator[Store]:
 
 
 @pytest.fixture(scope="module")
-def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of 1.5 epochs, on two ranks with two data workers each."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("uninterrupted")
     code, output = finish(start(folder, shards, "cpu_2proc", max_updates=14, **STREAMED))
     assert code == 0, output
     return folder
@@ -50,19 +50,19 @@ def log(folder: Path) -> str:
     return (folder / "training/runs/run/train.log").read_text()
 
 
-def test_every_clip_is_read_once_by_two_ranks_with_two_workers_each(whole: Path) -> None:
-    assert "epoch 1: 68 trained + 0 rejected + 8 validation = 76 clips" in log(whole)
-    found = clips_by_update(whole, ranks=2)
+def test_every_clip_is_read_once_by_two_ranks_with_two_workers_each(uninterrupted: Path) -> None:
+    assert "epoch 1: 68 trained + 0 rejected + 8 validation = 76 clips" in log(uninterrupted)
+    clips = clips_by_update(uninterrupted, ranks=2)
     names = {f"shard_{shard:05d}.parquet:{n}" for shard, clips in enumerate(SHARDS) for n in range(clips)}
-    epoch = sum((found[update] for update in range(1, 10)), Counter())
+    epoch = sum((clips[update] for update in range(1, 10)), Counter())
     assert set(epoch.values()) == {1}
     assert len(epoch) == 68
     assert epoch.keys() < names
-    assert [sum(found[update].values()) for update in range(1, 15)] == [8] * 8 + [4] + [8] * 5
+    assert [sum(clips[update].values()) for update in range(1, 15)] == [8] * 8 + [4] + [8] * 5
 
 
 def test_run_from_a_failing_store_resumed_within_a_window_ends_with_the_same_weights(
-    store: Store, whole: Path, shards: Path, tmp_path: Path
+    store: Store, uninterrupted: Path, shards: Path, tmp_path: Path
 ) -> None:
     """Substreams alternate in groups of four, so update 6 of the epoch's 9 is within a window."""
     address = store.upload(shards, "now_and_then")
@@ -71,8 +71,8 @@ def test_run_from_a_failing_store_resumed_within_a_window_ends_with_the_same_wei
         code, output = finish(start(tmp_path, address, "cpu_2proc", max_updates=updates, **STREAMED))
         assert code == 0, output
     assert store.failed > 8
-    assert clips_by_update(tmp_path, ranks=2) == clips_by_update(whole, ranks=2)
-    assert weights(tmp_path, 14) == weights(whole, 14)
+    assert clips_by_update(tmp_path, ranks=2) == clips_by_update(uninterrupted, ranks=2)
+    assert weights(tmp_path, 14) == weights(uninterrupted, 14)
 
 
 def test_unavailable_store_ends_the_run_after_saving(

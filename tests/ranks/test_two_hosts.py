@@ -70,9 +70,9 @@ def finish(started: list[Started]) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run on two hosts."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("uninterrupted")
     with two_hosts() as hosts:
         output = finish(start(hosts, folder, data))
     assert re.search(r"weights of all 2 rank\(s\): sha256 [0-9a-f]{64}", output)
@@ -95,7 +95,7 @@ GONE = "vits-trainer: rank 0's machine or its launcher is gone or cannot be reac
 def test_disconnected_host_is_reported_and_a_restart_ends_with_the_same_weights(
     hosts: Hosts,
     data: Path,
-    whole: Path,
+    uninterrupted: Path,
     tmp_path: Path,
     killed: int | None,
     messages: dict[int, str],
@@ -119,5 +119,5 @@ def test_disconnected_host_is_reported_and_a_restart_ends_with_the_same_weights(
     hosts.join()
     output = finish(start(hosts, tmp_path / "cut", data, resume_from_checkpoint="auto"))
     assert re.search(r"Resumed from \S+/checkpoint-\d+ at update \d+", output)
-    assert weights(tmp_path / "cut", UPDATES) == weights(whole, UPDATES)
+    assert weights(tmp_path / "cut", UPDATES) == weights(uninterrupted, UPDATES)
     assert [line["update"] for line in metrics(tmp_path / "cut")] == list(range(1, UPDATES + 1))

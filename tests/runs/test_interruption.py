@@ -22,17 +22,17 @@ def without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("uninterrupted")
     prepared_folder(folder)
     assert main(["train_vits", *train_flags(folder)]) == 0
     return folder
 
 
 @pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    shutil.copytree(whole / "training", tmp_path / "training", ignore=shutil.ignore_patterns("runs"))
+def folder(uninterrupted: Path, tmp_path: Path) -> Path:
+    shutil.copytree(uninterrupted / "training", tmp_path / "training", ignore=shutil.ignore_patterns("runs"))
     return tmp_path
 
 
@@ -60,7 +60,7 @@ def comparable(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_signal_saves_and_exits_with_its_code_and_the_run_resumes(
-    number: signal.Signals, whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, uninterrupted: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.getsignal(number)
     with monkeypatch.context() as patched:
@@ -76,8 +76,8 @@ def test_signal_saves_and_exits_with_its_code_and_the_run_resumes(
     assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [128 + number]
 
     assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="latest")]) == 0
-    assert weights(folder, 4) == weights(whole, 4)
-    assert comparable(folder) == comparable(whole)
+    assert weights(folder, 4) == weights(uninterrupted, 4)
+    assert comparable(folder) == comparable(uninterrupted)
 
 
 def test_further_signals_do_not_interrupt_the_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_run_stopped_before_the_first_update_saves_nothing(folder: Path) -> None
 
 
 def test_restart_by_the_launcher_resumes_what_this_launch_saved(
-    whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    uninterrupted: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same command resumes after a restart; checkpoints of another launch are an error."""
     assert main(["train_vits", *train_flags(folder, max_updates=2)]) == 0
@@ -144,7 +144,7 @@ def test_restart_by_the_launcher_resumes_what_this_launch_saved(
     monkeypatch.undo()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert main(["train_vits", *train_flags(folder)]) == 0
-    assert weights(folder, 4) == weights(whole, 4)
+    assert weights(folder, 4) == weights(uninterrupted, 4)
 
 
 def test_dead_launcher_stops_its_ranks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,8 +45,8 @@ def test_voice_is_uploaded_completely_and_privately(folder: Path) -> None:
     # The marker says that the folder on this machine may be replaced.
     written = {name: content for name, content in local.items() if name != MARKER}
     assert hub.files == written
-    whole = {"README.md", "config.json", "model.safetensors", "discriminator.safetensors", "sample_0.wav"}
-    assert whole <= set(written)
+    expected = {"README.md", "config.json", "model.safetensors", "discriminator.safetensors", "sample_0.wav"}
+    assert expected <= set(written)
     # The token is sent to the Hub only.
     assert hub.tokens == {f"Bearer {TOKEN}"}
     assert TOKEN not in ended.stdout + ended.stderr

@@ -109,8 +109,8 @@ def test_finite_replay_is_reported(
     losses = Objective.generator_losses
 
     def faulty(self: Objective, *arguments: Any) -> dict[str, torch.Tensor]:
-        found = losses(self, *arguments)
-        return {name: value * torch.nan for name, value in found.items()} if faulty.armed else found
+        values = losses(self, *arguments)
+        return {name: value * torch.nan for name, value in values.items()} if faulty.armed else values
 
     faulty.armed = False
     step = Trainer.step
@@ -128,7 +128,7 @@ def test_finite_replay_is_reported(
     assert "All values are finite in this replay" in capsys.readouterr().out
 
 
-def test_bad_numbers_in_a_row_end_the_run_saved_and_told(
+def test_consecutive_nonfinite_updates_end_the_run_after_saving(
     prepared: Path, tmp_path: Path, poison: Poison, capsys: pytest.CaptureFixture[str]
 ) -> None:
     poison("all", "4,5,6,7,8,9")
@@ -203,10 +203,10 @@ def test_replay_has_the_random_numbers_of_the_update(
     train_step = GanTrainStep.__call__
 
     def recording(self: GanTrainStep, batch: Any, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        found = train_step(self, batch, *args, **kwargs)
-        kl = float(found["generator/kl"].detach()) * args[0].frames / float(batch.frame_lengths.sum())
+        values = train_step(self, batch, *args, **kwargs)
+        kl = float(values["generator/kl"].detach()) * args[0].frames / float(batch.frame_lengths.sum())
         seen[", ".join(batch.clip_ids)] = kl
-        return found
+        return values
 
     poison("audio_000011.wav", "1")
     settings = {"max_updates": 1, "batch_size": 4, "gradient_accumulation_steps": 3, "learning_rate": 1e-12}

@@ -57,10 +57,10 @@ def test_better_voice_replaces_the_old_one_and_can_be_rolled_back(
     feedback = corrections(tmp_path / "feedback")
     settings = {"data_dir": trained / "training", "max_regression": 1}
     assert main(flags(served, feedback, new, **settings)) == 0
-    found = verdict(new)
-    assert found["accepted"]
-    assert found["learnt"] == ["word0", "word1", "word2", "word3"]
-    for change in found["figures"]["corrections"].values():
+    decision = verdict(new)
+    assert decision["accepted"]
+    assert decision["learnt"] == ["word0", "word1", "word2", "word3"]
+    for change in decision["figures"]["corrections"].values():
         assert change["after"] < 0.97 * change["before"]
     assert {**hashes(new), "learnt.json": hashes(served)["learnt.json"]} == hashes(served) != before
     assert hashes(tmp_path / "final_model_versions/0") == before

@@ -149,19 +149,19 @@ def test_finetuning_starts_from_the_exported_voice_and_its_discriminator(trained
             torch.testing.assert_close(after[key], before[key], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("place", ["D_4.pth", "inside the voice's file"])
+@pytest.mark.parametrize("source", ["D_4.pth", "inside the voice's file"])
 def test_finetuning_with_another_discriminator_file_needs_no_warmup(
-    trained: Path, tmp_path: Path, place: str
+    trained: Path, tmp_path: Path, source: str
 ) -> None:
     voice = tmp_path / "voice"
     shutil.copytree(trained / "final_model", voice)
     discriminator = load_file(voice / "discriminator.safetensors")
     (voice / "discriminator.safetensors").unlink()
-    flags = train_flags(tmp_path, data_dir=trained / "training", run_name=f"from {place[0]}", max_updates=20)
+    flags = train_flags(tmp_path, data_dir=trained / "training", run_name=f"from {source[0]}", max_updates=20)
     flags += ["--model_name", str(voice), "--learning_rate", "1e-30", "--architecture", "null"]
-    if place == "D_4.pth":
-        torch.save({"model": to_original_discriminator(discriminator), "iteration": 4}, tmp_path / place)
-        flags += ["--discriminator_from", str(tmp_path / place)]
+    if source == "D_4.pth":
+        torch.save({"model": to_original_discriminator(discriminator), "iteration": 4}, tmp_path / source)
+        flags += ["--discriminator_from", str(tmp_path / source)]
     else:
         weights = {f"discriminator.{name}": weight for name, weight in discriminator.items()}
         save_file(load_file(voice / "model.safetensors") | weights, voice / "model.safetensors", {"format": "pt"})
@@ -170,7 +170,7 @@ def test_finetuning_with_another_discriminator_file_needs_no_warmup(
     assert after.keys() == discriminator.keys()
     for key, weight in discriminator.items():
         torch.testing.assert_close(after[key], weight, atol=1e-6, rtol=1e-5)
-    log = (trained / "training/runs" / f"from {place[0]}" / "train.log").read_text()
+    log = (trained / "training/runs" / f"from {source[0]}" / "train.log").read_text()
     assert "Only the discriminator is trained" not in log
 
 

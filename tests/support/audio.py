@@ -177,9 +177,9 @@ class _HubAnswers(http.server.BaseHTTPRequestHandler):
 
     def _tree(self, folder: str) -> None:
         entries = []
-        for found in sorted((self.repository / folder).glob("**/*" if "recursive=true" in self.path else "*")):
-            entry = {"type": "directory", "path": found.relative_to(self.repository).as_posix(), "oid": found.name}
-            entries.append({**entry, "type": "file", "size": found.stat().st_size} if found.is_file() else entry)
+        for path in sorted((self.repository / folder).glob("**/*" if "recursive=true" in self.path else "*")):
+            entry = {"type": "directory", "path": path.relative_to(self.repository).as_posix(), "oid": path.name}
+            entries.append({**entry, "type": "file", "size": path.stat().st_size} if path.is_file() else entry)
         if (self.repository / folder).is_dir():
             self._answer(200, entries)
         else:
@@ -189,12 +189,12 @@ class _HubAnswers(http.server.BaseHTTPRequestHandler):
         if not file.is_file():
             self._answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=HUB_COMMIT)
             return
-        content, asked = file.read_bytes(), self.headers.get("Range")
+        content, byte_range = file.read_bytes(), self.headers.get("Range")
         headers = {"ETag": f'"{file.name}"', "X_Repo_Commit": HUB_COMMIT, "Accept_Ranges": "bytes"}
-        if asked:
-            first, last = asked.removeprefix("bytes=").split("-")
+        if byte_range:
+            first, last = byte_range.removeprefix("bytes=").split("-")
             content = content[int(first) : int(last) + 1 if last else None]
-        self._answer(206 if asked else 200, content, **headers)
+        self._answer(206 if byte_range else 200, content, **headers)
 
 
 @contextmanager

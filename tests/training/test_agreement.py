@@ -81,9 +81,9 @@ def run_of(config: TrainConfig, prepared: Any) -> Callable[[Any], None]:
 
 
 def test_differences_give_each_value_with_its_ranks() -> None:
-    found = [{"a": 1, "b": 0.5}, {"a": 1, "b": 0.25}, {"a": 1}, {"a": 1, "b": 0.5}]
-    assert differences(found) == ["b: 0.5 on ranks 0+3, 0.25 on rank 1, missing on rank 2"]
-    assert differences(found[:1]) == []
+    facts = [{"a": 1, "b": 0.5}, {"a": 1, "b": 0.25}, {"a": 1}, {"a": 1, "b": 0.5}]
+    assert differences(facts) == ["b: 0.5 on ranks 0+3, 0.25 on rank 1, missing on rank 2"]
+    assert differences(facts[:1]) == []
 
 
 def test_equal_ranks_agree(clips: Any) -> None:
@@ -121,12 +121,12 @@ def test_settings_that_are_not_compared_exist() -> None:
 
 
 def test_different_versions_are_reported(clips: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: Iterator[str] = iter(["2.0", "2.1"])
+    torch_versions: Iterator[str] = iter(["2.0", "2.1"])
     lock = threading.Lock()
 
     def of_rank() -> dict[str, str]:
         with lock:
-            return {"torch": next(found), "wandb": "0"}
+            return {"torch": next(torch_versions), "wandb": "0"}
 
     monkeypatch.setattr(agreement, "versions", of_rank)
     message = str(error_of(run_of(CONFIG, clips), run_of(CONFIG, clips)))
@@ -218,10 +218,10 @@ def test_slow_rank_limits_the_compared_clips(folder: Path, monkeypatch: pytest.M
 
 
 def test_single_rank_reads_nothing() -> None:
-    alone = SimpleNamespace(world_size=1)
-    require_same_run(CONFIG, None, alone)  # type: ignore[arg-type]
-    require_same_recordings(None, None, 1, alone)  # type: ignore[arg-type]
-    agreement.require_same_start(replace(CONFIG, model_name="nowhere"), None, alone)  # type: ignore[arg-type]
+    single = SimpleNamespace(world_size=1)
+    require_same_run(CONFIG, None, single)  # type: ignore[arg-type]
+    require_same_recordings(None, None, 1, single)  # type: ignore[arg-type]
+    agreement.require_same_start(replace(CONFIG, model_name="nowhere"), None, single)  # type: ignore[arg-type]
 
 
 def start_of(**sources: Any) -> Callable[[Any], None]:

@@ -87,12 +87,12 @@ def filled(seed: int, world_size: int = 1) -> DeviceMeans:
 
 
 def test_restored_means_continue_bit_exactly():
-    whole, restored = filled(1), DeviceMeans()
-    restored.restore([json.loads(json.dumps(whole.save()))], CPU)
-    for running in (whole, restored):
+    original, restored = filled(1), DeviceMeans()
+    restored.restore([json.loads(json.dumps(original.save()))], CPU)
+    for running in (original, restored):
         running.add({"a": torch.tensor(1 / 3), "b": torch.tensor(1e-9)}, weight=3, counts=REACHED)
-    assert restored.save() == whole.save()
-    assert read(restored) == read(whole)
+    assert restored.save() == original.save()
+    assert read(restored) == read(original)
 
 
 def test_fewer_processes_restore_the_sums_of_all():

@@ -194,19 +194,19 @@ def test_generator_output_of_a_clip_does_not_depend_on_its_batch(kind):
     with torch.no_grad():
         together = objective.generator_forward(generator, batch_of(*clips), torch.tensor(starts))
         for row, (one, start) in enumerate(zip(clips, starts, strict=True)):
-            alone = objective.generator_forward(generator, batch_of(one), torch.tensor([start]))
+            single = objective.generator_forward(generator, batch_of(one), torch.tensor([start]))
             frames = len(one.pcm) // 256
             for name in ("generated", "recorded", "generated_mel", "recorded_mel", "mel_mask"):
-                ours, expected = getattr(together, name)[row], getattr(alone, name)[0]
-                mask, bound = (alone.mel_mask[0], 5e-4) if "mel" in name else (1.0, 1e-5)
+                ours, expected = getattr(together, name)[row], getattr(single, name)[0]
+                mask, bound = (single.mel_mask[0], 5e-4) if "mel" in name else (1.0, 1e-5)
                 torch.testing.assert_close(ours * mask, expected * mask, atol=bound, rtol=1e-5)
             for name in ("latents", "posterior_log_std", "prior_mean", "prior_log_std"):
-                ours, expected = getattr(together.output, name)[row], getattr(alone.output, name)[0]
+                ours, expected = getattr(together.output, name)[row], getattr(single.output, name)[0]
                 torch.testing.assert_close(ours[:, :frames], expected[:, :frames], atol=1e-5, rtol=1e-5)
                 assert (ours[:, frames:] == 0).all()
-            paths = together.output.token_of_frame[row, :frames], alone.output.token_of_frame[0, :frames]
+            paths = together.output.token_of_frame[row, :frames], single.output.token_of_frame[0, :frames]
             assert torch.equal(*paths)
-            durations = together.output.duration_loss[row], alone.output.duration_loss[0]
+            durations = together.output.duration_loss[row], single.output.duration_loss[0]
             torch.testing.assert_close(*durations, atol=1e-4, rtol=1e-5)
 
 
@@ -232,7 +232,7 @@ def test_shares_of_an_update_sum_to_the_combined_batch():
     In float64: in float32 the signs of L1 and of leaky ReLUs flip with the last bit, which changes a gradient by 1e-3
     of its norm.
     """
-    whole = [(LONG, 12), (SHORT, 3), (SHORTER_THAN_SEGMENT, 0), (clip(22, 7, seed=5), 9)]
+    clips = [(LONG, 12), (SHORT, 3), (SHORTER_THAN_SEGMENT, 0), (clip(22, 7, seed=5), 9)]
     discriminator, objective = build_discriminator().double(), build_objective()
 
     def run(parts: list[list[tuple[Clip, int]]]) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -248,8 +248,8 @@ def test_shares_of_an_update_sum_to_the_combined_batch():
             totals = {name: totals[name] + losses[name].item() for name in totals}
         return totals, gradients(generator)
 
-    combined_losses, combined_gradients = run([whole])
-    for parts in ([[one] for one in whole], [whole[:1], whole[1:]], [whole[:3], whole[3:], []]):
+    combined_losses, combined_gradients = run([clips])
+    for parts in ([[one] for one in clips], [clips[:1], clips[1:]], [clips[:3], clips[3:], []]):
         losses, own_gradients = run(parts)
         assert losses == pytest.approx(combined_losses, rel=1e-12)
         difference = torch.stack(
@@ -324,8 +324,8 @@ def test_trap_7_mel_counts_only_the_frames_of_a_short_clip():
 def test_trap_9_target_is_cut_from_the_mel_of_the_whole_clip():
     batch = batch_of(LONG)
     pair = build_objective().generator_forward(build(), batch, torch.tensor([12]))
-    whole = log_mel(spectrogram(batch.waveform, batch.frame_lengths, SPEC), SPEC)
-    assert torch.equal(pair.recorded_mel, whole[:, :, 12 : 12 + SEGMENT])
+    whole_mel = log_mel(spectrogram(batch.waveform, batch.frame_lengths, SPEC), SPEC)
+    assert torch.equal(pair.recorded_mel, whole_mel[:, :, 12 : 12 + SEGMENT])
     assert torch.equal(pair.recorded[0, 0], batch.waveform[0, 12 * 256 : (12 + SEGMENT) * 256])
 
 

@@ -13,9 +13,9 @@ OWNERS = {"reading": (PreparedClipDataset, "__getitem__"), "computing": (Objecti
 def slow_down(owner, name):
     original = getattr(owner, name)
 
-    def slow(self, *given, **named):
+    def slow(self, *args, **kwargs):
         time.sleep(float(os.environ["SLOW_S"]))
-        return original(self, *given, **named)
+        return original(self, *args, **kwargs)
 
     setattr(owner, name, slow)
 
