@@ -526,7 +526,7 @@ OUTPUT_PATHS = (
     CallRow("export to the data folder", "exit 2", "is or contains the checkpoint", _into("training", "export")),
     CallRow("export to a folder of other files", "exit 2", "and is not a voice", _into("notes", "export")),
     CallRow("output to a parent of the feedback folder", "exit 2", "is or contains --feedback_dir", _correcting("--output_dir", "{root}")),
-    CallRow("work folder with other files", "exit 2", "is not its own", _other_files_in_work_folder),
+    CallRow("work folder with other files", "exit 2", "was not made by it", _other_files_in_work_folder),
     CallRow("run folder with other files", "exit 2", "contains config.yaml, but is not a run folder", _trained(_other_files_in_run_folder)),
     CallRow("other recordings with names of prepared clips in the output folder", "exit 2", "wavs was not written by prepare_data", _names_of_prepared_clips),
 )  # fmt: skip

@@ -18,7 +18,7 @@ original_step = Trainer.step
 def poisoned(self, update, denominators):
     updates = os.environ.get("POISON_UPDATES", "")
     due = not updates or str(self.state.update + 1) in updates.split(",")
-    if due and self.runtime.rank == int(os.environ.get("POISON_RANK", "0")):
+    if due and self.runtime.process_index == int(os.environ.get("POISON_RANK", "0")):
         update = [_poison(batch) for batch in update]
     original_step(self, update, denominators)
 

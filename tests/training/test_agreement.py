@@ -43,7 +43,8 @@ class Ranks:
 
         count = len(self.items)
         return SimpleNamespace(
-            world_size=count, rank=rank, precision="fp32", all_gather_object=gather, on_main_then_broadcast=from_main
+            num_processes=count, process_index=rank, precision="fp32", all_gather_object=gather,
+            on_main_then_broadcast=from_main,
         )
 
 
@@ -218,7 +219,7 @@ def test_slow_rank_limits_the_compared_clips(folder: Path, monkeypatch: pytest.M
 
 
 def test_single_rank_reads_nothing() -> None:
-    single = SimpleNamespace(world_size=1)
+    single = SimpleNamespace(num_processes=1)
     require_same_run(CONFIG, None, single)  # type: ignore[arg-type]
     require_same_recordings(None, None, 1, single)  # type: ignore[arg-type]
     agreement.require_same_start(replace(CONFIG, model_name="nowhere"), None, single)  # type: ignore[arg-type]

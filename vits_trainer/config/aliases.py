@@ -3,8 +3,6 @@
 FLAGS = {
     # transformers.TrainingArguments, TRL
     "bf16": "--precision bf16",
-    "adam_beta1": "--adam_betas",
-    "adam_beta2": "--adam_betas",
     "adam_epsilon": "--adam_eps",
     "dataloader_num_workers": "--data_workers",
     "dataset_name": "--data_dir",
@@ -46,7 +44,6 @@ FLAGS = {
     "speaker_idx": "--speaker",
     "speaker_id": "--speaker",
     "model_path": "--model",
-    "length_scale": "--speaking_rate",
     # Piper
     "dataset_dir": "--data_dir",
     "dataset-dir": "--data_dir",
@@ -101,6 +98,9 @@ FLAGS = {
 
 _LAUNCH = "start it with: accelerate launch --num_processes N -m vits_trainer train_vits [FLAGS]"
 EXPLANATIONS = {
+    "adam_beta1": "set both with --adam_betas '[0.8, 0.99]'",
+    "adam_beta2": "set both with --adam_betas '[0.8, 0.99]'",
+    "length_scale": "set --speaking_rate to its reciprocal",
     "gpus": _LAUNCH,
     "devices": _LAUNCH,
     "num_gpus": _LAUNCH,

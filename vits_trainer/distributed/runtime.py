@@ -91,14 +91,14 @@ class Runtime:
             raise ConfigError(
                 f"The launcher's processes cannot connect ({error}). {launch_environment.how_to_launch()}"
             ) from error
-        launch_environment.check_world_size(os.environ, self.world_size)
+        launch_environment.check_world_size(os.environ, self.num_processes)
         # Collectives on host values use a separate group: they must not wait for the device, busy with the last update.
         self._host_group: Any = None
         self._heartbeats: RankHeartbeats | None = None
-        if self.world_size > 1:
+        if self.num_processes > 1:
             self._host_group = torch.distributed.new_group(backend="gloo", timeout=timeout)
             store = PrefixStore("signs", _get_default_store())
-            self._heartbeats = RankHeartbeats(store, self.rank, self.world_size, timeout_s)
+            self._heartbeats = RankHeartbeats(store, self.process_index, self.num_processes, timeout_s)
 
     @property
     def device(self) -> torch.device:
@@ -107,12 +107,12 @@ class Runtime:
         return device
 
     @property
-    def rank(self) -> int:
+    def process_index(self) -> int:
         """Number of this process, from 0."""
         return int(self.accelerator.process_index)
 
     @property
-    def local_rank(self) -> int:
+    def local_process_index(self) -> int:
         """Number of this process on its machine, from 0."""
         return int(self.accelerator.local_process_index)
 
@@ -122,14 +122,14 @@ class Runtime:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
     @property
-    def world_size(self) -> int:
+    def num_processes(self) -> int:
         """Number of processes."""
         return int(self.accelerator.num_processes)
 
     @property
     def is_main_process(self) -> bool:
         """Whether this process writes files and logs for all."""
-        return self.rank == 0
+        return self.process_index == 0
 
     def prepare_model(self, network: nn.Module) -> nn.Module:
         """Moves a network to the device and wraps it in DistributedDataParallel. Runs on every rank."""
@@ -145,7 +145,7 @@ class Runtime:
 
     def reseed(self, *numbers: int) -> None:
         """Seeds all generators from ``numbers`` and the rank alone, so that no generator state has to be saved."""
-        seed_all(*numbers, self.rank)
+        seed_all(*numbers, self.process_index)
 
     def gradient_scaler(self) -> torch.amp.GradScaler:
         """Returns a scaler for one network, so that its overflow does not change the other's scale (fp16 only)."""
@@ -214,7 +214,7 @@ class Runtime:
         """Returns each rank's ``item``, a small picklable value, on every rank. Runs on every rank."""
         if self._host_group is None:
             return [item]
-        items: list[Any] = [None] * self.world_size
+        items: list[Any] = [None] * self.num_processes
         with self._collective():
             torch.distributed.all_gather_object(items, item, group=self._host_group)
         return items
@@ -266,7 +266,7 @@ class Runtime:
     @property
     def chooses_threads(self) -> bool:
         """Whether to choose the number of CPU threads: one process on the CPU, and no ``OMP_NUM_THREADS``."""
-        is_free = self.device.type == "cpu" and self.world_size == 1 and cpu_threads.NUMBER not in os.environ
+        is_free = self.device.type == "cpu" and self.num_processes == 1 and cpu_threads.NUMBER not in os.environ
         return is_free and torch.get_num_threads() > 1
 
     def choose_threads(self, work: Callable[[], float]) -> float:
@@ -294,7 +294,7 @@ class Runtime:
 
     def describe(self) -> str:
         """Returns one line for the log: processes, device, precision."""
-        return f"{self.world_size} process(es) on {self.device_name}, {self.precision}"
+        return f"{self.num_processes} process(es) on {self.device_name}, {self.precision}"
 
 
 def seed_all(*numbers: int) -> None:

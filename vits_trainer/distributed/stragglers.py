@@ -43,7 +43,7 @@ class RankInfo:
     @classmethod
     def of(cls, runtime: Runtime) -> "RankInfo":
         """Returns that of this process."""
-        return cls(runtime.rank, runtime.local_rank, socket.gethostname(), runtime.device_name)
+        return cls(runtime.process_index, runtime.local_process_index, socket.gethostname(), runtime.device_name)
 
     def __str__(self) -> str:
         return f"rank {self.rank} on host {self.host} (local rank {self.local_rank}, {self.device})"

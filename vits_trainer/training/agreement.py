@@ -69,7 +69,7 @@ def require_same_run(config: TrainConfig, data: TrainingData, runtime: Runtime) 
     Raises:
         UnequalRanksError: they differ; gives each difference with the ranks and their values.
     """
-    if runtime.world_size == 1:
+    if runtime.num_processes == 1:
         return
     settings = {name: value for name, value in flatten(to_dict(config)).items() if name not in NOT_COMPARED}
     settings["precision"] = runtime.precision  # "auto" resolved for this device
@@ -89,7 +89,7 @@ def require_same_start(config: TrainConfig, resume_from: Path | None, runtime: R
     Raises:
         UnequalRanksError: they differ; gives the files with the ranks and their SHA-256, or the commits on the Hub.
     """
-    if runtime.world_size > 1:
+    if runtime.num_processes > 1:
         _require_same(runtime, _start_digests(config, resume_from), "Copy the voice or checkpoint to all machines.")
 
 
@@ -100,7 +100,7 @@ def require_same_recordings(data: TrainingData, dataset: ClipDataset, seed: int,
         UnequalRanksError: they differ; gives the first ones with the ranks and their SHA-256.
         UnreadableShardError: a shard in the sample cannot be read.
     """
-    if runtime.world_size == 1:
+    if runtime.num_processes == 1:
         return
     start_s = time.monotonic()
     own: dict[str, str] = {}

@@ -100,7 +100,7 @@ class TrainingMetrics:
         """
         self.runtime = runtime
         self.compute_timer = compute_timer
-        self.means = DeviceMeans(runtime.world_size)
+        self.means = DeviceMeans(runtime.num_processes)
         self.seconds_per_update = 0.0
         self.slowest_update_s = 0.0
         """Of all updates since the start, including the wait for clips."""
@@ -161,7 +161,7 @@ class TrainingMetrics:
         self.seconds_per_update = elapsed_s / updates
         metrics |= {
             "throughput/utterances_per_s": self._clips / elapsed_s,
-            "throughput/utterances_per_s_per_rank": self._clips / elapsed_s / self.runtime.world_size,
+            "throughput/utterances_per_s_per_rank": self._clips / elapsed_s / self.runtime.num_processes,
             "throughput/audio_s_per_s": sum(timing.audio_s for timing in self.rank_timings) / elapsed_s,
             "memory/max_allocated_gib": peak_memory_gib(self.runtime.device),
         }
@@ -183,8 +183,8 @@ class TrainingMetrics:
 
     def restore(self, saved: Sequence[DeviceMeansState]) -> None:
         """Restores the results of :meth:`save` of all ranks of the previous run, whatever their number."""
-        own = saved[self.runtime.rank :][:1] if len(saved) == self.runtime.world_size else saved
-        if len(saved) != self.runtime.world_size and not self.runtime.is_main_process:
+        own = saved[self.runtime.process_index :][:1] if len(saved) == self.runtime.num_processes else saved
+        if len(saved) != self.runtime.num_processes and not self.runtime.is_main_process:
             zeros = dict.fromkeys(saved[0]["sums"], 0.0)
             own = [{"sums": zeros, "weights": zeros}]
         self.means.restore(own, self.runtime.device)

@@ -304,12 +304,12 @@ class NonFiniteGuard:
                 return None
         by_batch = zip(result.batches, result.nonfinite_losses, strict=True)
         clips = tuple(clip for batch, named in by_batch if named or not losses for clip in batch.clip_ids)
-        file = self._replay_folder(result.update) / f"rank{self.runtime.rank}.safetensors"
+        file = self._replay_folder(result.update) / f"rank{self.runtime.process_index}.safetensors"
         others = [folder for folder in file.parent.parent.glob("update-*") if folder != file.parent]
         if len(others) >= _MAX_KEPT:
             return _Report(result.update, losses, clips, "")
         # All micro-batches, as each draws its random numbers after those before it.
-        write_batches(file, result.batches, result.update, self.runtime.rank, self.config.seed)
+        write_batches(file, result.batches, result.update, self.runtime.process_index, self.config.seed)
         return _Report(result.update, losses, clips, str(file))
 
     def _replay_folder(self, update: int) -> Path:

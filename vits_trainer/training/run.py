@@ -100,7 +100,7 @@ def _train(config: TrainConfig, data: TrainingData, runtime: Runtime) -> Trainin
     torch.manual_seed(config.seed)  # for fresh weights; updates draw from seeds that follow from (seed, update, rank)
     networks = _build_networks(config, data, resume_from)
     model, tokenizer, spec = networks.generator.model, networks.tokenizer, networks.spec
-    sampler = data.sampler(spec, runtime.world_size)
+    sampler = data.sampler(spec, runtime.num_processes)
     restored = {} if record is None else resume.restored_plan(record, config)
     plan = TrainingPlan.from_config(config, sampler, len(data.validation_rows), networks.fresh_discriminator, restored)
     # Without dataset.json the speakers of shards are known only after reading all: not for a voice of one speaker.
@@ -264,10 +264,10 @@ def _exclusive_outputs(config: TrainConfig) -> Iterator[None]:
 
 
 def _require_no_layerdrop(config: TrainConfig, runtime: Runtime) -> None:
-    if config.layerdrop and runtime.world_size > 1:
+    if config.layerdrop and runtime.num_processes > 1:
         raise ConfigError(
-            f"--layerdrop {config.layerdrop} with {runtime.world_size} processes: a layer that one process drops has "
-            "no gradient to average. Leave it at 0, as in VITS."
+            f"--layerdrop {config.layerdrop} with {runtime.num_processes} processes: a layer that one process drops "
+            "has no gradient to average. Leave it at 0, as in VITS."
         )
 
 

@@ -108,10 +108,10 @@ class GanTrainStep:
         """
         with self.compute_timer.interrupted() if sync_gradients else nullcontext():
             # DistributedDataParallel averages the ranks' gradients; the losses are shares of a sum.
-            optimizer.backward(losses["total"] * self.runtime.world_size)
+            optimizer.backward(losses["total"] * self.runtime.num_processes)
         if learning_rate is None:
             return {}
-        return {f"grad_norm/{optimizer.name}": optimizer.step(learning_rate) / self.runtime.world_size}
+        return {f"grad_norm/{optimizer.name}": optimizer.step(learning_rate) / self.runtime.num_processes}
 
 
 def _prefixed(network: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:

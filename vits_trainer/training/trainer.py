@@ -129,7 +129,7 @@ class Trainer:
             last, done = self.plan.total_updates, self.state.update
             logger.info("Nothing left to train: the run ends at update %d, and %d are done.", last, done)
         self.generator.train()
-        specs = self.sampler.after(self.state.update, self.plan.total_updates, self.runtime.rank)
+        specs = self.sampler.after(self.state.update, self.plan.total_updates, self.runtime.process_index)
         watchdog = StallWatchdog(self.config.rank_timeout_s, lambda message: self.tracker.alert("Stalled", message))
         with logging_redirect_tqdm(), self._progress_bar() as progress, self._save_on_fatal_error(), watchdog:
             # Only now: workers that a signal reaches while they start have the handlers of this process.
@@ -212,7 +212,7 @@ class Trainer:
         Returns:
             Expected seconds per update.
         """
-        specs = self.sampler.dry_run_batches(self.runtime.rank)
+        specs = self.sampler.dry_run_batches(self.runtime.process_index)
         # The first pass over a shape compiles for minutes, which no later update does.
         batches = list(build_dataloader(self.dataset, specs * 2 if self.config.compile else specs, workers=0))
         took_s = 0.0

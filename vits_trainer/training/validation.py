@@ -147,7 +147,7 @@ class Validation:
 
     def _read(self) -> list[Batch]:
         """Reads this rank's validation batches. Runs on every rank."""
-        specs = validation_batches(self.rows, self.batch_size, self.runtime.rank, self.runtime.world_size)
+        specs = validation_batches(self.rows, self.batch_size, self.runtime.process_index, self.runtime.num_processes)
         batches = list(build_dataloader(self.dataset, specs, workers=0))
         lost = [rejection for batch in batches for rejection in batch.rejections]
         if self.runtime.all_reduce_sum(torch.tensor([len(lost)])).item():
@@ -181,7 +181,7 @@ class Validation:
         metrics = self.speech_metrics
         if metrics is None:
             return []
-        rows = list(self.rows[: self.scored_clips])[self.runtime.rank :: self.runtime.world_size]
+        rows = list(self.rows[: self.scored_clips])[self.runtime.process_index :: self.runtime.num_processes]
         batches = build_dataloader(self.dataset, validation_batches(rows, 1, 0, 1), workers=0)
         hop, device = self.objective.spec.hop, self.runtime.device
         with _evaluating(generator, self.seed):

@@ -15,4 +15,4 @@ if __name__ == "__main__":
     runtime.all_gather_object("something")
     before = threads()
     runtime.close()
-    Path(f"threads-{runtime.rank}").write_text(f"{before} {threads()}")
+    Path(f"threads-{runtime.process_index}").write_text(f"{before} {threads()}")

@@ -77,13 +77,13 @@ def main(data_dir: Path) -> None:
     calls = dict.fromkeys(networks, 0)
     for name, network in networks.items():
         network.register_comm_hook(None, _counting(calls, name))
-    own = batches(PARTS[runtime.rank])
-    step(networks, own[:1], counts, runtime.world_size)  # the first pass has to synchronize gradients
+    own = batches(PARTS[runtime.process_index])
+    step(networks, own[:1], counts, runtime.num_processes)  # the first pass has to synchronize gradients
     buckets = dict(calls)
     for network in networks.values():
         network.zero_grad(set_to_none=True)
     calls.update(dict.fromkeys(calls, 0))
-    gradients = step(networks, own, counts, runtime.world_size)
+    gradients = step(networks, own, counts, runtime.num_processes)
     if runtime.is_main_process:
         for name in networks:
             distance = ((gradients[name] - combined[name]).norm() / combined[name].norm()).item()

@@ -8,7 +8,7 @@ from vits_trainer.training.trainer import Trainer
 
 
 def crashing(self, update, denominators):
-    last = self.runtime.rank == self.runtime.world_size - 1
+    last = self.runtime.process_index == self.runtime.num_processes - 1
     if last and self.state.update == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os._exit(9)
     record_clips.recorded(self, update, denominators)

@@ -10,7 +10,7 @@ original_step = Trainer.step
 
 
 def failing_step(self, update, denominators):
-    last = self.runtime.rank == self.runtime.world_size - 1
+    last = self.runtime.process_index == self.runtime.num_processes - 1
     if last and self.state.update + 1 >= int(os.environ["FAIL_AT"]):
         match os.environ["FAIL"]:
             case "raises":

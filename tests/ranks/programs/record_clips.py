@@ -18,7 +18,7 @@ original_step = Trainer.step
 def recorded(self: Trainer, update: Sequence[Batch], denominators: LossDenominators) -> None:
     clips = [sorted(batch.clip_ids) for batch in update]
     line = json.dumps({"update": self.state.update + 1, "clips": clips}) + "\n"
-    with (self.tracker.run_dir / f"clips-{self.runtime.rank}.jsonl").open("a", encoding="utf-8") as file:
+    with (self.tracker.run_dir / f"clips-{self.runtime.process_index}.jsonl").open("a", encoding="utf-8") as file:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
