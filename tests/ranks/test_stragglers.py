@@ -54,7 +54,7 @@ def test_rank_slow_at_reading_is_reported_once_and_both_ranks_are_in_one_wandb_r
     assert (
         "8 clips/update, 2 updates/epoch, 8 updates total; per process: 4 clips/update" in ended.stderr
     )
-    assert "micro-batch(es), and 8 an epoch" in ended.stderr
+    assert "micro-batch(es), 8 clips/epoch" in ended.stderr
     (warning,) = warnings(ended.stderr)
     assert warning.startswith(f"update {LOGS_IN_A_ROW}  rank 1 on host {host} (local rank 1, CPU) is slow at reading: ")
 
