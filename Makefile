@@ -21,7 +21,7 @@ test: $(INSTALLED) ## run all tests (those that need a GPU or ../shared are skip
 	$(BIN)/python -m pytest
 
 test-fast: $(INSTALLED) ## run the module tests, without whole trainings and launches (2 min)
-	$(BIN)/python -m pytest -m "not run and not ranks and not reliability"
+	$(BIN)/python -m pytest -m "not run and not ranks and not reliability and not slow"
 
 scaling: $(INSTALLED) ## measure scaling from one rank to two, and the cost of gradient exchange (5 min)
 	$(BIN)/python -m experiments.scaling --rounds 3

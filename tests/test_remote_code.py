@@ -23,6 +23,8 @@ from tests.reliability.rows import write_voice
 from tests.support.limits import HANG_S
 from tests.support.voices import prepared_folder
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(vits_trainer.__file__).parent
 ASKED = ("from_pretrained", "pipeline")
 AUTO = {

@@ -21,6 +21,8 @@ from vits_trainer.models.pretrained import load_model, state_on_cpu
 from vits_trainer.models.pretrained_discriminator import read_discriminator
 from vits_trainer.utils.errors import ModelError
 
+pytestmark = pytest.mark.slow
+
 CASES = ("single_sdp", "multi_sdp")
 SMALL = DiscriminatorShape((2, 3), 16)
 

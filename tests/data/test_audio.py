@@ -154,6 +154,7 @@ def test_silence_threshold_is_40_db_below_the_loudest_frame(below_db: float, kep
     assert len(trim_silence(samples, 16000)) == round(kept_s * 16000)
 
 
+@pytest.mark.slow
 def test_trimming_agrees_with_librosa() -> None:
     import librosa
 

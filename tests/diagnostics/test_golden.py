@@ -17,6 +17,8 @@ from vits_trainer.models import alignment, generator
 from vits_trainer.training import losses
 from vits_trainer.utils.errors import DataError, ModelError
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"
 CASES = ("single_sdp", "multi_sdp")
 

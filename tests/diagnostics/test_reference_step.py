@@ -8,6 +8,8 @@ from vits_trainer.diagnostics.benchmark import OperationCounter, our_update
 from vits_trainer.diagnostics.reference_step import reference_update
 from vits_trainer.distributed.runtime import Runtime
 
+pytestmark = pytest.mark.slow
+
 
 def test_reference_synchronizes_and_launches_more() -> None:
     config, runtime = BenchmarkConfig(**SMALL, precision="bf16"), Runtime("bf16", 1)

@@ -24,6 +24,8 @@ from vits_trainer.evaluation.speech_metrics import (
 )
 from vits_trainer.utils.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 LJSPEECH = Path(__file__).parents[3] / "shared/data/ljspeech"
 
 pytest.importorskip("mel_cepstral_distance", reason="the extra 'evaluate' is not installed")

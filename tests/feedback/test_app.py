@@ -289,6 +289,7 @@ def status(opener: urllib.request.OpenerDirector, url: str, **form: str) -> int:
         return error.code
 
 
+@pytest.mark.slow
 @needs_gradio
 def test_password_and_policy_over_http(model: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
@@ -396,6 +397,7 @@ def test_invalid_value_is_rejected_with_its_flag(name: str, value: float) -> Non
         FeedbackAppConfig(**{name: value})
 
 
+@pytest.mark.slow
 @needs_gradio
 def test_port_in_use_is_reported(model: Path, tmp_path: Path) -> None:
     with socket.socket() as sock:

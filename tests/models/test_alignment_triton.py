@@ -10,6 +10,8 @@ import torch
 
 from vits_trainer.models.alignment import search
 
+pytestmark = pytest.mark.slow
+
 ON_GPU = """
 import numpy as np, torch
 from vits_trainer.models.alignment import search

@@ -142,6 +142,7 @@ def test_phonemes_that_the_vocabulary_lacks_are_dropped_and_reported():
     assert unknown_characters(tokenizer, "Schön.") == ""
 
 
+@pytest.mark.slow
 def test_uroman_is_created_once_and_agrees_with_transformers(tmp_path, monkeypatch):
     import uroman
 

@@ -70,6 +70,7 @@ def test_openmp_settings_of_the_user_are_kept(
     assert given == expected
 
 
+@pytest.mark.slow
 def test_openmp_is_configured_before_torch_is_loaded() -> None:
     """libgomp reports the policy in a child process that imports the package and then torch."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}

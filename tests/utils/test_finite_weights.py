@@ -26,6 +26,8 @@ from vits_trainer.utils.errors import ModelError, SavingError
 from vits_trainer.utils.files import mark, sha256
 from vits_trainer.utils.finite_weights import require_finite, weights_of
 
+pytestmark = pytest.mark.slow
+
 AVERAGED = {"ema_decay": 0.5, "max_updates": 2, "report_to": "none", "validation_samples": 0}
 
 

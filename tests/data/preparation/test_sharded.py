@@ -25,6 +25,8 @@ from vits_trainer.data.preparation import pipeline, sharded
 from vits_trainer.data.shards import Manifest, decode_audio, verify
 from vits_trainer.utils.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 Row = tuple[str, str, str, bytes]
 

@@ -16,6 +16,8 @@ from tests.support.audio import HUB_COMMIT, good_utterances, loopback_hub, mixed
 from tests.support.limits import HANG_S, start_s
 from tests.support.sources import clips_of, refusal, write_audio_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

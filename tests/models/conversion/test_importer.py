@@ -19,6 +19,8 @@ from vits_trainer.models.conversion import importer
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.utils.errors import ModelError
 
+pytestmark = pytest.mark.slow
+
 
 def test_missing_symbols_are_reported_with_the_remedy(tmp_path: Path) -> None:
     checkpoint = write_original(tmp_path)

@@ -16,6 +16,8 @@ from vits_trainer.models.pretrained import fold_weight_norm, with_weight_norm
 from vits_trainer.text.tokenizer import build_tokenizer
 from vits_trainer.utils.errors import InstallationError, ModelError
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = build_tokenizer(["silav dinya"])
 
 VOICES = {
