@@ -4,7 +4,7 @@ import pytest
 
 from vits_trainer.cli.main import COMMANDS, main
 from vits_trainer.config import aliases
-from vits_trainer.config.parser import parse
+from vits_trainer.config.parser import parse, unknown_flag_message
 from vits_trainer.utils.errors import ConfigError
 
 KNOWN = {name: set(config.__dataclass_fields__) for name, (config, _) in COMMANDS.items()}
@@ -21,11 +21,11 @@ def test_flag_of_another_trainer_is_answered_with_ours(name: str) -> None:
     ours = aliases.FLAGS[name].partition(" ")[0].removeprefix("--")
     commands = [command for command, fields in KNOWN.items() if ours in fields and name not in fields]
     assert commands, "no command has the flag that the table names"
+    expected = aliases.FLAGS[name] if " " in aliases.FLAGS[name] else f"--{ours} 3"
     for command in commands:
-        required = ["checkpoint", "run"] if command in ("export", "convert", "report") else []
-        message = message_of(command, *required[:1], f"--{name}", "3")
-        expected = aliases.FLAGS[name] if " " in aliases.FLAGS[name] else f"--{ours} 3"
-        assert message == f"{command}: unknown flag --{name}: did you mean {expected}?"
+        known = [f"--{flag}" for flag in KNOWN[command]]
+        message = unknown_flag_message(command, f"--{name}", [f"--{name}", "3"], known)
+        assert message == f"unknown flag --{name}: did you mean {expected}?"
 
 
 @pytest.mark.parametrize(

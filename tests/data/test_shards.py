@@ -13,7 +13,7 @@ from tests.support.audio import voice
 from tests.support.shards import damage, write_shards
 from vits_trainer.data import shards
 from vits_trainer.data.audio import to_pcm16
-from vits_trainer.data.shards import Manifest, ShardWriter, decode_audio, encode_audio, record_of, shard_sizes, verify
+from vits_trainer.data.shards import Manifest, ShardWriter, decode_audio, encode_audio, shard_sizes, verify
 from vits_trainer.utils.errors import DataError
 
 
@@ -31,7 +31,6 @@ def test_clips_round_trip_bit_for_bit(tmp_path, encoding):
         np.testing.assert_array_equal(decode_audio(row["audio"], encoding), samples)
     assert (record.clips, record.samples, record.longest_samples) == (5, sum(map(len, pcm)), len(pcm[-1]))
     assert record.sha256 == hashlib.sha256((tmp_path / "a.parquet").read_bytes()).hexdigest()
-    assert record_of(tmp_path / "a.parquet") == (record, 16000, encoding)
 
 
 def test_row_groups_have_similar_amounts_of_speech(tmp_path):
@@ -101,13 +100,6 @@ def test_invalid_manifest_is_named(tmp_path, change, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(DataError, match=message):
         Manifest.read(folder)
-
-
-def test_file_that_is_not_a_shard_is_named(tmp_path):
-    pq.write_table(pa.table({"a": [1]}), tmp_path / "foreign.parquet")
-    for name in ("foreign.parquet", "missing.parquet"):
-        with pytest.raises(DataError, match=f"{name}: is not a shard"):
-            record_of(tmp_path / name)
 
 
 def test_shard_sizes_are_even():

@@ -4,15 +4,14 @@ import json
 import re
 from pathlib import Path
 
-from vits_trainer.cli import prepare_data, synthesize
+from vits_trainer.cli import prepare_data, report, synthesize
 from vits_trainer.config.parser import parse
 from vits_trainer.config.prepare import PrepareConfig
-from vits_trainer.config.tools import DemoConfig
+from vits_trainer.config.tools import DemoConfig, ReportConfig
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.config.voices import SynthesizeConfig
 from vits_trainer.data.preparation.espeak_corpus import speak_corpus
-from vits_trainer.tracking.plots import loss_picture
-from vits_trainer.training import run as training_run
+from vits_trainer.training.run import train
 from vits_trainer.utils.errors import ConfigError
 from vits_trainer.utils.files import Kind, is_ours, mark, remove
 
@@ -20,12 +19,11 @@ DEMO = Kind(
     "demo",
     re.compile(
         r"corpus/.*|training/((wavs|checkpoints|runs/demo)/.*|(metadata|rejected)\.csv|dataset\.json)"
-        r"|speech\.wav|losses\.png|demo\.json",
+        r"|speech\.wav|report\.html|losses\.png|demo\.json",
         re.DOTALL,
     ),
     lambda folder: (folder / "demo.json").is_file(),
 )
-CURVES = ("generator/mel", "generator/kl", "generator/duration", "generator/adversarial", "discriminator/total")
 
 
 def run(config: DemoConfig) -> int:
@@ -50,13 +48,13 @@ def run(config: DemoConfig) -> int:
         "save_every_updates": 0,
     }
     flags = [arg for name, value in settings.items() for arg in (f"--{name}", str(value))]
-    training_run.train(parse("train_vits", TrainConfig, flags))
+    train(parse("train_vits", TrainConfig, flags))
     voice = training / "final_model"
     synthesize.run(SynthesizeConfig(model=str(voice), text=config.text, output=str(folder / "speech.wav"), seed=0))
     run_dir = training / "runs" / "demo"
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = next(line for line in reversed(lines) if "validation/mel" in line)
-    loss_picture(lines, CURVES, folder / "losses.png", last["validation/constant_frame_mel"])
+    report.run(ReportConfig(str(run_dir), str(folder / "report.html")))
     print(_results(folder, run_dir, last))
     return 0
 
@@ -85,7 +83,7 @@ def _results(folder: Path, run_dir: Path, last: dict[str, float]) -> str:
             "",
             f"the voice        {folder / 'training' / 'final_model'}",
             f"speech           {folder / 'speech.wav'}",
-            f"loss curves      {folder / 'losses.png'}",
+            f"report           {folder / 'report.html'}",
             f"spectrograms     {samples / '0_mel.png'}",
             f"alignment        {samples / '0_alignment.png'}",
             f"the run          {run_dir}",

@@ -115,7 +115,7 @@ def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
     return f"unknown {kind} {name}: " + (f"did you mean {near[0]}?" if near else f"must be one of {', '.join(known)}.")
 
 
-def _unknown_flag(command: str, flag: str, argv: Sequence[str], known: Sequence[str]) -> str:
+def unknown_flag_message(command: str, flag: str, argv: Sequence[str], known: Sequence[str]) -> str:
     """Returns what the flag is called here, by the names of other trainers before similarity, with its value."""
     name = flag.lstrip("-").replace("-", "_")
     if name in aliases.EXPLANATIONS:
@@ -197,7 +197,7 @@ def _explain(
         name = unknown.group(1).partition("=")[0]
         if not name.startswith("-"):
             return f"{command}: unexpected argument {name!r}. See vits-trainer {command} --help."
-        return f"{command}: {_unknown_flag(command, name, argv, flags)}"
+        return f"{command}: {unknown_flag_message(command, name, argv, flags)}"
     unknown = re.search(r"(?:Group '(?P<group>[\w.]+)' does not accept option|Option) '(?P<key>[\w.]+)'", message)
     if unknown:
         key = ".".join(part for part in (unknown["group"], unknown["key"]) if part)

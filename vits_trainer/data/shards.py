@@ -253,23 +253,6 @@ def decode_audio(content: bytes | memoryview, encoding: Encoding) -> NDArray[np.
     return samples
 
 
-def record_of(path: Path) -> tuple[ShardRecord, int, Encoding]:
-    """Reads a shard's manifest entry from its file; returns it with the sampling rate in Hz and the encoding.
-
-    Raises:
-        DataError: the file is not a shard.
-    """
-    try:
-        metadata = pq.read_metadata(path)
-        shard_format = json.loads((metadata.metadata or {})[b"vits_trainer"])
-        samples = pq.read_table(path, columns=["samples"])["samples"].to_numpy()
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: is not a shard of prepare_data ({type(error).__name__}: {error}).") from error
-    groups = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
-    record = ShardRecord(path.name, path.stat().st_size, sha256(path), groups, int(samples.sum()), int(samples.max()))
-    return record, int(shard_format["sampling_rate"]), shard_format["encoding"]
-
-
 def verify(folder: Path, manifest: Manifest) -> None:
     """Reads every shard of ``folder`` and compares it with the manifest.
 

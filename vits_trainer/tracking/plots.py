@@ -1,4 +1,4 @@
-"""Plots as PNG files: mel spectrograms, alignments, loss curves."""
+"""Plots as PNG files: mel spectrograms and alignments."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,35 +65,6 @@ def alignment_picture(token_of_frame: NDArray[np.int64], tokens: Sequence[str], 
     labelled = [index for index, token in enumerate(tokens) if len(token) == 1]  # blanks have longer names
     axis.set_yticks(labelled, [tokens[index] for index in labelled], fontsize=6)
     axis.set(xlabel="frame", ylabel="token", title="alignment")
-    _save(figure, path)
-
-
-def loss_picture(
-    lines: Sequence[Mapping[str, float]], names: Sequence[str], path: Path, baseline: float | None
-) -> None:
-    """Plots scalars over the updates, from the lines of metrics.jsonl.
-
-    Args:
-        lines: parsed lines of metrics.jsonl.
-        names: metrics, one panel each; includes the validation value of the same loss.
-        path: PNG file to write.
-        baseline: mel L1 of the best constant frame, drawn into the mel panel.
-    """
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, name in zip(axes, names, strict=False):
-        for label, key, style in (("training", name, "-"), ("validation", f"validation/{name.split('/')[1]}", "o--")):
-            points = [(line["update"], line[key]) for line in lines if key in line]
-            if points and (label == "training" or name.startswith("generator/")):
-                axis.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
-        if name == "generator/mel" and baseline is not None:
-            axis.axhline(baseline, color="grey", linestyle=":", label="best constant frame")
-        axis.set(title=name, xlabel="update")
-        axis.legend(fontsize=7)
-    for axis in axes[len(names) :]:
-        axis.set_visible(False)
     _save(figure, path)
 
 

@@ -44,10 +44,6 @@ def _redact(value: Any, known: list[str]) -> Any:
     return value
 
 
-def _hidden(value: Any) -> Any:
-    return HIDDEN if isinstance(value, str) and value else value
-
-
 def _known_secrets() -> list[str]:
     values = (value for name, value in os.environ.items() if _SECRET_NAME.search(name))
     return sorted({value for value in values if len(value) >= _SHORTEST}, key=len, reverse=True)

@@ -71,7 +71,7 @@ def test_parts_are_uploaded_once_all_are_complete(
     out.mkdir()
     (out / "runs").write_text("private")
     assert main([*argv, "--part", "2/2", "--push_to_hub", "owner/name"]) == 0
-    assert (hub.files, "Next: --part 1/2;" in capsys.readouterr().out) == ({}, True)
+    assert (hub.files, "Next: --part 1/2." in capsys.readouterr().out) == ({}, True)
     hub.files["shards/shard_00099.parquet"] = b"of an earlier set"
     assert main([*argv, "--part", "1/2", "--push_to_hub", "owner/name"]) == 0
     assert "On the Hub: https://hub/owner/name/commit/1" in capsys.readouterr().out
