@@ -5,6 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
+from vits_trainer.config.architecture import Architecture
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.tracking.model_card import ModelCardInfo, model_card
 
@@ -19,7 +20,7 @@ def test_card_of_a_finetuned_voice_names_base_model_and_licence(tmp_path: Path) 
     text = model_card(info)
     assert ModelCard(text).data.to_dict() | {"tags": None} == {
         "library_name": "transformers", "pipeline_tag": "text-to-speech", "tags": None,
-        "license": "cc-by-nc-4.0", "base_model": "facebook/mms-tts-eng",
+        "license": "cc-by-nc-4.0", "base_model": "facebook/mms-tts-eng", "language": "eng", "datasets": ["a/b"],
     }  # fmt: skip
     assert 'model="me/mine"' in text
     assert "a/b at revision r1: 5 clips, 1.50 hours." in text
@@ -43,3 +44,20 @@ def test_card_of_a_finetuned_voice_names_base_model_and_licence(tmp_path: Path) 
         (tmp_path / "voice/README.md").write_text(f"---\n{header}\n---\n", encoding="utf-8")
         unknown = model_card(replace(info, config=TrainConfig(model_name=str(tmp_path / "voice"))))
         assert "Fine-tuned from voice, whose licence (unknown) also applies" in unknown
+
+
+def test_metrics_are_evaluation_results_of_the_hub(tmp_path: Path) -> None:
+    lines = ['{"update": 6, "validation/mel": 2.0}', '{"update": 7, "validation/mel": 0.51234, "validation/kl": 1.5}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    info = ModelCardInfo(
+        config=TrainConfig(model_name=None, architecture=Architecture(), language="de", push_to_hub="me/mine"),
+        data={"source": {"kind": "lj_speech", "dataset": "/home/me/clips"}},
+        training_clips=5, speakers=(), phonemes_of=None, sampling_rate=16000, update=7, versions={}, run_dir=tmp_path,
+    )  # fmt: skip
+    text = model_card(info)
+    card = ModelCard(text)
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {"mel": 0.5123, "kl": 1.5}
+    assert (card.data.language, card.data.model_name) == ("de", "mine")
+    assert "| mel | 0.5123 |" in text
+    assert "/home/me" not in text
+    assert "Trained from scratch. Weights after 7 updates." in text

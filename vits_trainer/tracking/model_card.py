@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from vits_trainer.config.serialization import to_dict
 from vits_trainer.config.train import TrainConfig
@@ -23,20 +25,7 @@ _MAX_VISIBLE_SPEAKERS = 16
 """Longer tables of speakers are collapsed."""
 _LICENCES = {"facebook/mms-tts": "cc-by-nc-4.0", "kakao-enterprise/vits": "mit"}
 """Licences of voices on the Hub, by prefix of their names, according to their cards."""
-_USAGE = """```python
-from transformers import pipeline
-
-speech = pipeline("text-to-speech", model="{name}")("...")
-```
-"""
-_USAGE_WITH_PHONEMES = """```python
-from transformers import pipeline
-from vits_trainer.text.tokenizer import load_tokenizer  # pip install 'vits-trainer[text]'
-
-# Phonemes of {language}; the tokenizer of transformers would produce American English ones.
-speech = pipeline("text-to-speech", model="{name}", tokenizer=load_tokenizer("{name}"))("...")
-```
-"""
+_TEMPLATES = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # noqa: S701 - Markdown
 _EXCLUDED_SETTINGS = (
     "data_dir", "checkpoint_dir", "output_dir", "keep_versions", "runs_dir", "run_name", "resume_from_checkpoint",
     "report_to", "push_to_hub", "hub_private", "model_name",
@@ -81,27 +70,60 @@ def model_card(info: ModelCardInfo, samples: Mapping[str, str] | None = None) ->
         samples: texts of the sample files, by path within the voice.
     """
     base, licence = _origin(info.config)
-    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-to-speech", "tags": ["vits"]}
-    header |= {"license": licence} if licence else {}
-    header |= {"base_model": base} if base and "/" in base else {}
     name = info.config.push_to_hub or "path/to/this/folder"
-    parts = [
-        f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n",
-        "# VITS voice\n",
-        f"Text to speech at {info.sampling_rate} Hz. Made with vits_trainer.\n",
-        _usage(info, name),
-        _samples(info, samples or {}),
-        _data(info),
-        _training(info, base, licence),
-        _metrics(info),
+    source, metrics = info.data.get("source") or {}, _metrics(info)
+    card_data = ModelCardData(
+        language=_language(info.config, base),
+        license=licence,
+        library_name="transformers",
+        pipeline_tag="text-to-speech",
+        tags=["vits"],
+        datasets=[source["dataset"]] if source.get("kind") == "hub" else None,
+        base_model=base if base and "/" in base else None,
+        model_name=name.rpartition("/")[2] if metrics else None,
+        eval_results=_eval_results(info, metrics) or None,
+    )
+    reads_english = info.phonemes_of is None or espeak_name(info.phonemes_of) == espeak_name(None)
+    template = _TEMPLATES.from_string((Path(__file__).parent / "model_card.md.j2").read_text(encoding="utf-8"))
+    text: str = template.render(
+        card_data=card_data.to_yaml(),
+        name=name,
+        sampling_rate=info.sampling_rate,
+        phonemes_of=None if reads_english else info.phonemes_of,
+        samples={path: html.escape(text, quote=False) for path, text in (samples or {}).items()},
+        validates_on_training_clips=info.config.validate_on_training_clips,
+        source=_source(info),
+        quoted_source=shlex.quote(_source(info)),
+        revision=source.get("revision"),
+        counts=_counts(info),
+        speakers=[_escape_cell(speaker) for speaker in info.speakers],
+        folds_speakers=len(info.speakers) > _MAX_VISIBLE_SPEAKERS,
+        base=base,
+        licence=licence,
+        update=info.update,
+        is_averaged=bool(info.config.ema_decay),
+        settings=_settings(info.config, base),
+        versions=", ".join(f"{package} {version}" for package, version in info.versions.items()),
+        metrics=metrics,
+    )
+    return text
+
+
+def _language(config: TrainConfig, base: str | None) -> str | None:
+    """ISO 639 code of the language: as set, or as MMS names it."""
+    if config.language:
+        return config.language.partition("-")[0]
+    mms = re.fullmatch(r"facebook/mms-tts-(\w{3})(-.*)?", base or "")
+    return mms[1] if mms else None
+
+
+def _eval_results(info: ModelCardInfo, metrics: Mapping[str, float]) -> list[EvalResult]:
+    """Validation metrics as the Hub shows them."""
+    source = _source(info)
+    return [
+        EvalResult("text-to-speech", source, f"{source} (validation clips)", metric, round(value, 4))
+        for metric, value in metrics.items()
     ]
-    return "\n".join(part for part in parts if part)
-
-
-def _usage(info: ModelCardInfo, name: str) -> str:
-    if info.phonemes_of is None or espeak_name(info.phonemes_of) == espeak_name(None):
-        return _USAGE.format(name=name)
-    return _USAGE_WITH_PHONEMES.format(name=name, language=info.phonemes_of)
 
 
 def _origin(config: TrainConfig) -> tuple[str | None, str | None]:
@@ -139,54 +161,14 @@ def _copy_samples(voice: Path, info: ModelCardInfo) -> dict[str, str]:
     return texts
 
 
-def _samples(info: ModelCardInfo, texts: Mapping[str, str]) -> str:
-    kind = "from the training clips" if info.config.validate_on_training_clips else "not used for training"
-    lines = [
-        f'- {html.escape(text, quote=False)}\n\n  <audio controls src="{path}"></audio> ([{path}]({path}))\n'
-        for path, text in texts.items()
-    ]
-    return "\n".join([f"## Samples\n\nSentences {kind}:\n", *lines]) if texts else ""
-
-
-def _data(info: ModelCardInfo) -> str:
-    source = info.data.get("source") or {}
+def _counts(info: ModelCardInfo) -> list[str]:
     counts = [f"{info.data['accepted']} clips"] if "accepted" in info.data else []
     counts += [f"{info.data['hours']:.2f} hours"] if "hours" in info.data else []
-    counts += [f"{info.training_clips} of the clips trained on"] if info.training_clips else []
-    revision = f" at revision {source['revision']}" if source.get("revision") else ""
-    return f"## Data\n\n{_source(info)}{revision}: {', '.join(counts) or 'not counted'}.\n{_speakers(info)}"
-
-
-def _speakers(info: ModelCardInfo) -> str:
-    """Table of speaker names and ids."""
-    if not info.speakers:
-        return ""
-    rows = [f"| {number} | {_escape_cell(name)} |" for number, name in enumerate(info.speakers)]
-    table = "\n".join(["| speaker_id | speaker |", "|---|---|", *rows, ""])
-    intro = f"\nThe voice has {len(info.speakers)} speakers; in transformers, `speaker_id` selects one"
-    if len(rows) <= _MAX_VISIBLE_SPEAKERS:
-        return f"{intro}:\n\n{table}"
-    return f"{intro}.\n\n<details><summary>Names and ids</summary>\n\n{table}\n</details>\n"
+    return counts + ([f"{info.training_clips} of the clips trained on"] if info.training_clips else [])
 
 
 def _escape_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _training(info: ModelCardInfo, base: str | None, licence: str | None) -> str:
-    if base is None:
-        origin = "Trained from scratch."
-    else:
-        origin = f"Fine-tuned from {base}, whose licence ({licence or 'unknown'}) also applies to this voice."
-    versions = ", ".join(f"{package} {version}" for package, version in info.versions.items())
-    averaged = " (EMA)" if info.config.ema_decay else ""
-    return (
-        f"## Training\n\n{origin} Weights after {info.update} updates{averaged}.\n\n"
-        f"    vits-trainer prepare_data --dataset {shlex.quote(_source(info))} --output_dir training "
-        f"--target_sr {info.sampling_rate}\n"
-        f"    vits-trainer train_vits --data_dir training --config settings.yaml\n\nwith settings.yaml:\n\n"
-        f"```yaml\n{_settings(info.config, base)}```\n\nVersions: {versions}.\n"
-    )
 
 
 def _settings(config: TrainConfig, base: str | None) -> str:
@@ -211,7 +193,8 @@ def _source(info: ModelCardInfo) -> str:
     return name if source.get("kind") == "hub" else Path(name).name
 
 
-def _metrics(info: ModelCardInfo) -> str:
+def _metrics(info: ModelCardInfo) -> dict[str, float]:
+    """Validation metrics of the exported update, by name."""
     metrics: dict[str, float] = {}
     path = info.run_dir / "metrics.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
@@ -220,12 +203,4 @@ def _metrics(info: ModelCardInfo) -> str:
             metrics |= {
                 name.partition("/")[2]: value for name, value in values.items() if name.startswith("validation/")
             }
-    rows = [f"| {name} | {value:.4f} |" for name, value in sorted(metrics.items()) if "/" not in name]
-    if not rows:
-        return ""
-    clips = "training clips" if info.config.validate_on_training_clips else "validation clips"
-    explanation = (
-        f"On {clips}. `mel` is the L1 distance of log-mel spectrograms in nats, lower is better; "
-        "`constant_frame_mel` is its baseline, the best constant frame."
-    )
-    return "\n".join(["## Metrics\n", explanation, "\n| metric | value |", "|---|---|", *rows]) + "\n"
+    return {name: value for name, value in sorted(metrics.items()) if "/" not in name}
