@@ -13,7 +13,7 @@ from tests.support.audio import voice
 from tests.support.shards import damage, write_shards
 from vits_trainer.data import shards
 from vits_trainer.data.audio import to_pcm16
-from vits_trainer.data.shards import Manifest, ShardWriter, decode_audio, encode_audio, shard_sizes, verify
+from vits_trainer.data.shards import Manifest, ShardWriter, decode_audio, encode_audio, shard_sizes, verify_shards
 from vits_trainer.utils.errors import DataError
 
 
@@ -71,7 +71,7 @@ def test_damaged_page_is_detected_by_its_checksum(tmp_path):
 def test_manifest_and_shards_agree(tmp_path):
     folder = write_shards(tmp_path / "set", [5, 9, 3], group_clips=4)
     manifest = Manifest.read(folder)
-    verify(folder, manifest)
+    verify_shards(folder, manifest)
     assert (manifest.clips, [shard.groups for shard in manifest.shards]) == (17, [(4, 1), (4, 4, 1), (3,)])
     damage(folder / "shards" / "shard_00000.parquet")
     (folder / "shards" / "shard_00001.parquet").unlink()
@@ -79,7 +79,7 @@ def test_manifest_and_shards_agree(tmp_path):
         file.write(b"x")
     expected = "shard_00000.parquet does not match.*shard_00001.parquet is missing.*shard_00002.parquet has .* bytes"
     with pytest.raises(DataError, match=expected):
-        verify(folder, manifest)
+        verify_shards(folder, manifest)
 
 
 @pytest.mark.parametrize(

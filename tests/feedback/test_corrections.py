@@ -13,7 +13,7 @@ import soundfile as sf
 
 from tests.support.audio import encode, voice
 from vits_trainer.feedback import corrections
-from vits_trainer.feedback.corrections import Correction, Corrections, Limits, Mark, RateLimit, normalize_text
+from vits_trainer.feedback.corrections import Correction, Corrections, Limits, RateLimit, Rating, normalize_text
 from vits_trainer.utils.errors import DataError
 
 OURS = "20260102T030405Z-0123abcd"
@@ -214,9 +214,9 @@ def test_crash_between_both_files_leaves_no_pair(
 def test_marks_are_appended_and_limited(folder: Path) -> None:
     store = Corrections(folder, 16000, Limits(max_corrections_per_hour=1))
     for number in range(10):
-        store.mark(Mark("Silav, «tu»?", "wrong", number, "abc"), "a")
+        store.mark(Rating("Silav, «tu»?", "wrong", number, "abc"), "a")
     with pytest.raises(DataError, match="Too many marks"):
-        store.mark(Mark("Silav", "right", 1, "abc"), "a")
+        store.mark(Rating("Silav", "right", 1, "abc"), "a")
     lines = [json.loads(line) for line in (folder / "marks.jsonl").read_text("utf-8").splitlines()]
     assert len(lines) == 10
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", lines[3].pop("time"))

@@ -561,7 +561,7 @@ def _read_only(root: Path) -> subprocess.CompletedProcess[str] | str:
 
 def _full_disk(root: Path) -> subprocess.CompletedProcess[str] | str:
     """Trains on a file system with space for one checkpoint of the miniature voice, not for two."""
-    from vits_trainer.training.checkpoint import list_newest_first, verify
+    from vits_trainer.training.checkpoint import list_newest_first, verify_checkpoint
 
     small = root / "small"
     small.mkdir()
@@ -573,7 +573,7 @@ def _full_disk(root: Path) -> subprocess.CompletedProcess[str] | str:
         process = _process(flags)
         kept = list_newest_first(small / "checkpoints")
         assert kept, process.stderr
-        verify(kept[0])  # the previous one is intact
+        verify_checkpoint(kept[0])  # the previous one is intact
         return process
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -135,10 +135,10 @@ def test_manifest_and_state_of_a_checkpoint(checkpoint_dir: Path, name: str, con
     (checkpoint_dir / name).write_bytes(content)
     try:
         with pytest.raises(CheckpointError, match="checkpoint-1"):
-            checkpoint.verify(checkpoint_dir)
+            checkpoint.verify_checkpoint(checkpoint_dir)
     finally:
         (checkpoint_dir / name).write_bytes(good)
-    checkpoint.verify(checkpoint_dir)
+    checkpoint.verify_checkpoint(checkpoint_dir)
 
 
 @FUZZ
@@ -153,7 +153,7 @@ def test_any_flipped_byte_of_a_checkpoint(checkpoint_dir: Path, data: st.DataObj
     path.write_bytes(content)
     try:
         with pytest.raises(CheckpointError, match=path.name):
-            checkpoint.verify(checkpoint_dir)
+            checkpoint.verify_checkpoint(checkpoint_dir)
     finally:
         content[offset] = good
         path.write_bytes(content)

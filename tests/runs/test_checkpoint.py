@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.support.voices import metrics, prepared_folder, train_flags, weights
 from vits_trainer.cli.main import main
-from vits_trainer.training.checkpoint import list_newest_first, verify
+from vits_trainer.training.checkpoint import list_newest_first, verify_checkpoint
 from vits_trainer.training.resume import resolve_checkpoint
 from vits_trainer.utils.errors import CheckpointError
 from vits_trainer.utils.files import sha256
@@ -129,7 +129,7 @@ def test_best_checkpoint_has_the_best_validation_and_is_never_pruned(trained: Pa
 def test_nothing_in_a_checkpoint_is_pickled(trained: Path) -> None:
     files = {path.suffix for path in (trained / "checkpoints/checkpoint-4").rglob("*") if path.is_file()}
     assert files == {".safetensors", ".json", ".yaml"}
-    verify(trained / "checkpoints/checkpoint-4")
+    verify_checkpoint(trained / "checkpoints/checkpoint-4")
 
 
 def test_older_checkpoint_format_is_rejected_with_the_reason(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

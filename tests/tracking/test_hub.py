@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, constants
 from tests.support.hub import TOKEN, hub_on_this_machine
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.tracking import hub as hub_upload
-from vits_trainer.tracking.hub import check_can_push, push
+from vits_trainer.tracking.hub import check_can_push, push_voice
 from vits_trainer.utils.errors import ConfigError, PublishingError
 from vits_trainer.utils.files import MARKER
 
@@ -33,7 +33,7 @@ def client_of(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
 def test_upload_is_one_commit_of_all_files(voice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with hub_on_this_machine() as hub:
         client_of(monkeypatch, hub.address)
-        assert push(voice, "owner/name", private=True) == f"{hub.address}/owner/name/commit/c0"
+        assert push_voice(voice, "owner/name", private=True) == f"{hub.address}/owner/name/commit/c0"
         # The marker, which allows the local folder to be replaced, is not uploaded.
         local = {path.name: path.read_bytes() for path in voice.iterdir() if path.name != MARKER}
         assert (hub.commits, hub.files) == (1, local)
@@ -46,7 +46,7 @@ def test_failed_upload_gives_the_command_to_retry(
     with hub_on_this_machine(fails_at) as hub:
         client_of(monkeypatch, hub.address)
         with pytest.raises(PublishingError) as raised:
-            push(voice, "owner/name", private=True)
+            push_voice(voice, "owner/name", private=True)
         assert hub.files == {}
     assert f"Upload it with: hf upload --private owner/name {voice}" in str(raised.value)
     assert TOKEN not in str(raised.value)
@@ -58,14 +58,14 @@ def test_private_voice_is_not_uploaded_to_a_public_model(
     with hub_on_this_machine(is_public=True) as hub:
         client_of(monkeypatch, hub.address)
         with pytest.raises(PublishingError, match=r"owner/name is public. .* or pass --hub_private false"):
-            push(voice, "owner/name", private=True)
+            push_voice(voice, "owner/name", private=True)
         assert hub.files == {}
 
 
 def test_unreachable_hub_is_a_failed_upload(voice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client_of(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(PublishingError, match=f"Upload it with: hf upload owner/name {voice}"):
-        push(voice, "owner/name", private=False)
+        push_voice(voice, "owner/name", private=False)
 
 
 @pytest.mark.parametrize(

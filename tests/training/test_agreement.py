@@ -19,7 +19,7 @@ from vits_trainer.data.prepared import open_prepared
 from vits_trainer.data.training_data import PreparedTrainingData
 from vits_trainer.text.tokenizer import build_tokenizer
 from vits_trainer.training import agreement
-from vits_trainer.training.agreement import NOT_COMPARED, differences, require_same_recordings, require_same_run
+from vits_trainer.training.agreement import NOT_COMPARED, rank_differences, require_same_recordings, require_same_run
 from vits_trainer.utils.errors import UnequalRanksError
 
 
@@ -83,8 +83,8 @@ def run_of(config: TrainConfig, prepared: Any) -> Callable[[Any], None]:
 
 def test_differences_give_each_value_with_its_ranks() -> None:
     facts = [{"a": 1, "b": 0.5}, {"a": 1, "b": 0.25}, {"a": 1}, {"a": 1, "b": 0.5}]
-    assert differences(facts) == ["b: 0.5 on ranks 0+3, 0.25 on rank 1, missing on rank 2"]
-    assert differences(facts[:1]) == []
+    assert rank_differences(facts) == ["b: 0.5 on ranks 0+3, 0.25 on rank 1, missing on rank 2"]
+    assert rank_differences(facts[:1]) == []
 
 
 def test_equal_ranks_agree(clips: Any) -> None:

@@ -23,7 +23,7 @@ def run(config: ExportConfig) -> int:
     resolved = checkpoint_dir.resolve()
     output_dir = Path(config.output_dir or resolved.parent.parent / "exported" / resolved.name)
     check_voice_destination(output_dir, "output_dir", {"the checkpoint": checkpoint_dir})
-    checkpoint.verify(checkpoint_dir)
+    checkpoint.verify_checkpoint(checkpoint_dir)
     with exclusive(output_dir):
         _export(checkpoint_dir, output_dir, config.keep_versions)
     print(f"Exported {checkpoint_dir} to {output_dir}")

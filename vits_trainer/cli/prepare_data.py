@@ -18,7 +18,7 @@ def run(config: PrepareConfig) -> int:
     summary = prepare(config)
     print(summary_table(summary))
     if config.push_to_hub is not None and not summary.missing_parts:
-        print(f"On the Hub: {upload.push(summary.output_dir, config.push_to_hub)}")
+        print(f"On the Hub: {upload.push_dataset(summary.output_dir, config.push_to_hub)}")
     return 0
 
 

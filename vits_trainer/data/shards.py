@@ -253,7 +253,7 @@ def decode_audio(content: bytes | memoryview, encoding: Encoding) -> NDArray[np.
     return samples
 
 
-def verify(folder: Path, manifest: Manifest) -> None:
+def verify_shards(folder: Path, manifest: Manifest) -> None:
     """Reads every shard of ``folder`` and compares it with the manifest.
 
     Raises:

@@ -53,7 +53,7 @@ LOSS_NAMES = {
 
 
 @dataclass(frozen=True)
-class Kind:
+class ValueKind:
     """A kind of compared value and its tolerance."""
 
     name: str
@@ -64,10 +64,10 @@ class Kind:
     is_absolute: bool = False
 
 
-LOSS = Kind("losses in float64", 1e-6)
-LOSS_FLOAT32 = Kind("losses in float32", 1e-4)
-GRADIENT_NORM = Kind("gradient norms in float64", 1e-4, zero=1e-9)
-POSTERIOR = Kind("posterior sample in float64", 1e-8, is_absolute=True)
+LOSS = ValueKind("losses in float64", 1e-6)
+LOSS_FLOAT32 = ValueKind("losses in float32", 1e-4)
+GRADIENT_NORM = ValueKind("gradient norms in float64", 1e-4, zero=1e-9)
+POSTERIOR = ValueKind("posterior sample in float64", 1e-8, is_absolute=True)
 KINDS = (LOSS, LOSS_FLOAT32, GRADIENT_NORM, POSTERIOR)
 
 _LOSSES = "losses"
@@ -81,7 +81,7 @@ class ComparedValue:
     name: str
     golden: float
     ours: float
-    kind: Kind
+    kind: ValueKind
 
     @property
     def error(self) -> float:

@@ -22,7 +22,7 @@ from starlette.middleware import Middleware
 from vits_trainer.config.feedback import FeedbackAppConfig, is_loopback
 from vits_trainer.data.audio import to_pcm16
 from vits_trainer.feedback import views
-from vits_trainer.feedback.corrections import MARKS_FILE, Corrections, Mark, normalize_text
+from vits_trainer.feedback.corrections import MARKS_FILE, Corrections, Rating, normalize_text
 from vits_trainer.feedback.served_voice import ServedVoice, SpokenText
 from vits_trainer.feedback.training_process import AT_WORK, Stage, TrainingProcess
 from vits_trainer.utils.errors import ConfigError, DataError, VitsTrainerError
@@ -276,7 +276,7 @@ class FeedbackPage:
             raise DataError("Generate speech first.")
         speech = playback.speech
         if playback.mark != mark:
-            self.corrections.mark(Mark(speech.text, mark, speech.seed, speech.model), _client(request))
+            self.corrections.mark(Rating(speech.text, mark, speech.seed, speech.model), _client(request))
         return dataclasses.replace(playback, mark=mark)
 
     def _banner(self) -> _Updates:

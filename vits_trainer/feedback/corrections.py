@@ -85,7 +85,7 @@ class Correction:
 
 
 @dataclass(frozen=True)
-class Mark:
+class Rating:
     """A user's rating of generated speech."""
 
     text: str
@@ -248,7 +248,7 @@ class Corrections:
             except OSError as error:
                 raise DataError(f"The correction could not be deleted: {error.strerror}.") from error
 
-    def mark(self, mark: Mark, client: str) -> None:
+    def mark(self, mark: Rating, client: str) -> None:
         """Appends a line to marks.jsonl.
 
         Raises:

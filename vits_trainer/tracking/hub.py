@@ -34,7 +34,7 @@ def check_can_push(config: TrainConfig) -> None:
         )
 
 
-def push(voice: Path, name: str, private: bool) -> str:
+def push_voice(voice: Path, name: str, private: bool) -> str:
     """Uploads an exported voice in one commit to the model repository ``name``, created if missing.
 
     Uses the token of the login or HF_TOKEN, and writes it nowhere.

@@ -129,7 +129,7 @@ def require_same_weights(networks: Iterable[nn.Module], runtime: Runtime) -> Non
     logger.info("weights of all %d rank(s): sha256 %s", len(digests), digests[0])
 
 
-def differences(facts_by_rank: Sequence[Mapping[str, object]]) -> list[str]:
+def rank_differences(facts_by_rank: Sequence[Mapping[str, object]]) -> list[str]:
     """Returns the facts that differ between ranks, as ``name: value on rank 0, other value on ranks 1-3``.
 
     Args:
@@ -150,7 +150,7 @@ def differences(facts_by_rank: Sequence[Mapping[str, object]]) -> list[str]:
 
 def _require_same(runtime: Runtime, facts: Mapping[str, object], remedy: str) -> None:
     """Raises :class:`UnequalRanksError` unless ``facts`` are the same on all ranks. Runs on every rank."""
-    found = differences(runtime.all_gather_object(facts))
+    found = rank_differences(runtime.all_gather_object(facts))
     if found:
         more = f"; and {len(found) - _MAX_DIFFERENCES} more" if len(found) > _MAX_DIFFERENCES else ""
         raise UnequalRanksError(f"The ranks differ. {'; '.join(found[:_MAX_DIFFERENCES])}{more}. {remedy}")
@@ -190,7 +190,7 @@ def _require_same_entries(
     for entry in entries():
         digest.update(repr(entry).encode())
     order = digest.hexdigest()[:12]
-    if not differences(runtime.all_gather_object({**facts, "": order})):
+    if not rank_differences(runtime.all_gather_object({**facts, "": order})):
         return
     own = dict(entries())
     theirs = runtime.on_main_then_broadcast(lambda: own)

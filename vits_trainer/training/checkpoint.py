@@ -359,7 +359,7 @@ def list_newest_first(directory: Path) -> list[Path]:
     return sorted(checkpoints, key=update_of, reverse=True)
 
 
-def verify(checkpoint_dir: Path) -> None:
+def verify_checkpoint(checkpoint_dir: Path) -> None:
     """Raises :class:`CheckpointError` unless all files of the checkpoint match its manifest."""
     path = checkpoint_dir / MANIFEST
     try:

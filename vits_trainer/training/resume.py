@@ -14,7 +14,14 @@ from vits_trainer.data.sampler import UpdateSampler
 from vits_trainer.data.training_data import TrainingData
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.shutdown import is_restarted, launch_id
-from vits_trainer.training.checkpoint import BEST, RunFingerprint, list_newest_first, read_record, update_of, verify
+from vits_trainer.training.checkpoint import (
+    BEST,
+    RunFingerprint,
+    list_newest_first,
+    read_record,
+    update_of,
+    verify_checkpoint,
+)
 from vits_trainer.utils.errors import CheckpointError
 from vits_trainer.utils.files import move_aside
 from vits_trainer.utils.versions import versions
@@ -70,7 +77,7 @@ def resolve_checkpoint(directory: Path, requested: str | None) -> Path | None:
         return _newest_intact(existing)
     path = _best(directory) if requested == "best" else Path(requested)
     try:
-        verify(path)
+        verify_checkpoint(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error} --resume_from_checkpoint latest selects the newest intact one.") from error
     if existing and path.parent.resolve() != directory.resolve():
@@ -158,7 +165,7 @@ def _newest_intact(existing: list[Path]) -> Path | None:
     damage = []
     for path in existing:
         try:
-            verify(path)
+            verify_checkpoint(path)
         except CheckpointError as error:
             damage.append(str(error))
         else:

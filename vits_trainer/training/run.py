@@ -85,7 +85,7 @@ def train(config: TrainConfig, data: TrainingData | None = None) -> TrainingResu
     runtime.close()
     # After the process group is closed: an upload may take long or fail, and no rank waits for it.
     if config.push_to_hub and is_main and result.voice is not None:
-        address = hub.push(result.voice, config.push_to_hub, config.hub_private)
+        address = hub.push_voice(result.voice, config.push_to_hub, config.hub_private)
         logger.info("Pushed the voice to %s", address)
     return result
 

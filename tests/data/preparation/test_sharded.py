@@ -22,7 +22,7 @@ from tests.support.preparation import contents, lj_speech, prepare_into, rejecte
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import Reason, read_pcm16_wav
 from vits_trainer.data.preparation import pipeline, sharded
-from vits_trainer.data.shards import Manifest, decode_audio, verify
+from vits_trainer.data.shards import Manifest, decode_audio, verify_shards
 from vits_trainer.utils.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ def test_shards_contain_the_same_clips_as_wavs(tmp_path: Path, kind: str, encodi
     assert shards == replace(wavs, output_dir=tmp_path / "out", shards=3)
     assert (tmp_path / "out" / "rejected.csv").read_bytes() == (tmp_path / "wavs" / "rejected.csv").read_bytes()
     manifest = Manifest.read(tmp_path / "out")
-    verify(tmp_path / "out", manifest)
+    verify_shards(tmp_path / "out", manifest)
     assert (manifest.clips, manifest.sampling_rate, manifest.encoding) == (6, 16000, encoding)
     assert sum(shard.samples for shard in manifest.shards) == round(shards.seconds * 16000)
 
@@ -138,7 +138,7 @@ def test_concurrent_parts_contain_every_clip_once(tmp_path: Path) -> None:
     record, whole = (json.loads((tmp_path / name / "dataset.json").read_text("utf-8")) for name in ("out", "one"))
     assert record.pop("settings") == {**whole.pop("settings"), "parts": 3}
     assert record == whole
-    verify(tmp_path / "out", Manifest.read(tmp_path / "out"))
+    verify_shards(tmp_path / "out", Manifest.read(tmp_path / "out"))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
     assert len(list((tmp_path / "out" / "shards").iterdir())) == 6
 

@@ -83,7 +83,7 @@ def test_parts_are_uploaded_once_all_are_complete(
 
 def test_an_existing_card_is_kept(tmp_path: Path, hub: FakeHfApi) -> None:
     hub.files["README.md"] = b"mine"
-    upload.push(write_shards(tmp_path / "set", [3]), "owner/name")
+    upload.push_dataset(write_shards(tmp_path / "set", [3]), "owner/name")
     assert hub.files["README.md"] == b"mine"
 
 
@@ -91,7 +91,7 @@ def test_damaged_shards_are_not_uploaded(tmp_path: Path, hub: FakeHfApi) -> None
     folder = write_shards(tmp_path / "set", [3, 3])
     damage(folder / "shards" / "shard_00001.parquet")
     with pytest.raises(DataError, match=r"shard_00001\.parquet does not match its SHA-256"):
-        upload.push(folder, "owner/name")
+        upload.push_dataset(folder, "owner/name")
     assert hub.files == {}
 
 

@@ -30,8 +30,8 @@ from vits_trainer.data.preparation.summary import (
     PreparationStats,
     PreparationSummary,
     already_prepared_message,
+    changed_settings,
     dataset_json,
-    differences,
     no_clips_message,
     read_finished,
     refuse_foreign,
@@ -324,7 +324,7 @@ def _read_outcomes(journal: Path, fingerprint: Mapping[str, Any]) -> list[ShardO
         # The last line may be incomplete: the part may be running.
         first, *others = map(json.loads, content[: content.rfind(b"\n") + 1].splitlines() or [b'{"asked": null}'])
         outcomes = [ShardOutcome.parse(line) for line in others]
-        changed = first["asked"] and differences(first["asked"], fingerprint)
+        changed = first["asked"] and changed_settings(first["asked"], fingerprint)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{journal}: damaged ({error}). Delete it, and prepare this part again.") from error
     if changed:

@@ -131,7 +131,7 @@ def _state_of(source: Source, output_dir: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Returns ``name old -> new`` of every setting that differs; an empty string if none does."""
     names = [*new, *(name for name in old if name not in new)]
     return "; ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name))
@@ -149,7 +149,7 @@ def read_finished(output_dir: Path, fingerprint: Mapping[str, Any]) -> Preparati
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         earlier = {**record["settings"], "dataset": record["source"]["dataset"], "source": record["source"]["state"]}
-        changed = differences(earlier, fingerprint)
+        changed = changed_settings(earlier, fingerprint)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(already_prepared_message(output_dir, "dataset.json")) from error
     if changed:

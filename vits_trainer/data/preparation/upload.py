@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from huggingface_hub import HfApi, errors
 
-from vits_trainer.data.shards import FOLDER, MANIFEST, Manifest, verify
+from vits_trainer.data.shards import FOLDER, MANIFEST, Manifest, verify_shards
 from vits_trainer.utils.errors import DataError
 
 logger = logging.getLogger("vits_trainer")
@@ -34,7 +34,7 @@ def open_repository(name: str) -> None:
     _call_hub(name, lambda: HfApi().create_repo(name, repo_type="dataset", private=True, exist_ok=True))
 
 
-def push(folder: Path, name: str) -> str:
+def push_dataset(folder: Path, name: str) -> str:
     """Uploads the shards of ``folder`` and their metadata in one commit, skipping files that the Hub already has.
 
     Shards in the repository that are not in the manifest are deleted. A card is added if there is none.
@@ -46,7 +46,7 @@ def push(folder: Path, name: str) -> str:
         DataError: a shard does not match the manifest, or the Hub cannot be reached or refuses access.
     """
     manifest = Manifest.read(folder)
-    verify(folder, manifest)
+    verify_shards(folder, manifest)
     names = [f"{FOLDER}/{shard.name}" for shard in manifest.shards]
     api = HfApi()
     if not _call_hub(name, lambda: api.file_exists(name, CARD, repo_type="dataset")):
