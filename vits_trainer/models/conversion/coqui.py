@@ -7,6 +7,7 @@ from typing import Any
 
 from vits_trainer.models.conversion.layout import (
     ForeignCheckpoint,
+    Layout,
     audio_notes,
     float_tensors,
     names_by_id,
@@ -171,3 +172,6 @@ def _read_speakers(checkpoint: Path) -> list[str]:
             ids = safe_pickle.load(path) if path.suffix == ".pth" else read_json(path, "the speaker names")
             return names_by_id(ids)
     return []
+
+
+LAYOUT = Layout("coqui", "text_encoder.", read_coqui)

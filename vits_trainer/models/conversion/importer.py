@@ -11,10 +11,8 @@ from torch import Tensor
 from transformers import VitsConfig, VitsModel, VitsTokenizer
 
 from vits_trainer.models import pretrained, pretrained_discriminator
-from vits_trainer.models.conversion.coqui import read_coqui
+from vits_trainer.models.conversion import coqui, original, piper
 from vits_trainer.models.conversion.layout import ForeignCheckpoint
-from vits_trainer.models.conversion.original import read_original
-from vits_trainer.models.conversion.piper import read_piper
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.parameter_names import from_original_generator, has_stochastic_durations
 from vits_trainer.text.tokenizer import load_tokenizer, tokenizer_from_symbols
@@ -22,9 +20,8 @@ from vits_trainer.utils import safe_pickle
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
 
-_READERS = {"original": read_original, "coqui": read_coqui, "piper": read_piper}
-_WEIGHT_PREFIXES = {"original": "enc_p.", "coqui": "text_encoder.", "piper": "model_g."}
-"""Prefix of weight names by layout."""
+LAYOUTS = (original.LAYOUT, coqui.LAYOUT, piper.LAYOUT)
+"""Layouts that can be imported; the first whose weights are there is used."""
 _CONFIG_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError)
 """Exceptions caused by configuration values of unexpected types."""
 _CHECKPOINT_PATTERNS = ("G_*.pth", "*.ckpt", "model_file.pth", "best_model*.pth", "checkpoint_*.pth")
@@ -72,21 +69,21 @@ def import_voice(
     weights = content.get("state_dict", content.get("model")) if isinstance(content, dict) else None
     if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
         raise ModelError(f"{path} is not a checkpoint of a voice: it has no weights by name under model or state_dict.")
-    matches = [name for name, prefix in _WEIGHT_PREFIXES.items() if any(key.startswith(prefix) for key in weights)]
-    if not matches or kind not in ("auto", matches[0]):
+    layout = next((one for one in LAYOUTS if any(key.startswith(one.weight_prefix) for key in weights)), None)
+    if layout is None or kind not in ("auto", layout.name):
         raise ModelError(
             f"{path}: the weights ({', '.join(sorted(map(str, weights))[:3])} ...) are not those of a voice in "
-            f"{' or '.join(_WEIGHT_PREFIXES) if kind == 'auto' else kind} layout. Pass the generator's checkpoint "
+            f"{' or '.join(one.name for one in LAYOUTS) if kind == 'auto' else kind} layout. Pass the generator's checkpoint "
             "(G_*.pth, model_file.pth or *.ckpt)."
         )
     try:
-        parts = _READERS[matches[0]](content, path, config_file, vocab)
+        parts = layout.read(content, path, config_file, vocab)
     except _CONFIG_ERRORS as error:
         raise _config_error(path, config_file, error) from error
-    if discriminator is None and not parts.discriminator_weights and matches[0] == "original":
+    if discriminator is None and not parts.discriminator_weights and layout.name == "original":
         sibling = path.with_name(path.name.replace("G_", "D_", 1))
         discriminator = str(sibling) if sibling != path and sibling.is_file() else None
-    return _build_voice(parts, path, matches[0], config_file, discriminator)
+    return _build_voice(parts, path, layout.name, config_file, discriminator)
 
 
 def _config_error(path: Path, config_file: Path | None, error: Exception) -> ModelError:

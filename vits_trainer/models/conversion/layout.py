@@ -1,7 +1,7 @@
 """Common parts of the readers of other programs' voices: checkpoint contents, tensors, symbols."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,18 @@ class ForeignCheckpoint:
     """Notes for the user about lost or changed properties."""
     periods: tuple[int, ...] | None = None
     """Periods of the discriminators, if the configuration states them."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Layout of another program's checkpoints."""
+
+    name: str
+    """As ``--from`` names it."""
+    weight_prefix: str
+    """Prefix of weight names that only this layout has."""
+    read: Callable[[Mapping[str, Any], Path, Path | None, Path | None], ForeignCheckpoint]
+    """Reads the content of a checkpoint: content, path, configuration file, file of symbols."""
 
 
 def read_json(path: Path, purpose: str) -> Any:

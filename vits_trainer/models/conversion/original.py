@@ -11,6 +11,7 @@ from typing import Any
 
 from vits_trainer.models.conversion.layout import (
     ForeignCheckpoint,
+    Layout,
     audio_notes,
     float_tensors,
     read_json,
@@ -109,3 +110,6 @@ def _read_symbols(config: Mapping[str, Any], checkpoint: Path, vocab: Path | Non
         f"{checkpoint} has {size} symbols but does not list them. Put vocab.txt next to it or pass it by --vocab: "
         "one symbol per line in the order of their ids (MMS provides it; for original VITS see text/symbols.py)."
     )
+
+
+LAYOUT = Layout("original", "enc_p.", read_original)

@@ -7,6 +7,7 @@ from typing import Any
 from vits_trainer.models.conversion.layout import (
     MAX_SYMBOLS,
     ForeignCheckpoint,
+    Layout,
     float_tensors,
     names_by_id,
     phoneme_notes,
@@ -71,3 +72,6 @@ def _symbols(ids: Mapping[str, Sequence[int]], path: Path, notes: list[str]) -> 
     if not all(0 <= index < MAX_SYMBOLS for phoneme_ids in ids.values() for index in phoneme_ids):
         raise ModelError(f"{path}: phoneme_id_map has negative or too large ids. Pass the config.json of this voice.")
     return symbols_by_id(ids)
+
+
+LAYOUT = Layout("piper", "model_g.", read_piper)
