@@ -71,10 +71,10 @@ def import_voice(
         raise ModelError(f"{path} is not a checkpoint of a voice: it has no weights by name under model or state_dict.")
     layout = next((one for one in LAYOUTS if any(key.startswith(one.weight_prefix) for key in weights)), None)
     if layout is None or kind not in ("auto", layout.name):
+        expected = " or ".join(one.name for one in LAYOUTS) if kind == "auto" else kind
         raise ModelError(
             f"{path}: the weights ({', '.join(sorted(map(str, weights))[:3])} ...) are not those of a voice in "
-            f"{' or '.join(one.name for one in LAYOUTS) if kind == 'auto' else kind} layout. Pass the generator's checkpoint "
-            "(G_*.pth, model_file.pth or *.ckpt)."
+            f"{expected} layout. Pass the generator's checkpoint (G_*.pth, model_file.pth or *.ckpt)."
         )
     try:
         parts = layout.read(content, path, config_file, vocab)
