@@ -22,8 +22,6 @@ import csv
 import json
 import logging
 import math
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -43,7 +41,7 @@ from vits_trainer.data.clip_accounting import Incident
 from vits_trainer.evaluation.speakers import SpeakerMel
 from vits_trainer.evaluation.speech_metrics import ClipScore
 from vits_trainer.tracking.plots import Sample, alignment_picture, mel_picture
-from vits_trainer.tracking.wandb_run import _environment_defaults, _staging_in, _wandb_mode, clips_table
+from vits_trainer.tracking.wandb_run import clips_table, environment_defaults, staging_in, start_run
 from vits_trainer.utils.errors import ConfigError
 from vits_trainer.utils.files import atomic_write, fsync_dir, move_aside
 from vits_trainer.utils.redaction import redacted
@@ -125,7 +123,10 @@ class Tracker:
         self._metrics = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         atomic_write(self.run_dir / "facts.json", json.dumps(redacted(dict(self.facts)), indent=1, default=str) + "\n")
         if "wandb" in self.config.trackers:
-            self._start_wandb()
+            self._exit_stack.enter_context(staging_in(self.run_dir))
+            self._run = start_run(self.run_dir, self.config, self.facts, self.resumed_at)
+            if self._run.resumed:
+                self._sent_update = int(self._run.summary.get("update", -1))
         self._write_outcome(RunOutcome("running", 0))
         return self
 
@@ -306,42 +307,6 @@ class Tracker:
         if lines:
             atomic_write(path, b"".join(kept))
 
-    def _start_wandb(self) -> None:
-        """Starts the W&B run.
-
-        Online, a resumed run continues the same W&B run. Offline, each start is a separate W&B run in one group: with
-        the same id, the second would overwrite the first when synced.
-        """
-        mode = _wandb_mode()
-        path = self.run_dir / "wandb.json"
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self.resumed_at is not None else {}
-        first_id, attempt = saved.get("id") or secrets.token_hex(4), saved.get("attempts", 0) + 1
-        atomic_write(path, json.dumps({"id": first_id, "attempts": attempt}) + "\n")
-        self._exit_stack.enter_context(_staging_in(self.run_dir))
-        self._run = wandb.init(
-            project=self.config.wandb_project,
-            entity=self.config.wandb_entity,
-            id=first_id if mode == "online" or attempt == 1 else f"{first_id}-{attempt}",
-            resume="allow" if mode == "online" else None,
-            name=self.run_dir.name,
-            group=self.run_dir.name,
-            tags=redacted(list(self.config.wandb_tags)) or None,
-            config=redacted({**to_dict(self.config), **self.facts, "attempt": attempt, "resumed_at": self.resumed_at}),
-            allow_val_change=True,
-            dir=self.run_dir,
-            mode=mode,
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-        # The x-axis is the update, not W&B's step, which drops values that a resumed run logs again.
-        self._run.define_metric("update")
-        self._run.define_metric("*", step_metric="update")
-        if mode == "online" and self._run.resumed:
-            self._sent_update = int(self._run.summary.get("update", -1))
-        if mode == "offline":
-            reason = "WANDB_MODE is set" if "WANDB_MODE" in os.environ else "no API key is set"
-            folder = Path(self._run.dir).parent
-            logger.info("Weights & Biases: offline (%s). Sync with: wandb sync %s", reason, folder)
-
     def _accelerate_tracker(self, name: str) -> Any:
         """Starts one of Accelerate's trackers, with its files in the run's folder.
 
@@ -350,7 +315,7 @@ class Tracker:
         """
         folder = self.run_dir / name
         if name == "trackio":
-            self._exit_stack.enter_context(_environment_defaults(TRACKIO_DIR=str(folder.resolve())))
+            self._exit_stack.enter_context(environment_defaults(TRACKIO_DIR=str(folder.resolve())))
         tracker_class = LOGGER_TYPE_TO_CLASS[name]
         # As Accelerator.init_trackers calls them; not by it, as trackers start only after the run's folder is claimed.
         places = [str(folder)] if tracker_class.requires_logging_directory else []

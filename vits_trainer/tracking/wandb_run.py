@@ -1,7 +1,9 @@
-"""Weights & Biases: tables, modes and directories."""
+"""Weights & Biases: runs, tables, modes and directories."""
 
+import json
 import logging
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -10,11 +12,47 @@ from typing import Any, Literal, cast
 import wandb
 
 from vits_trainer.config.serialization import to_dict
+from vits_trainer.config.train import TrainConfig
 from vits_trainer.config.voices import EvaluateConfig
 from vits_trainer.evaluation.speech_metrics import ClipScore
+from vits_trainer.utils.files import atomic_write
 from vits_trainer.utils.redaction import redacted
 
 logger = logging.getLogger("vits_trainer")
+
+
+def start_run(run_dir: Path, config: TrainConfig, facts: Mapping[str, Any], resumed_at: int | None) -> Any:
+    """Starts the W&B run of a training run.
+
+    Online, a resumed run continues the same W&B run. Offline, each start is a separate W&B run in one group: with the
+    same id, the second would overwrite the first when synced.
+    """
+    mode = _wandb_mode()
+    path = run_dir / "wandb.json"
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and resumed_at is not None else {}
+    first_id, attempt = saved.get("id") or secrets.token_hex(4), saved.get("attempts", 0) + 1
+    atomic_write(path, json.dumps({"id": first_id, "attempts": attempt}) + "\n")
+    run = wandb.init(
+        project=config.wandb_project,
+        entity=config.wandb_entity,
+        id=first_id if mode == "online" or attempt == 1 else f"{first_id}-{attempt}",
+        resume="allow" if mode == "online" else None,
+        name=run_dir.name,
+        group=run_dir.name,
+        tags=redacted(list(config.wandb_tags)) or None,
+        config=redacted({**to_dict(config), **facts, "attempt": attempt, "resumed_at": resumed_at}),
+        allow_val_change=True,
+        dir=run_dir,
+        mode=mode,
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    # The x-axis is the update, not W&B's step, which drops values that a resumed run logs again.
+    run.define_metric("update")
+    run.define_metric("*", step_metric="update")
+    if mode == "offline":
+        reason = "WANDB_MODE is set" if "WANDB_MODE" in os.environ else "no API key is set"
+        logger.info("Weights & Biases: offline (%s). Sync with: wandb sync %s", reason, Path(run.dir).parent)
+    return run
 
 
 def clips_table(update: int, clips: Sequence[ClipScore]) -> Any:
@@ -28,7 +66,7 @@ def clips_table(update: int, clips: Sequence[ClipScore]) -> Any:
 
 def report_evaluation(folder: Path, config: EvaluateConfig, record: Mapping[str, Any]) -> None:
     """Logs the results of ``evaluate`` as a separate W&B run in ``folder``: means in the summary, a table per voice."""
-    with _staging_in(folder):
+    with staging_in(folder):
         run = wandb.init(
             project=config.wandb_project,
             entity=config.wandb_entity,
@@ -53,14 +91,14 @@ def _wandb_mode() -> Literal["online", "offline", "disabled"]:
     return cast("Literal['online', 'offline', 'disabled']", mode)
 
 
-def _staging_in(folder: Path) -> AbstractContextManager[None]:
+def staging_in(folder: Path) -> AbstractContextManager[None]:
     """Makes W&B stage tables and artifacts in the run's folder, not in the home directory (its default)."""
     path = str((folder / "wandb").resolve())
-    return _environment_defaults(WANDB_DATA_DIR=path, WANDB_CACHE_DIR=path, WANDB_ARTIFACT_DIR=path)
+    return environment_defaults(WANDB_DATA_DIR=path, WANDB_CACHE_DIR=path, WANDB_ARTIFACT_DIR=path)
 
 
 @contextmanager
-def _environment_defaults(**variables: str) -> Iterator[None]:
+def environment_defaults(**variables: str) -> Iterator[None]:
     """Sets environment variables that are not set yet, and removes them at exit."""
     added = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(added)
