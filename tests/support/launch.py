@@ -63,11 +63,12 @@ def clips_by_update(folder: Path, ranks: int) -> dict[int, Counter[str]]:
 
 
 def run(ranks: int, script: str | None, flags: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs train_vits under the launcher; raises TimeoutExpired if it hangs."""
+    """Runs train_vits, several ranks by accelerate launch; raises TimeoutExpired if it hangs."""
     target = ["-m", "vits_trainer"] if script is None else [str(ROOT / f"tests/ranks/programs/{script}.py")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
+    command = command_of("cpu_2proc", *target) if ranks == 2 else [sys.executable, *target]
     return subprocess.run(
-        [*command_of("cpu_2proc" if ranks == 2 else "cpu", *target, "train_vits"), *flags],
+        [*command, "train_vits", *flags],
         capture_output=True,
         text=True,
         timeout=HANG_S,
