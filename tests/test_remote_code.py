@@ -146,7 +146,7 @@ def test_program_of_a_voice_is_not_run_and_nobody_is_asked(place: Path, tmp_path
     assert not (tmp_path / "RAN").exists()
     assert "[y/N]" not in said
     assert code == 2, said
-    assert "evil is a own model, not a VITS voice" in said
+    assert "evil: model_type is own, not a VITS voice" in said
     assert "Traceback" not in said
 
 

@@ -188,7 +188,7 @@ def test_missing_directory_is_rejected(tmp_path):
 
 def test_other_model_type_is_rejected(tmp_path):
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="is a bert model, not a VITS voice"):
+    with pytest.raises(ModelError, match="model_type is bert, not a VITS voice"):
         load_model(str(tmp_path))
 
 

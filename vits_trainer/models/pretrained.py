@@ -40,7 +40,7 @@ def read_config(name_or_dir: str) -> VitsConfig:
         values, _ = VitsConfig.get_config_dict(name_or_dir)
         kind = values.get("model_type")
         if kind != VitsConfig.model_type:
-            raise ModelError(f"{name_or_dir} is a {kind} model, not a VITS voice. Pass a VITS or MMS-TTS voice.")
+            raise ModelError(f"{name_or_dir}: model_type is {kind}, not a VITS voice. Pass a VITS or MMS-TTS voice.")
         return VitsConfig.from_dict(values)
     except (OSError, ValueError) as error:
         raise _load_error(name_or_dir, error) from error

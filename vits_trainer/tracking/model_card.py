@@ -80,7 +80,7 @@ def model_card(info: ModelCardInfo, samples: Mapping[str, str] | None = None) ->
         tags=["vits"],
         datasets=[source["dataset"]] if source.get("kind") == "hub" else None,
         base_model=base if base and "/" in base else None,
-        model_name=name.rpartition("/")[2] if metrics else None,
+        model_name=(info.config.push_to_hub or "VITS voice").rpartition("/")[2] if metrics else None,
         eval_results=_eval_results(info, metrics) or None,
     )
     reads_english = info.phonemes_of is None or espeak_name(info.phonemes_of) == espeak_name(None)
