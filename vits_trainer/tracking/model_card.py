@@ -25,7 +25,10 @@ _MAX_VISIBLE_SPEAKERS = 16
 """Longer tables of speakers are collapsed."""
 _LICENCES = {"facebook/mms-tts": "cc-by-nc-4.0", "kakao-enterprise/vits": "mit"}
 """Licences of voices on the Hub, by prefix of their names, according to their cards."""
-_TEMPLATES = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # noqa: S701 - Markdown
+# Markdown: texts of others are escaped where they are filled in.
+_TEMPLATES = jinja2.Environment(  # noqa: S701  # nosec B701
+    trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+)
 _EXCLUDED_SETTINGS = (
     "data_dir", "checkpoint_dir", "output_dir", "keep_versions", "runs_dir", "run_name", "resume_from_checkpoint",
     "report_to", "push_to_hub", "hub_private", "model_name",
