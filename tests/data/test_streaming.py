@@ -2,13 +2,10 @@
 
 import pickle
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import s3fs
 
-from tests.support.object_store import Store, object_store
 from tests.support.shards import damage, write_shards
 from tests.support.streams import SPEC, assert_holds, order_of, reader_of, written
 from vits_trainer.data import remote_shards
@@ -24,20 +21,6 @@ from vits_trainer.utils.errors import DataError
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("streamed") / "set", [20, 31, 25], group_clips=6)
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with object_store() as running:
-        yield running
-
-
-@pytest.fixture
-def s3(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # no retries of its own, besides ours
-    store.requests.clear()
-    yield store
-    store.fails = lambda number, path: False
 
 
 @pytest.mark.parametrize("encoding", ["pcm16", "flac"])

@@ -6,9 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import VitsConfig, VitsModel
 
-from tests.support.models import TOKENIZER, copied, speech
+from tests.support.models import copied, speech
 from vits_trainer.config.architecture import DiscriminatorShape
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE, Discriminator, load_discriminator, save_discriminator
 from vits_trainer.models.pretrained import load_model
@@ -18,20 +17,6 @@ from vits_trainer.models.pretrained_discriminator import (
     read_discriminator,
 )
 from vits_trainer.utils.errors import ModelError
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """Saves a voice as transformers does: folded decoder, layerdrop 0.1."""
-    torch.manual_seed(0)
-    config = VitsConfig(vocab_size=len(TOKENIZER), hidden_size=16, flow_size=16, num_hidden_layers=2, ffn_dim=32,
-                        upsample_initial_channel=32, resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]],
-                        posterior_encoder_num_wavenet_layers=2, prior_encoder_num_flows=2)  # fmt: skip
-    folder = tmp_path_factory.mktemp("published") / "voice"
-    VitsModel(config).save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    assert config.layerdrop == 0.1
-    return folder
 
 
 def test_discriminators_are_loaded_with_their_saved_shape(tmp_path):

@@ -7,15 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import ModelCard
 
-from tests.support.hub import TOKEN, hub_on_this_machine
+from tests.support.hub import TOKEN, client_of, hub_on_this_machine
 from tests.support.limits import HANG_S
 from tests.support.voices import metrics, train_flags
 from vits_trainer.cli.main import main
 from vits_trainer.config.parser import parse
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.tracking import hub as hub_upload
 from vits_trainer.utils.files import MARKER
 
 
@@ -51,23 +50,6 @@ def test_voice_is_uploaded_completely_and_privately(folder: Path) -> None:
     assert hub.tokens == {f"Bearer {TOKEN}"}
     assert TOKEN not in ended.stdout + ended.stderr
     assert not [path for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
-
-
-@pytest.fixture
-def voice(tmp_path: Path) -> Path:
-    """A folder with the files of a voice."""
-    (tmp_path / "voice").mkdir()
-    for name in ("README.md", "config.json", "model.safetensors"):
-        (tmp_path / "voice" / name).write_text(name)
-    return tmp_path / "voice"
-
-
-def client_of(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    """Directs the real client to another address."""
-    monkeypatch.setattr(hub_upload, "HfApi", lambda: HfApi(endpoint=address, token=TOKEN))
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the local server supports LFS only
 
 
 def test_failed_upload_keeps_the_voice_and_fails_the_run(

@@ -11,6 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+from huggingface_hub import HfApi, constants
+
+from vits_trainer.tracking import hub as hub_upload
+
 TOKEN = "hf_" + "notarealtoken" * 2
 
 
@@ -105,3 +110,11 @@ def hub_on_this_machine(fails_at: str = "", is_public: bool = False) -> Iterator
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield hub
         server.shutdown()
+
+
+def client_of(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Directs the real client to another address."""
+    monkeypatch.setattr(hub_upload, "HfApi", lambda: HfApi(endpoint=address, token=TOKEN))
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the local server supports LFS only

@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, constants
 
-from tests.support.hub import TOKEN, hub_on_this_machine
+from tests.support.hub import TOKEN, client_of, hub_on_this_machine
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.tracking import hub as hub_upload
 from vits_trainer.tracking.hub import check_can_push, push_voice
 from vits_trainer.utils.errors import ConfigError, PublishingError
 from vits_trainer.utils.files import MARKER
@@ -20,14 +18,6 @@ def voice(tmp_path: Path) -> Path:
     for name in ("README.md", "config.json", "model.safetensors"):
         (tmp_path / "voice" / name).write_text(name)
     return tmp_path / "voice"
-
-
-def client_of(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    """Points the real client to a Hub at another address."""
-    monkeypatch.setattr(hub_upload, "HfApi", lambda: HfApi(endpoint=address, token=TOKEN))
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the stand-in speaks LFS
 
 
 def test_upload_is_one_commit_of_all_files(voice: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import os
 import signal
 import sys
 from types import ModuleType
@@ -88,7 +89,7 @@ def _unknown_command(name: str) -> str:
 
 def _import_command(module: str) -> ModuleType:
     is_first_import = "torch" not in sys.modules
-    if is_first_import and sys.stderr.isatty():
+    if is_first_import and sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         print("vits-trainer: loading torch and transformers ...", file=sys.stderr, flush=True)
     try:
         if is_first_import:
