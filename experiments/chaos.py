@@ -50,6 +50,8 @@ class Run:
     data: Path
     updates: int
     ranks: int
+    program: str = sys.executable
+    """Python interpreter."""
 
     @property
     def record(self) -> Path:
@@ -67,7 +69,7 @@ class Run:
         launcher = ["-m", "accelerate.commands.launch", "--config_file", str(topology)]
         with (self.folder / "said.txt").open("ab") as said:
             return subprocess.Popen(
-                [sys.executable, *(launcher if self.ranks == 2 else []), *script],
+                [self.program, *(launcher if self.ranks == 2 else []), *script],
                 stdout=said,
                 stderr=said,
                 cwd=ROOT,
@@ -184,11 +186,11 @@ def _count(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def chaos(folder: Path, kills: int, ranks: int, updates: int, seed: int) -> bool:
-    """Prints one row per kill; returns whether the run stayed equal to the uninterrupted one."""
+def chaos(folder: Path, kills: int, ranks: int, updates: int, seed: int, program: str = sys.executable) -> bool:
+    """Prints one row per kill of ``program``; returns whether the run stayed equal to the uninterrupted one."""
     prepared_folder(folder, clips=30)
     data = folder / "training"
-    calm, wild = (Run(folder / name, data, updates, ranks) for name in ("calm", "wild"))
+    calm, wild = (Run(folder / name, data, updates, ranks, program) for name in ("calm", "wild"))
     first_s, took_s = calm.finish()
     print(f"{ranks} rank(s), {updates} updates, uninterrupted {took_s:.1f} s, first update after {first_s:.1f} s")
     print("kill  time                           newest checkpoint  weights, clips and metrics so far", flush=True)

@@ -45,7 +45,7 @@ def both(tmp_path: Path, several: bool, encoding: str) -> tuple[PreparedData, Pr
 def test_shards_are_the_same_data_as_wavs(tmp_path: Path, several: bool, encoding: str) -> None:
     wavs, shards = both(tmp_path, several, encoding)
     rows = range(40)
-    assert wavs.rows.to_dict() == shards.rows.to_dict()
+    assert wavs.rows == shards.rows
     assert (wavs.speakers, wavs.sampling_rate) == (shards.speakers, shards.sampling_rate)
     assert len(shards.speakers) == (3 if several else 1)
     assert wavs.fingerprint(rows) == shards.fingerprint(rows)
@@ -63,7 +63,7 @@ def batch_bytes(batch: Batch) -> list[bytes]:
 
 def test_max_samples_selects_the_first_clips(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "set", [5, 4], group_clips=2)
-    assert open_prepared(folder, 6).rows["filename"] == [f"audio_{n:06d}.wav" for n in range(6)]
+    assert open_prepared(folder, 6).rows.filename == [f"audio_{n:06d}.wav" for n in range(6)]
     assert len(open_prepared(folder).rows) == 9
 
 

@@ -46,8 +46,8 @@ def test_split_depends_on_names_not_on_order(tmp_path):
     names = [f"{n}.wav" for n in range(30)]
     prepared = open_prepared(write_folder(tmp_path, [f"{name}|a" for name in names]))
     reordered = open_prepared(write_folder(tmp_path, [f"{name}|a" for name in reversed(names)]))
-    held_out = {prepared.rows["filename"][row] for row in train_validation_split(prepared, 0.3, 64, 1)[1]}
-    assert held_out == {reordered.rows["filename"][row] for row in train_validation_split(reordered, 0.3, 64, 1)[1]}
+    held_out = {prepared.rows.filename[row] for row in train_validation_split(prepared, 0.3, 64, 1)[1]}
+    assert held_out == {reordered.rows.filename[row] for row in train_validation_split(reordered, 0.3, 64, 1)[1]}
 
 
 def of_speakers(folder: Path, sizes: dict[str, int]):
@@ -57,7 +57,7 @@ def of_speakers(folder: Path, sizes: dict[str, int]):
 
 def held_out_by_speaker(prepared, fraction: float, most: int = 64, seed: int = 1) -> dict[str, int]:
     return dict(
-        Counter(prepared.rows["speaker"][row] for row in train_validation_split(prepared, fraction, most, seed)[1])
+        Counter(prepared.rows.speaker[row] for row in train_validation_split(prepared, fraction, most, seed)[1])
     )
 
 
@@ -95,7 +95,7 @@ def test_split_of_speakers_depends_on_names_not_on_order(tmp_path):
         prepared = open_prepared(write_folder(tmp_path, order))
         training, held_out = train_validation_split(prepared, 0.3, 64, 1)
         assert sorted(training + held_out) == list(range(30))
-        names.append({prepared.rows["filename"][row] for row in held_out})
+        names.append({prepared.rows.filename[row] for row in held_out})
     assert names[0] == names[1]
 
 
@@ -115,8 +115,8 @@ TEXTS = ["NA", "null", "007", '"quoted" text', "it's, so", " 1e5 ", "true", "#N/
 
 def test_texts_are_read_verbatim(tmp_path):
     prepared = open_prepared(write_folder(tmp_path, [f"{n}.wav|{text}" for n, text in enumerate(TEXTS)]))
-    assert list(prepared.rows["text"]) == TEXTS
-    assert list(prepared.rows["speaker"]) == [""] * len(TEXTS)
+    assert list(prepared.rows.text) == TEXTS
+    assert list(prepared.rows.speaker) == [""] * len(TEXTS)
 
 
 def test_trap_8_speakers_are_sorted(tmp_path):
@@ -125,7 +125,7 @@ def test_trap_8_speakers_are_sorted(tmp_path):
 
 
 def test_max_samples_selects_the_first(folder):
-    assert list(open_prepared(folder, max_samples=2).rows["filename"]) == ["0.wav", "1.wav"]
+    assert list(open_prepared(folder, max_samples=2).rows.filename) == ["0.wav", "1.wav"]
     assert len(open_prepared(folder, max_samples=0).rows) == 6
 
 
@@ -208,7 +208,7 @@ def selected(prepared: PreparedData, **arguments: Any) -> dict[str, list[str]]:
     """Names of the selected clips, by speaker."""
     by_speaker: dict[str, list[str]] = {}
     rows = select_speakers(prepared, **{"only": "", "max_clips": 0, "seed": 1, **arguments}).rows
-    for name, speaker in zip(rows["filename"], rows["speaker"], strict=True):
+    for name, speaker in zip(rows.filename, rows.speaker, strict=True):
         by_speaker.setdefault(speaker, []).append(name)
     return by_speaker
 
@@ -228,7 +228,7 @@ def test_selected_clips_keep_their_recordings(tmp_path):
     prepared = open_prepared(many_speakers(tmp_path, {"ava": 6, "bo": 2, "cem": 4}))
     cem = select_speakers(prepared, "cem", 2, seed=1)
     assert len(cem.rows) == 2
-    for row, name in enumerate(cem.rows["filename"]):
+    for row, name in enumerate(cem.rows.filename):
         path = tmp_path / "training/wavs" / name
         samples = np.frombuffer(path.read_bytes()[WAV_HEADER_BYTES:], dtype=np.int16)
         np.testing.assert_array_equal(cem.recordings.read(row)[0], samples)

@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 
 from tests.support.audio import encode, voice
+from tests.support.fork_server import python
 from tests.support.limits import HANG_S
 from tests.support.voices import prepared_folder, train_flags
 from vits_trainer.cli.main import main
@@ -89,7 +90,7 @@ def app(folder: Path, model: Path, password: str | None = None, **changes: objec
     log = folder / "app.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "vits_trainer", "feedback_app", *flags],
+            [python(), "-m", "vits_trainer", "feedback_app", *flags],
             cwd=ROOT,
             env=environment,
             stdout=output,
@@ -405,7 +406,7 @@ def test_port_in_use_is_reported(model: Path, tmp_path: Path) -> None:
         sock.listen()
         flags = ["--port", str(sock.getsockname()[1]), "--model_dir", str(model)]
         result = subprocess.run(
-            [sys.executable, "-m", "vits_trainer", "feedback_app", "--feedback_dir", str(tmp_path / "f"), *flags],
+            [python(), "-m", "vits_trainer", "feedback_app", "--feedback_dir", str(tmp_path / "f"), *flags],
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -38,7 +38,7 @@ def test_epochs_hold_all_corrections_and_replay_known_clips_in_turn(tmp_path: Pa
     frames = data.prepared.frames(range(9), 256)
     assert [len(dataset.read(row).pcm) // 256 for row in range(9)] == frames
     accounting = data.accounting(sampler)
-    names = data.prepared.rows["filename"]
+    names = data.prepared.rows.filename
     accounting.count((names[row] for row in epochs[0].elements()), ())
     summary = "epoch 1: 4 trained + 0 rejected + 0 validation + 5 not drawn = 9 clips; 4 trained = 4 draws"
     assert accounting.finish_epoch(0, accounting.counts()) == summary

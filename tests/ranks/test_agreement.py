@@ -1,9 +1,7 @@
 """Ranks that differ in data, weights or settings are reported before the first update."""
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +10,8 @@ import pytest
 
 from tests.reliability.rows import write_tuning_config, write_voice
 from tests.support.audio import voice
-from tests.support.launch import ROOT, command_of, free_port
+from tests.support.fork_server import python
+from tests.support.launch import ROOT, command_of, environment, free_port
 from tests.support.limits import HANG_S
 from tests.support.shards import write_shards
 from tests.support.voices import prepared_folder, train_flags
@@ -48,15 +47,13 @@ def ranks(flags: list[str], *own: Sequence[object], folders: Sequence[Path] = ()
         folders: working directory of each rank.
     """
     common = {"WORLD_SIZE": len(own), "LOCAL_WORLD_SIZE": len(own), "MASTER_ADDR": "127.0.0.1"}
-    common |= {"MASTER_PORT": free_port(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT}
+    common |= {"MASTER_PORT": free_port(), "ACCELERATE_USE_CPU": "true"}
     started = []
     for rank, additional in enumerate(own):
-        environment = {name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        command = [sys.executable, "-m", "vits_trainer", "train_vits", *flags, *map(str, additional)]
+        variables = environment(**common, RANK=rank, LOCAL_RANK=rank)
+        command = [python(), "-m", "vits_trainer", "train_vits", *flags, *map(str, additional)]
         cwd = folders[rank] if folders else ROOT
-        started.append(
-            subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd, env={**os.environ, **environment})
-        )
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd, env=variables))
     output = [process.communicate(timeout=HANG_S)[1] for process in started]
     return Ended([process.returncode for process in started], output)
 
@@ -187,7 +184,7 @@ def test_differences_are_reported_under_the_launcher(source: Path, tmp_path: Pat
         text=True,
         timeout=HANG_S,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=environment(),
     )
     assert ended.returncode == 1
     lines = [line for line in ended.stderr.splitlines() if line.startswith("vits-trainer: ")]

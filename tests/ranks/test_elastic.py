@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -57,14 +58,14 @@ def wait_for_update(folder: Path, process: subprocess.Popen[str], update: int) -
 
 
 def test_signals_and_stop_file_stop_both_ranks_at_the_same_update(data: Path, tmp_path: Path) -> None:
-    def rank_of(launcher: int) -> int:
-        ranks = [p for p in psutil.Process(launcher).children() if "train_vits" in p.cmdline()]
-        return next(p.pid for p in ranks if p.environ()["RANK"] == "1")
+    def rank_1() -> int:
+        ranks = (p for p in psutil.process_iter() if str(tmp_path / "checkpoints") in p.cmdline())
+        return next(p.pid for p in ranks if p.environ().get("RANK") == "1")
 
     stops = [
         # The launcher forwards SIGTERM, and exits with 1 although its ranks exit with 0.
         ("SIGTERM on rank 0, SIGTERM on rank 1", 1, lambda launcher: os.kill(launcher, signal.SIGTERM)),
-        ("SIGUSR1 on rank 1", 0, lambda launcher: os.kill(rank_of(launcher), signal.SIGUSR1)),
+        ("SIGUSR1 on rank 1", 0, lambda _: os.kill(rank_1(), signal.SIGUSR1)),
         ("STOP on rank", 0, lambda _: (tmp_path / "training/runs/run/STOP").touch()),
     ]
     reached = 0
@@ -91,6 +92,8 @@ def test_signals_and_stop_file_stop_both_ranks_at_the_same_update(data: Path, tm
 def test_restart_by_the_launcher_resumes_automatically(data: Path, tmp_path: Path) -> None:
     script = str(ROOT / "tests/ranks/programs/crash_in_step.py")
     options = {"batch_size": 2, "max_updates": 6, "save_every_updates": 2}
+    # Not forks of a server: a rank's parent must be the launcher, by which the restarted one knows its checkpoints.
+    options["ranks_program"] = sys.executable
     code, output = finish(start(tmp_path, data, "cpu_2proc", "--max_restarts", "1", script=script, **options))
     assert code == 0, output
     assert re.search(r"Resumed from \S+checkpoint-2 at update 2", output)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support.launch import flags_of, run
-from tests.support.limits import rank_timeout_s
+from tests.support.limits import fork_start_s, rank_timeout_s
 from tests.support.voices import ended_wandb_run, metrics, prepared_folder
 from vits_trainer.cli.main import main
 from vits_trainer.models.voice_versions import VOICE
@@ -115,7 +115,7 @@ def test_step_that_raises_on_each_batch_ends_the_run_at_the_first(
 
 @pytest.mark.parametrize("how", ["sleeps", "dies"])
 def test_missing_rank_is_reported_within_the_timeout(dozen: Path, tmp_path: Path, how: str) -> None:
-    flags = flags_of(tmp_path, dozen, batch_size=2, epochs=3, rank_timeout_s=rank_timeout_s())
+    flags = flags_of(tmp_path, dozen, batch_size=2, epochs=3, rank_timeout_s=rank_timeout_s(4 * fork_start_s()))
     ended = run(2, "fail_in_step", flags, FAIL=how, FAIL_AT="2")
     assert ended.returncode == 1
     assert "vits-trainer: rank 1 died" in ended.stderr

@@ -1,7 +1,6 @@
 """Runs under ``accelerate launch`` with the project's configurations."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -13,7 +12,8 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
-from tests.support.launch import CONFIGS, ROOT, command_of, free_port
+from tests.support.fork_server import python
+from tests.support.launch import CONFIGS, ROOT, command_of, environment, free_port
 from tests.support.limits import HANG_S
 from tests.support.voices import many_speakers, metrics, prepared_folder, train_flags
 
@@ -27,15 +27,17 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launch(config: str, target: list[str], flags: list[str]) -> subprocess.CompletedProcess[str]:
+def launch(
+    config: str, target: list[str], flags: list[str], program: str | None = None
+) -> subprocess.CompletedProcess[str]:
     # The timeout is far above the duration of these runs: it ends a hang.
     return subprocess.run(
-        [*command_of(config, *target, "train_vits"), *flags],
+        [*command_of(config, *target, "train_vits", program=program), *flags],
         capture_output=True,
         text=True,
         timeout=HANG_S,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment(PYTHON_EXEC=program or python()),
     )
 
 
@@ -76,10 +78,10 @@ def test_documented_torchrun_command_starts_two_machines(prepared: Path, tmp_pat
     for machine in (0, 1):
         settings = dict(zip(options[::2], options[1::2], strict=True)) | local | {"--node_rank": str(machine)}
         arguments = [word for item in settings.items() for word in item]
-        command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+        command = [python(), "-m", "torch.distributed.run", *arguments]
         command += ["-m", "vits_trainer", "train_vits", *flags]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        launchers.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment))
+        variables = environment(ACCELERATE_USE_CPU="true")
+        launchers.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=variables))
     output = [launcher.communicate(timeout=HANG_S)[1] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], output
     assert "weights of all 2 rank(s)" in output[0]
@@ -89,7 +91,7 @@ def test_one_process_instead_of_two_is_rejected(prepared: Path, tmp_path: Path) 
     """accelerate starts it without an error."""
     multi_cpu = tmp_path / "multi_cpu.yaml"
     multi_cpu.write_text((CONFIGS / "cpu_2proc.yaml").read_text().replace("'MULTI_GPU'", "'MULTI_CPU'"))
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher = [python(), "-m", "accelerate.commands.launch"]
     for options in (["--cpu", "--num_processes", "2"], ["--config_file", str(multi_cpu)]):
         ended = subprocess.run(
             [*launcher, *options, "-m", "vits_trainer", "train_vits", *flags_for(prepared, tmp_path)],
@@ -97,6 +99,7 @@ def test_one_process_instead_of_two_is_rejected(prepared: Path, tmp_path: Path) 
             text=True,
             timeout=HANG_S,
             cwd=ROOT,
+            env=environment(),
         )
         assert ended.returncode == 1
         (line,) = (line for line in ended.stderr.splitlines() if line.startswith("vits-trainer: "))
@@ -107,7 +110,7 @@ def test_one_process_instead_of_two_is_rejected(prepared: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("environment", "expected"),
+    ("variables", "expected"),
     [
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "Slurm started 2 tasks that are not connected"),
         ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP"),
@@ -115,15 +118,15 @@ def test_one_process_instead_of_two_is_rejected(prepared: Path, tmp_path: Path) 
     ],
 )
 def test_unsupported_launcher_exits_with_2(
-    prepared: Path, tmp_path: Path, environment: dict[str, str], expected: str
+    prepared: Path, tmp_path: Path, variables: dict[str, str], expected: str
 ) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "vits_trainer", "train_vits", *flags_for(prepared, tmp_path)],
+        [python(), "-m", "vits_trainer", "train_vits", *flags_for(prepared, tmp_path)],
         capture_output=True,
         text=True,
         timeout=HANG_S,
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env=environment(**variables),
     )
     assert ended.returncode == 2, ended.stderr
     assert expected in ended.stderr
@@ -131,7 +134,7 @@ def test_unsupported_launcher_exits_with_2(
 
 
 def test_one_process(prepared: Path, tmp_path: Path) -> None:
-    ended = launch("cpu", ["-m", "vits_trainer"], flags_for(prepared, tmp_path, max_updates=2))
+    ended = launch("cpu", ["-m", "vits_trainer"], flags_for(prepared, tmp_path, max_updates=2), sys.executable)
     assert ended.returncode == 0, ended.stderr
     assert "weights of all 1 rank(s)" in ended.stderr
     assert (tmp_path / "final_model/model.safetensors").is_file()
@@ -139,7 +142,7 @@ def test_one_process(prepared: Path, tmp_path: Path) -> None:
 
 def test_two_processes_end_with_equal_weights(prepared: Path, tmp_path: Path) -> None:
     flags = flags_for(prepared, tmp_path, batch_size=2, gradient_accumulation_steps=2, max_updates=3)
-    ended = launch("cpu_2proc", ["-m", "vits_trainer"], flags)
+    ended = launch("cpu_2proc", ["-m", "vits_trainer"], flags, sys.executable)  # new interpreters, as users start them
     assert ended.returncode == 0, ended.stderr
     # Each rank hashes its own weights; unequal ones would have raised DivergedRanksError.
     assert re.search(r"weights of all 2 rank\(s\): sha256 [0-9a-f]{64}", ended.stderr)
@@ -156,7 +159,7 @@ def test_gradients_of_unequal_ranks_equal_those_of_the_combined_batch(prepared: 
         text=True,
         timeout=HANG_S,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=environment(),
     )
     assert ended.returncode == 0, ended.stderr
     results = re.findall(r"(generator|discriminator) (\d+) of (\d+) (\S+)", ended.stdout)
@@ -178,7 +181,7 @@ def test_metrics_per_speaker_are_equal_on_one_rank_and_on_two(tmp_path: Path) ->
             text=True,
             timeout=HANG_S,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env=environment(),
         )
         assert ended.returncode == 0, ended.stderr
         results.append(json.loads(result.read_text()))
@@ -191,8 +194,7 @@ def test_metrics_per_speaker_are_equal_on_one_rank_and_on_two(tmp_path: Path) ->
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
 def test_close_joins_all_gloo_threads(tmp_path: Path) -> None:
     script = str(Path(__file__).with_name("programs") / "close_ranks.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run(command_of("cpu_2proc", script), check=True, cwd=tmp_path, env=environment, timeout=HANG_S)
+    subprocess.run(command_of("cpu_2proc", script), check=True, cwd=tmp_path, env=environment(), timeout=HANG_S)
     for rank in range(2):
         before, after = map(int, (tmp_path / f"threads-{rank}").read_text().split())
         assert before > 0

@@ -3,13 +3,14 @@
 import os
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support.launch import ROOT, command_of, flags_of, run
+from tests.support.launch import ROOT, command_of, environment, flags_of, run
 from tests.support.limits import HANG_S
 from tests.support.voices import ended_wandb_run, metrics, prepared_folder, wandb_history
 from vits_trainer.distributed.stragglers import LOGS_IN_A_ROW
@@ -108,12 +109,12 @@ def test_rank_that_is_suspended_half_of_the_time_is_reported_until_it_recovers(
     sixteen: Path, tmp_path: Path
 ) -> None:
     """Like a rank that shares its CPU with another job."""
-    command = [*command_of("cpu_2proc", "-m", "vits_trainer", "train_vits")]
+    command = command_of("cpu_2proc", "-m", "vits_trainer", "train_vits", program=sys.executable)
     arguments = flags(tmp_path, sixteen, max_updates=400, log_every_updates=5)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    variables = environment(PYTHON_EXEC=sys.executable)
     output = tmp_path / "output.txt"
     with output.open("w") as file:
-        launcher = subprocess.Popen([*command, *arguments], stderr=file, stdout=file, cwd=ROOT, env=environment)
+        launcher = subprocess.Popen([*command, *arguments], stderr=file, stdout=file, cwd=ROOT, env=variables)
         try:
             start_time_s = time.monotonic()
             while launcher.poll() is None and "no longer slow" not in output.read_text():

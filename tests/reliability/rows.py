@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from tests.support.audio import encode, voice, write_lj_speech, write_release
+from tests.support.fork_server import python
+from tests.support.launch import ROOT, command_of, environment
 from tests.support.limits import HANG_S
 from tests.support.shards import damage, write_shards
 from tests.support.voices import MINIATURE, train_flags
@@ -544,9 +546,9 @@ class MachineRow(Row):
 
 
 def _process(argv: list[str], prefix: tuple[str, ...] = (), **variables: str) -> subprocess.CompletedProcess[str]:
-    program = [*prefix, sys.executable, "-m", "vits_trainer"] if prefix[-1:] != ("-m",) else list(prefix)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run([*program, *argv], capture_output=True, text=True, timeout=HANG_S, env=environment)
+    program = [*prefix, sys.executable] if prefix else [python()]  # a prefix changes the process
+    command = [*program, "-m", "vits_trainer", *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, env=environment(**variables))
 
 
 def _read_only(root: Path) -> subprocess.CompletedProcess[str] | str:
@@ -582,16 +584,12 @@ def _full_disk(root: Path) -> subprocess.CompletedProcess[str] | str:
 def _port_in_use(root: Path) -> subprocess.CompletedProcess[str]:
     import socket
 
-    repository = Path(__file__).parents[2]
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-        launcher += [str(repository / "accelerate_configs/cpu_2proc.yaml"), "--main_process_port", str(server.getsockname()[1])]
-        return subprocess.run(
-            [*launcher, "-m", "vits_trainer", *_trained(_nothing)(root)],
-            capture_output=True, text=True, timeout=HANG_S, cwd=repository,
-        )  # fmt: skip
+        options = ["--main_process_port", str(server.getsockname()[1]), "-m", "vits_trainer", *_trained(_nothing)(root)]
+        command = command_of("cpu_2proc", *options)
+        return subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, cwd=ROOT, env=environment())
 
 
 MACHINE = (

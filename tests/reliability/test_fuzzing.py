@@ -78,7 +78,7 @@ def test_metadata_of_a_prepared_folder(source: Path, content: bytes) -> None:
         return
     finally:
         (source / "dataset.json").unlink()
-    assert len(set(prepared.rows["filename"])) == len(prepared.rows) > 0
+    assert len(set(prepared.rows.filename)) == len(prepared.rows) > 0
     assert all(frames >= 1 for frames in prepared.frames(range(len(prepared.rows)), 256))
 
 

@@ -93,7 +93,7 @@ def test_unreadable_clip_drawn_several_times_is_rejected_once(trained: Path, tmp
     shutil.copytree(trained / "training", tmp_path / "training", ignore=shutil.ignore_patterns("runs"))
     prepared = open_prepared(tmp_path / "training")
     training, _ = train_validation_split(prepared, 0.16, 64, seed=1234)
-    bad = next(name for row in training if (name := prepared.rows["filename"][row]).startswith("zin"))
+    bad = next(name for row in training if (name := prepared.rows.filename[row]).startswith("zin"))
     (tmp_path / "training/wavs" / bad).unlink()  # one of zin's two, which share 4 of 16 draws
     settings = SETTINGS | {"max_updates": 4, "max_rejected_fraction": 0.1, "validate_every_updates": 0}
     assert main(["train_vits", *train_flags(tmp_path, **settings)]) == 0

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from tests.support.audio import encode, voice
+from tests.support.fork_server import python
 from tests.support.voices import MINIATURE, prepared_folder, train_flags
 from vits_trainer.cli.main import main
 from vits_trainer.feedback import decision
@@ -132,7 +132,7 @@ def test_concurrent_writer_of_a_voice_is_rejected(folder: Path, capsys: pytest.C
 
 
 def test_concurrent_exports_leave_an_intact_voice(folder: Path) -> None:
-    command = [sys.executable, "-m", "vits_trainer", "export", str(folder / "checkpoints/checkpoint-2")]
+    command = [python(), "-m", "vits_trainer", "export", str(folder / "checkpoints/checkpoint-2")]
     command += ["--output_dir", str(folder / "final_model")]
     started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
     errors = [process.communicate()[1] for process in started]
@@ -149,7 +149,7 @@ def test_concurrent_exports_leave_an_intact_voice(folder: Path) -> None:
 @pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.08])
 def test_killed_export_leaves_an_intact_voice(folder: Path, delay_s: float) -> None:
     """Killed after its temporary folder exists: while it is written, read back, or moved."""
-    command = [sys.executable, "-m", "vits_trainer", "export", str(folder / "checkpoints/checkpoint-2")]
+    command = [python(), "-m", "vits_trainer", "export", str(folder / "checkpoints/checkpoint-2")]
     command += ["--output_dir", str(folder / "final_model")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     while process.poll() is None and not list(folder.glob(".final_model.*.tmp")):

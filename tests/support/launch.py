@@ -4,10 +4,10 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
+from tests.support.fork_server import python
 from tests.support.limits import HANG_S
 from tests.support.voices import train_flags
 
@@ -15,9 +15,17 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "accelerate_configs"
 
 
-def command_of(config: str, *target: str) -> list[str]:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
-    return [*launcher, *target]
+def command_of(config: str, *target: str, program: str | None = None) -> list[str]:
+    """Returns the command of ``accelerate launch``, by default in a fork of a process that has imported libraries."""
+    launcher = [program or python(), "-m", "accelerate.commands.launch"]
+    return [*launcher, "--config_file", str(CONFIGS / f"{config}.yaml"), *target]
+
+
+def environment(**variables: object) -> dict[str, str]:
+    """Returns this environment with ``variables``; a launcher starts its ranks as forks, too."""
+    forked = {"PYTHON_EXEC": python()}  # of torch.distributed.run
+    common = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **common, **forked, **{name: str(value) for name, value in variables.items()}}
 
 
 def free_port() -> int:
@@ -29,7 +37,14 @@ def free_port() -> int:
 RECORDED = str(ROOT / "tests/ranks/programs/record_clips.py")
 
 
-def start(folder: Path, data: Path, *launcher: str, script: str = RECORDED, **changes: object) -> subprocess.Popen[str]:
+def start(
+    folder: Path,
+    data: Path,
+    *launcher: str,
+    script: str = RECORDED,
+    ranks_program: str | None = None,
+    **changes: object,
+) -> subprocess.Popen[str]:
     flags = train_flags(folder, data_dir=data, runs_dir=folder / "training/runs", **changes)
     flags += ["--resume_from_checkpoint", "auto"] if script == RECORDED else []
     config, *options = launcher
@@ -39,7 +54,7 @@ def start(folder: Path, data: Path, *launcher: str, script: str = RECORDED, **ch
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=environment(PYTHON_EXEC=ranks_program or python()),
     )
 
 
@@ -65,15 +80,14 @@ def clips_by_update(folder: Path, ranks: int) -> dict[int, Counter[str]]:
 def run(ranks: int, script: str | None, flags: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs train_vits, several ranks by accelerate launch; raises TimeoutExpired if it hangs."""
     target = ["-m", "vits_trainer"] if script is None else [str(ROOT / f"tests/ranks/programs/{script}.py")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
-    command = command_of("cpu_2proc", *target) if ranks == 2 else [sys.executable, *target]
+    command = command_of("cpu_2proc", *target) if ranks == 2 else [python(), *target]
     return subprocess.run(
         [*command, "train_vits", *flags],
         capture_output=True,
         text=True,
         timeout=HANG_S,
         cwd=ROOT,
-        env={**environment, **variables},
+        env=environment(TORCH_ELASTIC_SHUTDOWN_TIMEOUT=5, **variables),
     )
 
 

@@ -33,7 +33,7 @@ def first_segments(generator: Generator):
 def validate(runtime: Runtime, data_dir: Path, rows: list[int] | None = None, batch_size: int = 2) -> ValidationResult:
     """Validates a voice with random weights that decodes the first segment of each clip."""
     prepared = open_prepared(data_dir)
-    tokenizer = build_tokenizer(prepared.rows["text"])
+    tokenizer = build_tokenizer(prepared.rows.text)
     torch.manual_seed(0)
     model = new_model(Architecture(**SIZES), tokenizer, prepared.speakers)
     generator = Generator(model, "posterior", 60)

@@ -1,6 +1,7 @@
 """Random access, by row, to the recordings of a prepared folder: files in wavs/, or row groups of shards."""
 
 import os
+import stat
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
@@ -44,8 +45,8 @@ class WavAudioStore:
     @cached_property
     def sizes_bytes(self) -> list[int]:
         """Size of each row's file; 0 if it is missing."""
-        paths = [self._folder / name for name in self._names]
-        return [path.stat().st_size if path.is_file() else 0 for path in paths]
+        folder = str(self._folder)
+        return [_file_bytes(f"{folder}/{name}") for name in self._names]
 
     def read(self, row: int) -> tuple[NDArray[np.int16], int]:
         """Reads a recording's samples, (T,), and rate in Hz; raises :class:`RecordingError` if it cannot be used."""
@@ -59,6 +60,15 @@ class WavAudioStore:
             if not path.is_relative_to(self._folder):
                 reject(Reason.PATH_OUTSIDE, f"{name} is outside {self._folder}")
         return path
+
+
+def _file_bytes(path: str) -> int:
+    """Size of a file, 0 if there is none. ``Path.is_file`` and ``Path.stat`` take five times as long."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):  # missing; not a name that a file can have
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 class AudioSubset:

@@ -171,16 +171,15 @@ class PreparedClipDataset(ClipDataset):
     ) -> None:
         super().__init__(tokenizer, spec, speaker_ids)
         self.prepared = prepared
-        # Lists: looking up a row of a ``datasets.Dataset`` takes longer than reading its clip.
-        self._ids, self._texts, self._speakers = (list(prepared.rows[name]) for name in ("filename", "text", "speaker"))
+        self._ids, self._texts, self._speakers = prepared.rows.filename, prepared.rows.text, prepared.rows.speaker
 
     def text(self, row: int) -> str:
         """Returns the text of a clip."""
-        return str(self._texts[row])
+        return self._texts[row]
 
     def speaker(self, row: int) -> str:
         """Returns the name of a clip's speaker."""
-        return str(self._speakers[row])
+        return self._speakers[row]
 
     def read(self, row: int) -> Clip | Incident:
         """Reads one clip, or returns why it cannot be used."""

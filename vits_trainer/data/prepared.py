@@ -9,8 +9,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
-import datasets
-
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.data.audio import PCM16_BYTES, WAV_HEADER_BYTES, RecordingError
 from vits_trainer.data.audio_store import AudioStore, AudioSubset, ShardAudioStore, WavAudioStore, read_rows
@@ -20,12 +18,27 @@ from vits_trainer.utils.strings import join_names
 
 
 @dataclass(frozen=True)
+class ClipTable:
+    """What is known of each clip without its audio: plain columns of equal length, one entry per row."""
+
+    filename: Sequence[str]
+    text: Sequence[str]
+    speaker: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.filename)
+
+    def select(self, rows: Sequence[int]) -> "ClipTable":
+        """Returns a table of these rows."""
+        return ClipTable(*([column[row] for row in rows] for column in (self.filename, self.text, self.speaker)))
+
+
+@dataclass(frozen=True)
 class PreparedData:
     """An opened folder written by ``prepare_data``."""
 
     root: Path
-    rows: datasets.Dataset
-    """Columns filename, text, speaker."""
+    rows: ClipTable
     sampling_rate: int
     """In Hz."""
     summary: dict[str, Any]
@@ -36,12 +49,12 @@ class PreparedData:
     @property
     def speakers(self) -> list[str]:
         """Speaker names, sorted: a name's index is its id."""
-        return sorted(set(self.rows["speaker"]))
+        return sorted(set(self.rows.speaker))
 
     @property
     def texts(self) -> list[str]:
         """Texts of all clips."""
-        return list(self.rows["text"])
+        return list(self.rows.text)
 
     def frames(self, rows: Sequence[int], hop: int) -> list[int]:
         """Returns the spectrogram frames of these clips, at least 1 each, computed from the file sizes."""
@@ -49,9 +62,10 @@ class PreparedData:
 
     def fingerprint(self, rows: Sequence[int]) -> str:
         """Returns a hash of the file names, file sizes, texts and speakers of these rows."""
-        columns = [self.rows[name] for name in ("filename", "text", "speaker")]
-        lines = list(zip(*columns, map(str, self.recordings.sizes_bytes), strict=True))
-        return hashlib.sha256("\n".join("|".join(lines[row]) for row in rows).encode()).hexdigest()
+        names, texts, speakers = self.rows.filename, self.rows.text, self.rows.speaker
+        sizes = self.recordings.sizes_bytes
+        lines = (f"{names[row]}|{texts[row]}|{speakers[row]}|{sizes[row]}" for row in rows)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def is_prepared(folder: Path) -> bool:
@@ -77,8 +91,7 @@ def with_speaker_name(prepared: PreparedData) -> PreparedData:
     names = list(prepared.summary.get("speaker_clips") or [""])
     if len(names) > 1 or prepared.speakers != [""]:
         return prepared
-    columns = {**prepared.rows[:], "speaker": names * len(prepared.rows)}
-    return replace(prepared, rows=datasets.Dataset.from_dict(columns))
+    return replace(prepared, rows=replace(prepared.rows, speaker=names * len(prepared.rows)))
 
 
 def select_speakers(prepared: PreparedData, only: str, max_clips: int, seed: int) -> PreparedData:
@@ -95,7 +108,7 @@ def select_speakers(prepared: PreparedData, only: str, max_clips: int, seed: int
     """
     if not only and not max_clips:
         return prepared
-    names, speakers = (list(prepared.rows[name]) for name in ("filename", "speaker"))
+    names, speakers = prepared.rows.filename, prepared.rows.speaker
     wanted = {name.strip() for name in only.split(",") if name.strip()} or set(speakers)
     unknown = sorted(wanted - set(speakers))
     if unknown:
@@ -124,9 +137,8 @@ def _open_shards(data_dir: Path, max_samples: int) -> PreparedData:
     shard_rows = read_rows(data_dir, manifest)
     # As in wavs/, a single speaker has no name: the same clips are then the same data in both formats.
     speakers = shard_rows.speakers if len(set(shard_rows.speakers)) > 1 else [""] * len(shard_rows.names)
-    columns = {"filename": shard_rows.names, "text": shard_rows.texts, "speaker": speakers}
     selected = slice(max_samples or None)
-    rows = datasets.Dataset.from_dict({name: column[selected] for name, column in columns.items()})
+    rows = ClipTable(shard_rows.names[selected], shard_rows.texts[selected], speakers[selected])
     recordings = ShardAudioStore(data_dir, manifest, shard_rows.samples[selected])
     return PreparedData(data_dir, rows, manifest.sampling_rate, _summary(data_dir), recordings)
 
@@ -141,7 +153,9 @@ def _open_wavs(data_dir: Path, max_samples: int) -> PreparedData:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}. Run prepare_data again.") from error
-    columns: dict[str, list[str]] = {"filename": [], "text": [], "speaker": []}
+    names: list[str] = []
+    texts: list[str] = []
+    speakers: list[str] = []
     lines_of: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line:
@@ -158,19 +172,19 @@ def _open_wavs(data_dir: Path, max_samples: int) -> PreparedData:
             raise DataError(
                 f"{path} line {number}: {fields[0]} is already in line {lines_of[fields[0]]}. Remove one of the two."
             )
-        for column, value in zip(columns.values(), [*fields, ""], strict=False):
+        for column, value in zip((names, texts, speakers), [*fields, ""], strict=False):
             column.append(value)
-        if max_samples and len(columns["filename"]) == max_samples:
+        if max_samples and len(names) == max_samples:
             break
-    if not columns["filename"]:
+    if not names:
         raise DataError(f"{path} contains no clips. Run prepare_data again and check its table of rejections.")
     summary = _summary(data_dir)
-    recordings = WavAudioStore(data_dir / "wavs", columns["filename"])
+    recordings = WavAudioStore(data_dir / "wavs", names)
     try:
         rate = summary.get("sampling_rate") or recordings.read(0)[1]
     except RecordingError as error:
         raise DataError(f"{data_dir}: the first clip cannot be read: {error}. Run prepare_data again.") from error
-    return PreparedData(data_dir, datasets.Dataset.from_dict(columns), int(rate), summary, recordings)
+    return PreparedData(data_dir, ClipTable(names, texts, speakers), int(rate), summary, recordings)
 
 
 def _summary(data_dir: Path) -> dict[str, Any]:
@@ -223,7 +237,7 @@ def train_validation_split(
             f"{prepared.root} has {clips} clip(s), too few to hold out {held_out} for validation. "
             "Prepare more clips, or pass --validation_fraction 0."
         )
-    names, speakers = (list(prepared.rows[name]) for name in ("filename", "speaker"))
+    names, speakers = prepared.rows.filename, prepared.rows.speaker
     shuffled_speakers = sorted(set(speakers), key=lambda speaker: _random_key(seed, speaker))
     by_speaker: dict[str, list[int]] = {speaker: [] for speaker in shuffled_speakers}
     for row in sorted(range(clips), key=lambda row: _random_key(seed, names[row])):

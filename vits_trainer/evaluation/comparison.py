@@ -70,7 +70,7 @@ def evaluate_voice(
     Raises:
         TooManyRejectedError: a recording cannot be read.
     """
-    texts, names = prepared.rows["text"], prepared.rows["filename"]
+    texts, names = prepared.rows.text, prepared.rows.filename
     clips, spoken_s, elapsed_s = [], 0.0, 0.0
     for row in rows:
         recorded = read_prepared_clip(prepared, row)
@@ -85,7 +85,7 @@ def evaluate_voice(
 
 def voice_synthesizer(voice: Voice, prepared: PreparedData, seed: int) -> Synthesizer:
     """Speaks each row's text with ``voice``, as the row's speaker if it has several; deterministic."""
-    texts, speakers = prepared.rows["text"], prepared.rows["speaker"]
+    texts, speakers = prepared.rows.text, prepared.rows.speaker
     has_speakers = voice.model.config.num_speakers > 1
 
     def speak(row: int) -> Samples:
@@ -101,7 +101,7 @@ def recordings_synthesizer(folder: Path, prepared: PreparedData, rows: Sequence[
     Raises:
         DataError: files are missing, or have another sampling rate.
     """
-    names = prepared.rows["filename"]
+    names = prepared.rows.filename
     missing = [names[row] for row in rows if not (folder / names[row]).is_file()]
     if missing:
         raise DataError(
@@ -126,7 +126,7 @@ def read_prepared_clip(prepared: PreparedData, row: int) -> Samples:
     Raises:
         TooManyRejectedError: the recording cannot be read.
     """
-    name = prepared.rows["filename"][row]
+    name = prepared.rows.filename[row]
     try:
         pcm, _ = prepared.recordings.read(row)
     except RecordingError as error:
@@ -143,7 +143,7 @@ def _to_float(pcm: NDArray[np.int16]) -> Samples:
 def saving_to_folder(synthesize: Synthesizer, folder: Path, prepared: PreparedData) -> Synthesizer:
     """Wraps a synthesizer: its speech is also written to ``folder``, as files named like the clips."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = prepared.rows["filename"]
+    names = prepared.rows.filename
 
     def speak(row: int) -> Samples:
         spoken = synthesize(row)

@@ -89,7 +89,7 @@ def _synthesizer(name: str, prepared: PreparedData, rows: Sequence[int], seed: i
             f"{name} is at {voice.sampling_rate} Hz, {prepared.root} at {prepared.sampling_rate} Hz: prepare the "
             f"recordings again with --target_sr {voice.sampling_rate}."
         )
-    voice.synthesize(prepared.rows["text"][rows[0]])  # the first call is slow and would distort the timing
+    voice.synthesize(prepared.rows.text[rows[0]])  # the first call is slow and would distort the timing
     return voice_synthesizer(voice, prepared, seed)
 
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import datasets
 import numpy as np
 
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.audio import AUDIO_ENDINGS
 from vits_trainer.data.audio_store import AudioSubset, JoinedAudioStore
-from vits_trainer.data.prepared import PreparedData
+from vits_trainer.data.prepared import ClipTable, PreparedData
 from vits_trainer.data.sampler import ClipPositions
 from vits_trainer.data.training_data import PreparedTrainingData
 
@@ -114,13 +113,13 @@ def replay_data(
 
 def _join(parts: Sequence[tuple[PreparedData, Sequence[int]]]) -> PreparedData:
     """Joins rows of prepared data; names are preceded by the number of their part, so that no two are alike."""
-    columns: dict[str, list[str]] = {"filename": [], "text": [], "speaker": []}
-    for number, (prepared, rows) in enumerate(parts):
-        part = prepared.rows.select(list(rows))[:]
-        columns["filename"] += [f"{number}/{name}" for name in part["filename"]]
-        columns["text"] += part["text"]
-        columns["speaker"] += part["speaker"]
+    tables = [prepared.rows.select(rows) for prepared, rows in parts]
+    joined = ClipTable(
+        [f"{number}/{name}" for number, table in enumerate(tables) for name in table.filename],
+        [text for table in tables for text in table.text],
+        [speaker for table in tables for speaker in table.speaker],
+    )
     first = parts[0][0]
     recordings = JoinedAudioStore([AudioSubset(prepared.recordings, rows) for prepared, rows in parts])
     summary = {"sampling_rate": first.sampling_rate}
-    return PreparedData(first.root, datasets.Dataset.from_dict(columns), first.sampling_rate, summary, recordings)
+    return PreparedData(first.root, joined, first.sampling_rate, summary, recordings)

@@ -37,7 +37,7 @@ def gradient(network: nn.Module) -> Tensor:
 def main(data_dir: Path) -> None:
     runtime = Runtime("fp32", 2)
     prepared = open_prepared(data_dir)
-    tokenizer = build_tokenizer(prepared.rows["text"])
+    tokenizer = build_tokenizer(prepared.rows.text)
     torch.manual_seed(0)
     model = new_model(Architecture(**SIZES), tokenizer, [])
     for parameter in model.parameters():

@@ -1,0 +1,170 @@
+"""Python processes forked from one that has imported the libraries.
+
+``accelerate launch`` of two ranks starts three interpreters, each of which imports torch, transformers and datasets for
+6 s of CPU time. :func:`python` returns a program that takes the same arguments as ``sys.executable`` (``-m`` or a
+script), and runs them in a fork of a server that has imported these libraries. Arguments, environment, directory, open
+files, resource limits, signals and exit codes are those of a new process; only variables that a library reads while it
+is imported have no effect. Tests of these, of terminals and of namespaces use ``sys.executable``.
+"""
+
+import atexit
+import contextlib
+import functools
+import gc
+import json
+import os
+import resource
+import runpy
+import select
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LIBRARIES = (
+    "accelerate.commands.launch",
+    "datasets",
+    "matplotlib",
+    "numba",
+    "soundfile",
+    "torch.distributed.run",
+    "transformers.models.vits.modeling_vits",
+    "transformers.models.vits.tokenization_vits",
+    "vits_trainer.cli.train_vits",
+    "wandb",
+)
+LIMITS = [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]
+PROGRAM = """import json, os, resource, signal, socket, sys
+limits = {limit: resource.getrlimit(limit) for limit in json.loads(sys.argv[2])}
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+connection.connect(sys.argv[1])
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, lambda number, _: connection.send(str(number).encode()))
+request = [sys.argv[3:], dict(os.environ), os.getcwd(), list(limits.items()), sorted(os.sched_getaffinity(0))]
+socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
+code = int(connection.recv(64) or 1)
+if code < 0:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+    os.kill(os.getpid(), -code)
+os._exit(code)
+"""
+
+
+@functools.cache
+def python() -> str:
+    """Returns the path of the program. Starts the server at the first call; it ends with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="fork-server-"))
+    (folder / "program.py").write_text(PROGRAM)
+    words = [sys.executable, "-ISX", "utf8", str(folder / "program.py"), str(folder / "socket"), json.dumps(LIMITS)]
+    program = folder / "python"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    server = subprocess.Popen([sys.executable, "-m", __name__, str(folder / "socket")], env=environment, cwd=ROOT)
+    atexit.register(server.terminate)
+    while not (folder / "socket").exists():
+        assert server.poll() is None, "the fork server ended"
+        time.sleep(0.05)
+    return str(program)
+
+
+def serve(path: str) -> None:
+    """Forks once for each connection, until the process is terminated."""
+    for library in LIBRARIES:
+        __import__(library)
+    # wandb's folder for media is removed at the end of the server, not of the first fork.
+    media = sys.modules["wandb.sdk.data_types._private"].MEDIA_TMP
+    atexit.unregister(media.cleanup)
+    media._finalizer.atexit = False
+    gc.freeze()  # a collection of all imported objects at the end of each fork takes two seconds
+    # The signals of a terminal's process group are for the programs, which pass them on.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path + ".new")
+        listener.listen(16)
+        Path(path + ".new").rename(path)
+        while True:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                supervise(connection)
+            connection.close()
+            while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                os.wait()
+
+
+def supervise(connection: socket.socket) -> None:
+    """Runs the program's request in another fork, passes signals on, and returns the exit code. Does not return."""
+    request, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    process = os.fork()
+    if process == 0:
+        connection.close()
+        become(*json.loads(request), files)
+    for file in files:
+        os.close(file)
+    ended = os.pidfd_open(process)
+    while True:
+        ready, _, _ = select.select([ended, connection], [], [])
+        if ended in ready:
+            _, status = os.waitpid(process, 0)
+            code = os.waitstatus_to_exitcode(status)
+            with contextlib.suppress(BrokenPipeError):  # the program was killed
+                connection.send(str(code).encode())
+            os._exit(0)
+        number = connection.recv(64)
+        os.kill(process, int(number) if number else signal.SIGKILL)
+
+
+def become(
+    words: list[str], variables: dict[str, str], directory: str, limits: list[list], cpus: list[int], files: list[int]
+) -> None:
+    """Runs ``python *words`` in this process. Does not return."""
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(directory)
+    for limit, values in limits:
+        resource.setrlimit(limit, tuple(values))
+    os.sched_setaffinity(0, cpus)
+    sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
+    sys.path[:] = [*filter(None, variables.get("PYTHONPATH", "").split(":")), *sys.path[1:]]
+    words = words[1:] if words[0] == "-u" else words
+    code: object = 0
+    try:
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            sys.path.insert(0, directory)
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            sys.path.insert(0, str(Path(words[0]).parent))
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    except BaseException:  # noqa: BLE001 - as the interpreter does
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if not isinstance(code, int | None):
+        sys.stderr.write(f"{code}\n")
+    # What the interpreter does at its end, but for the release of all imported modules, which takes half a second.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
