@@ -1,6 +1,7 @@
 """Sampling of speakers: exact quotas, even draws within a speaker, and the numbers in docs/training.md."""
 
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_draws_depend_only_on_seed_and_epoch() -> None:
 @pytest.mark.parametrize("order", ORDERS[: len(SIZES) : 7], ids=lambda o: f"{len(o.rows)}x{o.update_clips}")
 def test_temperature_one_gives_the_same_order_as_no_temperature(order: BucketBatchSampler) -> None:
     speakers = [f"{n % 5}" for n in range(len(order.rows))]
-    settings = {name: value for name, value in vars(order).items() if not name.startswith("_")}
+    settings = {field.name: getattr(order, field.name) for field in fields(order)}
     balanced = BucketBatchSampler(**{**settings, "draw_epoch": SpeakerTemperatureSampler(speakers, 1.0, 3).draw})
     for epoch in range(3):
         assert list(balanced.epoch(epoch, 0)) == list(order.epoch(epoch, 0))

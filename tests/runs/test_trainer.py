@@ -8,7 +8,9 @@ from safetensors.torch import load_file
 
 from tests.support.voices import metrics, prepared_folder, train_flags
 from vits_trainer.cli.main import main
+from vits_trainer.data.dataset import Batch
 from vits_trainer.training.objective import Objective
+from vits_trainer.training.trainer import Trainer
 
 
 def test_only_the_discriminator_is_trained_during_warmup(tmp_path: Path) -> None:
@@ -31,15 +33,30 @@ def test_only_the_discriminator_is_trained_during_warmup(tmp_path: Path) -> None
     assert ["grad_norm/generator" in line for line in lines] == [False, False, True]
 
 
-def test_dry_run_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first update after two passes of the dry run equals that without them."""
+def test_dry_run_changes_nothing_in_the_memory_of_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first updates equal those without it. The longest clips meet gradients, moments and dropout."""
     prepared_folder(tmp_path)
-    assert main(["train_vits", *train_flags(tmp_path, max_updates=2)]) == 0
+    settings = {"max_updates": 2, "ema_decay": 0.9}
+    time_pass, held = Trainer._time_pass_s, []
+
+    def recorded(self: Trainer, batch: Batch) -> float:
+        optimizers = [optimizer.optimizer for optimizer in self.train_step.optimizers]
+        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        moments = [sum(map(len, optimizer.state.values())) for optimizer in optimizers]
+        took_s = time_pass(self, batch)
+        gradients = sum(p.grad is not None for p in parameters) / len(parameters)
+        held.append((gradients, all(moments), self.generator.training))
+        return took_s
+
+    monkeypatch.setattr(Trainer, "_time_pass_s", recorded)
+    assert main(["train_vits", *train_flags(tmp_path, **settings)]) == 0
+    assert [moments for _, moments, _ in held[:2]] == [False, True]
+    assert all(training and gradients > 0.9 for gradients, _, training in held)
     with_it = metrics(tmp_path)
     # A single process can omit it.
-    monkeypatch.setattr("vits_trainer.training.trainer.Trainer.dry_run", lambda self: 1.0)
-    changes = {"checkpoint_dir": tmp_path / "other", "runs_dir": tmp_path / "other_runs"}
-    assert main(["train_vits", *train_flags(tmp_path, max_updates=2, **changes)]) == 0
+    monkeypatch.setattr(Trainer, "dry_run", lambda self: 1.0)
+    changes = {**settings, "checkpoint_dir": tmp_path / "other", "runs_dir": tmp_path / "other_runs"}
+    assert main(["train_vits", *train_flags(tmp_path, **changes)]) == 0
     lines = (tmp_path / "other_runs/run/metrics.jsonl").read_text().splitlines()
     for ours, other in zip(with_it, map(json.loads, lines), strict=True):
         for name in ours:
@@ -59,5 +76,5 @@ def test_out_of_memory_error_has_the_clips_and_the_flags(
     monkeypatch.setattr(Objective, "discriminator_losses", exhausted)
     assert main(["train_vits", *train_flags(tmp_path)]) == 1
     message = capsys.readouterr().err
-    assert "1.2" in message  # the longest of the synthetic clips, which the dry run reads first
+    assert "on cpu with 3 clips of 1.0, 1.0, 1.1 s" in message
     assert "--batch_size" in message

@@ -131,12 +131,15 @@ class StreamingBatchSampler(UpdateSampler):
                 slots = range(rank, self._slots, self.world_size)
                 micro_batches = [self._micro_batch(epoch, update, slot) for slot in slots]
             else:
-                micro_batches = self._last_update(epoch, rank)
+                micro_batches = self._tail_update(epoch, update, rank)
             yield from micro_batches
 
     def clips_left(self, updates: int) -> int:
         """Returns the clips left in the epoch after ``updates`` updates, at least 1."""
-        return max(0, self.clips - ((updates - 1) % self.updates_per_epoch + 1) * self.update_clips)
+        done = (updates - 1) % self.updates_per_epoch + 1
+        if done <= self._whole_updates:
+            return self.clips - done * self.update_clips
+        return sum(map(len, self._tail[done - self._whole_updates :]))
 
     def dry_run_batches(self, rank: int) -> list[MicroBatchSpec]:
         """Returns rank ``rank``'s micro-batches for the dry run: one with all clips at the longest length, one typical.
@@ -174,7 +177,16 @@ class StreamingBatchSampler(UpdateSampler):
 
     @property
     def _whole_updates(self) -> int:
-        return self.clips // self.update_clips
+        """Number of an epoch's updates of ``update_clips`` clips."""
+        whole, rest = divmod(self.clips, self.update_clips)
+        return whole - 1 if rest and whole else whole
+
+    @property
+    def _tail(self) -> list[Rows]:
+        """Positions in the sequence of the clips after the whole updates, split evenly: no update of a single clip."""
+        updates = self.updates_per_epoch - self._whole_updates
+        positions = np.arange(self._whole_updates * self.update_clips, self.clips)
+        return np.array_split(positions, updates) if updates else []
 
     def _steps(self, phase: int) -> int:
         """Number of an epoch's updates with this phase."""
@@ -212,13 +224,15 @@ class StreamingBatchSampler(UpdateSampler):
             return self._sequence(epoch).groups_of(*self._window_span(phase, slot, window + 1))
         return self._sequence(epoch + 1).groups_of(*self._window_span(phase, slot, 0))
 
-    def _last_update(self, epoch: int, rank: int) -> list[StreamedBatchSpec]:
-        """The micro-batches of the clips that do not fill a whole update."""
-        start = self._whole_updates * self.update_clips
-        micro_batches = min(self.accumulation, -(-(self.clips - start) // (self.batch_size * self.world_size)))
-        positions = np.arange(start, self.clips)
+    def _tail_update(self, epoch: int, update: int, rank: int) -> list[StreamedBatchSpec]:
+        """The micro-batches of an update after the whole ones."""
+        first = self._whole_updates * self.accumulation
+        for positions in self._tail[: update - self._whole_updates]:
+            first += self._micro_batches(len(positions))
+        positions = self._tail[update - self._whole_updates]
+        micro_batches = self._micro_batches(len(positions))
         shares = np.array_split(positions, micro_batches * self.world_size)[rank :: self.world_size]
-        sequence, first = self._sequence(epoch), self._whole_updates * self.accumulation
+        sequence = self._sequence(epoch)
         return [
             StreamedBatchSpec(
                 indices=tuple(sequence.rows(share[0], share[-1] + 1).tolist()) if len(share) else (),
@@ -228,6 +242,10 @@ class StreamingBatchSampler(UpdateSampler):
             )
             for number, share in enumerate(shares)
         ]
+
+    def _micro_batches(self, clips: int) -> int:
+        """Number of micro-batches per rank for an update of these clips: no more than needed."""
+        return min(self.accumulation, -(-clips // (self.batch_size * self.world_size)))
 
     @cached_property
     def _sequence(self) -> Callable[[int], _Epoch]:

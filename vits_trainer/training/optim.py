@@ -156,6 +156,15 @@ class NetworkOptimizer:
             self.ema.update(torch.isfinite(norm))
         return norm
 
+    def rehearse_step(self) -> None:
+        """Steps without an effect, but with the memory of a step: AdamW's moments, and the copy that the EMA makes."""
+        device = self.optimizer.param_groups[0]["params"][0].device
+        self.optimizer.found_inf = torch.ones((), device=device)  # type: ignore[attr-defined]
+        self.optimizer.step()
+        del self.optimizer.found_inf  # type: ignore[attr-defined]
+        if self.ema is not None:
+            self.ema.update(torch.zeros((), dtype=torch.bool, device=device))
+
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
         """Inside, the network has its averaged weights, if it keeps any: the voice as it would be exported."""

@@ -207,19 +207,23 @@ class Trainer:
     def dry_run(self) -> float:
         """Runs forward and backward passes that change no weights, and completes the plan. Runs on every rank.
 
-        The longest clips go first: if they do not fit into memory, the run ends now and not in its third hour.
+        The longest clips meet what an update holds in memory besides them, gradients and moments: if they do not fit,
+        the run ends now and not in its third hour. The time is that of a second pass over typical clips: the first one
+        compiles kernels and allocates memory.
 
         Returns:
             Expected seconds per update.
         """
+        self.generator.train()
         specs = self.sampler.dry_run_batches(self.runtime.process_index)
-        # The first pass over a shape compiles for minutes, which no later update does.
-        batches = list(build_dataloader(self.dataset, specs * 2 if self.config.compile else specs, workers=0))
-        took_s = 0.0
-        for batch in batches:
-            took_s = self._time_pass_s(batch)
+        longest, typical = build_dataloader(self.dataset, specs, workers=0)
+        self._time_pass_s(typical)
+        for optimizer in self.train_step.optimizers:
+            optimizer.rehearse_step()
+        self._time_pass_s(longest)
+        took_s = self._time_pass_s(typical)
         if self.runtime.chooses_threads and not self.config.deterministic:
-            took_s = self.runtime.choose_threads(lambda: self._time_pass_s(batches[-1]))
+            took_s = self.runtime.choose_threads(lambda: self._time_pass_s(typical))
         for optimizer in self.train_step.optimizers:
             optimizer.optimizer.zero_grad(set_to_none=True)
         seconds_per_update = float(max(self.runtime.all_gather_object(took_s))) * self.sampler.accumulation
