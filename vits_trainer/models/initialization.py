@@ -43,8 +43,9 @@ def new_model(
 def init_vits_weights(model: VitsModel) -> None:
     """Applies PyTorch's default initialisation with the exceptions of VITS. Modifies ``model``, in training form.
 
-    N(0, 0.01) for the decoder's upsampling and residual convolutions, zeros for the last layer of each coupling and
-    spline flow, N(0, C^-0.5) for embeddings, Xavier for attention projections.
+    Zeros for the last layer of each coupling and spline flow, N(0, C^-0.5) for embeddings, Xavier for attention
+    projections. The original asks for N(0, 0.01) in the decoder, too, but without effect: weight norm computes these
+    weights from the default ones at the next forward pass (docs/benchmarks.md).
     """
     width = model.config.hidden_size
     for module in model.modules():
@@ -57,9 +58,6 @@ def init_vits_weights(model: VitsModel) -> None:
             for relative in (module.emb_rel_k, module.emb_rel_v):
                 nn.init.normal_(relative, std=(width // model.config.num_attention_heads) ** -0.5)
     nn.init.normal_(model.text_encoder.embed_tokens.weight, std=width**-0.5)
-    for module in [*model.decoder.upsampler, *model.decoder.resblocks.modules()]:
-        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
-            module.weight = nn.init.normal_(torch.empty_like(module.weight), std=0.01)
     last_layers = [coupling.conv_post for coupling in model.flow.flows]
     if isinstance(model.duration_predictor, VitsStochasticDurationPredictor):
         splines = [*model.duration_predictor.flows[1:], *model.duration_predictor.post_flows[1:]]
