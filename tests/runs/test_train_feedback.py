@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.audio import encode, voice
-from tests.support.voices import prepared_folder, train_flags
+from tests.support.voices import many_speakers, prepared_folder, train_flags
 from vits_trainer.cli.main import main
+from vits_trainer.data.prepared import open_prepared, train_validation_split
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +92,11 @@ def test_better_voice_replaces_the_old_one_and_can_be_rolled_back(
 def test_voice_that_regresses_is_rejected_and_the_served_one_unchanged(
     served: Path, trained: Path, tmp_path: Path, capsys
 ) -> None:
+    settings = {"data_dir": trained / "training", "replay_fraction": 0, "epochs": 10, "max_regression": 0}
+    learnt = flags(served, corrections(tmp_path / "good"), tmp_path / "better", **settings)
+    assert main(learnt) == 0
     before = hashes(served)
     feedback = corrections(tmp_path / "feedback", loudness=0.001)  # it becomes almost silent
-    settings = {"data_dir": trained / "training", "replay_fraction": 0, "epochs": 10, "max_regression": 0}
     assert main(flags(served, feedback, tmp_path / "new", **settings)) == 1
     message = capsys.readouterr().err.splitlines()[-1]
     assert "REJECTED" in message
@@ -103,7 +106,7 @@ def test_voice_that_regresses_is_rejected_and_the_served_one_unchanged(
     assert (tmp_path / "new_work/refused/model.safetensors").is_file()
     assert not verdict(tmp_path / "new")["accepted"]
     # corrections of a rejected voice stay new
-    assert not (served / "learnt.json").exists()
+    assert json.loads((served / "learnt.json").read_text())["version"] == 1
 
 
 def test_missing_training_clips_are_logged(served: Path, tmp_path: Path, capsys, caplog) -> None:
@@ -160,3 +163,49 @@ def test_training_starts_from_the_base_model_if_no_voice_is_served(served: Path,
     absent = tmp_path / "absent"
     assert main(flags(absent, feedback, tmp_path / "new", base_model=base)) == 0
     assert {**hashes(tmp_path / "new"), "learnt.json": hashes(absent)["learnt.json"]} == hashes(absent)
+
+
+def test_corrections_and_held_out_clips_that_the_voice_cannot_read_are_left_out(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A text too long for its recording is known only with the tokens of the voice."""
+    served = shutil.copytree(trained / "final_model", tmp_path / "final_model")
+    data = shutil.copytree(trained / "training", tmp_path / "training", ignore=shutil.ignore_patterns("runs"))
+    _, held_out = train_validation_split(open_prepared(data), 0.2, 64, seed=1234)
+    lines = (data / "metadata.csv").read_text().splitlines()
+    lines[held_out[0]] = f"audio_{held_out[0]:06d}.wav|{'number ' * 40}"
+    (data / "metadata.csv").write_text("\n".join(lines) + "\n")
+    feedback = corrections(tmp_path / "feedback", count=2)
+    # With a blank between each two letters it has more tokens than the recording has frames.
+    (feedback / "digits.wav").write_bytes((feedback / "word0.wav").read_bytes())
+    (feedback / "digits.txt").write_text("number seven number seven seven")
+    settings = {"data_dir": data, "max_regression": 1, "validation_fraction": 0.2, "epochs": 3}
+    (served / "trained_on.json").unlink()
+    assert main(flags(served, feedback, tmp_path / "new", **settings)) in (0, 1)
+    assert verdict(tmp_path / "new")["learnt"] == ["word0", "word1"]
+    assert "1 correction(s) that the voice cannot read are left out: digits: text-too-long" in caplog.text
+    assert f"1 held-out clip(s) that the voice cannot read are left out: audio_{held_out[0]:06d}.wav" in caplog.text
+    rejected = (tmp_path / "new_work/corrections/rejected.csv").read_text()
+    assert "\ndigits,text-too-long," in rejected
+
+
+def test_replay_and_held_out_clips_are_those_of_the_voices_speakers(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "two"
+    data = many_speakers(folder, {"ava": 8, "bo": 8})
+    settings = {"max_updates": 1, "only_speakers": "ava", "validation_fraction": 0.3}
+    assert main(["train_vits", *train_flags(folder, **settings)]) == 0
+    served, feedback = folder / "final_model", corrections(tmp_path / "feedback", count=2)
+    assert json.loads((served / "trained_on.json").read_text())["only_speakers"] == "ava"
+    changes = {"data_dir": data, "max_regression": 1, "epochs": 2, "replay_fraction": 0.8}
+    assert main(flags(served, feedback, tmp_path / "new", **changes)) in (0, 1)
+    clips = json.loads((tmp_path / "new_work/runs/learnt/facts.json").read_text())["data"]
+    assert clips["replayed"] == 8
+    log = (tmp_path / "new_work/runs/learnt/train.log").read_text()
+    assert "10 training clips" in log or "6 training clips" in log, log
+    # A voice that does not store them:
+    (served / "trained_on.json").unlink(missing_ok=True)
+    (feedback / "word0.txt").write_text("number 9")
+    capsys.readouterr()
+    assert main(flags(served, feedback, tmp_path / "other", **changes)) == 2
+    assert "The voice has one speaker" in capsys.readouterr().err
+    assert main(flags(served, feedback, tmp_path / "other", only_speakers="ava", **changes)) in (0, 1)

@@ -44,4 +44,4 @@ def validate(runtime: Runtime, data_dir: Path, rows: list[int] | None = None, ba
     dataset = PreparedClipDataset(prepared, tokenizer, spec, ids)
     validation_rows = list(range(len(prepared.rows))) if rows is None else rows
     objective = Objective("mel", LossWeights(), spec, 60)
-    return Validation(runtime, objective, dataset, validation_rows, batch_size, seed=0).run(generator, None)
+    return Validation(runtime, objective, dataset, validation_rows, seed=0, segment_frames=60).run(generator, None)

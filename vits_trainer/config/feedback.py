@@ -32,6 +32,8 @@ class FeedbackConfig:
     data_dir: str | None = None
     """The prepared folder that the voice was trained on. Its training clips are replayed, and its validation clips
     measure forgetting (null = the parent of feedback_dir, if that is a prepared folder)."""
+    only_speakers: str = ""
+    """Speakers of data_dir that the voice was trained on, separated by commas (empty = as stored with the voice)."""
     base_model: str = "facebook/mms-tts-kmr-script_latin"
     """The voice to start from if model_dir holds none."""
     batch_size: int = 2
@@ -49,9 +51,10 @@ class FeedbackConfig:
     keep_versions: int = 5
     """Number of previous voices to keep, both of model_dir and of output_dir (0 = all)."""
     validation_fraction: float = 0.05
-    """As in training. Determines, with seed, which clips of data_dir are validation clips."""
+    """As in training; only for voices that do not store it. Determines, with seed, which clips of data_dir are
+    validation clips."""
     validation_max_clips: int = 64
-    """As in training."""
+    """As in training; only for voices that do not store it."""
     precision: Precision = "auto"
     """fp32, bf16, fp16 or auto (bf16 on GPUs that support it, else fp32). --fp16 is short for --precision fp16."""
     seed: int = 1234

@@ -292,6 +292,11 @@ class TrainConfig:
         )
         require(self.rank_timeout_s >= 1, f"--rank_timeout_s {self.rank_timeout_s}: must be at least 1.")
         require(0 <= self.layerdrop < 1, f"--layerdrop {self.layerdrop}: must be at least 0 and below 1.")
+        require(
+            not (self.layerdrop and self.gradient_checkpointing),
+            f"--layerdrop {self.layerdrop} and --gradient_checkpointing exclude each other: the recomputed layers "
+            "would be others than those of the forward pass. Leave out one of them.",
+        )
         self._check_selection()
         self._check_start()
 

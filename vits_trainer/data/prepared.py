@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vits_trainer.config.framing import AudioSpec
+from vits_trainer.config.selection import ClipSelection
 from vits_trainer.data.audio import PCM16_BYTES, WAV_HEADER_BYTES, RecordingError
 from vits_trainer.data.audio_store import AudioStore, AudioSubset, ShardAudioStore, WavAudioStore, read_rows
 from vits_trainer.data.shards import MANIFEST, Manifest
@@ -56,6 +57,10 @@ class PreparedData:
         """Texts of all clips."""
         return list(self.rows.text)
 
+    def subset(self, rows: Sequence[int]) -> "PreparedData":
+        """Returns these rows only."""
+        return replace(self, rows=self.rows.select(rows), recordings=AudioSubset(self.recordings, rows))
+
     def frames(self, rows: Sequence[int], hop: int) -> list[int]:
         """Returns the spectrogram frames of these clips, at least 1 each, computed from the file sizes."""
         return [max(1, (self.recordings.sizes_bytes[row] - WAV_HEADER_BYTES) // PCM16_BYTES // hop) for row in rows]
@@ -84,6 +89,23 @@ def open_prepared(data_dir: Path, max_samples: int = 0) -> PreparedData:
         DataError: the folder does not exist, has no clips, a malformed line or a damaged shard (named).
     """
     return _open_shards(data_dir, max_samples) if (data_dir / MANIFEST).is_file() else _open_wavs(data_dir, max_samples)
+
+
+def open_selected(data_dir: Path, selection: ClipSelection, names_speaker: bool = False) -> PreparedData:
+    """Opens a prepared folder and selects the clips of a voice.
+
+    Args:
+        data_dir: as of :func:`open_prepared`.
+        selection: which clips.
+        names_speaker: whether a single speaker has the name that dataset.json gives.
+
+    Raises:
+        DataError: as :func:`open_prepared`.
+        ConfigError: as :func:`select_speakers`.
+    """
+    prepared = open_prepared(data_dir, selection.max_samples)
+    prepared = with_speaker_name(prepared) if names_speaker else prepared
+    return select_speakers(prepared, selection.only_speakers, selection.max_clips_per_speaker, selection.seed)
 
 
 def with_speaker_name(prepared: PreparedData) -> PreparedData:
@@ -125,7 +147,7 @@ def select_speakers(prepared: PreparedData, only: str, max_clips: int, seed: int
             selected[speaker] += 1
             rows.append(row)
     rows.sort()
-    return replace(prepared, rows=prepared.rows.select(rows), recordings=AudioSubset(prepared.recordings, rows))
+    return prepared.subset(rows)
 
 
 def _random_key(seed: int, name: str) -> bytes:

@@ -13,15 +13,14 @@ import numpy as np
 from transformers import VitsTokenizer
 
 from vits_trainer.config.framing import AudioSpec
+from vits_trainer.config.selection import ClipSelection
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.clip_accounting import ClipAccounting
 from vits_trainer.data.dataset import Clip, ClipDataset, PreparedClipDataset
 from vits_trainer.data.prepared import (
     PreparedData,
-    open_prepared,
-    select_speakers,
+    open_selected,
     train_validation_split,
-    with_speaker_name,
 )
 from vits_trainer.data.sampler import BucketBatchSampler, ClipPositions, UpdateSampler
 from vits_trainer.data.speaker_sampling import SpeakerTemperatureSampler
@@ -47,6 +46,8 @@ class TrainingData(ABC):
     """Rows of the clips that validate."""
     speaker_balance: SpeakerTemperatureSampler | None = None
     """How the speakers share an epoch; None if each clip is read once per epoch."""
+    selection: ClipSelection | None = None
+    """How the clips were selected from a prepared folder; None if they were not."""
     knows_texts: bool
     """Whether every text is known before training; otherwise only the characters that occur in them."""
 
@@ -144,15 +145,16 @@ class PreparedTrainingData(TrainingData):
             DataError: the folder holds no prepared data, or too few clips for the split.
             ConfigError: ``--only_speakers`` names an unknown speaker; ``--speaker_temperature`` needs several.
         """
-        prepared = open_prepared(Path(config.data_dir), config.max_samples)
-        prepared = with_speaker_name(prepared) if config.extend_speakers else prepared
-        prepared = select_speakers(prepared, config.only_speakers, config.max_clips_per_speaker, config.seed)
+        selection = ClipSelection.from_config(config)
+        prepared = open_selected(Path(config.data_dir), selection, config.extend_speakers)
         rows, held_out = train_validation_split(
-            prepared, config.validation_fraction, config.validation_max_clips, config.seed
+            prepared, selection.validation_fraction, selection.validation_max_clips, selection.seed
         )
         if config.validate_on_training_clips:
             held_out = rows[: config.validation_max_clips]
-        return cls(config, prepared, rows, held_out)._balanced()
+        data = cls(config, prepared, rows, held_out)
+        data.selection = selection
+        return data._balanced()
 
     def _balanced(self) -> "PreparedTrainingData":
         speakers, temperature = self.prepared.rows.speaker, self.config.speaker_temperature

@@ -1,10 +1,13 @@
 """The decision on a voice that learnt corrections: accept it, or reject it. Imports no torch: the page reads it."""
 
+import itertools
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from vits_trainer.utils.files import atomic_write
@@ -16,12 +19,39 @@ _SHOWN = "mel_from_text"
 """The metric that the page shows."""
 
 
+_ENOUGH_CLIPS = 5
+_QUANTILE = 0.95
+"""A voice that has learnt nothing is accepted at most once in twenty times."""
+
+
 @dataclass(frozen=True)
 class MetricChange:
     """A metric before and after training; lower is better."""
 
     before: float
     after: float
+    low: float | None = None
+    """Bounds of the relative change, each exceeded with a probability of 5 %; None if they were not measured."""
+    high: float | None = None
+
+    @classmethod
+    def from_pairs(cls, before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> "MetricChange":
+        """Returns the change, with Student's interval of the paired relative changes.
+
+        Args:
+            before: metric of each clip under several seeds, (clips, seeds).
+            after: of the same clips and seeds.
+        """
+        clips = [math.log(_mean(new) / _mean(old)) for old, new in zip(before, after, strict=True)]
+        if len(clips) < _ENOUGH_CLIPS:  # too few to vary: seeds of a clip count, too
+            pairs = zip(itertools.chain(*before), itertools.chain(*after), strict=True)
+            clips = [math.log(new / old) for old, new in pairs]
+        middle, margin = _mean(clips), math.inf
+        if len(clips) > 1:
+            deviation = math.sqrt(sum((value - middle) ** 2 for value in clips) / (len(clips) - 1))
+            margin = student_quantile(_QUANTILE, len(clips) - 1) * deviation / math.sqrt(len(clips))
+        old, new = (_mean(list(itertools.chain(*values))) for values in (before, after))
+        return cls(old, new, math.expm1(middle - margin), math.expm1(min(middle + margin, 700)))
 
     @property
     def relative(self) -> float:
@@ -30,7 +60,13 @@ class MetricChange:
 
     def __str__(self) -> str:
         """For messages."""
-        return f"{self.before:.4f} -> {self.after:.4f} ({self.relative:+.1%})"
+        interval = "" if self.low is None or self.high is None else f", {self.low:+.1%} to {self.high:+.1%}"
+        return f"{self.before:.4f} -> {self.after:.4f} ({self.relative:+.1%}{interval})"
+
+    @property
+    def is_improvement(self) -> bool:
+        """Whether the metric fell by more than chance explains."""
+        return self.after < self.before and (self.high is None or self.high < 0)
 
 
 Changes = Mapping[str, MetricChange]
@@ -127,9 +163,9 @@ class Decision:
 def reasons_to_reject(corrections: Changes, held_out: Changes, max_regression: float) -> list[str]:
     """Returns why a voice is rejected; empty if it is accepted."""
     reasons = [
-        f"{name} on the corrections did not improve: {change}"
+        f"{name} on the corrections did not improve beyond chance: {change}"
         for name, change in corrections.items()
-        if not change.after < change.before
+        if not change.is_improvement
     ]
     return reasons + [
         f"{name} on the held-out clips regressed by more than --max_regression {max_regression:g}: {change}"
@@ -148,4 +184,27 @@ def _message(reasons: Sequence[str], corrections: Changes, held_out: Changes) ->
 
 
 def _change(content: Any) -> MetricChange | None:
-    return None if content is None else MetricChange(float(content["before"]), float(content["after"]))
+    if content is None:
+        return None
+    bounds = (None if content.get(name) is None else float(content[name]) for name in ("low", "high"))
+    return MetricChange(float(content["before"]), float(content["after"]), *bounds)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """Returns a quantile of Student's t distribution.
+
+    Exact for 1 and 2 degrees of freedom; otherwise the expansion of Fisher and Cornish (1960), to 0.3 %.
+    """
+    if freedom == 1:
+        return math.tan(math.pi * (probability - 0.5))
+    if freedom == 2:
+        return (2 * probability - 1) / math.sqrt(2 * probability * (1 - probability))
+    z = NormalDist().inv_cdf(probability)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3

@@ -7,12 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import VitsConfig
+
 from vits_trainer.config.feedback import FeedbackConfig
+from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.config.selection import ClipSelection
 from vits_trainer.config.train import LossWeights, TrainConfig
+from vits_trainer.data.clip_accounting import Incident
 from vits_trainer.data.dataset import PreparedClipDataset
 from vits_trainer.data.preparation.pipeline import prepare
-from vits_trainer.data.prepared import PreparedData, is_prepared, open_prepared, require_rate, train_validation_split
+from vits_trainer.data.prepared import (
+    PreparedData,
+    is_prepared,
+    open_prepared,
+    open_selected,
+    require_rate,
+    train_validation_split,
+)
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.feedback import replay_mix
 from vits_trainer.feedback.decision import Changes, Decision, MetricChange
@@ -20,15 +32,22 @@ from vits_trainer.feedback.replay_mix import CorrectionFiles
 from vits_trainer.feedback.training_process import WORK, verdict_file, work_folder
 from vits_trainer.models import pretrained, voice_versions
 from vits_trainer.models.generator import Generator
-from vits_trainer.text.tokenizer import load_tokenizer
+from vits_trainer.text.tokenizer import VoiceTokenizer, load_tokenizer
 from vits_trainer.training.objective import Objective
 from vits_trainer.training.run import train
 from vits_trainer.training.validation import Validation
 from vits_trainer.utils.errors import ConfigError, DataError, RefusedVoiceError
 from vits_trainer.utils.files import followed, is_ours, mark, move_aside, remove
-from vits_trainer.utils.strings import csv_cell
+from vits_trainer.utils.strings import csv_cell, join_names
 
 logger = logging.getLogger("vits_trainer")
+
+_MOST_SEEDS = 5
+_ENOUGH_PASSES = 20
+"""Few clips are judged under several seeds each, until there are so many passes."""
+
+Metrics = Mapping[str, Sequence[Sequence[float]]]
+"""By metric: the mel L1 of each clip under each seed."""
 
 
 def learn_corrections(config: FeedbackConfig) -> int:
@@ -90,6 +109,25 @@ class _KnownClips:
     prepared: PreparedData
     training_rows: Sequence[int]
     validation_rows: Sequence[int]
+    selection: ClipSelection
+
+
+@dataclass(frozen=True)
+class _Voice:
+    """The voice that is corrected, and how it reads clips."""
+
+    path: str
+    config: VitsConfig
+    tokenizer: VoiceTokenizer
+
+    @property
+    def spec(self) -> AudioSpec:
+        return pretrained.audio_spec(self.config)
+
+    def dataset(self, prepared: PreparedData) -> PreparedClipDataset:
+        return PreparedClipDataset(
+            prepared, self.tokenizer, self.spec, pretrained.speaker_ids(self.config, prepared.speakers)
+        )
 
 
 def _learn(config: FeedbackConfig, served: Path) -> int:
@@ -100,25 +138,25 @@ def _learn(config: FeedbackConfig, served: Path) -> int:
         print(f"Nothing new: {served} has learnt all {len(corrections)} corrections of {config.feedback_dir}.")
         return 0
     old = [correction for correction in corrections if correction not in new]
-    voice = str(served) if (served / "config.json").is_file() else config.base_model
-    spec = pretrained.audio_spec(pretrained.read_config(voice))
+    path = str(served) if (served / "config.json").is_file() else config.base_model
+    voice = _Voice(path, pretrained.read_config(path), load_tokenizer(path))
     work = _new_work_folder(config)
-    to_learn = _prepare(new, work / "corrections", spec.sampling_rate)
-    known = _known_clips(config)
+    to_learn = _prepare(new, work / "corrections", voice)
+    known = _known_clips(config, voice)
     replayable: list[tuple[PreparedData, Sequence[int]]] = []
     if known is not None:
-        require_rate(known.prepared, spec)
         replayable.append((known.prepared, known.training_rows))
     if old:
-        earlier = _prepare(old, work / "learnt_before", spec.sampling_rate)
+        earlier = _prepare(old, work / "learnt_before", voice)
         replayable.append((earlier, range(len(earlier.rows))))
-    training = _training_config(config, voice, work)
-    data = replay_mix.replay_data(training, to_learn, replayable, config.replay_fraction)
+    training = _training_config(config, voice.path, work)
+    selection = None if known is None else known.selection
+    data = replay_mix.replay_data(training, to_learn, replayable, config.replay_fraction, selection)
     logger.info(
         "%d new corrections, %d learnt before; %d epochs, each with %d replayed clips.",
         len(to_learn.rows), len(old), config.epochs, data.summary["replayed"],
     )  # fmt: skip
-    before = _measure(voice, to_learn, known, config)
+    before = _measure(voice.path, to_learn, known, config)
     result = train(training, data)
     if result.voice is None:
         return result.exit_code
@@ -181,12 +219,43 @@ def _new_work_folder(config: FeedbackConfig) -> Path:
     return work
 
 
-def _prepare(corrections: Sequence[CorrectionFiles], folder: Path, rate_hz: int) -> PreparedData:
-    """Checks and resamples corrections as any clips."""
+def _prepare(corrections: Sequence[CorrectionFiles], folder: Path, voice: _Voice) -> PreparedData:
+    """Checks and resamples corrections as any clips, and leaves out those that the voice cannot read.
+
+    rejected.csv names all that are left out.
+
+    Raises:
+        DataError: none is left.
+    """
     source = folder.with_name(f"{folder.name}_source")
     replay_mix.copy_corrections(corrections, source)
-    prepare(PrepareConfig(dataset=str(source), output_dir=str(folder), target_sr=rate_hz))
-    return open_prepared(folder)
+    prepare(PrepareConfig(dataset=str(source), output_dir=str(folder), target_sr=voice.spec.sampling_rate))
+    prepared = open_prepared(folder)
+    rejected = _rejected_names(folder)
+    names = [correction.name for correction in corrections if csv_cell(correction.name) not in rejected]
+    incidents = _unreadable(voice, prepared, range(len(prepared.rows)))
+    if not incidents:
+        return prepared
+    lines = {csv_cell(names[row]): incident for row, incident in incidents.items()}
+    with (folder / "rejected.csv").open("a", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows((name, *_reason(one)) for name, one in lines.items())
+    shown = "; ".join(f"{name}: {one.kind} ({one.message})" for name, one in lines.items())
+    if len(incidents) == len(prepared.rows):
+        raise DataError(
+            f"The voice can read none of the corrections: {shown}. Correct their texts, or record them again."
+        )
+    logger.warning("%d correction(s) that the voice cannot read are left out: %s", len(incidents), shown)
+    return prepared.subset([row for row in range(len(prepared.rows)) if row not in incidents])
+
+
+def _unreadable(voice: _Voice, prepared: PreparedData, rows: Sequence[int]) -> dict[int, Incident]:
+    """Reads clips as training will: tokens depend on the voice. Returns why rows cannot be used."""
+    dataset = voice.dataset(prepared)
+    return {row: record for row in rows if isinstance(record := dataset.read(row), Incident)}
+
+
+def _reason(incident: Incident) -> tuple[str, str]:
+    return incident.kind, csv_cell(incident.message)
 
 
 def _rejected_names(folder: Path) -> set[str]:
@@ -195,8 +264,12 @@ def _rejected_names(folder: Path) -> set[str]:
         return {row["clip"] for row in csv.DictReader(file)}
 
 
-def _known_clips(config: FeedbackConfig) -> _KnownClips | None:
-    """Returns what the voice was trained on; None if it is not on this machine."""
+def _known_clips(config: FeedbackConfig, voice: _Voice) -> _KnownClips | None:
+    """Returns what the voice was trained on; None if it is not on this machine.
+
+    Raises:
+        ConfigError: the voice does not say which speakers of the folder it was trained on.
+    """
     folder = Path(config.data_dir or Path(config.feedback_dir).resolve().parent)
     if config.data_dir is None and not is_prepared(folder):
         logger.warning(
@@ -204,14 +277,45 @@ def _known_clips(config: FeedbackConfig) -> _KnownClips | None:
             "that the voice was trained on."
         )
         return None
-    prepared = open_prepared(folder)
-    split = train_validation_split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)
-    return _KnownClips(prepared, *split)
+    stored = None if config.only_speakers else voice_versions.read_selection(Path(voice.path))
+    selection = stored or ClipSelection.from_config(config)
+    names = pretrained.speaker_names(voice.config)
+    prepared = open_selected(folder, selection, names_speaker=bool(names))
+    require_rate(prepared, voice.spec)
+    if stored is None and not config.only_speakers:
+        prepared = _of_voice(prepared, names)
+    split = train_validation_split(
+        prepared, selection.validation_fraction, selection.validation_max_clips, selection.seed
+    )
+    unreadable = _unreadable(voice, prepared, split[1])
+    if unreadable:
+        examples = "; ".join(map(str, list(unreadable.values())[:5]))
+        logger.warning("%d held-out clip(s) that the voice cannot read are left out: %s", len(unreadable), examples)
+    return _KnownClips(prepared, split[0], [row for row in split[1] if row not in unreadable], selection)
+
+
+def _of_voice(prepared: PreparedData, names: Sequence[str]) -> PreparedData:
+    """Selects the clips of the voice's speakers."""
+    speakers = set(prepared.rows.speaker)
+    if not names and len(speakers) > 1:
+        raise ConfigError(
+            f"The voice has one speaker, {prepared.root} has {len(speakers)}: {join_names(sorted(speakers))}. Set "
+            "--only_speakers to the speaker that the voice was trained on."
+        )
+    if not names or speakers <= set(names):
+        return prepared
+    rows = [row for row, speaker in enumerate(prepared.rows.speaker) if speaker in names]
+    if not rows:
+        raise ConfigError(
+            f"{prepared.root} has no clip of the voice's speakers ({join_names(names)}). Set --data_dir to the folder "
+            "that the voice was trained on."
+        )
+    return prepared.subset(rows)
 
 
 def _measure(
     voice: str, to_learn: PreparedData, known: _KnownClips | None, config: FeedbackConfig
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Metrics]:
     """Metrics of a voice on the corrections, and on clips that were not trained on if there are any."""
     runtime = Runtime(config.precision, 1)
     metrics = {"corrections": measure_mel(voice, to_learn, range(len(to_learn.rows)), runtime, config.seed)}
@@ -221,27 +325,31 @@ def _measure(
     return metrics
 
 
-def measure_mel(
-    voice: str, prepared: PreparedData, rows: Sequence[int], runtime: Runtime, seed: int
-) -> dict[str, float]:
-    """Returns a voice's mel L1 on clips, with the same noise each time.
+def measure_mel(voice: str, prepared: PreparedData, rows: Sequence[int], runtime: Runtime, seed: int) -> Metrics:
+    """Returns a voice's mel L1 on whole clips, with the same noises each time.
 
     Returns:
-        ``mel``: decoded from the recording; ``mel_from_text``: from its text, along the recording's alignment.
+        ``mel``: decoded from the recording; ``mel_from_text``: from its text, along the recording's alignment. Of each
+        clip under each seed, (clips, seeds).
     """
     model = pretrained.load_model(voice)
     spec = pretrained.audio_spec(model.config)
     speaker_ids = pretrained.speaker_ids(model.config, prepared.speakers)
     dataset = PreparedClipDataset(prepared, load_tokenizer(voice), spec, speaker_ids)
-    objective = Objective("mel", LossWeights(), spec, segment_frames=32)
-    generator = Generator(model.to(runtime.device), "posterior", 32)
-    validation = Validation(runtime, objective, dataset, rows, 8, seed)
-    mel = validation.run(generator, None).scalars["validation/mel"]
-    return {"mel": mel, "mel_from_text": validation.mel_from_text(generator)}
+    longest = max(prepared.frames(rows, spec.hop))
+    objective = Objective("mel", LossWeights(), spec, longest)
+    generator = Generator(model.to(runtime.device), "posterior", longest)
+    by_seed: dict[str, list[list[float]]] = {"mel": [], "mel_from_text": []}
+    for number in range(min(_MOST_SEEDS, -(-_ENOUGH_PASSES // len(rows)))):
+        validation = Validation(runtime, objective, dataset, rows, seed + number, segment_frames=longest)
+        results = {"mel": validation.run(generator, None), "mel_from_text": validation.run_from_text(generator)}
+        for name, result in results.items():
+            by_seed[name].append([clip.total / clip.frames for clip in result.clips])
+    return {name: [list(clip) for clip in zip(*values, strict=True)] for name, values in by_seed.items()}
 
 
-def _changes(before: Mapping[str, float], after: Mapping[str, float]) -> Changes:
-    return {name: MetricChange(before[name], after[name]) for name in before}
+def _changes(before: Metrics, after: Metrics) -> Changes:
+    return {name: MetricChange.from_pairs(before[name], after[name]) for name in before}
 
 
 def _training_config(config: FeedbackConfig, voice: str, work: Path) -> TrainConfig:

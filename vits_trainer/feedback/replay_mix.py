@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vits_trainer.config.selection import ClipSelection
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.audio import AUDIO_ENDINGS
 from vits_trainer.data.audio_store import AudioSubset, JoinedAudioStore
@@ -86,6 +87,7 @@ def replay_data(
     corrections: PreparedData,
     known: Sequence[tuple[PreparedData, Sequence[int]]],
     replay_fraction: float,
+    selection: ClipSelection | None = None,
 ) -> PreparedTrainingData:
     """Returns training data whose epochs hold all corrections, mixed with replayed clips that the voice knows.
 
@@ -96,19 +98,22 @@ def replay_data(
         corrections: prepared.
         known: prepared data, and the rows of each that may be replayed.
         replay_fraction: replayed part of an epoch.
+        selection: of the clips that the voice was trained on before, to be stored with the new voice.
     """
     count = len(corrections.rows)
     replayable = sum(len(rows) for _, rows in known)
     replayed = round(count * replay_fraction / (1 - replay_fraction)) if replayable else 0
     joined = _join([(corrections, range(count)), *known])
     joined.summary.update(clips=count + replayed, replayed=replayed, passes=config.epochs)
-    return PreparedTrainingData(
+    data = PreparedTrainingData(
         config,
         joined,
         rows=range(count + replayable),
         validation_rows=range(min(count, config.validation_max_clips)),
         draw_epoch=ReplayDraw(count, replayable, replayed, config.seed),
     )
+    data.selection = selection
+    return data
 
 
 def _join(parts: Sequence[tuple[PreparedData, Sequence[int]]]) -> PreparedData:

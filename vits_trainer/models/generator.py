@@ -1,5 +1,6 @@
 """Training forward pass of the generator on transformers' modules (``VitsModel`` only supports inference)."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -64,6 +65,14 @@ class Generator(nn.Module):
         self.compiled_decoder: Callable[..., Tensor] | None = None
         if decode_from == "prior":
             model.posterior_encoder.requires_grad_(False)
+
+    def with_segments(self, segment_frames: int, decode_from: Literal["posterior", "prior"]) -> "Generator":
+        """Returns a generator that shares the networks, and decodes other segments; not for training."""
+        other = copy.copy(self)  # a new one would freeze the posterior encoder
+        other.segment_frames = segment_frames
+        other.decode_from = decode_from
+        other.compiled_decoder = None  # compiled for segments of training
+        return other
 
     def forward(
         self,

@@ -16,10 +16,11 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vits_trainer.config.selection import ClipSelection
 from vits_trainer.utils import files
 from vits_trainer.utils.errors import ConfigError, DataError, ModelError
 from vits_trainer.utils.files import Kind, atomic_write, followed, fsync_dir, is_ours, move
@@ -27,6 +28,8 @@ from vits_trainer.utils.files import Kind, atomic_write, followed, fsync_dir, is
 logger = logging.getLogger("vits_trainer")
 
 HISTORY_FILE = "learnt.json"
+SELECTION_FILE = "trained_on.json"
+"""Which clips the voice was trained on."""
 CARD_FILE = "README.md"
 _SIGNATURE = "Made with vits_trainer."
 """Text in the model card of a voice written by train_vits."""
@@ -54,7 +57,7 @@ VOICE = Kind(
     "voice",
     re.compile(
         r"(config|generation_config|preprocessor_config|tokenizer_config|tokenizer|vocab|special_tokens_map|added_tokens"
-        r"|learnt|model\.safetensors\.index|pytorch_model\.bin\.index)\.json"
+        r"|learnt|trained_on|model\.safetensors\.index|pytorch_model\.bin\.index)\.json"
         r"|model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\d+)?\.bin|discriminator\.safetensors"
         r"|README\.md|sample_\d+\.wav"
     ),
@@ -231,6 +234,26 @@ def write_history(voice: Path, history: VoiceHistory) -> None:
         "verdicts": [dict(verdict) for verdict in history.verdicts],
     }
     atomic_write(voice / HISTORY_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_selection(voice: Path) -> ClipSelection | None:
+    """Reads which clips a voice was trained on; None if it does not say.
+
+    Raises:
+        ModelError: trained_on.json is damaged.
+    """
+    path = voice / SELECTION_FILE
+    if not path.is_file():
+        return None
+    try:
+        return ClipSelection(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}). Delete it to select the clips by flags.") from error
+
+
+def write_selection(voice: Path, selection: ClipSelection) -> None:
+    """Writes which clips a voice was trained on to its directory."""
+    atomic_write(voice / SELECTION_FILE, json.dumps(asdict(selection), indent=1, ensure_ascii=False) + "\n")
 
 
 # Replacing a voice

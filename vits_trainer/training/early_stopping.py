@@ -1,5 +1,6 @@
 """Selection of the best update by one validation metric, and early stopping."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -43,6 +44,8 @@ class BestCheckpointTracker:
         value = metrics.get(f"validation/{self.metric}")
         if value is None:  # for example a metric of speech, and no clip was voiced
             return selection, ""
+        if not math.isfinite(value):  # nothing would ever be better than NaN
+            return replace(selection, validations_since_best=selection.validations_since_best + (update > 0)), ""
         if update == 0:
             return replace(selection, score_before=value), ""
         if selection.best_score is not None and not self.is_better(value, selection.best_score):

@@ -3,6 +3,7 @@
 Independent of optimizers, Accelerate and logging.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -95,6 +96,12 @@ class Objective:
         self.weights: dict[str, float] = asdict(weights)
         self.spec = spec
         self.segment_frames = segment_frames
+
+    def with_segments(self, segment_frames: int) -> "Objective":
+        """Returns this objective for segments of another length."""
+        other = copy.copy(self)
+        other.segment_frames = segment_frames
+        return other
 
     def denominators(self, batch: Batch) -> LossDenominators:
         """Returns the counts of ``batch``. A CPU-GPU sync point unless it is still on the CPU."""

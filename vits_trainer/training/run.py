@@ -109,7 +109,7 @@ def _train(config: TrainConfig, data: TrainingData, runtime: Runtime) -> Trainin
     agreement.require_same_recordings(data, dataset, config.seed, runtime)
     scorer = SpeechMetrics(config.scores, spec.sampling_rate, config.asr) if config.scores else None
     validation = Validation(
-        runtime, networks.objective, dataset, data.validation_rows, config.batch_size, config.seed, scorer,
+        runtime, networks.objective, dataset, data.validation_rows, config.seed, scorer,
         config.validation_score_clips,
     )  # fmt: skip
     name = _run_name(config, record, runtime)
@@ -211,6 +211,8 @@ def _export(trainer: Trainer, data: TrainingData, voice: Path) -> None:
     model, tokenizer, config = trainer.generator.model, trainer.tokenizer, trainer.config
     update = _load_final_weights(trainer)
     pretrained.export(model, tokenizer, trainer.discriminator, voice, config.keep_versions)
+    if data.selection is not None:
+        voice_versions.write_selection(voice, data.selection)
     info = ModelCardInfo(
         config=config,
         data=data.summary,

@@ -1,10 +1,13 @@
-"""Validation: the objective on clips that are not trained on, with the same noise and segments each time."""
+"""Validation: the objective on clips that are not trained on, with the same noise and segments each time.
 
-import copy
+Clips are read one by one, each with its own seed: the metrics depend neither on the number of ranks nor on batches.
+"""
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +28,21 @@ from vits_trainer.models.pretrained import clamp_token_durations
 from vits_trainer.models.spectrogram import log_mel, spectrogram
 from vits_trainer.tracking.plots import Sample
 from vits_trainer.training import losses
-from vits_trainer.training.objective import LossDenominators, Objective, SegmentPair
+from vits_trainer.training.objective import LossDenominators, Objective
 from vits_trainer.utils.errors import TooManyRejectedError
+
+SEGMENTS = 4
+"""Length of the decoded part of each clip, in segments of training: one segment is half a second."""
+
+
+class ClipMel(NamedTuple):
+    """Mel L1 of one clip."""
+
+    row: int
+    frames: float
+    """Decoded frames."""
+    total: float
+    """Mel L1, summed over these frames."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,8 @@ class ValidationResult:
 
     scalars: dict[str, float]
     """By name as logged, ``validation/<name>``; empty if there is no validation clip."""
+    clips: tuple[ClipMel, ...] = ()
+    """All clips of all ranks, in the order of their rows."""
     speakers: tuple[SpeakerMel, ...] = ()
     """In the order of their names; empty if the clips are of one speaker."""
     scores: Sequence[ClipScore] = ()
@@ -42,7 +60,7 @@ class ValidationResult:
 
 
 class Validation:
-    """Measures networks on the validation clips, with the same noise and segments each time."""
+    """Measures networks on the validation clips, with the same noise and the same part of each clip each time."""
 
     def __init__(
         self,
@@ -50,26 +68,26 @@ class Validation:
         objective: Objective,
         dataset: ClipDataset,
         rows: Sequence[int],
-        batch_size: int,
         seed: int,
         speech_metrics: SpeechMetrics | None = None,
         scored_clips: int = 0,
+        segment_frames: int | None = None,
     ) -> None:
         """Args:
         runtime: the ranks, which share the clips.
         objective: whose losses are measured.
         dataset: reads the clips.
         rows: of the validation clips.
-        batch_size: clips per batch.
         seed: of noise and segments.
         speech_metrics: of sentences generated from text (None: not measured).
         scored_clips: number of these sentences.
+        segment_frames: of each clip that are decoded (None = :data:`SEGMENTS` segments of training).
         """
         self.runtime = runtime
-        self.objective = objective
+        self.segment_frames = segment_frames or SEGMENTS * objective.segment_frames
+        self.objective = objective.with_segments(self.segment_frames)
         self.dataset = dataset
         self.rows = rows
-        self.batch_size = batch_size
         self.seed = seed
         self.speech_metrics = speech_metrics
         self.scored_clips = scored_clips
@@ -103,7 +121,7 @@ class Validation:
         scalars["validation/constant_frame_mel"] = self.constant_frame_mel
         scores = self._scores(generator)
         scalars |= {f"validation/{name}": value for name, value in means(scores).items()}
-        return ValidationResult(scalars, result.speakers, scores)
+        return replace(result, scalars=scalars, scores=scores)
 
     def run(self, generator: Generator, discriminator: Discriminator | None) -> ValidationResult:
         """Returns each generator loss over all validation clips, and the mel L1 of each speaker. Runs on every rank.
@@ -114,40 +132,59 @@ class Validation:
 
     def mel_from_text(self, generator: Generator) -> float:
         """Returns the mel L1 of segments decoded from text, along the recordings' alignments. Runs on every rank."""
-        from_text = copy.copy(generator)  # shares the model; a new Generator would freeze its posterior encoder
-        from_text.decode_from = "prior"
-        objective = Objective("mel", self.objective.loss_weights, self.objective.spec, generator.segment_frames)
-        return self._run(from_text, None, objective).scalars["validation/mel"]
+        return self.run_from_text(generator).scalars["validation/mel"]
 
-    def _run(self, generator: Generator, discriminator: Discriminator | None, objective: Objective) -> ValidationResult:
+    def run_from_text(self, generator: Generator) -> ValidationResult:
+        """Returns mel and duration loss of clips decoded from text. Runs on every rank."""
+        objective = Objective("mel", self.objective.loss_weights, self.objective.spec, self.segment_frames)
+        return self._run(generator, None, objective, decode_from="prior")
+
+    def _run(
+        self,
+        generator: Generator,
+        discriminator: Discriminator | None,
+        objective: Objective,
+        decode_from: Literal["posterior", "prior"] | None = None,
+    ) -> ValidationResult:
         if not self.rows:
             return ValidationResult({})
         batches = self._read()
         denominators = self._denominators(batches, objective)
         names = objective.generator_loss_names
         totals = dict.fromkeys(names, torch.zeros((), dtype=torch.float64))
-        speakers = sorted(set(self._speaker_of.values()))
-        by_speaker = torch.zeros(len(speakers), 3, dtype=torch.float64)
+        clips = []
         with _evaluating(generator, self.seed):
+            longer = generator.with_segments(self.segment_frames, decode_from or generator.decode_from)
             for batch in batches:
+                (row,) = batch.spec.indices
+                seed_all(self.seed, row)
                 with self.runtime.autocast():
-                    pair = objective.generator_forward(
-                        generator, batch.to(self.runtime.device), denominators=denominators
-                    )
+                    pair = objective.generator_forward(longer, batch.to(self.runtime.device), denominators=denominators)
                     by_name = objective.generator_losses(discriminator, pair)
                 totals = {name: totals[name] + by_name[name].double().cpu() for name in names}
-                for row, parts in zip(batch.spec.indices, self._mel_by_clip(pair), strict=True):
-                    by_speaker[speakers.index(self._speaker_of[row])] += parts
+                mel = losses.mel_l1(pair.generated_mel, pair.recorded_mel, pair.mel_mask)
+                clips.append(ClipMel(row, float(pair.mel_mask.sum()), float(mel)))
         sums = self.runtime.all_reduce_sum(torch.stack([totals[name] for name in names])).tolist()
-        table = zip(speakers, self.runtime.all_reduce_sum(by_speaker).tolist(), strict=True)
-        by_name_mel = tuple(SpeakerMel(name, int(clips), mel / frames) for name, (clips, frames, mel) in table if clips)
-        several = by_name_mel if len(by_name_mel) > 1 else ()
+        everywhere = sorted(clip for of_rank in self.runtime.all_gather_object(clips) for clip in of_rank)
+        speakers = self._by_speaker(everywhere)
         scalars = {f"validation/{name}": value for name, value in zip(names, sums, strict=True)}
-        return ValidationResult(scalars | curves(several), several)
+        return ValidationResult(scalars | curves(speakers), tuple(everywhere), speakers)
+
+    def _by_speaker(self, clips: Sequence[ClipMel]) -> tuple[SpeakerMel, ...]:
+        """Mel L1 of each speaker; empty if there is only one."""
+        of_speaker: dict[str, list[ClipMel]] = {}
+        for clip in clips:
+            of_speaker.setdefault(self._speaker_of[clip.row], []).append(clip)
+        if len(of_speaker) == 1:
+            return ()
+        return tuple(
+            SpeakerMel(name, len(mine), sum(clip.total for clip in mine) / sum(clip.frames for clip in mine))
+            for name, mine in sorted(of_speaker.items())
+        )
 
     def _read(self) -> list[Batch]:
-        """Reads this rank's validation batches. Runs on every rank."""
-        specs = validation_batches(self.rows, self.batch_size, self.runtime.process_index, self.runtime.num_processes)
+        """Reads this rank's validation clips, one per batch. Runs on every rank."""
+        specs = validation_batches(self.rows, 1, self.runtime.process_index, self.runtime.num_processes)
         batches = list(build_dataloader(self.dataset, specs, workers=0))
         lost = [rejection for batch in batches for rejection in batch.rejections]
         if self.runtime.all_reduce_sum(torch.tensor([len(lost)])).item():
@@ -190,13 +227,6 @@ class Validation:
                 for row, batch in zip(rows, batches, strict=True)
             ]
         return worst_first([score for of_rank in self.runtime.all_gather_object(scores) for score in of_rank])
-
-    def _mel_by_clip(self, pair: SegmentPair) -> Tensor:
-        """Returns (B, 3) float64: 1, the segment's frames, the mel L1 summed over them. A CPU-GPU sync point."""
-        clips = zip(pair.generated_mel, pair.recorded_mel, pair.mel_mask, strict=True)
-        mels = [losses.mel_l1(generated[None], recorded[None], mask[None]) for generated, recorded, mask in clips]
-        frames = pair.mel_mask.sum(dim=(1, 2))
-        return torch.stack([torch.ones_like(frames), frames, torch.stack(mels)], dim=1).double().cpu()
 
     def _score(self, model: VitsModel, batch: Batch, row: int, metrics: SpeechMetrics) -> ClipScore:
         speaker = None if batch.speaker_ids is None else int(batch.speaker_ids)

@@ -1,0 +1,54 @@
+"""The decision on a voice that learnt corrections."""
+
+import numpy as np
+import pytest
+
+from vits_trainer.feedback.decision import Decision, MetricChange, student_quantile
+
+SAME = [[0.5, 0.6], [0.7, 0.8]]
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"), [(1, 6.314), (2, 2.920), (3, 2.353), (4, 2.132), (9, 1.833), (30, 1.697), (1000, 1.646)]
+)
+def test_quantiles_of_students_distribution(freedom: int, expected: float) -> None:
+    """From a printed table."""
+    assert student_quantile(0.95, freedom) == pytest.approx(expected, rel=3e-3)
+
+
+def test_change_by_hand() -> None:
+    change = MetricChange.from_pairs([[1.0]] * 5, [[0.9]] * 5)
+    assert (change.before, change.after) == (1.0, pytest.approx(0.9))
+    assert (change.low, change.high) == (pytest.approx(-0.1), pytest.approx(-0.1))
+    # log ratios of +-0.1: mean 0, deviation 0.1 * sqrt(6 / 5), t(5) = 2.015
+    after = [[np.exp(sign * 0.1)] for sign in (1, -1, 1, -1, 1, -1)]
+    change = MetricChange.from_pairs([[1.0]] * 6, after)
+    assert change.high == pytest.approx(np.expm1(2.015 * 0.1 * (6 / 5) ** 0.5 / 6**0.5), rel=0.01)
+    assert change.low == pytest.approx(np.expm1(-2.015 * 0.1 * (6 / 5) ** 0.5 / 6**0.5), rel=0.01)
+
+
+@pytest.mark.parametrize("clips", [1, 2, 4, 8, 30])
+def test_voice_that_learnt_nothing_is_accepted_at_most_once_in_twenty_times(clips: int) -> None:
+    """Changes of 3 % that are chance."""
+    rng = np.random.default_rng(clips)
+    seeds = max(1, min(5, 20 // clips))
+    accepted = 0
+    for _ in range(2000):
+        before = rng.uniform(0.4, 1, (clips, seeds))
+        after = before * np.exp(rng.normal(0, 0.03, (clips, seeds)))
+        accepted += MetricChange.from_pairs(before.tolist(), after.tolist()).is_improvement
+    assert accepted / 2000 < 0.065
+
+
+def test_unchanged_voice_is_rejected_and_the_interval_is_in_the_message() -> None:
+    decision = Decision.from_metrics({"mel_from_text": MetricChange.from_pairs(SAME, SAME)}, None, 0.02)
+    assert not decision.accepted
+    assert "did not improve beyond chance: 0.6500 -> 0.6500 (+0.0%, +0.0% to +0.0%)" in decision.message
+
+
+def test_decision_is_read_back(tmp_path) -> None:
+    better = MetricChange.from_pairs(SAME, [[0.4, 0.5], [0.6, 0.7]])
+    decision = Decision.from_metrics({"mel_from_text": better}, {"mel_from_text": better}, 0.02, ["one"], 3)
+    assert decision.accepted
+    decision.write(tmp_path / "verdict.json")
+    assert Decision.read(tmp_path / "verdict.json") == decision
