@@ -193,7 +193,7 @@ def test_unknown_pieces_are_skipped_and_counted(voice: Voice, caplog: pytest.Log
         spoken = voice.synthesize("Silav dinya. Привет! *** Ez 3 baş im.", WITHOUT_NOISE)
     (record,) = caplog.records
     assert "1 of 3 pieces entirely" in record.getMessage()
-    assert "3Пвеирт" in record.getMessage()
+    assert "3веипрт" in record.getMessage()
     np.testing.assert_array_equal(spoken, voice.synthesize("Silav dinya. Ez  baş im.", WITHOUT_NOISE))
 
 

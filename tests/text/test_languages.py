@@ -9,11 +9,19 @@ import torch
 from transformers import AutoTokenizer, pipeline
 
 from tests.support.models import SMALL
-from vits_trainer.evaluation.synthesis import unknown_characters
 from vits_trainer.models.initialization import new_model
 from vits_trainer.models.pretrained import export
 from vits_trainer.text import languages
-from vits_trainer.text.tokenizer import VoiceTokenizer, build_tokenizer, encode, load_tokenizer, with_characters
+from vits_trainer.text.numbers import numbers_to_words
+from vits_trainer.text.tokenizer import (
+    VoiceTokenizer,
+    build_tokenizer,
+    encode,
+    load_tokenizer,
+    tokenizer_from_symbols,
+    with_characters,
+)
+from vits_trainer.text.vocabulary import unread_characters
 from vits_trainer.utils.errors import ModelError
 
 pytest.importorskip("phonemizer", reason="needs vits-trainer[text]")
@@ -88,10 +96,10 @@ def test_languages_have_iso_or_espeak_names(language, expected):
         ("21", "fra", "vingt et un"),
         ("٣", "en", "three"),
         ("0" + "1" * 400, "en", " ".join(["zero", *["one"] * 400])),
-        ("1.000.000,5", "it", "un milione,cinque"),  # num2words fails or loops forever from here on
-        ("0," + "0" * 30 + "1", "id", " ".join(["nol,nol", *["nol"] * 29, "satu"])),
-        ("0," + "1" * 40, "sr", " ".join(["nula,jedan", *["jedan"] * 39])),
-        ("1" * 5000 + ",5", "de", " ".join(["eins"] * 5000) + ",fünf"),
+        ("1.000.000,5", "it", "un milione virgola cinque"),  # num2words fails or loops forever from here on
+        ("0," + "0" * 30 + "1", "id", " ".join(["nol koma nol", *["nol"] * 29, "satu"])),
+        ("0," + "1" * 40, "sr", " ".join(["nula zapeta jedan", *["jedan"] * 39])),
+        ("1" * 5000 + ",5", "de", " ".join(["eins"] * 5000) + " Komma fünf"),
         ("1537", "am", "አንድ አምስት ሦስት ሰባት"),
         ("999999999", "amh", " ".join(["ዘጠኝ"] * 9)),
         ("12 sêv", "kmr-script_latin", "12 sêv"),  # num2words has no Kurdish
@@ -100,15 +108,23 @@ def test_languages_have_iso_or_espeak_names(language, expected):
     ],
 )
 def test_numbers_become_words_if_the_language_is_supported(text, language, expected):
-    assert languages.numbers_to_words(text, language) == expected
+    assert numbers_to_words(text, language) == expected
 
 
-def test_numbers_are_written_out_only_if_the_vocabulary_lacks_digits():
-    without, with_digits = build_tokenizer(["zwölf äpfel"], "de"), build_tokenizer(["12 äpfel"], "de")
-    assert encode(without, "12 Äpfel").tolist() == encode(without, "zwölf äpfel").tolist()
-    assert len(encode(with_digits, "12")) == 5
-    bengali = build_tokenizer(["৫টি"], "ben")  # num2words supports Bengali, but the vocabulary has the digit
-    assert encode(bengali, "৫").tolist() == [0, bengali.encoder["৫"], 0]
+def test_numbers_are_written_out_unless_the_vocabulary_has_all_digits():
+    without, with_some = build_tokenizer(["zwölf äpfel"], "de"), tokenizer_from_symbols([*"_ zwölfäpe12"], language="de")
+    for tokenizer in (without, with_some):
+        assert encode(tokenizer, "12 Äpfel").tolist() == encode(tokenizer, "zwölf äpfel").tolist()
+    with_all = build_tokenizer(["1234567890 äpfel"], "de")
+    assert encode(with_all, "12").tolist() == [0, with_all.encoder["1"], 0, with_all.encoder["2"], 0]
+    bengali = build_tokenizer(["০১২৩৪৫৬৭৮৯টি"], "ben")  # num2words supports Bengali, but the vocabulary has the digits
+    assert encode(bengali, "৫").tolist() == encode(bengali, "5").tolist() == [0, bengali.encoder["৫"], 0]
+
+
+def test_new_vocabulary_has_the_letters_of_numbers_instead_of_some_digits():
+    tokenizer = build_tokenizer(["12 äpfel"], "de")
+    assert tokenizer.encoder.keys().isdisjoint("0123456789")
+    assert unread_characters(tokenizer, ["345 Äpfel, 67 890 und 21"]) == ""
 
 
 def test_phoneme_tokenizer_encodes_and_loads_in_transformers(tmp_path):
@@ -138,8 +154,8 @@ def test_phonemes_that_the_vocabulary_lacks_are_dropped_and_reported():
     tokenizer = build_tokenizer(["schön"], "de", phonemize=True)
     known = [tokenizer.encoder[symbol] for symbol in espeak("schön im", "de") if symbol in tokenizer.encoder]
     assert encode(tokenizer, "Schön im").tolist()[1::2] == known
-    assert unknown_characters(tokenizer, "Schön im") == "mɪ"
-    assert unknown_characters(tokenizer, "Schön.") == ""
+    assert unread_characters(tokenizer, ["Schön im"]) == "mɪ"
+    assert unread_characters(tokenizer, ["Schön."]) == ""
 
 
 @pytest.mark.slow

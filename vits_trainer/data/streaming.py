@@ -7,6 +7,7 @@ their shuffle buffers on a resume, and if the shards do not divide evenly among 
 import hashlib
 import json
 import traceback
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -164,7 +165,7 @@ class ShardedData:
         for group in range(len(self.groups)):
             table = self.shards.read(group)
             speakers.update(table["speaker"].to_pylist())
-            characters.update(*table["text"].to_pylist())
+            characters.update(*(unicodedata.normalize("NFC", text) for text in table["text"].to_pylist()))
         return dict(speakers), "".join(sorted(characters))
 
 

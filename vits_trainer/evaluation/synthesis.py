@@ -19,10 +19,12 @@ from transformers import VitsTokenizer
 from vits_trainer.config.options import SPEECH_FORMATS
 from vits_trainer.data.audio import to_pcm16
 from vits_trainer.models.pretrained import clamp_token_durations, load_for_inference
-from vits_trainer.text.tokenizer import VoiceTokenizer, encode, load_tokenizer
+from vits_trainer.text.normalization import is_spoken
+from vits_trainer.text.tokenizer import encode, load_tokenizer
+from vits_trainer.text.vocabulary import unread_characters
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import atomic_write
-from vits_trainer.utils.strings import join_names
+from vits_trainer.utils.strings import join_names, single_spaces
 
 logger = logging.getLogger(__name__)
 
@@ -161,12 +163,12 @@ class Voice:
 
     def _encoded_pieces(self, text: str) -> list[NDArray[np.int64]]:
         """Returns token ids, (S,), of each piece that has known characters."""
-        pieces = [piece for piece in split_sentences(text) if any(map(str.isalnum, piece))]
+        pieces = [piece for piece in split_sentences(text) if any(map(is_spoken, piece))]
         if not pieces:
-            raise DataError("There is nothing to say: the text has neither letters nor digits.")
+            raise DataError("There is nothing to say: the text has no letters, digits or symbols.")
         encoded = [encode(self.tokenizer, piece) for piece in pieces]
         known = [token_ids for token_ids in encoded if _has_known_tokens(self.tokenizer, token_ids)]
-        unknown = unknown_characters(self.tokenizer, text)
+        unknown = unread_characters(self.tokenizer, pieces)
         if not known:
             raise DataError(f"{self.name} knows no character of the text ({unknown}). Use text in the voice's script.")
         if unknown or len(known) < len(pieces):
@@ -200,22 +202,15 @@ def split_sentences(text: str, max_characters: int = MAX_PIECE_CHARACTERS) -> li
     """Splits ``text`` at line and sentence ends, and longer sentences at commas, else white space, else anywhere.
 
     Returns:
-        Pieces of 1 to ``max_characters`` characters, stripped. White space within them is replaced by spaces:
-        vocabularies lack tabs, so that words would be joined.
+        Pieces of 1 to ``max_characters`` characters, stripped, with spaces as their only white space; no-break spaces
+        remain between digits.
     """
     pieces: list[str] = []
-    for line in (re.sub(r"\s", " ", line) for line in text.splitlines()):
+    for line in map(single_spaces, text.splitlines()):
         ends = [match.end() for match in _SENTENCE_END.finditer(line)]
         for start, end in zip([0, *ends], [*ends, len(line)], strict=True):
             pieces += _split_long(line[start:end].strip(), max_characters)
     return pieces
-
-
-def unknown_characters(tokenizer: VoiceTokenizer, text: str) -> str:
-    """Returns the letters and digits of ``text``, as normalized for the voice, that its vocabulary lacks, sorted."""
-    letters = {character for character in tokenizer.verbalize(text) if character.isalnum()}
-    known = tokenizer.encoder
-    return "".join(sorted(one for one in letters if not any(symbol in known for symbol in tokenizer.lowercase(one))))
 
 
 def join(pieces: Sequence[NDArray[np.float32]], rate_hz: int) -> NDArray[np.float32]:

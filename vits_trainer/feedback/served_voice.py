@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vits_trainer.evaluation.synthesis import SynthesisOptions, Voice, unknown_characters
+from vits_trainer.evaluation.synthesis import SynthesisOptions, Voice
 from vits_trainer.models.pretrained import audio_spec
 from vits_trainer.models.spectrogram import log_mel, spectrogram
+from vits_trainer.text.vocabulary import unread_characters
 from vits_trainer.tracking.plots import mel_picture
 from vits_trainer.utils.errors import ConfigError
 from vits_trainer.utils.files import sha256
@@ -84,7 +85,7 @@ class ServedVoice:
         """
         with self._lock:
             self._refresh()
-            unknown = unknown_characters(self._voice.tokenizer, text)
+            unknown = unread_characters(self._voice.tokenizer, [text])
             samples = self._voice.synthesize(text, SynthesisOptions(seed=seed))
             return SpokenText(text, seed, self._model, samples, self.rate_hz, unknown)
 

@@ -88,7 +88,7 @@ def add_characters(model: VitsModel, tokenizer: VoiceTokenizer, texts: Iterable[
     """
     missing = missing_characters(tokenizer, texts)
     # In phonemes all characters count: stress and length marks are not letters.
-    added = [entry.character for entry in missing if entry.is_pronounced or tokenizer.phonemize]
+    added = [entry.character for entry in missing if entry.is_letter or tokenizer.phonemize]
     if not added:
         return tokenizer
     extended = extended_tokenizer(tokenizer, added)

@@ -1,4 +1,4 @@
-"""Language names, and conversion of texts to phonemes, Latin letters and written-out numbers.
+"""Language names, and conversion of texts to phonemes and Latin letters.
 
 phonemizer and uroman (``pip install 'vits-trainer[text]'``) are imported when a text first needs them.
 """
@@ -6,13 +6,9 @@ phonemizer and uroman (``pip install 'vits-trainer[text]'``) are imported when a
 import importlib
 import logging
 import re
-from contextlib import suppress
-from decimal import Decimal
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
-
-from num2words import CONVERTER_CLASSES, num2words
 
 from vits_trainer.utils.errors import ModelError
 
@@ -27,16 +23,6 @@ zh:cmn zho:cmn zlm:ms
 """
 _OF_ISO_639 = dict(pair.split(":") for pair in _NAMES.split())
 """espeak-ng's names of languages by the names that voices use, if they differ."""
-_OF_NUM2WORDS = {"cmn": "zh", "kk": "kz", "nb": "no"}
-_COMMA_GROUPS = frozenset({"en", "he", "ja", "ko", "th", "zh"})
-_DOT_GROUPS = frozenset({"da", "de", "es", "id", "is", "it", "nl", "pt", "ro", "sl", "sr", "tr", "vi"})
-"""Languages that write 1,000.5 and those that write 1.000,5."""
-_LONGEST_NUMBER = 9
-"""In digits. Longer numbers, and those that start with 0, are read digit by digit."""
-_SHORTER = {"am": 3}
-"""Maximum digits for languages in which num2words loops forever or fails on longer numbers."""
-_NO_WORDS = (ArithmeticError, LookupError, TypeError, ValueError)
-"""Errors of num2words for unsupported numbers, such as some fractions in Italian, Serbian and Indonesian."""
 
 
 def espeak_name(language: str | None) -> str:
@@ -70,48 +56,6 @@ def to_phonemes(text: str, language: str | None) -> str:
     """
     phonemes: str = _phonemizer(espeak_name(language)).phonemize([text], strip=True)[0] if text.strip() else ""
     return re.sub(r"\s+", " ", phonemes)
-
-
-def numbers_to_words(text: str, language: str | None) -> str:
-    """Replaces numbers in ``text`` with words. Returns ``text`` unchanged if num2words lacks the language.
-
-    Separators such as in 1.000 and 3,5 are read according to the language. Numbers of more than nine digits, and those
-    that start with 0, are read digit by digit.
-    """
-    if language is None or not any(character.isdecimal() for character in text):
-        return text
-    base = espeak_name(language).split("-")[0]
-    code = _OF_NUM2WORDS.get(base, base)
-    if code not in CONVERTER_CLASSES:
-        return text
-    group, point = (",", ".") if code in _COMMA_GROUPS else (".", ",") if code in _DOT_GROUPS else ("", "")
-    pattern = r"\d+"
-    if group:
-        pattern = rf"(?:\d{{1,3}}(?:{re.escape(group)}\d{{3}})+(?!\d)|\d+)(?:{re.escape(point)}\d+)?"
-
-    def to_words(match: re.Match[str]) -> str:
-        whole, _, fraction = (match[0].replace(group, "") if group else match[0]).partition(point or "\0")
-        before = " " if match.string[: match.start()][-1:].isalpha() else ""
-        after = " " if match.string[match.end() :][:1].isalpha() else ""
-        return f"{before}{_number_to_words(whole, fraction, point, code)}{after}"
-
-    return re.sub(pattern, to_words, text)
-
-
-def _number_to_words(whole: str, fraction: str, point: str, code: str) -> str:
-    if fraction:
-        if len(whole) <= _LONGEST_NUMBER:
-            digits = "".join(str(int(digit)) for digit in fraction)
-            with suppress(*_NO_WORDS):
-                return str(num2words(Decimal(f"{int(whole)}.{digits}"), lang=code))
-        return f"{_number_to_words(whole, '', point, code)}{point}{_digit_by_digit(fraction, code)}"
-    if len(whole) > _SHORTER.get(code, _LONGEST_NUMBER) or (len(whole) > 1 and int(whole[0]) == 0):
-        return _digit_by_digit(whole, code)
-    return str(num2words(int(whole), lang=code))
-
-
-def _digit_by_digit(digits: str, code: str) -> str:
-    return " ".join(str(num2words(int(digit), lang=code)) for digit in digits)
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import VitsTokenizer
 
-from vits_trainer.text.languages import espeak_name, numbers_to_words, romanize, to_phonemes
+from vits_trainer.text.languages import espeak_name, romanize, to_phonemes
+from vits_trainer.text.normalization import Normalizer, ordinary
+from vits_trainer.text.numbers import ALL_NUMBER_WORDS, number_language, numbers_to_words
+from vits_trainer.text.symbols import symbols_to_words
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.strings import first_line
 
@@ -19,10 +23,11 @@ UNKNOWN = "<unk>"
 
 
 class VoiceTokenizer(VitsTokenizer):  # type: ignore[misc]
-    """``VitsTokenizer`` with phonemes in the voice's language, a cached uroman, and numbers written out.
+    """``VitsTokenizer`` for texts as people write them, with phonemes in the voice's language and a cached uroman.
 
-    Numbers are written out if the vocabulary has no digits, which would be dropped, and the language is known. Phonemes
-    that the vocabulary lacks are dropped, like other characters; transformers maps them to ``<unk>``.
+    Characters that the vocabulary lacks are replaced with equal ones that it has, symbols and numbers with words. A
+    text of known characters has the same tokens as in transformers. Unknown phonemes are dropped, like other
+    characters; transformers maps them to ``<unk>``.
     """
 
     is_uroman: bool
@@ -36,31 +41,64 @@ class VoiceTokenizer(VitsTokenizer):  # type: ignore[misc]
         Raises:
             ModelError: a package that the text needs is missing.
         """
-        verbalized = self.verbalize(text)
+        resolved, _ = self.resolve(text)
         if self.rewrites:
-            return "".join(character for character in verbalized if character in self.encoder).strip(), kwargs
+            return "".join(character for character in resolved if character in self.encoder).strip(), kwargs
         prepared: tuple[str, dict[str, Any]]
-        prepared = super().prepare_for_tokenization(verbalized, is_split_into_words, normalize, **kwargs)
+        prepared = super().prepare_for_tokenization(resolved, is_split_into_words, normalize, **kwargs)
         return prepared
 
-    def verbalize(self, text: str) -> str:
-        """Writes out numbers, then converts to Latin letters or phonemes if the voice uses them.
+    def resolve(self, text: str) -> tuple[str, tuple[str, ...]]:
+        """Returns ``text`` as the voice reads it, and the characters that its vocabulary lacks, in their order.
 
         Raises:
             ModelError: a package that the text needs is missing.
         """
-        if not self.phonemize and not any(map(str.isdecimal, self.encoder)):
-            text = numbers_to_words(text, self.language)
-        if not self.rewrites:
-            return text
+        normalizer = self._normalizer
+        if self.rewrites:
+            text = ordinary(text, self.language)  # the vocabulary is that of the result
+        elif normalizer.is_plain(text):
+            return text, ()
+        text = text if self.phonemize else self._verbalize(text if self.rewrites else normalizer.fold(text))
         text = self.lowercase(text)
         if self.is_uroman and not text.isascii():
             text = romanize(text)
-        return to_phonemes(text, self.language) if self.phonemize else text
+        return normalizer.resolve(to_phonemes(text, self.language) if self.phonemize else text)
+
+    def _verbalize(self, text: str) -> str:
+        """Replaces symbols that the vocabulary lacks, and numbers unless it has all digits, with words."""
+        code = number_language(self.language)
+        if code is None:
+            return text
+        text = symbols_to_words(text, code, self._normalizer.known)
+        return text if self._normalizer.has_all_digits else numbers_to_words(text, self.language)
+
+    @cached_property
+    def _normalizer(self) -> Normalizer:
+        return Normalizer(self.encoder, self.language, lowers=self.normalize)
 
     def lowercase(self, text: str) -> str:
-        """Lowercases ``text``, except upper-case symbols of the vocabulary. Takes a millisecond per sentence."""
+        """Lowercases ``text``, except upper-case symbols of the vocabulary."""
         prepared: str = self._preprocess_char(self.normalize_text(text) if self.normalize else text)
+        return prepared
+
+    def normalize_text(self, input_string: str) -> str:
+        """Overrides transformers' method: the same result without its millisecond per sentence."""
+        if self._has_mixed_symbols:
+            lowered: str = super().normalize_text(input_string)
+            return lowered
+        known = self._normalizer.known
+        return "".join(one if one in known else one.lower() for one in input_string)
+
+    @cached_property
+    def _has_mixed_symbols(self) -> bool:
+        """Whether symbols of several characters protect upper-case letters within them."""
+        symbols = [*self.encoder, *self.added_tokens_encoder]
+        return any(len(symbol) > 1 and symbol != symbol.lower() for symbol in symbols)
+
+    def _preprocess_char(self, text: str) -> str:
+        """Overrides transformers' method, which replaces a Romanian letter even if the vocabulary lacks the new one."""
+        prepared: str = super()._preprocess_char(text) if "ţ" in self.encoder else text
         return prepared
 
     @property
@@ -105,7 +143,11 @@ def build_tokenizer(texts: Iterable[str], language: str | None = None, phonemize
     Raises:
         ModelError: the phonemes cannot be computed.
     """
-    lowered = (text.lower() for text in texts)
+    written = [ordinary(text, language) for text in texts]
+    digits = {character for text in written for character in text if character.isdecimal()}
+    if digits and not phonemize and not Normalizer(digits).has_all_digits:
+        written = [numbers_to_words(text, language) for text in [*written, ALL_NUMBER_WORDS]]
+    lowered = (text.lower() for text in written)
     symbols = (to_phonemes(text, language) for text in lowered) if phonemize else lowered
     characters = sorted(set().union(*symbols))
     vocabulary = {token: index for index, token in enumerate([BLANK, *characters, UNKNOWN])}

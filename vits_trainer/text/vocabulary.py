@@ -5,10 +5,11 @@ import io
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from vits_trainer.text.normalization import is_spoken
 from vits_trainer.text.tokenizer import VoiceTokenizer
 from vits_trainer.utils.files import atomic_write
 from vits_trainer.utils.strings import csv_cell
@@ -29,9 +30,14 @@ class MissingCharacter:
     """One of the texts, truncated."""
 
     @property
-    def is_pronounced(self) -> bool:
-        """Whether the character is a letter, a mark on a letter or a digit, and not punctuation."""
-        return unicodedata.category(self.character)[0] in "LMN"
+    def is_letter(self) -> bool:
+        """Whether the character is a letter, a mark on a letter or a digit, which a vocabulary can learn."""
+        return is_spoken(self.character) and unicodedata.category(self.character)[0] in "LMN"
+
+    @property
+    def is_symbol(self) -> bool:
+        """Whether the character is read as a word or a name, such as % and emoji."""
+        return is_spoken(self.character) and not self.is_letter
 
     def __str__(self) -> str:
         """Formats the character with count and example, for log lines."""
@@ -41,7 +47,10 @@ class MissingCharacter:
 def missing_characters(
     tokenizer: VoiceTokenizer, texts: Iterable[str], at_most: int | None = None
 ) -> list[MissingCharacter]:
-    """Returns the characters of the verbalized ``texts`` that the vocabulary lacks, most frequent first.
+    """Returns the characters of ``texts`` that the voice does not read, most frequent first.
+
+    They are counted as the tokenizer reads the texts: after equal characters, words of numbers and symbols, and
+    phonemes. White space and invisible characters are not listed.
 
     Args:
         tokenizer: tokenizer with the vocabulary.
@@ -54,35 +63,48 @@ def missing_characters(
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for text in islice(texts, at_most) if tokenizer.rewrites else texts:
-        verbalized = tokenizer.verbalize(text)
-        counts.update(verbalized)
-        for character in set(verbalized) - examples.keys():
+        missing = tokenizer.resolve(text)[1]
+        counts.update(missing)
+        for character in set(missing) - examples.keys():
             examples[character] = text[:_EXAMPLE_CHARACTERS]
-    missing: dict[str, MissingCharacter] = {}
-    for original, count in counts.items():  # per character, because lowercasing each text takes a millisecond
-        for character in set(tokenizer.lowercase(original)) - tokenizer.encoder.keys():
-            if not character.isspace():
-                before = missing.get(character, MissingCharacter(character, 0, examples[original]))
-                missing[character] = replace(before, count=before.count + count)
-    return sorted(missing.values(), key=lambda item: (-item.count, item.character))
+    found = (MissingCharacter(character, count, examples[character]) for character, count in counts.items())
+    return sorted(found, key=lambda item: (-item.count, item.character))
+
+
+def unread_characters(tokenizer: VoiceTokenizer, texts: Iterable[str]) -> str:
+    """Returns the letters, digits and symbols of ``texts`` that the voice does not read, sorted.
+
+    Raises:
+        ModelError: a package for the conversion of the texts is missing.
+    """
+    missing = missing_characters(tokenizer, texts)
+    return "".join(sorted(item.character for item in missing if is_spoken(item.character)))
 
 
 def describe_missing(missing: Sequence[MissingCharacter]) -> list[str]:
-    """Returns log lines: one for letters and digits and one for punctuation, if any are missing."""
+    """Returns log lines: one each for letters and digits, symbols, and punctuation, if any are missing."""
     lines = []
-    pronounced = [item for item in missing if item.is_pronounced]
-    punctuation = [item for item in missing if not item.is_pronounced]
-    if pronounced:
-        shown = ", ".join(map(str, pronounced[:8]))
+    letters = [item for item in missing if item.is_letter]
+    symbols = [item for item in missing if item.is_symbol]
+    punctuation = [item for item in missing if not is_spoken(item.character)]
+    if letters:
         lines.append(
-            f"{len(pronounced)} letters or digits of the texts are not in the voice's vocabulary and are dropped: "
-            f"{shown}{', ...' if len(pronounced) > 8 else ''}. vocabulary.csv lists them all; --extend_vocabulary "
-            "true adds them."
+            f"{len(letters)} letters or digits of the texts are not in the voice's vocabulary and are dropped: "
+            f"{_first(letters)}. vocabulary.csv lists them all; --extend_vocabulary true adds them."
+        )
+    if symbols:
+        lines.append(
+            f"{len(symbols)} symbols of the texts have no word in the voice's language and are dropped: "
+            f"{_first(symbols)}. Write them in the texts as they are spoken."
         )
     if punctuation:
         characters = " ".join(item.character for item in punctuation[:20])
         lines.append(f"Punctuation that is not in the vocabulary is dropped, too: {characters}")
     return lines
+
+
+def _first(missing: Sequence[MissingCharacter]) -> str:
+    return ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
 
 
 def write_missing(path: Path, missing: Sequence[MissingCharacter]) -> None:

@@ -11,12 +11,23 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+GROUP_SPACES = "\u00a0\u2007\u2009\u202f"
+"""No-break and thin spaces: between digits they separate groups of one number, such as 12 500."""
+_GROUP_OR_SPACES = re.compile(rf"(?<=\d)([{GROUP_SPACES}])(?=\d)|\s+")
 _SEPARATORS = re.compile(r"[|\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def one_line(text: str) -> str:
-    """Returns ``text`` for metadata.csv: without ``|`` and control characters, and with single spaces only."""
-    return " ".join(_SEPARATORS.sub(" ", text).split())
+    """Returns ``text`` for metadata.csv: without ``|`` and control characters, and with single, ordinary spaces.
+
+    Only spaces between digits remain as they are, because they tell 12 500 from 12 and 500.
+    """
+    return single_spaces(_SEPARATORS.sub(" ", text)).strip()
+
+
+def single_spaces(text: str) -> str:
+    """Replaces white space with single spaces, except for :data:`GROUP_SPACES` between digits."""
+    return _GROUP_OR_SPACES.sub(lambda match: match[1] or " ", text)
 
 
 def csv_cell(value: str) -> str:

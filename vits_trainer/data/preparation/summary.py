@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ class PreparationStats:
         self.texts_changed += entry.text_changed
         self.samples += entry.samples
         self.speaker_clips[entry.speaker] += 1
-        self.characters.update(entry.text)
+        self.characters.update(unicodedata.normalize("NFC", entry.text))  # as they are looked up
 
     def add_all(self, other: "PreparationStats") -> None:
         """Adds the counts of ``other``."""
