@@ -1,4 +1,4 @@
-"""Phonemes, numbers as words and romanization."""
+"""Phonemes and romanization."""
 
 import ctypes
 import sys
@@ -12,13 +12,11 @@ from tests.support.models import SMALL
 from vits_trainer.models.initialization import new_model
 from vits_trainer.models.pretrained import export
 from vits_trainer.text import languages
-from vits_trainer.text.numbers import numbers_to_words
 from vits_trainer.text.tokenizer import (
     VoiceTokenizer,
     build_tokenizer,
     encode,
     load_tokenizer,
-    tokenizer_from_symbols,
     with_characters,
 )
 from vits_trainer.text.vocabulary import unread_characters
@@ -80,51 +78,6 @@ def test_foreign_words_add_no_flags_and_blank_text_has_no_phonemes():
 )  # fmt: skip
 def test_languages_have_iso_or_espeak_names(language, expected):
     assert languages.espeak_name(language) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "language", "expected"),
-    [
-        ("12 Äpfel", "de", "zwölf Äpfel"),
-        ("17 cats", "eng", "seventeen cats"),
-        ("1,000 cats", "en", "one thousand cats"),
-        ("1.000 Katzen, 3,5 Liter.", "deu", "eintausend Katzen, drei Komma fünf Liter."),
-        ("3.5 litres.", "en-us", "three point five litres."),
-        ("room 007", "en-us", "room zero zero seven"),
-        ("5kg", "en-us", "five kg"),
-        ("In 1984.", "de", "In eintausendneunhundertvierundachtzig."),
-        ("21", "fra", "vingt et un"),
-        ("٣", "en", "three"),
-        ("0" + "1" * 400, "en", " ".join(["zero", *["one"] * 400])),
-        ("1.000.000,5", "it", "un milione virgola cinque"),  # num2words fails or loops forever from here on
-        ("0," + "0" * 30 + "1", "id", " ".join(["nol koma nol", *["nol"] * 29, "satu"])),
-        ("0," + "1" * 40, "sr", " ".join(["nula zapeta jedan", *["jedan"] * 39])),
-        ("1" * 5000 + ",5", "de", " ".join(["eins"] * 5000) + " Komma fünf"),
-        ("1537", "am", "አንድ አምስት ሦስት ሰባት"),
-        ("999999999", "amh", " ".join(["ዘጠኝ"] * 9)),
-        ("12 sêv", "kmr-script_latin", "12 sêv"),  # num2words has no Kurdish
-        ("12", None, "12"),
-        ("no number", "de", "no number"),
-    ],
-)
-def test_numbers_become_words_if_the_language_is_supported(text, language, expected):
-    assert numbers_to_words(text, language) == expected
-
-
-def test_numbers_are_written_out_unless_the_vocabulary_has_all_digits():
-    without, with_some = build_tokenizer(["zwölf äpfel"], "de"), tokenizer_from_symbols([*"_ zwölfäpe12"], language="de")
-    for tokenizer in (without, with_some):
-        assert encode(tokenizer, "12 Äpfel").tolist() == encode(tokenizer, "zwölf äpfel").tolist()
-    with_all = build_tokenizer(["1234567890 äpfel"], "de")
-    assert encode(with_all, "12").tolist() == [0, with_all.encoder["1"], 0, with_all.encoder["2"], 0]
-    bengali = build_tokenizer(["০১২৩৪৫৬৭৮৯টি"], "ben")  # num2words supports Bengali, but the vocabulary has the digits
-    assert encode(bengali, "৫").tolist() == encode(bengali, "5").tolist() == [0, bengali.encoder["৫"], 0]
-
-
-def test_new_vocabulary_has_the_letters_of_numbers_instead_of_some_digits():
-    tokenizer = build_tokenizer(["12 äpfel"], "de")
-    assert tokenizer.encoder.keys().isdisjoint("0123456789")
-    assert unread_characters(tokenizer, ["345 Äpfel, 67 890 und 21"]) == ""
 
 
 def test_phoneme_tokenizer_encodes_and_loads_in_transformers(tmp_path):

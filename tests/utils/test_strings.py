@@ -19,3 +19,8 @@ from vits_trainer.utils.strings import one_line
 )
 def test_one_line(text: str, expected: str) -> None:
     assert one_line(text) == expected
+
+
+def test_no_break_spaces_remain_between_digits_only():
+    text = " 12\u00a0500\u202f000 km,\u00a0 10\u00a0Uhr 5\u00a0\u00a05 "
+    assert one_line(text) == "12\u00a0500\u202f000 km, 10 Uhr 5 5"

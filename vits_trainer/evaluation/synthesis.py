@@ -24,7 +24,7 @@ from vits_trainer.text.tokenizer import encode, load_tokenizer
 from vits_trainer.text.vocabulary import unread_characters
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import atomic_write
-from vits_trainer.utils.strings import join_names, single_spaces
+from vits_trainer.utils.strings import join_names, ordinary_spaces
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def split_sentences(text: str, max_characters: int = MAX_PIECE_CHARACTERS) -> li
         remain between digits.
     """
     pieces: list[str] = []
-    for line in map(single_spaces, text.splitlines()):
+    for line in map(ordinary_spaces, text.splitlines()):
         ends = [match.end() for match in _SENTENCE_END.finditer(line)]
         for start, end in zip([0, *ends], [*ends, len(line)], strict=True):
             pieces += _split_long(line[start:end].strip(), max_characters)

@@ -31,7 +31,7 @@ from vits_trainer.data.audio import (
 )
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import atomic_write, atomic_writer, discard, try_lock
-from vits_trainer.utils.strings import single_spaces
+from vits_trainer.utils.strings import ordinary_spaces, single_spaces
 
 logger = logging.getLogger(__name__)
 
@@ -299,10 +299,10 @@ def normalize_text(text: str, max_characters: int) -> str:
     Raises:
         DataError: no speakable text remains, or it has more than ``max_characters``.
     """
-    spaced = single_spaces(text)
+    spaced = ordinary_spaces(text)
     # Cc: control characters including NUL. Cs: surrogates, which cannot be encoded.
     kept = "".join(character for character in spaced if unicodedata.category(character) not in ("Cc", "Cs"))
-    cleaned = single_spaces(kept).strip()
+    cleaned = single_spaces(kept)
     if not any(map(str.isalnum, cleaned)):
         raise DataError("The text has nothing to speak. Type a sentence.")
     if len(cleaned) > max_characters:

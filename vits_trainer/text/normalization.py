@@ -114,9 +114,16 @@ class Normalizer:
         """Returns ``text`` in the usual characters, for rules that look for them. Call it before lowercasing.
 
         Only unknown characters change: invisible ones are dropped; ligatures, full-width and presentation forms become
-        the characters that they stand for; I and İ become ı and i in :data:`DOTLESS_LANGUAGES`, and İ always i.
+        the characters that they stand for, and letters with marks one character; I and İ become ı and i in
+        :data:`DOTLESS_LANGUAGES`, and İ always i.
         """
-        return text if self.known.issuperset(text) else text.translate(self._folded)
+        if self.known.issuperset(text):
+            return text
+        if not unicodedata.is_normalized("NFC", text):
+            text = "".join(map(self._composed, _clusters(text)))
+        if "i\u0307" in text and "\u0307" not in self.known:
+            text = text.replace("i\u0307", "i")  # what lower() makes of İ
+        return text.translate(self._folded)
 
     def resolve(self, text: str) -> tuple[str, tuple[str, ...]]:
         """Returns folded, lowercased ``text`` in characters of the vocabulary, and those that it has no equal for.
@@ -132,6 +139,10 @@ class Normalizer:
 
     def _separate(self, match: re.Match[str]) -> str:
         return " " if " " in self.known and self.known.isdisjoint(match[0]) else match[0]
+
+    def _composed(self, cluster: str) -> str:
+        is_known = self.known.issuperset(cluster.lower() if self._lowers else cluster)
+        return cluster if is_known else unicodedata.normalize("NFC", cluster)
 
     def _fold(self, character: str) -> str:
         if character in self.known:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from num2words import CONVERTER_CLASSES, num2words
 
 from vits_trainer.text.languages import espeak_name
+from vits_trainer.utils.strings import GROUP_SPACES
 
 _OF_NUM2WORDS = {"cmn": "zh", "kk": "kz", "nb": "no"}
 _TABLE = """
@@ -94,7 +95,8 @@ _NO_WORDS = (ArithmeticError, LookupError, NotImplementedError, TypeError, Value
 """Errors of num2words for unsupported numbers."""
 ALL_NUMBER_WORDS = " ".join(map(str, [*range(101), 1000, 10**6, 10**9]))
 """A text whose words have the letters of all numbers."""
-_ANY_GROUP = "'’٬\u00a0\u2007\u2009\u202f"
+_APOSTROPHES = "'’٬"
+"""Separators in all languages: the Swiss and the Arabic one."""
 
 
 def number_language(language: str | None) -> str | None:
@@ -133,7 +135,8 @@ def _conventions(code: str) -> _Conventions:
 @lru_cache(maxsize=64)
 def _number_pattern(code: str) -> re.Pattern[str]:
     groups, point = _conventions(code)[:2]
-    grouped = rf"(?!0)\d{{1,3}}(?P<separator>[{_ANY_GROUP}{groups}])\d{{3}}(?:(?P=separator)\d{{3}})*"
+    marks, spaces = groups.strip() + _APOSTROPHES, GROUP_SPACES + groups[len(groups.rstrip()) :]
+    grouped = rf"(?!0)\d{{1,3}}(?:(?:[{spaces}]\d{{3}})+|(?P<mark>[{marks}])\d{{3}}(?:(?P=mark)\d{{3}})*)"
     indian = r"|\d{1,2}(?:,\d{2})+,\d{3}" if "," in groups else ""
     fraction = rf"(?:{re.escape(point)}(?P<fraction>\d+))?" if point else "(?P<fraction>(?!))?"
     return re.compile(rf"(?P<whole>(?<!\d)(?:{grouped}{indian})(?!\d)|\d+){fraction}")

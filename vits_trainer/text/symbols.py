@@ -3,6 +3,8 @@
 import re
 from collections.abc import Collection
 
+from vits_trainer.utils.strings import GROUP_SPACES
+
 SYMBOLS = "%&€$£+@°=§№"
 """In the order of the columns of the table below."""
 _TABLE = """
@@ -55,8 +57,8 @@ _LARGE = (
     "hundred thousand million billion trillion Million Millionen Milliarde Milliarden millions milliard milliards "
     "millón millones milione milioni miliardo miliardi milhão milhões miljoen miljard miljoner miljarder"
 )
-_SPACE = "[ \u00a0\u2007\u2009\u202f]?"
-_DIGITS = "\\d+(?:[.,'’\u00a0\u2007\u2009\u202f]\\d+)*"
+_SPACE = f"[ {GROUP_SPACES}]?"
+_DIGITS = rf"\d+(?:[.,'’{GROUP_SPACES}]\d+)*"
 _AMOUNT = rf"(?<![\d.,])(?P<number>{_DIGITS}(?:[-–]{_DIGITS})?)"
 _LARGER = rf"(?P<large>\s(?:{'|'.join(_LARGE.split())})\b)?"
 _QUANTITY = re.compile(
@@ -108,7 +110,7 @@ def _quantity(match: re.Match[str], words: dict[str, str], code: str) -> str:
 def _standalone(match: re.Match[str], words: dict[str, str], code: str) -> str:
     """Returns the word of a symbol without an amount, separated from what is beside it."""
     before, after = match.string[: match.start()][-1:], match.string[match.end() :][:1]
-    return f"{' ' if before.strip() else ''}{_form(words[match[0]], '', code)}{' ' if after.strip() else ''}"
+    return f"{' ' if before.strip() else ''}{_form(words[match[0]], '', code)}{' ' if after.isalnum() else ''}"
 
 
 def _form(forms: str, number: str, code: str) -> str:

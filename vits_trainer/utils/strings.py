@@ -13,7 +13,7 @@ def first_line(error: BaseException) -> str:
 
 GROUP_SPACES = "\u00a0\u2007\u2009\u202f"
 """No-break and thin spaces: between digits they separate groups of one number, such as 12 500."""
-_GROUP_OR_SPACES = re.compile(rf"(?<=\d)([{GROUP_SPACES}])(?=\d)|\s+")
+_GROUP_OR_SPACE = re.compile(rf"(?<=\d)([{GROUP_SPACES}])(?=\d)|\s")
 _SEPARATORS = re.compile(r"[|\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -22,12 +22,17 @@ def one_line(text: str) -> str:
 
     Only spaces between digits remain as they are, because they tell 12 500 from 12 and 500.
     """
-    return single_spaces(_SEPARATORS.sub(" ", text)).strip()
+    return single_spaces(_SEPARATORS.sub(" ", text))
 
 
 def single_spaces(text: str) -> str:
-    """Replaces white space with single spaces, except for :data:`GROUP_SPACES` between digits."""
-    return _GROUP_OR_SPACES.sub(lambda match: match[1] or " ", text)
+    """Returns ``text`` without leading, trailing and repeated :func:`ordinary_spaces`."""
+    return " ".join(filter(None, ordinary_spaces(text).split(" ")))
+
+
+def ordinary_spaces(text: str) -> str:
+    """Replaces each white space character with a space, except for :data:`GROUP_SPACES` between digits."""
+    return _GROUP_OR_SPACE.sub(lambda match: match[1] or " ", text)
 
 
 def csv_cell(value: str) -> str:
