@@ -51,7 +51,8 @@ def test_no_character_is_lost_unseen(language):
     for character in map(chr, WALKED[first::3]):
         text = f"{vowel} {character} {vowel}"
         is_read = sum(one in tokenizer.encoder for one in tokenizer.resolve(text)[0]) > without
-        is_silent = all(map(may_be_silent, unicodedata.normalize("NFKC", character)))
+        forms = (unicodedata.normalize(form, character) for form in ("NFC", "NFKC"))
+        is_silent = any(all(map(may_be_silent, form)) for form in forms)
         assert is_read or is_silent or unread_characters(tokenizer, [text]), hex(ord(character))
 
 

@@ -95,7 +95,7 @@ def test_numbers_are_read_as_the_language_writes_them(language, text, expected):
 
 
 NUMBERS = ["9" * 9, "9" * 10, "9" * 5000, "1 000 000", "123 456 789 012 345", "123,456,789,012", "1'000", "٣", "१२"]
-NUMBERS += ["0", "7", "007", "3", "3,5", "3,05", "3.5", "3.05", "-5", "5", "1,000", "1.000", "10:30", "5-9", "1st", "1e"]
+NUMBERS += ["0", "7", "007", "3", "3,5", "3,05", "3.5", "3.05", "-5", "5", "1,000", "1.000", "9:30", "5-9", "1st"]
 
 
 @pytest.mark.parametrize("language", sorted(code for code in CONVERTER_CLASSES if "_" not in code))
