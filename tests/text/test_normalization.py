@@ -91,6 +91,8 @@ def test_composed_and_decomposed_texts_have_the_same_ids_and_report(language):
         ("eng", "a\u00a0b\u2003c\td\ne\u3000f\u2028g", "a b c d e f g"),
         ("eng", "s\u00adof\u200bt\ufeff \u200fa\u200cb\u2060c", "soft abc"),
         ("eng", "wait…then and/or yes,no 'e.g.' (s)he", "wait then and or yes no 'eg' she"),
+        ("eng", "a×b c^d e👍f (s)he U.S. a.b", "a b c d e f she us ab"),
+        ("rus", "№ 5", "номер пять"),
         ("eng", "Cæsar’s œuvre", "caesar's oeuvre"),
         ("tur", "Isparta İSTANBUL ISLAK iğne", "ısparta istanbul ıslak iğne"),
         ("eng", "İstanbul", "istanbul"),

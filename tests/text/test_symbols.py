@@ -18,6 +18,8 @@ from vits_trainer.text.vocabulary import unread_characters
         ("en", "20°C, 1 °F, 90°, 5–10%", "20 degrees Celsius, 1 degree Fahrenheit, 90 degrees, 5–10 percent"),
         ("en", "R&D: me@x.org, C++, a=b", "R and D: me at x.org, C plus plus, a equals b"),
         ("en", "#1, №2, §3", "number 1, number 2, section 3"),
+        ("en", "US$5, £3.5m, €1.234,56", "5 dollars, 3.5 million pounds, 1234 euros 56"),
+        ("fr", "n° 5, 5°", "numéro 5, 5 degrés"),
         ("de", "1 %, 1 €, 3,50 €, 2\u00a0€", "ein Prozent, ein Euro, 3 Euro 50, 2 Euro"),
         ("fr", "1 €, 2 €, 3,50 €", "1 euro, 2 euros, 3 euros 50"),
         ("ru", "1% 2% 5% 11% 21% 3,5%", "1 процент 2 процента 5 процентов 11 процентов 21 процент 3,5 процента"),

@@ -48,7 +48,9 @@ _READ_AS_WRITTEN = frozenset(_COMPATIBLE.split())
 """Compatibility forms that are read like what they consist of, unlike ², ½, ① and ª."""
 _SILENT_OTHERS = frozenset("`´")
 """Accents in place of apostrophes."""
-_BETWEEN_WORDS = re.compile(r"(?<=[^\W_])(?:\.{2,}|[,;:!?…/|\\–—―‒⸺⸻،؛؟，。、！？；：]+)(?=[^\W_])")
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W_])[^\w\s]+(?=[^\W_])")
+_WITHIN_WORDS = re.compile(r"[-‐‑'’ʼ`´\"()\[\]{}]*\.?[-‐‑'’ʼ`´\"()\[\]{}]*")
+"""Such as in well-known, I'd, U.S. and (s)he."""
 _MAX_CACHED = 65536
 
 
@@ -129,7 +131,7 @@ class Normalizer:
         """Returns folded, lowercased ``text`` in characters of the vocabulary, and those that it has no equal for.
 
         Of an unknown letter with marks, the text keeps the known parts; the missing character is the whole letter.
-        Unknown punctuation between two letters becomes a space, so that the words remain separate.
+        Unknown punctuation or symbols between two letters become a space, so that the words remain separate.
         """
         if self.known.issuperset(text):
             return text, ()
@@ -138,7 +140,9 @@ class Normalizer:
         return _BETWEEN_WORDS.sub(self._separate, "".join(kept for kept, _ in resolved)), missing
 
     def _separate(self, match: re.Match[str]) -> str:
-        return " " if " " in self.known and self.known.isdisjoint(match[0]) else match[0]
+        between = "".join(one for one in match[0] if unicodedata.category(one)[0] != "M")
+        separates = self._lowers and " " in self.known and not _WITHIN_WORDS.fullmatch(between)
+        return " " if separates and self.known.isdisjoint(match[0]) else match[0]
 
     def _composed(self, cluster: str) -> str:
         is_known = self.known.issuperset(cluster.lower() if self._lowers else cluster)
@@ -209,6 +213,8 @@ _FIRST_LINE = {character: line for line in reversed(EQUALS) for character in lin
 
 def _read_as_written(character: str) -> str:
     """Returns the characters that a compatibility form stands for; others, and numbers such as ½, as they are."""
+    if character == "№":
+        return character  # read as a word, not as no
     kind = unicodedata.decomposition(character).partition(" ")[0]
     category = unicodedata.category(character)
     plain = unicodedata.normalize("NFKC", character)

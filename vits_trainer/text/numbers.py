@@ -76,9 +76,9 @@ _CONVENTIONS = {
     for code, groups, *cells in map(str.split, _TABLE.strip().splitlines())
 }
 _ORDINALS = {
-    "en": r"(\d+)(?:st|nd|rd|th)\b",
+    "en": r"(\d+)(?i:st|nd|rd|th)\b",
     "es": r"(\d+)\.?[º]",
-    "fr": r"(\d+)(?:er|e|ème|eme)\b",
+    "fr": r"(\d+)(?:er|re|ère|e|ème|eme)\b",
     "it": r"(\d+)[º]",
     "nl": r"(\d+)(?:ste|de|e)\b",
     "pt": r"(\d+)\.?[º]",
@@ -137,9 +137,10 @@ def _number_pattern(code: str) -> re.Pattern[str]:
     groups, point = _conventions(code)[:2]
     marks, spaces = groups.strip() + _APOSTROPHES, GROUP_SPACES + groups[len(groups.rstrip()) :]
     grouped = rf"(?!0)\d{{1,3}}(?:(?:[{spaces}]\d{{3}})+|(?P<mark>[{marks}])\d{{3}}(?:(?P=mark)\d{{3}})*)"
+    zeros = r"|(?!0)\d{1,3}(?: \d{3})* 000"  # in all languages: 000 is no number of its own
     indian = r"|\d{1,2}(?:,\d{2})+,\d{3}" if "," in groups else ""
     fraction = rf"(?:{re.escape(point)}(?P<fraction>\d+))?" if point else "(?P<fraction>(?!))?"
-    return re.compile(rf"(?P<whole>(?<!\d)(?:{grouped}{indian})(?!\d)|\d+){fraction}")
+    return re.compile(rf"(?P<whole>(?<!\d)(?:{grouped}{zeros}{indian})(?!\d)|\d+){fraction}")
 
 
 def _match_to_words(match: re.Match[str], code: str) -> str:
@@ -187,7 +188,8 @@ def _range(match: re.Match[str], code: str) -> str:
 def _ordinal(match: re.Match[str], code: str) -> str:
     if len(match[1]) <= _LONGEST_NUMBER:
         with suppress(*_NO_WORDS):
-            return str(num2words(int(match[1]), lang=code, to="ordinal"))
+            words = str(num2words(int(match[1]), lang=code, to="ordinal"))
+            return "première" if code == "fr" and match[0].endswith("re") else words
     return match[0]
 
 

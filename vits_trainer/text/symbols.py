@@ -53,6 +53,9 @@ _SCALES = {
 _ONE = {"de": "ein", "es": "un", "it": "un"}
 """1 before a unit, where num2words gives the form for counting."""
 _PERCENT_FIRST = frozenset({"tr"})
+_ABBREVIATES_NUMBER = frozenset({"ca", "es", "fr", "it", "pt"})
+"""Languages that write n° 5."""
+_ENGLISH_SCALES = {"k": "thousand", "m": "million", "M": "million", "bn": "billion", "B": "billion"}
 _LARGE = (
     "hundred thousand million billion trillion Million Millionen Milliarde Milliarden millions milliard milliards "
     "millón millones milione milioni miliardo miliardi milhão milhões miljoen miljard miljoner miljarder"
@@ -62,7 +65,7 @@ _DIGITS = rf"\d+(?:[.,'’{GROUP_SPACES}]\d+)*"
 _AMOUNT = rf"(?<![\d.,])(?P<number>{_DIGITS}(?:[-–]{_DIGITS})?)"
 _LARGER = rf"(?P<large>\s(?:{'|'.join(_LARGE.split())})\b)?"
 _QUANTITY = re.compile(
-    rf"(?P<first>[€$£]){_SPACE}{_AMOUNT}{_LARGER}|".replace("number", "paid").replace("large", "much")
+    rf"(?:\bUS)?(?P<first>[€$£]){_SPACE}{_AMOUNT}{_LARGER}|".replace("number", "paid").replace("large", "much")
     + rf"{_AMOUNT}{_LARGER}{_SPACE}(?P<unit>[€$£%](?!\d)|°{_SPACE}(?P<scale>[CF])\b|°)"
 )
 _PERCENTAGE = re.compile(rf"{_AMOUNT}{_SPACE}%")
@@ -81,10 +84,16 @@ def symbols_to_words(text: str, code: str, known: Collection[str] = ()) -> str:
     words = {symbol: word for symbol, word in WORDS.get(code, {}).items() if word and symbol not in known}
     if "№" in words and "#" not in known:
         text = re.sub(rf"#(?={_SPACE}\d)", "№", text)
+    if "№" in words and code in _ABBREVIATES_NUMBER:
+        text = re.sub(rf"\b[nN][°º]{_SPACE}(?=\d)", "№ ", text)
     if words.keys().isdisjoint(text):
         return text
     if code in _PERCENT_FIRST:
         text = _PERCENTAGE.sub(r"%\g<number>", text)
+    if code == "en":
+        text = re.sub(
+            rf"([€$£]{_DIGITS}) ?(k|[mM]|bn|B)\b", lambda match: f"{match[1]} {_ENGLISH_SCALES[match[2]]}", text
+        )
     text = _QUANTITY.sub(lambda match: _quantity(match, words, code), text)
     text = re.sub(f"[{re.escape(''.join(words))}]", lambda match: _standalone(match, words, code), text)
     return re.sub(" {2,}", " ", text)
@@ -97,7 +106,7 @@ def _quantity(match: re.Match[str], words: dict[str, str], code: str) -> str:
     if unit not in words:
         return match[0]
     cents = _CENTS.fullmatch(number) if unit in "€$£" and not large else None
-    whole, rest = (cents["whole"], cents["cents"].replace("00", "")) if cents else (number, "")
+    whole, rest = (re.sub(r"\D", "", cents["whole"]), cents["cents"].replace("00", "")) if cents else (number, "")
     is_one = whole == "1" and not large and (unit != "%" or code == "de")
     amount = _ONE.get(code, whole) if is_one else whole
     scale = _SCALES[match["scale"]].get(code, "") if match["scale"] else ""

@@ -87,10 +87,12 @@ def describe_missing(missing: Sequence[MissingCharacter]) -> list[str]:
     letters = [item for item in missing if item.is_letter]
     symbols = [item for item in missing if item.is_symbol]
     punctuation = [item for item in missing if not is_spoken(item.character)]
+    has_digits = any(item.character.isdecimal() for item in letters)
+    spelling = "; numbers are spelled out if --language is one that num2words knows" if has_digits else ""
     if letters:
         lines.append(
             f"{len(letters)} letters or digits of the texts are not in the voice's vocabulary and are dropped: "
-            f"{_first(letters)}. vocabulary.csv lists them all; --extend_vocabulary true adds them."
+            f"{_first(letters)}. vocabulary.csv lists them all; --extend_vocabulary true adds them{spelling}."
         )
     if symbols:
         lines.append(
