@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+import unicodedata
 
 import espeakng_loader
 import pytest
@@ -45,6 +46,19 @@ def test_phonemes_are_those_of_the_language(language):
     assert ours == espeak(GERMAN, "de")
     assert ours != languages.to_phonemes(GERMAN, "eng") == languages.to_phonemes(GERMAN, None)
     assert "øː" in ours
+
+
+@pytest.mark.parametrize(("text", "language"), [("schöne grüße", "de"), ("tiếng việt", "vi")])
+def test_texts_in_any_unicode_form_have_the_same_phonemes(text, language):
+    tokenizer = build_tokenizer([text], language, phonemize=True)
+    expected = encode(tokenizer, text).tolist()
+    assert expected[1::2] == [tokenizer.encoder[one] for one in espeak(text, language)]
+    assert encode(tokenizer, unicodedata.normalize("NFD", text).replace("n", "\u00adn")).tolist() == expected
+
+
+def test_turkish_capital_i_has_the_phoneme_of_dotless_i():
+    tokenizer = build_tokenizer(["ısparta istanbul"], "tur", phonemize=True)
+    assert encode(tokenizer, "Isparta İstanbul").tolist() == encode(tokenizer, "ısparta istanbul").tolist()
 
 
 def test_unknown_language_raises_and_lists_the_known_ones():

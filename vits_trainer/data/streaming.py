@@ -107,8 +107,8 @@ class ShardedData:
 
     @property
     def texts(self) -> list[str]:
-        """One text with every character of the data set, enough to build a vocabulary."""
-        return [self._counts_and_characters[1]]
+        """Every character of the data set as a text of its own, enough to build a vocabulary."""
+        return list(self._counts_and_characters[1])
 
     def fingerprint(self, rows: Sequence[int]) -> str:
         """Returns a hash of the shards and ``rows``."""

@@ -299,7 +299,7 @@ class ShardedTrainingData(TrainingData):
 
     @property
     def texts(self) -> list[str]:
-        """One text that holds every character; reads all shards if dataset.json is missing."""
+        """Every character as a text of its own; reads all shards if dataset.json is missing."""
         return self.shards.texts
 
     def sampler(self, spec: AudioSpec, num_processes: int) -> StreamingBatchSampler:  # noqa: ARG002 - the interface's

@@ -106,6 +106,8 @@ class Normalizer:
         )
         self._plain = self.known if self.has_all_digits else self.known - set(digits)
         self._folded = _Table(self._fold)
+        self._lowered = _Table(self._lower)
+        self._kept = _Table(self._keep)
         self._clusters: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     def is_plain(self, text: str) -> bool:
@@ -127,6 +129,10 @@ class Normalizer:
             text = text.replace("i\u0307", "i")  # what lower() makes of İ
         return text.translate(self._folded)
 
+    def lower(self, text: str) -> str:
+        """Returns ``text`` in lower case, except for characters of the vocabulary."""
+        return text.translate(self._lowered)
+
     def resolve(self, text: str) -> tuple[str, tuple[str, ...]]:
         """Returns folded, lowercased ``text`` in characters of the vocabulary, and those that it has no equal for.
 
@@ -135,9 +141,14 @@ class Normalizer:
         """
         if self.known.issuperset(text):
             return text, ()
-        resolved = [self._resolve(cluster) for cluster in _clusters(text)]
-        missing = tuple(character for _, unknown in resolved for character in unknown)
-        return _BETWEEN_WORDS.sub(self._separate, "".join(kept for kept, _ in resolved)), missing
+        if any(map(_extends, set(text))):
+            clusters = [self._resolve(cluster) for cluster in _clusters(text)]
+            kept = "".join(part for part, _ in clusters)
+        else:  # the same, in a third of the time
+            kept = text.translate(self._kept)
+            clusters = [self._resolve(character) for character in text if character not in self.known]
+        missing = tuple(character for _, unknown in clusters for character in unknown)
+        return _BETWEEN_WORDS.sub(self._separate, kept), missing
 
     def _separate(self, match: re.Match[str]) -> str:
         between = "".join(one for one in match[0] if unicodedata.category(one)[0] != "M")
@@ -161,6 +172,12 @@ class Normalizer:
         if kept or (self._lowers and self.known.issuperset(character.lower())):
             return character
         return "%" if character == "٪" else _read_as_written(character)
+
+    def _lower(self, character: str) -> str:
+        return character if character in self.known else character.lower()
+
+    def _keep(self, character: str) -> str:
+        return self._resolve(character)[0]
 
     def _resolve(self, cluster: str) -> tuple[str, tuple[str, ...]]:
         if cluster not in self._clusters:

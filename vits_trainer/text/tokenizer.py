@@ -87,8 +87,7 @@ class VoiceTokenizer(VitsTokenizer):  # type: ignore[misc]
         if self._has_mixed_symbols:
             lowered: str = super().normalize_text(input_string)
             return lowered
-        known = self._normalizer.known
-        return "".join(one if one in known else one.lower() for one in input_string)
+        return self._normalizer.lower(input_string)
 
     @cached_property
     def _has_mixed_symbols(self) -> bool:
