@@ -79,7 +79,7 @@ class TrainingData(ABC):
     @property
     @abstractmethod
     def texts(self) -> list[str]:
-        """Texts of all clips, or one text that holds every character of them."""
+        """Texts of all clips, or each of their characters."""
 
     @abstractmethod
     def sampler(self, spec: AudioSpec, num_processes: int) -> UpdateSampler:
