@@ -58,7 +58,7 @@ def test_channels_are_mixed_to_their_mean() -> None:
 def test_truncated_wav_is_rejected() -> None:
     content = encode(voice(1.0, 16000), 16000)
     read_recording(content)
-    assert reason_of(content[:-2]) is Reason.TRUNCATED_AUDIO
+    assert reason_of(content[:-100]) is Reason.TRUNCATED_AUDIO
     assert reason_of(content[: len(content) // 2]) is Reason.TRUNCATED_AUDIO
     assert reason_of(content[:44]) is Reason.TRUNCATED_AUDIO
 

@@ -3,18 +3,22 @@
 import io
 import math
 import re
-import struct
+import stat
 import wave
-from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple, NoReturn, cast
+from typing import cast
 
 import numpy as np
-import soundfile as sf
 import soxr
 from numpy.typing import NDArray
 
-from vits_trainer.utils.errors import DataError
+from vits_trainer.data.containers import streams
+from vits_trainer.data.decoding import decode_mono
+from vits_trainer.data.decoding import require_duration as require_duration
+from vits_trainer.data.rejections import Reason as Reason
+from vits_trainer.data.rejections import RecordingError as RecordingError
+from vits_trainer.data.rejections import Rejection as Rejection
+from vits_trainer.data.rejections import reject as reject
 
 AUDIO_ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 
@@ -30,16 +34,15 @@ SILENCE_FRAME_S = 0.02
 SILENCE_MARGIN_S = 0.05
 """Silence to keep at each end: quiet sounds start and end in it."""
 MAX_FILE_BYTES = 256 * 2**20
-MAX_CHANNELS = 8
-MIN_RATE_HZ, MAX_RATE_HZ = 4000, 192_000
 
 _PLAIN_HEADER = re.compile(
     rb"RIFF.{4}WAVEfmt \x10\0\0\0\x01\0\x01\0(?P<rate>.{4}).{4}\x02\0\x10\0data(?P<size>.{4})", re.DOTALL
 )
 """Header of the files of :func:`write_pcm16_wav`. Parsing it is four times as fast as the ``wave`` module."""
-_LENGTH_UNKNOWN_BYTES = 0x7FFF0000
-"""Programs that write WAV to a pipe declare this size or more, as they do not know the length."""
-_MP3_FRAME_SAMPLES = 1152
+_SILENT_BELOW = 10 ** (-80 / 20)
+"""Root mean square of clips that are silent, apart from a constant offset: three steps of 16-bit samples."""
+_MAX_OVER = 16.0
+"""Larger peaks are those of integers that were stored as floats."""
 PCM16_BYTES = 2
 WAV_HEADER_BYTES = 44
 """Header size of the files of :func:`write_pcm16_wav`."""
@@ -47,67 +50,13 @@ _PCM16_PEAK = 32767 / 32768
 """Largest 16-bit sample."""
 
 
-class Reason(StrEnum):
-    """Reasons to reject a clip, as written to rejected.csv and rejected.jsonl, in the order of the checks."""
-
-    TOO_FEW_UPVOTES = "too-few-upvotes"
-    """Common Voice: fewer up-votes than --min_upvotes."""
-    TOO_MANY_DOWNVOTES = "too-many-downvotes"
-    """Common Voice: more down-votes than --max_downvotes."""
-    PATH_OUTSIDE = "path-outside"
-    """The metadata refers to a file outside the data set's folder."""
-    MISSING_FILE = "missing-file"
-    """The file does not exist, or the row has no audio."""
-    DUPLICATE = "duplicate"
-    """The metadata already listed the same file."""
-    EMPTY_TEXT = "empty-text"
-    """The text is empty."""
-    TRUNCATED_AUDIO = "truncated-audio"
-    """The file declares more samples than it contains."""
-    UNREADABLE_AUDIO = "unreadable-audio"
-    """Damaged, or in a format that libsndfile does not support."""
-    UNSUPPORTED_AUDIO = "unsupported-audio"
-    """More than 8 channels, or a sampling rate outside 4 to 192 kHz."""
-    EMPTY_AUDIO = "empty-audio"
-    """No samples."""
-    TOO_SHORT = "too-short"
-    """Less than --min_duration_s, after trimming."""
-    TOO_LONG = "too-long"
-    """More than --max_duration_s, after trimming."""
-    NON_FINITE_AUDIO = "non-finite-audio"
-    """NaN or Inf samples."""
-    TOO_QUIET = "too-quiet"
-    """Quieter than --min_loudness_dbfs."""
-    TEXT_TOO_LONG = "text-too-long"
-    """More tokens than the clip has frames: no alignment exists."""
-    WRONG_RATE = "wrong-rate"
-    """In training: the sampling rate differs from the voice's."""
-    NO_KNOWN_CHARACTERS = "no-known-characters"
-    """In training: no character of the text is in the voice's vocabulary."""
-
-
-class Rejection(NamedTuple):
-    """Why one clip is rejected: the reason, by which rejections are counted, and details."""
-
-    reason: Reason
-    detail: str
-
-
-class RecordingError(DataError):
-    """A recording cannot be used. Unlike libsndfile's errors, it can be pickled."""
-
-    def __init__(self, rejection: Rejection) -> None:
-        super().__init__(rejection)
-        self.rejection = rejection
-
-    def __str__(self) -> str:
-        return f"{self.rejection.reason}: {self.rejection.detail}"
-
-
 def read_recording(
     source: Path | bytes, min_duration_s: float = MIN_DURATION_S, max_duration_s: float = MAX_DURATION_S
 ) -> tuple[NDArray[np.float32], int]:
     """Decodes a recording in any format of libsndfile (WAV, FLAC, MP3, Ogg ...) and mixes it to mono.
+
+    The mixture is the mean of the channels, or the loudest channel where the mean is much softer than that: channels of
+    opposite phase cancel, and silent channels dilute. Samples beyond full scale are scaled down, not clipped.
 
     Args:
         source: path or content of a file.
@@ -119,34 +68,31 @@ def read_recording(
 
     Raises:
         RecordingError: with one of the audio reasons of :class:`Reason`. Length, channels and rate are checked before
-            decoding.
+            decoding, or while decoding if the header does not give the length. Everything that libsndfile raises for
+            a file becomes a rejection.
     """
-    content = _read_content(source)
-    _require_complete_wav(content)
-    try:
-        with sf.SoundFile(io.BytesIO(content)) as recording:
-            _require_usable_shape(recording.frames, recording.samplerate, recording.channels)
-            require_duration(recording.frames / recording.samplerate, min_duration_s, max_duration_s)
-            samples = recording.read(dtype="float32", always_2d=True)  # (T, channels)
-            # The length of an MP3 without a seek table is an estimate.
-            tolerance = 2 * _MP3_FRAME_SAMPLES if "MPEG" in recording.subtype else 0
-            if len(samples) < recording.frames - tolerance:
-                reject(Reason.TRUNCATED_AUDIO, f"{len(samples)} of {recording.frames} samples can be decoded")
-            rate_hz = int(recording.samplerate)
-    except sf.SoundFileError as error:
-        reject(Reason.UNREADABLE_AUDIO, _plain_message(error))
-    if not np.isfinite(samples).all():
-        reject(Reason.NON_FINITE_AUDIO, f"{np.count_nonzero(~np.isfinite(samples))} samples")
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
-    return mono, rate_hz
+    decoded = decode_mono(_read_content(source), min_duration_s, max_duration_s)
+    gain = _range_gain(decoded.samples)
+    if math.sqrt(decoded.power) * gain < _SILENT_BELOW:
+        reject(Reason.TOO_QUIET, "silence, or one value throughout")
+    return decoded.samples * np.float32(gain) if gain != 1 else decoded.samples, decoded.rate_hz
 
 
-def require_duration(duration_s: float, min_duration_s: float, max_duration_s: float) -> None:
-    """Raises :class:`RecordingError` unless ``duration_s`` is within the two limits, inclusive."""
-    if duration_s < min_duration_s:
-        reject(Reason.TOO_SHORT, f"{duration_s:.3f} s, at least {min_duration_s:g} s")
-    if duration_s > max_duration_s:
-        reject(Reason.TOO_LONG, f"{duration_s:.1f} s, at most {max_duration_s:g} s")
+def _range_gain(samples: NDArray[np.float32]) -> float:
+    """Returns the factor that brings ``samples``, (T,), into the range of -1 to 1; 1 if they are in it.
+
+    Floats in the range of integers, as NumPy arrays are often saved, are divided by the full scale of 16, 24 or 32
+    bits. Peaks up to 24 dB beyond full scale, as mixing and lossy codecs produce, are scaled down to it.
+    """
+    peak = float(max(samples.max(), -samples.min()))
+    if peak <= 1:
+        return 1.0
+    if peak <= _MAX_OVER and not np.array_equal(2 * samples, np.rint(2 * samples)):
+        return _PCM16_PEAK / peak
+    full_scale = next((2.0**bits for bits in (15, 23, 31) if peak <= 2.0**bits), None)
+    if full_scale is None:
+        reject(Reason.OUT_OF_RANGE_AUDIO, f"samples up to {peak:.3g}, where full scale is 1")
+    return 1 / full_scale
 
 
 def trim_silence(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
@@ -182,10 +128,12 @@ def to_loudness(samples: NDArray[np.float32], dbfs: float) -> NDArray[np.float32
 
 
 def to_rate(samples: NDArray[np.float32], rate_hz: int, target_rate_hz: int) -> NDArray[np.float32]:
-    """Resamples ``samples``, (T,), band-limited (soxr's HQ setting)."""
+    """Resamples ``samples``, (T,), band-limited (soxr's HQ setting); scales peaks beyond full scale down to it."""
     if rate_hz == target_rate_hz:
         return samples
-    return cast("NDArray[np.float32]", soxr.resample(samples, rate_hz, target_rate_hz, quality="HQ"))
+    resampled = cast("NDArray[np.float32]", soxr.resample(samples, rate_hz, target_rate_hz, quality="HQ"))
+    peak = float(np.abs(resampled).max(initial=0))
+    return resampled if peak <= 1 else resampled * np.float32(_PCM16_PEAK / peak)
 
 
 def to_pcm16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
@@ -218,79 +166,64 @@ def read_pcm16_wav(path: Path) -> tuple[NDArray[np.int16], int]:
         RecordingError: the file is missing, damaged, truncated, or not 16-bit PCM mono.
     """
     try:
-        data = path.read_bytes()
+        data = _read_file(path)
         header = _PLAIN_HEADER.match(data)
         if header and int.from_bytes(header["size"], "little") == len(data) - WAV_HEADER_BYTES:
             samples: NDArray[np.int16] = np.frombuffer(data, dtype="<i2", offset=WAV_HEADER_BYTES)
-            return samples, int.from_bytes(header["rate"], "little")
-        with wave.open(io.BytesIO(data), "rb") as recording:
+            rate_hz = int.from_bytes(header["rate"], "little")
+        else:
+            samples, rate_hz = _parse_pcm16_wav(data)
+        if len(samples) > MAX_DECODED_S * rate_hz:
+            reject(Reason.TOO_LONG, f"{len(samples)} samples at {rate_hz} Hz, at most {MAX_DECODED_S:g} s")
+    except RecordingError as error:
+        reject(error.rejection.reason, f"{path}: {error.rejection.detail}")
+    return samples, rate_hz
+
+
+def _parse_pcm16_wav(data: bytes) -> tuple[NDArray[np.int16], int]:
+    stream, *others = streams(data)
+    try:
+        with wave.open(io.BytesIO(stream.content), "rb") as recording:
             channels, sample_bytes, rate_hz, declared_samples = recording.getparams()[:4]
             content = recording.readframes(declared_samples)
-    except FileNotFoundError:
-        reject(Reason.MISSING_FILE, f"{path}: no such file")
-    except OSError as error:
-        reject(Reason.UNREADABLE_AUDIO, f"{path}: {error.strerror}")
     except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: inconsistent sizes
-        reject(Reason.UNREADABLE_AUDIO, f"{path}: not a PCM WAV file ({str(error) or 'unexpected end of file'})")
+        reject(Reason.UNREADABLE_AUDIO, f"not a PCM WAV file ({str(error) or 'unexpected end of file'})")
     if channels != 1 or sample_bytes != PCM16_BYTES:
-        reject(
-            Reason.UNSUPPORTED_AUDIO,
-            f"{path}: {channels} channel(s) of {8 * sample_bytes} bits, expected 16-bit mono",
-        )
-    if len(content) < declared_samples * PCM16_BYTES:
-        reject(
-            Reason.TRUNCATED_AUDIO,
-            f"{path}: {len(content) // PCM16_BYTES} of {declared_samples} declared samples",
-        )
+        reject(Reason.UNSUPPORTED_AUDIO, f"{channels} channel(s) of {8 * sample_bytes} bits, expected 16-bit mono")
+    if others or len(content) < declared_samples * PCM16_BYTES:
+        held_samples = len(content) // PCM16_BYTES
+        reject(Reason.TRUNCATED_AUDIO, f"{held_samples} of {declared_samples} declared samples")
     return np.frombuffer(content, dtype="<i2").astype(np.int16), rate_hz
 
 
 def _read_content(source: Path | bytes) -> bytes:
-    # Bytes, not a path: libsndfile would guess the format from the file's name.
-    try:
-        size_bytes = len(source) if isinstance(source, bytes) else source.stat().st_size
-        if size_bytes > MAX_FILE_BYTES:
-            reject(Reason.TOO_LONG, f"{size_bytes / 2**20:.0f} MiB, at most {MAX_FILE_BYTES / 2**20:.0f} MiB")
-        content = source if isinstance(source, bytes) else source.read_bytes()
-    except FileNotFoundError:
-        reject(Reason.MISSING_FILE, f"{source!s}: no such file")
-    except OSError as error:
-        reject(Reason.UNREADABLE_AUDIO, f"{source!s}: {error.strerror}")
+    if isinstance(source, bytes):
+        _require_file_size(len(source))
+        content = source
+    else:
+        try:
+            content = _read_file(source)
+        except RecordingError as error:
+            reject(error.rejection.reason, f"{source!s}: {error.rejection.detail}")
     if not content:
         reject(Reason.EMPTY_AUDIO, "the file has 0 bytes")
     return content
 
 
-def _require_complete_wav(content: bytes) -> None:
-    """Rejects truncated WAV files by the size in their header; libsndfile reads them without an error."""
-    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
-        return
-    position = 12
-    while position + 8 <= len(content):
-        name, size_bytes = struct.unpack_from("<4sI", content, position)
-        position += 8
-        if name == b"data":
-            present_bytes = len(content) - position
-            if present_bytes < size_bytes < _LENGTH_UNKNOWN_BYTES:
-                reject(Reason.TRUNCATED_AUDIO, f"{present_bytes} of {size_bytes} declared bytes of audio")
-            return
-        position += size_bytes + size_bytes % 2
+def _read_file(path: Path) -> bytes:
+    """Reads a regular file of a limited size: a pipe or a device could be read forever."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            reject(Reason.UNREADABLE_AUDIO, "is not a regular file")
+        _require_file_size(status.st_size)
+        return path.read_bytes()
+    except FileNotFoundError:
+        reject(Reason.MISSING_FILE, "no such file")
+    except OSError as error:
+        reject(Reason.UNREADABLE_AUDIO, f"{error.strerror}")
 
 
-def _require_usable_shape(frames: int, rate_hz: int, channels: int) -> None:
-    if channels > MAX_CHANNELS or not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-        reject(Reason.UNSUPPORTED_AUDIO, f"{channels} channel(s) at {rate_hz} Hz")
-    if frames == 0:
-        reject(Reason.EMPTY_AUDIO, "no samples")
-    if frames == 2**63 - 1:
-        reject(Reason.UNREADABLE_AUDIO, "the header does not give the length")
-
-
-def _plain_message(error: Exception) -> str:
-    """Returns libsndfile's message without the address of the object read."""
-    return str(error).rpartition(">: ")[2].removeprefix("Error : ")
-
-
-def reject(reason: Reason, detail: str) -> NoReturn:
-    """Raises :class:`RecordingError` with this reason."""
-    raise RecordingError(Rejection(reason, detail))
+def _require_file_size(size_bytes: int) -> None:
+    if size_bytes > MAX_FILE_BYTES:
+        reject(Reason.TOO_LONG, f"{size_bytes / 2**20:.0f} MiB, at most {MAX_FILE_BYTES / 2**20:.0f} MiB")
