@@ -1,5 +1,6 @@
 """Audio round trips, loudness, trimming, resampling, and the reason of each kind of damage."""
 
+import os
 import pickle
 import struct
 import wave
@@ -53,6 +54,161 @@ def test_channels_are_mixed_to_their_mean() -> None:
     left, right = voice(0.3, 16000, 100), voice(0.3, 16000, 300)
     read, _ = read_recording(encode(np.stack([left, right], axis=1), 16000, subtype="FLOAT"))
     np.testing.assert_allclose(read, (left + right) / 2, atol=1e-7)
+
+
+LEFT = voice(0.5, 16000)
+NOTHING = np.zeros_like(LEFT)
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"),
+    [
+        pytest.param([LEFT, -LEFT], LEFT, id="opposite phases"),
+        pytest.param([-0.98 * LEFT, LEFT], LEFT, id="nearly opposite phases"),
+        pytest.param([NOTHING, LEFT], LEFT, id="a dead channel"),
+        pytest.param([NOTHING + 0.5, LEFT], LEFT, id="a dead channel with an offset"),
+        pytest.param([NOTHING, NOTHING, LEFT, NOTHING, NOTHING, NOTHING], LEFT, id="one of six channels"),
+        pytest.param([LEFT, LEFT], LEFT, id="the same twice"),
+        pytest.param([LEFT, 0.5 * LEFT], 0.75 * LEFT, id="one softer"),
+    ],
+)
+def test_channel_is_chosen_where_the_mean_is_much_softer(channels: list[np.ndarray], expected: np.ndarray) -> None:
+    read, _ = read_recording(encode(np.stack(channels, axis=1), 16000, subtype="FLOAT"))
+    np.testing.assert_allclose(read, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("full_scale", [2.0**15, 2.0**23, 2.0**31])
+@pytest.mark.parametrize("level", [0.1, 0.5, 1.9])
+def test_floats_in_the_range_of_integers_are_scaled_by_their_full_scale(
+    subtype: str, full_scale: float, level: float
+) -> None:
+    loud = level * LEFT
+    for values in (loud * full_scale, np.rint(loud * full_scale)):
+        read, _ = read_recording(encode(values.astype(np.float64), 16000, subtype=subtype))
+        np.testing.assert_allclose(read, loud, atol=4e-5)
+
+
+@pytest.mark.parametrize("peak", [1.0001, 1.3, 1.5, 2.5, 10.0])
+def test_peaks_beyond_full_scale_are_scaled_down_and_not_clipped(peak: float) -> None:
+    values = LEFT / np.abs(LEFT).max() * peak
+    read, _ = read_recording(encode(values, 16000, subtype="FLOAT"))
+    np.testing.assert_allclose(read, values / peak * 32767 / 32768, atol=1e-6)
+    assert np.count_nonzero(np.abs(to_pcm16(read)) >= 32767) == np.count_nonzero(np.abs(values) > 0.99999 * peak)
+
+
+def test_samples_beyond_32_bits_are_rejected() -> None:
+    assert reason_of(encode(LEFT * 1e12, 16000, subtype="FLOAT")) is Reason.OUT_OF_RANGE_AUDIO
+    assert reason_of(encode(LEFT.astype(np.float64) * 1e200, 16000, subtype="DOUBLE")) is Reason.NON_FINITE_AUDIO
+
+
+@pytest.mark.parametrize(
+    ("samples", "subtype"),
+    [
+        pytest.param(NOTHING, "PCM_16", id="digital silence"),
+        pytest.param(np.stack([NOTHING, NOTHING], axis=1), "PCM_16", id="digital silence in stereo"),
+        pytest.param(NOTHING + 0.3, "PCM_16", id="a constant"),
+        pytest.param(NOTHING + 20000.0, "FLOAT", id="a constant beyond full scale"),
+        pytest.param(np.stack([NOTHING + 0.3, NOTHING - 0.2], axis=1), "PCM_16", id="two constants"),
+        pytest.param(LEFT * 1e-4, "FLOAT", id="80 dB below speech"),
+        pytest.param(np.sign(LEFT) / 32768, "PCM_16", id="one step of 16 bits"),
+    ],
+)
+def test_silence_is_rejected(samples: np.ndarray, subtype: str) -> None:
+    assert reason_of(encode(samples, 16000, subtype=subtype)) is Reason.TOO_QUIET
+
+
+def test_soft_speech_and_speech_with_an_offset_are_kept() -> None:
+    for samples in (LEFT * 0.01, LEFT + 0.4):
+        read, _ = read_recording(encode(samples, 16000, subtype="FLOAT"))
+        np.testing.assert_allclose(read, samples, atol=1e-7)
+
+
+SUBTYPES = [
+    *(("WAV", subtype) for subtype in ("PCM_U8", "PCM_24", "PCM_32", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM")),
+    *(("WAV", subtype) for subtype in ("MS_ADPCM", "GSM610", "G721_32", "NMS_ADPCM_16", "NMS_ADPCM_32")),
+    *(("AU", subtype) for subtype in ("G721_32", "G723_24", "G723_40")),
+    *(("AIFF", subtype) for subtype in ("GSM610", "IMA_ADPCM", "DWVW_16", "PCM_S8")),
+    *(("W64", "GSM610"), ("CAF", "ALAC_16"), ("XI", "DPCM_16"), ("XI", "DPCM_8"), ("SVX", "PCM_S8")),
+]
+
+
+@pytest.mark.parametrize(("kind", "subtype"), SUBTYPES)
+@pytest.mark.parametrize("rate_hz", [8000, 16000])
+def test_codecs_are_decoded_to_the_end(kind: str, subtype: str, rate_hz: int) -> None:
+    """libsndfile cannot seek in half of them."""
+    low = np.sin(2 * np.pi * 200 * np.arange(2 * rate_hz) / rate_hz).astype(np.float32) / 2
+    read, _ = read_recording(encode(low, rate_hz, kind, subtype))
+    assert 0 <= len(read) - len(low) < 1100  # whole blocks
+    assert np.abs(np.fft.rfft(read[: len(low)])).argmax() == 2 * 200
+    assert np.sqrt(np.mean(read[: len(low)] ** 2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.1)
+
+
+@pytest.mark.parametrize("error", [ValueError("frames"), RuntimeError(), MemoryError(), IndexError(), TypeError()])
+def test_whatever_a_decoder_raises_is_a_rejection(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sf.SoundFile, "read", failing)
+    assert reason_of(encode(LEFT, 16000)) is Reason.UNREADABLE_AUDIO
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "MP3", "OGG", "AIFF", "W64", "RF64", "CAF", "AU", "NIST", "VOC"])
+def test_damaged_bytes_raise_nothing_but_rejections(kind: str, seed: int) -> None:
+    content = encode(LEFT, 16000, kind)
+    rng = np.random.default_rng(seed)
+    for _ in range(20):
+        damaged = bytearray(content)
+        for at in rng.integers(0, min(len(content), 400), 4):
+            damaged[at] = rng.integers(256)
+        try:
+            read, _ = read_recording(bytes(damaged))
+        except RecordingError:
+            continue
+        assert np.isfinite(read).all()
+        assert np.abs(read).max() <= 1
+
+
+def test_recording_of_unknown_length_is_decoded_up_to_the_limit_only() -> None:
+    content = encode(voice(3.0, 16000), 16000, "WAV")
+    assert reason_of(content[:40] + b"\xff\xff\xff\xff" + content[44:] * 25) is Reason.TOO_LONG
+
+
+def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    for path in (tmp_path / "pipe.wav", Path("/dev/zero")):
+        assert reason_of(path) is Reason.UNREADABLE_AUDIO
+        with pytest.raises(RecordingError, match="not a regular file"):
+            read_pcm16_wav(path)
+
+
+def test_prepared_clip_of_absurd_size_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "0.wav"
+    write_pcm16_wav(path, to_pcm16(LEFT), 16000)
+    with path.open("ab") as file:
+        file.truncate(2**33)
+    with pytest.raises(RecordingError, match="too-long"):
+        read_pcm16_wav(path)
+    write_pcm16_wav(path, np.zeros(301 * 4000, np.int16), 4000)
+    with pytest.raises(RecordingError, match="too-long"):
+        read_pcm16_wav(path)
+
+
+def test_prepared_clip_that_declares_half_of_its_samples_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "0.wav"
+    write_pcm16_wav(path, to_pcm16(LEFT), 16000)
+    content = path.read_bytes()
+    path.write_bytes(content[:40] + struct.pack("<I", len(LEFT)) + content[44:])
+    with pytest.raises(RecordingError, match="truncated-audio"):
+        read_pcm16_wav(path)
+
+
+def test_resampling_does_not_clip() -> None:
+    square = np.sign(LEFT).astype(np.float32)
+    resampled = to_rate(square, 16000, 22050)
+    assert np.abs(resampled).max() == pytest.approx(32767 / 32768, abs=1e-6)
+    assert np.count_nonzero(np.abs(resampled) > 0.999) < 0.01 * len(resampled)
 
 
 def test_truncated_wav_is_rejected() -> None:

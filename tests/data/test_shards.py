@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,11 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from tests.support.audio import voice
-from tests.support.shards import damage, write_shards
-from vits_trainer.data import shards
+from tests.support.audio import encode, voice
+from tests.support.shards import damage, write_rows, write_shards
+from vits_trainer.config.framing import AudioSpec
+from vits_trainer.data import audio_store, remote_shards, shards
 from vits_trainer.data.audio import to_pcm16
+from vits_trainer.data.clip_accounting import UNREADABLE, Incident
+from vits_trainer.data.dataset import Clip, PreparedClipDataset
+from vits_trainer.data.prepared import open_prepared
 from vits_trainer.data.shards import Manifest, ShardWriter, decode_audio, encode_audio, shard_sizes, verify_shards
+from vits_trainer.data.streaming import StreamingClipDataset, open_stream
+from vits_trainer.text.tokenizer import build_tokenizer
 from vits_trainer.utils.errors import DataError
 
 
@@ -28,7 +36,7 @@ def test_clips_round_trip_bit_for_bit(tmp_path, encoding):
     assert rows["text"] == [f"text {n}" for n in range(5)]
     assert rows["samples"] == [len(samples) for samples in pcm]
     for row, samples in zip(rows, pcm, strict=True):
-        np.testing.assert_array_equal(decode_audio(row["audio"], encoding), samples)
+        np.testing.assert_array_equal(decode_audio(row["audio"], encoding, len(samples), 16000), samples)
     assert (record.clips, record.samples, record.longest_samples) == (5, sum(map(len, pcm)), len(pcm[-1]))
     assert record.sha256 == hashlib.sha256((tmp_path / "a.parquet").read_bytes()).hexdigest()
 
@@ -105,3 +113,83 @@ def test_invalid_manifest_is_named(tmp_path, change, message):
 def test_shard_sizes_are_even():
     assert list(shard_sizes(11, 3)) == [4, 4, 3]
     assert sum(shard_sizes(200_000, 16)) == 200_000
+
+
+# Clips of shards that another program wrote, through both readers
+
+GOOD = voice(0.6, 16000)
+
+
+def flac_of(samples: np.ndarray, rate_hz: int = 16000, subtype: str = "PCM_16") -> bytes:
+    return encode(samples, rate_hz, "FLAC", subtype)
+
+
+def declaring_half(content: bytes) -> bytes:
+    packed = int.from_bytes(content[18:26], "big")
+    return content[:18] + (packed - len(GOOD) // 2).to_bytes(8, "big") + content[26:]
+
+
+def row(audio: bytes | None, samples: int | None = len(GOOD), text: str | None = "Silav.") -> dict[str, object]:
+    return {"clip": "bad.wav", "audio": audio, "text": text, "speaker": "ada", "samples": samples}
+
+
+STEREO = np.stack([GOOD, GOOD], axis=1)
+PCM = to_pcm16(GOOD).tobytes()
+DAY = 20 * 3600 * 16000
+BAD_ROWS = [
+    pytest.param("flac", row(flac_of(STEREO)), "unsupported-audio", id="stereo FLAC"),
+    pytest.param("flac", row(flac_of(GOOD, subtype="PCM_24")), "unsupported-audio", id="24-bit FLAC"),
+    pytest.param("flac", row(flac_of(GOOD, 8000)), "wrong-rate", id="8 kHz FLAC"),
+    pytest.param("flac", row(declaring_half(flac_of(GOOD)), len(GOOD) // 2), "truncated-audio", id="half declared"),
+    pytest.param("flac", row(flac_of(GOOD)[:5000]), "truncated-audio", id="half a FLAC"),
+    pytest.param("flac", row(b"no audio" * 50), "unreadable-audio", id="junk"),
+    pytest.param("flac", row(b""), "unreadable-audio", id="no bytes of FLAC"),
+    pytest.param("flac", row(flac_of(GOOD), 2 * len(GOOD)), "truncated-audio", id="FLAC shorter than samples"),
+    pytest.param("flac", row(flac_of(GOOD), 100), "truncated-audio", id="FLAC longer than samples"),
+    pytest.param("flac", row(flac_of(GOOD), -1), "truncated-audio", id="negative samples of FLAC"),
+    pytest.param("flac", row(flac_of(GOOD), DAY), "too-long", id="a day declared"),
+    pytest.param("pcm16", row(PCM, len(GOOD) - 1), "truncated-audio", id="PCM longer than samples"),
+    pytest.param("pcm16", row(PCM[:-1]), "truncated-audio", id="odd bytes"),
+    pytest.param("pcm16", row(PCM, -5), "truncated-audio", id="negative samples"),
+    pytest.param("pcm16", row(PCM, None), "truncated-audio", id="null samples"),
+    pytest.param("pcm16", row(None), "missing-file", id="null audio"),
+    pytest.param("flac", row(None), "missing-file", id="null FLAC"),
+    pytest.param("pcm16", row(PCM, text=None), "empty-text", id="null text"),
+    pytest.param("pcm16", row(PCM, text=""), "empty-text", id="empty text"),
+]
+
+
+def read_both_ways(folder: Path) -> list[list[Clip | Incident]]:
+    """Reads the rows of a folder by row, and as a stream."""
+    tokenizer, spec = build_tokenizer(["Silav."]), AudioSpec(16000)
+    by_row = PreparedClipDataset(open_prepared(folder), tokenizer, spec, None)
+    streamed = StreamingClipDataset(open_stream(str(folder)), tokenizer, spec, None)
+    count = pq.read_table(folder / "shards").num_rows
+    return [[dataset.read(number) for number in range(count)] for dataset in (by_row, streamed)]
+
+
+@pytest.mark.parametrize(("encoding", "bad", "reason"), BAD_ROWS)
+def test_bad_clip_of_a_shard_is_an_incident_in_both_readers(tmp_path, encoding, bad, reason):
+    good = row(PCM if encoding == "pcm16" else flac_of(GOOD)) | {"clip": "good.wav"}
+    for clip, incident in read_both_ways(write_rows(tmp_path / "set", [good, bad], encoding)):
+        np.testing.assert_array_equal(clip.pcm, to_pcm16(GOOD)[: len(clip.pcm)])
+        assert (incident.kind, incident.traceback) == (reason, "")
+
+
+def test_long_flac_is_rejected_without_decoding_it(tmp_path):
+    """20 hours of silence take 4 MB as FLAC, and would take 2.3 GB decoded; here 10 minutes."""
+    samples = 600 * 16000
+    bad = row(flac_of(np.zeros(samples, np.float32)), samples)
+    tracemalloc.start()
+    readers = read_both_ways(write_rows(tmp_path / "set", [bad], "flac"))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    assert [records[0].kind for records in readers] == ["too-long", "too-long"]
+
+
+def test_row_group_of_absurd_size_is_not_read(tmp_path, monkeypatch):
+    folder = write_rows(tmp_path / "set", [row(PCM)], "pcm16")
+    for module in (audio_store, remote_shards):
+        monkeypatch.setattr(module, "MAX_GROUP_BYTES", len(PCM))
+    by_row, streamed = read_both_ways(folder)
+    assert (by_row[0].kind, streamed[0].kind) == ("too-long", UNREADABLE)

@@ -7,11 +7,14 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tests.support.audio import voice
 from vits_trainer.data import shards
 from vits_trainer.data.audio import to_pcm16
 from vits_trainer.data.shards import Encoding, Manifest, ShardWriter
+from vits_trainer.utils.files import sha256
 
 TEXTS = ("Silav.", "Roj baş, heval.", "Tu çawa yî?", "Ez baş im.")
 
@@ -59,3 +62,15 @@ def damage(path: Path, at: float = 0.3) -> None:
     content = np.frombuffer(path.read_bytes(), np.uint8).copy()
     content[int(len(content) * at)] ^= 1
     path.write_bytes(content.tobytes())
+
+
+def write_rows(folder: Path, rows: Sequence[dict[str, object]], encoding: Encoding, rate_hz: int = 16000) -> Path:
+    """Writes one shard of any cells, null included, as another program may."""
+    (folder / shards.FOLDER).mkdir(parents=True)
+    path = folder / shards.FOLDER / shards.shard_name(0)
+    metadata = {"vits_trainer": json.dumps({"format": shards.FORMAT, "sampling_rate": rate_hz, "encoding": encoding})}
+    schema = pa.schema([field.with_nullable(True) for field in shards.SCHEMA], metadata=metadata)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
+    record = shards.ShardRecord(path.name, path.stat().st_size, sha256(path), (len(rows),), 0, 100_000)
+    Manifest(rate_hz, encoding, (record,)).write(folder)
+    return folder

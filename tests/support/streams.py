@@ -37,7 +37,7 @@ def written(folder: Path) -> dict[str, dict]:
 def assert_holds(batch: Batch, clips: dict[str, dict], reader: StreamingClipDataset) -> None:
     """Asserts that a batch has the samples and tokens that were written, sorted by length."""
     for index, name in enumerate(batch.clip_ids):
-        pcm = decode_audio(clips[name]["audio"], reader.prepared.encoding)
+        pcm = decode_audio(clips[name]["audio"], reader.prepared.encoding, clips[name]["samples"], 16000)
         frames = int(batch.frame_lengths[index])
         assert frames == len(pcm) // 256
         np.testing.assert_array_equal(batch.waveform[index, : frames * 256], pcm[: frames * 256])

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import soundfile as sf
 from numpy.typing import NDArray
 
-from vits_trainer.data.audio import PCM16_BYTES, WAV_HEADER_BYTES, Reason, read_pcm16_wav, reject
-from vits_trainer.data.shards import FOLDER, Manifest, decode_audio
+from vits_trainer.data.audio import PCM16_BYTES, WAV_HEADER_BYTES, Reason, RecordingError, read_pcm16_wav, reject
+from vits_trainer.data.shards import FOLDER, MAX_GROUP_BYTES, Manifest, decode_audio
 from vits_trainer.utils.errors import DataError
 
 
@@ -144,12 +143,13 @@ class ShardAudioStore:
         name, group = self._locations[index]
         try:
             content = self._audio(index)[row - self._first_rows[index]].as_buffer()
-            pcm = decode_audio(memoryview(content), self._manifest.encoding)
-        except (pa.ArrowException, sf.SoundFileError, OSError, ValueError, IndexError) as error:
+            rate_hz, samples = self._manifest.sampling_rate, int(self._samples[row])
+            pcm = decode_audio(content and memoryview(content), self._manifest.encoding, samples, rate_hz)
+        except (pa.ArrowException, OSError, ValueError, IndexError) as error:
             reject(Reason.UNREADABLE_AUDIO, f"{self._folder / name} row group {group}: {error}")
-        if len(pcm) != self._samples[row]:
-            reject(Reason.TRUNCATED_AUDIO, f"{self._folder / name}: {len(pcm)} of {self._samples[row]} samples")
-        return pcm, self._manifest.sampling_rate
+        except RecordingError as error:
+            reject(error.rejection.reason, f"{self._folder / name} row group {group}: {error.rejection.detail}")
+        return pcm, rate_hz
 
     def _audio(self, index: int) -> Any:
         """Audio column of row group ``index``. The last one is cached, so reading in order reads each group once."""
@@ -159,6 +159,8 @@ class ShardAudioStore:
             name, group = self._locations[index]
             # Opened each time (0.1 ms): otherwise every process would keep a file open per shard.
             with pq.ParquetFile(self._folder / name, memory_map=True, page_checksum_verification=True) as shard:
+                if shard.metadata.row_group(group).total_byte_size > MAX_GROUP_BYTES:
+                    reject(Reason.TOO_LONG, f"more than {MAX_GROUP_BYTES >> 20} MiB")
                 column = shard.read_row_group(group, columns=["audio"], use_threads=False)["audio"].combine_chunks()
             cached = self._group = _Group(os.getpid(), index, column)
         return cached.audio
@@ -201,8 +203,9 @@ def read_rows(root: Path, manifest: Manifest) -> ShardRows:
         if groups != shard.groups:
             raise DataError(f"{path}: row groups of {groups} clips, not {shard.groups} as in shards.json. {remedy}")
     rows = pa.concat_tables(tables)
-    names = rows["clip"].to_pylist()
+    names = [name or "" for name in rows["clip"].to_pylist()]
     invalid = next((name for name in names if "/" in name or "\\" in name or name in ("", ".", "..")), None)
     if invalid is not None or len(set(names)) != len(names):
         raise DataError(f"{root / FOLDER}: {invalid!r} is not a valid clip name, or is duplicated. Prepare again.")
-    return ShardRows(names, rows["text"].to_pylist(), rows["speaker"].to_pylist(), rows["samples"].to_numpy())
+    texts, speakers = ([value or "" for value in rows[column].to_pylist()] for column in ("text", "speaker"))
+    return ShardRows(names, texts, speakers, rows["samples"].fill_null(0).to_numpy())

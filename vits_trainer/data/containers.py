@@ -9,6 +9,7 @@ AIFF-C (Apple 1989, 1991), AU (Sun), CAF (Apple), Wave64 (Sony), FLAC (RFC 9639)
 
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -31,6 +32,7 @@ _METADATA_CHUNKS = (b"LIST", b"JUNK", b"bext", b"iXML", b"cue ", b"fact", b"PEAK
 _PCM_ENCODINGS = (1, 0xFFFE)
 _ID3V1_BYTES = 128
 _OGG_BEGIN, _OGG_END = 2, 4
+_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _FLAC_FIXED, _FLAC_VARIABLE = b"\xff\xf8", b"\xff\xf9"
 _FLAC_BLOCK_SAMPLES = (
     {1: 192} | {code: 144 << code for code in range(2, 6)} | {code: 1 << code for code in range(8, 16)}
@@ -337,7 +339,7 @@ def complete_flac(content: bytes) -> bytes:
     held = next((held for at, held in frames[:_MAX_FLAC_CANDIDATES] if _crc(content[at:end], 16, 0x8005) == 0), None)
     if held is None or held < announced:
         reject(Reason.TRUNCATED_AUDIO, f"{held or 'not all'} of {announced or 'the'} declared samples")
-    return content[:18] + (header - announced + held).to_bytes(8, "big") + content[26:]
+    return content[:18] + (header - announced + held).to_bytes(8, "big") + content[26:end]
 
 
 def _last_flac_frames(content: bytes, first: int, end: int, block_samples: int) -> Iterator[tuple[int, int]]:
@@ -394,24 +396,28 @@ def _ogg(content: bytes) -> list[Stream]:
     """Number of the last page of each stream that has not ended, by its serial number."""
     begin, position, granule, has_audio = 0, 0, 0, False
     while (page := content.find(b"OggS", position)) >= 0:
-        flags, serial = content[page + 5 : page + 6], content[page + 14 : page + 18]
-        number = int.from_bytes(content[page + 18 : page + 22], "little")
-        segments = content[page + 27 : page + 27 + (content[page + 26] if page + 26 < len(content) else 0)]
+        if page > position and last_page:
+            reject(Reason.TRUNCATED_AUDIO, f"bytes are missing before the Ogg page at byte {page}")
+        header = content[page : page + 27].ljust(27, b"\0")
+        segments = content[page + 27 : page + 27 + header[26]]
         position = page + 27 + len(segments) + sum(segments)
         if position > len(content):
             reject(Reason.TRUNCATED_AUDIO, "the last Ogg page is incomplete")
-        if flags[0] & _OGG_BEGIN and has_audio:
+        if _ogg_checksum(header, content[page + 27 : position]) != header[22:26]:
+            reject(Reason.UNREADABLE_AUDIO, f"the Ogg page at byte {page} is damaged")
+        flags, serial, number = header[5], header[14:18], int.from_bytes(header[18:22], "little")
+        if flags & _OGG_BEGIN and has_audio:
             _require_ended(last_page)
             links.append((begin, granule))
             begin, granule, has_audio = page, 0, False
-        elif not flags[0] & _OGG_BEGIN:
+        elif not flags & _OGG_BEGIN:
             has_audio = True
             if last_page.get(serial, number - 1) + 1 != number:
                 reject(Reason.TRUNCATED_AUDIO, f"Ogg pages before page {number} are missing")
         last_page[serial] = number
-        if flags[0] & _OGG_END:
+        if flags & _OGG_END:
             del last_page[serial]
-        granule = max(granule, int.from_bytes(content[page + 6 : page + 14], "little", signed=True))
+        granule = max(granule, int.from_bytes(header[6:14], "little", signed=True))
         if len(links) == _MAX_STREAMS:
             reject(Reason.UNSUPPORTED_AUDIO, f"more than {_MAX_STREAMS} chained streams")
     _require_ended(last_page)
@@ -419,6 +425,13 @@ def _ogg(content: bytes) -> list[Stream]:
     ends = [*(start for start, _ in links[1:]), len(content)]
     parts = [(content[start:end], last) for (start, last), end in zip(links, ends, strict=True)]
     return [Stream(part, last if b"\x7fFLAC" in part[:64] else None) for part, last in parts]
+
+
+def _ogg_checksum(header: bytes, body: bytes) -> bytes:
+    """Returns the CRC-32 of a page; zlib's has the bits of each byte in the opposite order, and inverts."""
+    reflected = (header[:22] + bytes(4) + header[26:] + body).translate(_REVERSED_BITS)
+    checksum = zlib.crc32(reflected, 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return checksum.to_bytes(4, "little").translate(_REVERSED_BITS)[::-1]
 
 
 def _require_ended(last_page: dict[bytes, int]) -> None:

@@ -147,6 +147,8 @@ class ClipDataset(Dataset[Batch], ABC):
         Raises:
             RecordingError: the clip cannot be trained on; gives the reason.
         """
+        if not text:
+            reject(Reason.EMPTY_TEXT, "no text")
         if text not in self._tokens:
             if len(self._tokens) == _MAX_CACHED_TEXTS:  # the texts of a stream may exceed the memory
                 self._tokens.clear()

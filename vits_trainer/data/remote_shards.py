@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vits_trainer.data.shards import ShardRecord
+from vits_trainer.data.shards import MAX_GROUP_BYTES, ShardRecord
 from vits_trainer.utils.errors import DataError, UnreadableShardError
 from vits_trainer.utils.strings import first_line
 
@@ -155,6 +155,12 @@ class ShardReader:
 
         def once() -> pa.Table:
             metadata = self._metadata_of(shard)
+            if metadata.row_group(number).total_byte_size > MAX_GROUP_BYTES:
+                limit_mib = MAX_GROUP_BYTES >> 20
+                raise UnreadableShardError(
+                    f"{self.folder.address}/{record.name}: row group {number} has more than {limit_mib} MiB. Prepare "
+                    "the shard again with prepare_data --shards."
+                )
             columns = [metadata.row_group(number).column(column) for column in range(metadata.num_columns)]
             start = min(column.dictionary_page_offset or column.data_page_offset for column in columns)
             stop = max(

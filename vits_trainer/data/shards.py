@@ -24,6 +24,8 @@ import pyarrow.parquet as pq
 import soundfile as sf
 from numpy.typing import NDArray
 
+from vits_trainer.data.audio import MAX_DECODED_S, PCM16_BYTES, Reason, reject
+from vits_trainer.data.decoding import decode_pcm16
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import atomic_write, discard, fsync_dir, replace_file, sha256
 
@@ -34,6 +36,8 @@ GROUP_SAMPLES = 2**20
 """A row group is closed once it has this many samples (65 s and 2 MiB at 16 kHz)."""
 GROUP_CLIPS = 256
 """A row group is also closed at this many clips."""
+MAX_GROUP_BYTES = 256 * 2**20
+"""Larger row groups are not read. Those of :class:`ShardWriter` have at most 2 MiB and one clip."""
 
 Encoding = Literal["pcm16", "flac"]
 
@@ -241,16 +245,31 @@ def encode_audio(pcm: NDArray[np.int16], rate_hz: int, encoding: Encoding) -> by
     return content.getvalue()
 
 
-def decode_audio(content: bytes | memoryview, encoding: Encoding) -> NDArray[np.int16]:
+def decode_audio(
+    content: bytes | memoryview | None, encoding: Encoding, samples: int, rate_hz: int
+) -> NDArray[np.int16]:
     """Decodes the result of :func:`encode_audio` to samples, (T,); PCM is not copied.
 
+    Args:
+        content: cell of the column ``audio``.
+        encoding: of the shards.
+        samples: cell of the column ``samples``, T.
+        rate_hz: sampling rate of the shards.
+
     Raises:
-        soundfile.SoundFileError: the FLAC data is invalid.
+        RecordingError: it is empty, too long, damaged, or does not have this length, this rate and one channel. A
+            length that does not match is found before decoding.
     """
-    if encoding == "pcm16":
-        return np.frombuffer(content, dtype="<i2")
-    samples: NDArray[np.int16] = sf.read(io.BytesIO(content), dtype="int16")[0]
-    return samples
+    if content is None:
+        reject(Reason.MISSING_FILE, "the row has no audio")
+    if samples > MAX_DECODED_S * rate_hz:
+        reject(Reason.TOO_LONG, f"{samples} samples, at most {MAX_DECODED_S:g} s")
+    if encoding == "flac":
+        return decode_pcm16(bytes(content), samples, rate_hz)
+    size_bytes = memoryview(content).nbytes
+    if size_bytes != PCM16_BYTES * samples:
+        reject(Reason.TRUNCATED_AUDIO, f"{size_bytes / PCM16_BYTES:g} of {samples} samples")
+    return np.frombuffer(content, dtype="<i2")
 
 
 def verify_shards(folder: Path, manifest: Manifest) -> None:

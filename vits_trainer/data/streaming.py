@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import soundfile as sf
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 from transformers import VitsTokenizer
 
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.prepare import HUB_NAME
-from vits_trainer.data.audio import Reason, RecordingError, reject
+from vits_trainer.data.audio import RecordingError
 from vits_trainer.data.clip_accounting import UNREADABLE, Incident
 from vits_trainer.data.dataset import UNEXPECTED, Clip, ClipDataset
 from vits_trainer.data.remote_shards import RemoteFolder, ShardReader, metadata_of
@@ -164,8 +163,9 @@ class ShardedData:
         characters: set[str] = set()
         for group in range(len(self.groups)):
             table = self.shards.read(group)
-            speakers.update(table["speaker"].to_pylist())
-            characters.update(*(unicodedata.normalize("NFC", text) for text in table["text"].to_pylist()))
+            speakers.update(speaker or "" for speaker in table["speaker"].to_pylist())
+            texts = (text for text in table["text"].to_pylist() if text)
+            characters.update(*(unicodedata.normalize("NFC", text) for text in texts))
         return dict(speakers), "".join(sorted(characters))
 
 
@@ -294,7 +294,7 @@ class StreamingClipDataset(ClipDataset):
         if row not in self._metadata:
             group, position = self.prepared.group_of(row)
             table = self._table(group)
-            self._metadata[row] = {name: str(table[name][position]) for name in ("text", "speaker")}
+            self._metadata[row] = {name: table[name][position].as_py() or "" for name in ("text", "speaker")}
         return self._metadata[row][column]
 
     def read(self, row: int) -> Clip | Incident:
@@ -326,7 +326,7 @@ class StreamingClipDataset(ClipDataset):
         lengths = np.zeros(len(rows), np.int64)
         for group, table in tables.items():
             of_group = groups == group
-            lengths[of_group] = table["samples"].to_numpy()[positions[of_group]]
+            lengths[of_group] = table["samples"].fill_null(0).to_numpy()[positions[of_group]]
         by_length = rows[np.lexsort((rows, lengths))]
         part: list[int] = np.array_split(by_length, batch_spec.parts)[batch_spec.part].tolist()
         return part
@@ -363,18 +363,15 @@ class StreamingClipDataset(ClipDataset):
         name = self.prepared.name(row)
         try:
             table = tables[group]
-            content = memoryview(table["audio"][position].as_buffer())
-            return self.clip(name, self._pcm(content), str(table["text"][position]), str(table["speaker"][position]))
+            content = table["audio"][position].as_buffer()
+            text, speaker, samples = (table[column][position].as_py() for column in ("text", "speaker", "samples"))
+            shards = self.prepared
+            pcm = decode_audio(content and memoryview(content), shards.encoding, samples or 0, shards.sampling_rate)
+            return self.clip(name, pcm, text or "", speaker or "")
         except RecordingError as error:
             return Incident(name, "read", str(error.rejection.reason), error.rejection.detail)
         except UNEXPECTED as error:
             return Incident(name, "read", type(error).__name__, str(error), traceback.format_exc())
-
-    def _pcm(self, content: memoryview) -> NDArray[np.int16]:
-        try:
-            return decode_audio(content, self.prepared.encoding)
-        except sf.SoundFileError as error:
-            reject(Reason.UNREADABLE_AUDIO, str(error))
 
     def _stretched(self, record: Clip | Incident) -> Clip | Incident:
         """Repeats a clip's samples to the length of the longest clip, for the dry run."""

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,12 +34,16 @@ Row = tuple[str, str, str, bytes]
 
 def rows_of(output_dir: Path) -> list[Row]:
     """Returns name, text, speaker and PCM of each clip in the order of the shards, read with pyarrow directly."""
-    encoding = Manifest.read(output_dir).encoding
+    manifest = Manifest.read(output_dir)
     tables = [pq.read_table(path) for path in sorted((output_dir / "shards").glob("*.parquet"))]
     return [
-        (row["clip"], row["text"], row["speaker"], decode_audio(row["audio"], encoding).tobytes())
+        (row["clip"], row["text"], row["speaker"], _decoded(row, manifest))
         for row in pa.concat_tables(tables).to_pylist()
     ]
+
+
+def _decoded(row: dict[str, Any], manifest: Manifest) -> bytes:
+    return decode_audio(row["audio"], manifest.encoding, row["samples"], manifest.sampling_rate).tobytes()
 
 
 def rows_of_wavs(output_dir: Path) -> list[Row]:

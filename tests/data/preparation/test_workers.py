@@ -22,6 +22,15 @@ def test_a_killed_worker_is_an_error_without_a_hang(tmp_path: Path, monkeypatch:
     with pytest.raises(VitsTrainerError, match="worker process of prepare_data was killed") as caught:
         prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a", "b", "c"]), processes=2)
     assert caught.value.exit_code == 1
+    assert "at each of the clips c0, c1, c2." in str(caught.value)
+
+
+def test_a_clip_that_kills_its_worker_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "convert_clip", audio.killed_by_one_clip)
+    summary = prepare_into(tmp_path / "out", lj_speech(tmp_path / "set", ["a", "b", "c", "d"]), processes=2)
+    assert (summary.accepted, summary.rejected) == (3, {"unreadable-audio": 1})
+    assert "c1,unreadable-audio,the process that decodes it dies" in (tmp_path / "out" / "rejected.csv").read_text()
+    assert len(list((tmp_path / "out" / "wavs").iterdir())) == 3
 
 
 def test_workers_do_not_import_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,13 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +42,8 @@ HOP_SAMPLES = 256
 """Samples per spectrogram frame of VITS and MMS-TTS voices."""
 
 _CLIPS_IN_FLIGHT_PER_PROCESS = 4
+_MAX_KILLERS = 2
+"""Clips that may each kill a worker process. More of them have a common cause, such as too little memory."""
 _UNKNOWN_SPEAKER = "unknown"
 
 ScreenedClip = tuple[SourceClip, Rejection | None]
@@ -86,41 +90,121 @@ def map_in_processes(
         arguments: returns further arguments of ``convert``, by the clip's index in ``clips``.
         config: of the preparation.
 
+    A clip whose worker process dies is tried again alone. If that dies too, the clip is rejected: its audio makes the
+    decoder crash or fill the memory.
+
     Raises:
-        VitsTrainerError: a worker process was killed.
+        VitsTrainerError: worker processes died of several clips.
     """
-    processes = config.processes or _available_cores()
-    # Spawned rather than forked: reading Parquet uses threads, which do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    waiting: deque[tuple[SourceClip, Future[Converted | Rejection] | Rejection]] = deque()
-    with ProcessPoolExecutor(processes, context, initializer=_init_worker) as pool:
+    waiting: deque[_Task[Converted]] = deque()
+    with closing(_Workers(config)) as workers:
+        for index, (clip, rejection) in enumerate(clips):
+            task = _Task[Converted](clip, convert, (clip.audio, _count_tokens(clip), config, *arguments(index)))
+            task.result = rejection
+            waiting.append(task)
+            workers.start(task)
+            if len(waiting) == workers.processes * _CLIPS_IN_FLIGHT_PER_PROCESS:
+                yield workers.next_result(waiting)
+        while waiting:
+            yield workers.next_result(waiting)
+
+
+@dataclass
+class _Task(Generic[Converted]):
+    """A clip to convert."""
+
+    clip: SourceClip
+    convert: Callable[..., Converted | Rejection]
+    arguments: tuple[Any, ...]
+    result: Converted | Rejection | None = None
+    future: Future[Converted | Rejection] | None = None
+    """None if a worker process died before the task was submitted."""
+
+    def wait(self) -> Converted | Rejection:
+        """Returns the result, once there is one.
+
+        Raises:
+            BrokenProcessPool: a worker process died.
+        """
+        if self.result is None:
+            if self.future is None:
+                raise BrokenProcessPool
+            try:
+                self.result = self.future.result()
+            except Exception as error:
+                error.add_note(f"Raised for the clip {self.clip.clip_id}.")
+                raise
+        return self.result
+
+
+class _Workers:
+    """A pool of worker processes that is replaced if one dies."""
+
+    def __init__(self, config: PrepareConfig) -> None:
+        self.processes = config.processes or _available_cores()
+        self._output_dir = config.output_dir
+        self._killers: list[str] = []
+        self._pool = _new_pool(self.processes)
+
+    def close(self) -> None:
+        """Cancels what has not begun, and waits for the rest."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def start(self, task: _Task[Any]) -> None:
+        """Submits a task that has no result yet."""
+        if task.result is None:
+            with suppress(BrokenProcessPool):  # noticed in finish()
+                task.future = self._pool.submit(task.convert, *task.arguments)
+
+    def next_result(self, tasks: "deque[_Task[Any]]") -> tuple[SourceClip, Any]:
+        """Removes the first task, and returns its clip and result; if a worker died, waits for all results."""
         try:
-            for index, (clip, rejection) in enumerate(clips):
-                work = rejection or pool.submit(convert, clip.audio, _count_tokens(clip), config, *arguments(index))
-                waiting.append((clip, work))
-                if len(waiting) == processes * _CLIPS_IN_FLIGHT_PER_PROCESS:
-                    yield _result(*waiting.popleft())
-            while waiting:
-                yield _result(*waiting.popleft())
-        except BrokenProcessPool as error:
-            raise VitsTrainerError(
-                f"a worker process of prepare_data was killed, perhaps for lack of memory. {config.output_dir} is "
-                "incomplete: run prepare_data again with fewer --processes; it resumes from there."
-            ) from error
+            tasks[0].wait()
+        except BrokenProcessPool:
+            self.close()
+            self._retry(tasks)
+            self._pool = _new_pool(self.processes)
+        task = tasks.popleft()
+        return task.clip, task.wait()
+
+    def _retry(self, tasks: "deque[_Task[Any]]") -> None:
+        """Gives each task a result, if necessary by converting its clip alone."""
+        pool = _new_pool(1)
+        try:
+            for task in tasks:
+                with suppress(BrokenProcessPool, CancelledError):
+                    task.wait()
+                    continue
+                task.future = pool.submit(task.convert, *task.arguments)
+                try:
+                    task.wait()
+                except BrokenProcessPool as error:
+                    self._killers.append(task.clip.clip_id)
+                    if len(self._killers) > _MAX_KILLERS:
+                        raise VitsTrainerError(self._message()) from error
+                    task.result = Rejection(Reason.UNREADABLE_AUDIO, "the process that decodes it dies each time")
+                    pool.shutdown(wait=True)
+                    pool = _new_pool(1)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _message(self) -> str:
+        return (
+            "a worker process of prepare_data was killed, perhaps for lack of memory, at each of the clips "
+            f"{', '.join(self._killers)}. {self._output_dir} is incomplete: run prepare_data again with fewer "
+            "--processes or without these clips; it resumes from there."
+        )
+
+
+def _new_pool(processes: int) -> ProcessPoolExecutor:
+    # Spawned rather than forked: reading Parquet uses threads, which do not survive a fork.
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_init_worker)
 
 
 def to_accepted(clip: SourceClip, samples: int) -> AcceptedClip:
     """Returns the journal entry of a clip that was converted to ``samples`` samples."""
     text = one_line(clip.text)
     return AcceptedClip(text, one_line(clip.speaker or "") or _UNKNOWN_SPEAKER, samples, text != clip.text)
-
-
-def _result(
-    clip: SourceClip, work: Future[Converted | Rejection] | Rejection
-) -> tuple[SourceClip, Converted | Rejection]:
-    return clip, work if isinstance(work, Rejection) else work.result()
 
 
 def _count_tokens(clip: SourceClip) -> int:
