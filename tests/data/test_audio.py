@@ -65,8 +65,8 @@ NOTHING = np.zeros_like(LEFT)
     [
         pytest.param([LEFT, -LEFT], LEFT, id="opposite phases"),
         pytest.param([-0.98 * LEFT, LEFT], LEFT, id="nearly opposite phases"),
-        pytest.param([NOTHING, LEFT], LEFT, id="a dead channel"),
-        pytest.param([NOTHING + 0.5, LEFT], LEFT, id="a dead channel with an offset"),
+        pytest.param([NOTHING, LEFT], 0.5 * LEFT, id="a dead channel"),
+        pytest.param([NOTHING + 0.5, LEFT], 0.5 * LEFT + 0.25, id="a dead channel with an offset"),
         pytest.param([NOTHING, NOTHING, LEFT, NOTHING, NOTHING, NOTHING], LEFT, id="one of six channels"),
         pytest.param([LEFT, LEFT], LEFT, id="the same twice"),
         pytest.param([LEFT, 0.5 * LEFT], 0.75 * LEFT, id="one softer"),

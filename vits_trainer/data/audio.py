@@ -55,8 +55,8 @@ def read_recording(
 ) -> tuple[NDArray[np.float32], int]:
     """Decodes a recording in any format of libsndfile (WAV, FLAC, MP3, Ogg ...) and mixes it to mono.
 
-    The mixture is the mean of the channels, or the loudest channel where the mean is much softer than that: channels of
-    opposite phase cancel, and silent channels dilute. Samples beyond full scale are scaled down, not clipped.
+    The mixture is the mean of the channels, or the loudest channel if the mean is more than 7 dB softer: channels of
+    opposite phase cancel each other. Samples beyond full scale are scaled down, not clipped.
 
     Args:
         source: path or content of a file.

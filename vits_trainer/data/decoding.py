@@ -19,9 +19,9 @@ _BLOCK_VALUES = 2**18
 """Samples of all channels that are decoded at a time: 1 MiB."""
 _UNKNOWN_FRAMES = 2**63 - 1
 """libsndfile's number of samples if the header does not give the length."""
-_CANCELLED_BELOW = 10 ** (-5 / 10)
-"""Power of the mean of the channels, relative to that of the loudest channel, below which the latter is taken. Channels
-that do not resemble each other give 1/2; opposite phases give 0, and one silent channel of two 1/4."""
+_CANCELLED_BELOW = 10 ** (-7 / 10)
+"""Power of the mean of the channels, relative to that of the loudest channel, below which the latter is taken. Two
+channels that do not resemble each other give 1/2, and one silent channel of two gives 1/4; opposite phases give 0."""
 _DECODER_ERRORS = (
     *(sf.SoundFileError, OSError, EOFError, RuntimeError, ValueError, TypeError, AssertionError),
     *(ArithmeticError, LookupError, MemoryError),
@@ -49,6 +49,20 @@ class _Recording(sf.SoundFile):  # type: ignore[misc]  # soundfile has no types
     def seekable(self) -> bool:
         """Returns False."""
         return False
+
+
+class _Bytes(io.BytesIO):
+    """Content of a file. An impossible offset, as of a damaged header, leaves the position unchanged.
+
+    The binding would print a traceback: the callbacks that libsndfile calls cannot raise.
+    """
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to an offset, if possible; returns the position."""
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
 
 
 @contextmanager
@@ -117,7 +131,7 @@ def require_duration(duration_s: float, min_duration_s: float, max_duration_s: f
 
 def _open(stream: Stream) -> _Recording:
     # Bytes, not a path: libsndfile would guess the format from the file's name.
-    return _Recording(io.BytesIO(stream.content))
+    return _Recording(_Bytes(stream.content))
 
 
 def _mix(

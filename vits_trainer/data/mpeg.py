@@ -114,7 +114,7 @@ def _scan(content: bytes) -> _Scan:
             if first is None:
                 first, skipped_bytes = frame, 0
             if frame.kind != first.kind:
-                reject(Reason.UNSUPPORTED_AUDIO, f"changes from {_words(first)} to {_words(frame)}")
+                reject(Reason.UNSUPPORTED_AUDIO, f"a change from {_words(first)} to {_words(frame)}")
             data = content[position : position + frame.size_bytes]
             is_cut = len(data) < frame.size_bytes
             if not is_cut:
