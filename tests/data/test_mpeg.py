@@ -123,6 +123,19 @@ def test_mp3_with_a_damaged_part_is_rejected() -> None:
     assert reason_of(content[:middle] + bytes(len(content) - middle)) is Reason.TRUNCATED_AUDIO
 
 
+def test_bytes_before_the_first_frame_are_not_taken_for_another_kind_of_frame() -> None:
+    """In free format the last frame extends to the end, whatever the bytes are."""
+    samples = voice(1.0, 16000)
+    content = without_xing(mp3(samples, 16000))
+    for at in range(4):
+        damaged = content[:at] + b"\xff\xff\xff\xff" + content[at + 4 :]
+        assert len(read_recording(damaged)[0]) >= len(samples) - 576
+    rng = np.random.default_rng(0)
+    for at in (300, 500, 700):
+        inserted = content[:at] + rng.bytes(700) + content[at:]
+        assert len(read_recording(inserted)[0]) >= len(samples) - 2 * 576
+
+
 def test_stereo_mp3_is_read_to_its_end() -> None:
     samples = quiet_then_loud(2.0, 44100)
     content = mp3(np.stack([samples, samples], axis=1), 44100, channels=2)

@@ -170,12 +170,12 @@ def _is_certain(content: bytes, position: int, frame: _Frame, first: _Frame | No
     """Whether a header is one, and not bytes that look like one: others of its kind follow, up to the end."""
     if first and frame.kind == first.kind:
         return True
+    is_free_format = not content[position + 2] >> 4
     for _ in range(_CERTAIN_FRAMES):
         position += frame.size_bytes
         following = _frame_at(content, position)
         if following is None:
-            return position == len(content) or _skip_tag(content, position) > position
-        is_free_format = not content[position + 2] >> 4
+            return not is_free_format and (position == len(content) or _skip_tag(content, position) > position)
         if following.kind != frame.kind or (is_free_format and abs(following.size_bytes - frame.size_bytes) > _SLOT):
             return False
         frame = following
