@@ -1,6 +1,6 @@
 """The estimate in docs/scaling.md: 10,000 hours on 64 GPUs, computed from measured values and named assumptions.
 
-    python -m experiments.capacity_plan
+python -m experiments.capacity_plan
 """
 
 HOURS, GPUS, GPUS_A_HOST = 10_000, 64, 8

@@ -15,8 +15,8 @@ class PrepareConfig:
     """Convert recordings and their texts, from files or the Hub, to a folder that train_vits reads."""
 
     dataset: str = "amedcj/kurmanji-commonvoice"
-    """An extracted Common Voice release (validated.tsv with clips/), an audio folder (metadata.csv with a header
-    file_name,text), an LJ Speech folder (metadata.csv with wavs/ or audio/), corrections (NAME.wav with NAME.txt),
+    """An extracted Common Voice release (validated.tsv with clips/), a folder with a table of files and texts
+    (metadata.csv as of LJ Speech, with wavs/, or with a header file_name,text), corrections (NAME.wav with NAME.txt),
     Parquet (a file, a folder of files or a pattern), or the name of a data set on the Hugging Face Hub (owner/name)."""
     split: str = "train"
     """Hub: the split to read, or several such as train+validated. Not used for other sources."""
@@ -25,11 +25,14 @@ class PrepareConfig:
     revision: str | None = None
     """Hub: the branch, tag or commit to read (null = the main branch)."""
     text_column: str | None = None
-    """Column of the texts (null = sentence, else text)."""
+    """Column of the texts: its name, or in a table without a header its number from 1 (null = sentence, else text,
+    transcription ...; without a header by content)."""
     audio_column: str | None = None
-    """Column of the recordings or their file names (null = audio, else path; file_name in an audio folder)."""
+    """Column of the recordings or their file names (null = audio, else path, file_name ...; without a header by
+    content)."""
     speaker_column: str | None = None
-    """Column of the speakers (null = client_id, else speaker_id, else speaker, if present)."""
+    """Column of the speakers (null = client_id, else speaker_id, else speaker ..., if present; without a header by
+    content; none = a table has no speakers)."""
     output_dir: str = "training"
     """The prepared folder to write: wavs/, metadata.csv (or shards/, shards.json), rejected.csv, dataset.json."""
     target_sr: int = 16000

@@ -20,7 +20,11 @@ from vits_trainer.data.rejections import RecordingError as RecordingError
 from vits_trainer.data.rejections import Rejection as Rejection
 from vits_trainer.data.rejections import reject as reject
 
-AUDIO_ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus")
+AUDIO_ENDINGS = (
+    ".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".rf64",
+    ".m4a", ".mp4", ".aac", ".wma", ".webm",
+)  # fmt: skip
+"""Endings of audio files, in order of preference. Files that libsndfile cannot read are rejected by name."""
 
 MIN_DURATION_S = 0.1
 """Shorter clips have fewer than the three frames of 256 samples that training needs at 8 kHz."""

@@ -9,12 +9,18 @@ from vits_trainer.utils.errors import DataError
 class Reason(StrEnum):
     """Reasons to reject a clip, as written to rejected.csv and rejected.jsonl, in the order of the checks."""
 
+    MALFORMED_ROW = "malformed-row"
+    """The line or row of the table cannot be read: its number of columns or a value in it is wrong."""
     TOO_FEW_UPVOTES = "too-few-upvotes"
     """Common Voice: fewer up-votes than --min_upvotes."""
     TOO_MANY_DOWNVOTES = "too-many-downvotes"
     """Common Voice: more down-votes than --max_downvotes."""
     PATH_OUTSIDE = "path-outside"
     """The metadata refers to a file outside the data set's folder."""
+    UNUSABLE_NAME = "unusable-name"
+    """The file name is not UTF-8."""
+    AMBIGUOUS_NAME = "ambiguous-name"
+    """Several files match the name; they differ only in case or in the Unicode form of a letter."""
     MISSING_FILE = "missing-file"
     """The file does not exist, or the row has no audio."""
     DUPLICATE = "duplicate"

@@ -203,7 +203,7 @@ def _install(
 def _find_corrections(config: FeedbackConfig) -> list[CorrectionFiles]:
     folder = Path(config.feedback_dir)
     corrections = replay_mix.find_corrections(folder) if folder.is_dir() else []
-    if not any(file.suffix == ".txt" for correction in corrections for file in correction.files):
+    if not any(file.suffix.casefold() == ".txt" for correction in corrections for file in correction.files):
         raise DataError(
             f"{folder} holds no correction. Each is two files: NAME.wav (how it should sound) and NAME.txt (its text)."
         )

@@ -11,11 +11,12 @@ import numpy as np
 
 from vits_trainer.config.selection import ClipSelection
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.data.audio import AUDIO_ENDINGS
 from vits_trainer.data.audio_store import AudioSubset, JoinedAudioStore
 from vits_trainer.data.prepared import ClipTable, PreparedData
 from vits_trainer.data.sampler import ClipPositions
+from vits_trainer.data.sources.files import paired_files
 from vits_trainer.data.training_data import PreparedTrainingData
+from vits_trainer.utils.strings import printable
 
 
 class CorrectionFiles(NamedTuple):
@@ -28,11 +29,8 @@ class CorrectionFiles(NamedTuple):
 
 def find_corrections(folder: Path) -> list[CorrectionFiles]:
     """Returns a folder's corrections by name, also those that lack a text or a recording: preparing rejects them."""
-    files: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix.lower() in (".txt", *AUDIO_ENDINGS):
-            files.setdefault(path.stem, []).append(path)
-    return [CorrectionFiles(name, tuple(paths), _digest(paths)) for name, paths in sorted(files.items())]
+    pairs = paired_files(folder)
+    return [CorrectionFiles(printable(name), tuple(paths), _digest(paths)) for name, paths in pairs.items()]
 
 
 def _digest(paths: Sequence[Path]) -> str:

@@ -11,6 +11,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def printable(text: str) -> str:
+    """Returns ``text`` with the bytes of file names that are not UTF-8 escaped as in ``\\udce9``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 GROUP_SPACES = "\u00a0\u2007\u2009\u202f"
 """No-break and thin spaces: between digits they separate groups of one number, such as 12 500."""
 _GROUP_OR_SPACE = re.compile(rf"(?<=\d)([{GROUP_SPACES}])(?=\d)|\s")
@@ -37,7 +42,7 @@ def ordinary_spaces(text: str) -> str:
 
 def csv_cell(value: str) -> str:
     """Returns ``value`` as one line that spreadsheets do not interpret as a formula."""
-    line = one_line(value)
+    line = one_line(printable(value))
     return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.audio import good_utterances, write_release
-from tests.support.sources import HEADER, clips_of, reasons, refusal
+from tests.support.sources import clips_of, reasons, refusal
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import Reason
 from vits_trainer.data.sources.detect import open_source
@@ -46,9 +46,6 @@ def test_quotes_in_sentences_are_kept(tmp_path: Path) -> None:
     [
         pytest.param("client_id\tpath\tsentence\nc\ta\tb\n", 1, "no column up_votes, down_votes", id="no votes"),
         pytest.param("", 1, "no column client_id, path", id="empty"),
-        pytest.param(f"{HEADER}c\ta\tb\t2\n", 2, "4 columns where", id="ragged"),
-        pytest.param(f"{HEADER}c\ta\tb\tx\t0\n", 2, "'x'", id="votes"),
-        pytest.param(f"{HEADER}c\t\tb\t2\t0\n", 2, "needs a path", id="path"),
     ],
 )
 def test_errors_for_a_malformed_release_name_file_and_line(
@@ -58,6 +55,22 @@ def test_errors_for_a_malformed_release_name_file_and_line(
     message = refusal(tmp_path)
     assert f"{tmp_path / 'validated.tsv'} line {line}:" in message
     assert problem in message
+
+
+def test_a_line_that_cannot_be_read_is_rejected_alone(tmp_path: Path) -> None:
+    good = good_utterances(1)[0]
+    sentences = ["first", "a TAB\tinside", "a line\nfeed", "no vote", "text as votes", "no path", "last"]
+    clips = [replace(good, path=f"{n}.mp3", sentence=sentence) for n, sentence in enumerate(sentences)]
+    release = write_release(tmp_path / "cv", [*clips[:3], replace(clips[3], up_votes=""), *clips[4:]])
+    tsv = release / "validated.tsv"
+    lines = tsv.read_text().replace("text as votes\t2", "text as votes\tmany").replace("\t5.mp3\t", "\t\t")
+    tsv.write_text(lines)
+    clips = clips_of(release)
+    malformed, few, missing = Reason.MALFORMED_ROW, Reason.TOO_FEW_UPVOTES, Reason.MISSING_FILE
+    assert reasons(clips) == [None, malformed, malformed, malformed, few, malformed, missing, None]
+    assert [clip.clip_id for clip in clips[1:4]] == [f"validated.tsv line {number}" for number in (3, 4, 5)]
+    assert "a TAB or line feed in a sentence?" in clips[1].rejection.detail
+    assert "up_votes 'many' is not a number" in clips[5].rejection.detail
 
 
 def test_a_release_without_clips_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.audio import good_utterances, write_lj_speech, write_parquet
-from tests.support.sources import WAV, clips_of, reasons, refusal, write_table
+from tests.support.sources import HEADER, WAV, clips_of, reasons, refusal, write_table
 from vits_trainer.config.parser import parse
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.sources.detect import SOURCES, describe_sources, open_source
@@ -29,11 +29,11 @@ def test_a_symbolic_link_to_a_data_set_is_read(tmp_path: Path) -> None:
     assert reasons(clips_of(tmp_path / "link")) == [None]
 
 
-def test_lj_speech_whose_first_clip_is_named_like_a_header_is_detected_as_lj_speech(tmp_path: Path) -> None:
+def test_a_first_line_that_names_a_file_is_not_a_header(tmp_path: Path) -> None:
     for first in ("file_name|text", "file_name,text|and so on", "file_name|file_name,text"):
         folder = write_lj_speech(tmp_path / first, [first, "b|Zwei."], {"wavs/file_name.wav": WAV})
         source = open_source(PrepareConfig(dataset=str(folder)))
-        assert (source.kind, source.clip_count) == ("lj-speech", 2)
+        assert (source.kind, source.clip_count) == ("table", 2)
 
 
 # Flags that name columns
@@ -66,7 +66,7 @@ def test_columns_named_by_flags_take_precedence_over_default_ones(tmp_path: Path
 
 def test_flags_for_columns_and_revisions_are_refused_where_there_are_none(tmp_path: Path) -> None:
     folder = write_lj_speech(tmp_path, ["a|text"], {"wavs/a.wav": WAV})
-    assert "Leave out --text_column" in refusal(folder, text_column="text")
+    assert "has no header. Give --text_column as the number of a column" in refusal(folder, text_column="text")
     assert "--revision applies to data sets on the Hub only" in refusal(folder, revision="v1")
     assert "--config_name applies to data sets on the Hub only" in refusal(folder, config_name="kmr")
 
@@ -80,6 +80,17 @@ def test_local_paths_take_precedence_over_the_hub(tmp_path: Path, monkeypatch: p
 
 
 # Anything else
+
+
+def test_folders_with_a_table_of_another_name_are_refused_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "a" / "set").mkdir(parents=True)
+    (tmp_path / "a" / "set" / "metadata.csv").write_text("x|y")
+    assert "its folder set has a table: give that one" in refusal(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "filelist.list").write_text("x|y")
+    assert "name the table of files and texts metadata.csv" in refusal(tmp_path / "b")
+    (tmp_path / "b" / "train.tsv").write_text(HEADER)
+    assert "copy train.tsv to validated.tsv" in refusal(tmp_path / "b")
 
 
 def test_errors_for_unknown_sources_list_the_known_kinds(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vits_trainer.config.prepare import PrepareConfig
-from vits_trainer.data.audio import AUDIO_ENDINGS, Reason, Rejection
+from vits_trainer.data.audio import Reason, Rejection
+from vits_trainer.data.sources.files import FileFinder
 from vits_trainer.utils.errors import DataError
 
 
@@ -58,10 +59,6 @@ class SourceKind:
     """Opens it. Raises :class:`DataError` if its metadata are malformed."""
 
 
-FileFinder = Callable[[str], Path | Rejection]
-"""Returns the audio file of a name, or the reason to reject the clip."""
-
-
 @dataclass(frozen=True)
 class Columns:
     """Names of a table's columns; None for a column that the table does not have."""
@@ -96,8 +93,8 @@ class Columns:
         audio_column, text_column = config.audio_column or first(*audio), config.text_column or first(*_TEXT_COLUMNS)
         if audio_column is None or text_column is None:
             raise DataError(
-                f"{location}: needs a column {' or '.join(audio)}, and a column {' or '.join(_TEXT_COLUMNS)}; it has "
-                f"{', '.join(names)}. Name them with --audio_column and --text_column."
+                f"{location}: needs a column {' or '.join(audio)}, and a column {' or '.join(_TEXT_COLUMNS[:2])}; it "
+                f"has {', '.join(names)}. Name them with --audio_column and --text_column."
             )
         return cls(
             audio=audio_column,
@@ -105,7 +102,7 @@ class Columns:
             clip_id=first("path"),
             up_votes=first("up_votes"),
             down_votes=first("down_votes"),
-            speaker=config.speaker_column or first("client_id", "speaker_id", "speaker"),
+            speaker=config.speaker_column or first("client_id", "speaker_id", "speaker", "speaker_name"),
         )
 
     def present(self) -> list[str]:
@@ -113,7 +110,7 @@ class Columns:
         return sorted({name for name in vars(self).values() if name is not None})
 
 
-_TEXT_COLUMNS = ("sentence", "text")
+_TEXT_COLUMNS = ("sentence", "text", "transcription", "transcript")
 
 
 def named_columns(config: PrepareConfig) -> dict[str, str]:
@@ -147,14 +144,12 @@ def row_clip(
         config: its limits on votes reject clips.
 
     Raises:
-        DataError: the audio or the votes have the wrong type.
+        DataError: the audio has the wrong type.
     """
     content, path = _content_and_path(row[columns.audio], location)
-    up_votes = _votes(row[columns.up_votes], location) if columns.up_votes else config.min_upvotes
-    down_votes = _votes(row[columns.down_votes], location) if columns.down_votes else 0
-    audio: Path | bytes | Rejection | None = _check_votes(up_votes, down_votes, config) or content
+    audio: Path | bytes | Rejection | None = _check_votes(row, columns, config) or content
     if audio is None:
-        audio = find(path) if path else Rejection(Reason.MISSING_FILE, "the row has no audio")
+        audio = find(path) if path else Rejection(Reason.MISSING_FILE, f"{location} has no audio")
     clip_id = (row[columns.clip_id] if columns.clip_id else None) or path or location
     speaker = row[columns.speaker] if columns.speaker else None
     return make_clip(
@@ -173,49 +168,26 @@ def _content_and_path(value: Any, location: str) -> tuple[bytes | None, str | No
     raise DataError(f"{location}: its audio is a {type(value).__name__}. Give a file's content, its path, or both.")
 
 
-def _votes(value: Any, location: str) -> int:
-    if value is None or value != value:  # pandas writes NaN for a missing integer
-        return 0
-    try:
-        return int(value)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{location}: {value!r} is not a number of votes. Correct it.") from error
-
-
-def _check_votes(up_votes: int, down_votes: int, config: PrepareConfig) -> Rejection | None:
-    if up_votes < config.min_upvotes:
-        return Rejection(Reason.TOO_FEW_UPVOTES, f"{up_votes}, at least {config.min_upvotes} required")
-    if down_votes > config.max_downvotes:
-        return Rejection(Reason.TOO_MANY_DOWNVOTES, f"{down_votes}, at most {config.max_downvotes} allowed")
+def _check_votes(row: Mapping[str, Any], columns: Columns, config: PrepareConfig) -> Rejection | None:
+    """Returns why the votes reject the clip. A missing number of votes is 0."""
+    votes = {}
+    for column in (columns.up_votes, columns.down_votes):
+        value = row[column] if column else None
+        try:
+            # pandas writes NaN for a missing integer.
+            votes[column] = 0 if value is None or value != value or value == "" else int(value)
+        except (TypeError, ValueError):
+            return Rejection(Reason.MALFORMED_ROW, f"{column} {str(value)[:80]!r} is not a number of votes")
+    if columns.up_votes and votes[columns.up_votes] < config.min_upvotes:
+        return Rejection(Reason.TOO_FEW_UPVOTES, f"{votes[columns.up_votes]}, at least {config.min_upvotes} required")
+    if columns.down_votes and votes[columns.down_votes] > config.max_downvotes:
+        return Rejection(
+            Reason.TOO_MANY_DOWNVOTES, f"{votes[columns.down_votes]}, at most {config.max_downvotes} allowed"
+        )
     return None
 
 
-# Files and clips
-
-
-def audio_file_finder(root: Path, folders: Sequence[str]) -> FileFinder:
-    """Returns a function that looks up an audio file by name, with or without extension, in ``folders`` of ``root``.
-
-    It rejects paths outside ``root``: untrusted metadata must not make the trainer read, and publish as speech, other
-    files of this machine.
-    """
-    resolved_root = root.resolve()
-    directories = [resolved_root / folder for folder in folders if (resolved_root / folder).is_dir()]
-
-    def find(name: str) -> Path | Rejection:
-        try:
-            for directory in directories:
-                for ending in ("", *AUDIO_ENDINGS):
-                    file = (directory / (name + ending)).resolve()
-                    if not file.is_relative_to(resolved_root):
-                        return Rejection(Reason.PATH_OUTSIDE, f"{name} is outside the data set's folder")
-                    if file.is_file():
-                        return file
-        except (OSError, ValueError, RuntimeError):  # name too long, NUL in it, loop of symbolic links
-            return Rejection(Reason.MISSING_FILE, f"{name[:200]!r} is not a valid file name")
-        return Rejection(Reason.MISSING_FILE, f"{name} is not in {' or '.join(folders)}")
-
-    return find
+# Clips and lines
 
 
 def make_clip(clip_id: str, text: str, audio: Path | bytes | Rejection, speaker: str | None) -> SourceClip:
@@ -246,7 +218,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, start=1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} line {number}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+        encoding = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "CP1252"
+        raise DataError(
+            f"{path} line {number}: not UTF-8 ({error.reason}). Save the file as UTF-8, for example with "
+            f"iconv -f {encoding} -t UTF-8."
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 

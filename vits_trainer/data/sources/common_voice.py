@@ -4,17 +4,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.data.audio import Reason, Rejection
 from vits_trainer.data.sources.base import (
     Columns,
     Source,
     SourceClip,
     SourceKind,
-    audio_file_finder,
+    make_clip,
     nonblank_lines,
     require_clips,
     require_named_columns,
     row_clip,
 )
+from vits_trainer.data.sources.files import AudioFiles
 from vits_trainer.utils.errors import DataError
 
 
@@ -36,16 +38,20 @@ def _columns(config: PrepareConfig) -> Columns:
 
 
 def _clips(folder: Path, config: PrepareConfig) -> Iterator[SourceClip]:
-    find, columns = audio_file_finder(folder, ("clips",)), _columns(config)
+    find, columns = AudioFiles(folder, ("clips",)), _columns(config)
     for number, row in _rows(folder / "validated.tsv", config):
-        yield row_clip(row, f"line {number}", columns, find, config)
+        location = f"validated.tsv line {number}"
+        if isinstance(row, Rejection):
+            yield make_clip(location, "", row, speaker=None)
+        else:
+            yield row_clip(row, location, columns, find, config)
 
 
-def _rows(metadata: Path, config: PrepareConfig) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields line numbers and rows by column.
+def _rows(metadata: Path, config: PrepareConfig) -> Iterator[tuple[int, dict[str, str] | Rejection]]:
+    """Yields line numbers and rows by column, or why a line cannot be read: one bad line must not stop a release.
 
     Raises:
-        DataError: a column is missing, or a row has no path, no integers as votes or the wrong number of fields.
+        DataError: a column is missing.
     """
     lines = nonblank_lines(metadata)
     _, header = next(lines, (1, ""))
@@ -61,19 +67,11 @@ def _rows(metadata: Path, config: PrepareConfig) -> Iterator[tuple[int, dict[str
         )
     for number, line in lines:
         fields = line.split("\t")
-        if len(fields) != len(names):
-            raise DataError(
-                f"{metadata} line {number}: {len(fields)} columns where the header has {len(names)}. "
-                "Extract the release again, or correct the line."
-            )
-        row = dict(zip(names, fields, strict=True))
-        if not (row["up_votes"].isdecimal() and row["down_votes"].isdecimal() and row[columns.audio]):
-            raise DataError(
-                f"{metadata} line {number}: needs a path and integers as votes, but has path "
-                f"{row[columns.audio]!r}, up_votes {row['up_votes']!r}, down_votes {row['down_votes']!r}. "
-                "Correct the line."
-            )
-        yield number, row
+        if len(fields) == len(names):
+            yield number, dict(zip(names, fields, strict=True))
+        else:
+            reason = f"{len(fields)} columns where the header has {len(names)}: a TAB or line feed in a sentence?"
+            yield number, Rejection(Reason.MALFORMED_ROW, reason)
 
 
 SOURCE = SourceKind(

@@ -3,36 +3,58 @@
 from pathlib import Path
 
 from vits_trainer.config.prepare import PrepareConfig
-from vits_trainer.data.audio import AUDIO_ENDINGS
-from vits_trainer.data.sources.base import Source, SourceKind, audio_file_finder, make_clip
-from vits_trainer.utils.errors import DataError
+from vits_trainer.data.audio import AUDIO_ENDINGS, Reason, Rejection
+from vits_trainer.data.sources.base import Source, SourceClip, SourceKind, make_clip
+from vits_trainer.data.sources.files import is_utf8, paired_files
+from vits_trainer.utils.strings import printable
 
 
 def _has_corrections(folder: Path, _: PrepareConfig) -> bool:
-    return bool(_names(folder))
+    return bool(_pairs(folder))
 
 
 def _open_corrections(folder: Path, _: PrepareConfig) -> Source:
     """Opens a folder of ``NAME.txt`` with ``NAME.wav`` (or another audio file). One without the other is rejected."""
-    names = _names(folder)
-    find = audio_file_finder(folder, (".",))
-    clips = (make_clip(name, _read_text(folder / f"{name}.txt"), find(name), speaker=None) for name in names)
-    return Source(SOURCE.name, folder, len(names), clips)
+    pairs = _pairs(folder)
+    clips = (_clip(printable(name), files) for name, files in pairs.items())
+    return Source(SOURCE.name, folder, len(pairs), clips)
 
 
-def _names(folder: Path) -> list[str]:
-    """Returns the names of all texts and audio files in ``folder``; none if it has no text."""
-    if not folder.is_dir() or not any(folder.glob("*.txt")):
-        return []
-    endings = (".txt", *AUDIO_ENDINGS)
-    return sorted({path.stem for path in folder.iterdir() if path.is_file() and path.suffix.lower() in endings})
+def _pairs(folder: Path) -> dict[str, list[Path]]:
+    """Returns the files of each name; none if the folder has no text."""
+    pairs = paired_files(folder) if folder.is_dir() else {}
+    return pairs if any(_texts(files) for files in pairs.values()) else {}
 
 
-def _read_text(path: Path) -> str:
+def _texts(files: list[Path]) -> list[Path]:
+    return [file for file in files if file.suffix.casefold() == ".txt"]
+
+
+def _clip(name: str, files: list[Path]) -> SourceClip:
+    texts = _texts(files)
+    audio = sorted(set(files) - set(texts), key=lambda file: AUDIO_ENDINGS.index(file.suffix.casefold()))
+    # The same name with another ending may be the same recording: the first of AUDIO_ENDINGS is used.
+    alike = [file for file in audio if file.suffix.casefold() == audio[0].suffix.casefold()]
+    rejection = None
+    if any(not is_utf8(file.name) for file in files):
+        rejection = Rejection(Reason.UNUSABLE_NAME, f"{printable(files[0].name)} is not UTF-8; rename the file")
+    elif len(texts) > 1 or len(alike) > 1:
+        names = " or ".join(ascii(file.name) for file in (texts if len(texts) > 1 else alike))
+        rejection = Rejection(Reason.AMBIGUOUS_NAME, f"{name} may be {names}: rename one")
+    elif not audio:
+        rejection = Rejection(Reason.MISSING_FILE, f"{name} has a text and no recording")
+    elif not texts:
+        rejection = Rejection(Reason.EMPTY_TEXT, f"{name} has a recording and no text")
+    if rejection is not None:
+        return make_clip(name, "", rejection, speaker=None)
     try:
-        return path.read_text(encoding="utf-8-sig") if path.is_file() else ""
+        text = texts[0].read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from error
+        rejection = Rejection(
+            Reason.MALFORMED_ROW, f"{texts[0].name}: not UTF-8 ({error.reason} at byte {error.start})"
+        )
+        return make_clip(name, "", rejection, speaker=None)
+    return make_clip(name, text, audio[0], speaker=None)
 
 
 SOURCE = SourceKind("corrections", "corrections (NAME.wav with NAME.txt)", _has_corrections, _open_corrections)

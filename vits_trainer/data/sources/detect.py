@@ -3,19 +3,21 @@
 from pathlib import Path
 
 from vits_trainer.config.prepare import PrepareConfig
-from vits_trainer.data.sources import audio_folder, common_voice, corrections, hub, lj_speech, parquet
+from vits_trainer.data.sources import common_voice, corrections, hub, parquet, table
 from vits_trainer.data.sources.base import Source
 from vits_trainer.utils.errors import DataError
 
 SOURCES = (
     common_voice.SOURCE,
-    audio_folder.SOURCE,
-    lj_speech.SOURCE,
+    table.SOURCE,
     corrections.SOURCE,
     parquet.SOURCE,
     hub.SOURCE,
 )
 """All kinds of sources, in order of precedence: the first that detects ``--dataset`` opens it."""
+
+
+_TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".list")
 
 
 def open_source(config: PrepareConfig) -> Source:
@@ -42,6 +44,14 @@ def describe_sources() -> str:
 
 def _problem_with(path: Path) -> str:
     if path.is_dir():
+        names = sorted(file.name for file in path.iterdir() if file.suffix.casefold() in _TABLE_ENDINGS)
+        subfolder = next((file.parent.name for name in table.TABLES for file in sorted(path.glob(f"*/{name}"))), None)
+        if "train.tsv" in names:
+            return "it has train.tsv and no validated.tsv: copy train.tsv to validated.tsv to read those clips."
+        if names:
+            return f"it has {names[0]} and no metadata.csv: name the table of files and texts metadata.csv."
+        if subfolder is not None:
+            return f"its folder {subfolder} has a table: give that one."
         return "the folder is in no known format."
     if path.exists():
         return "the file is in no known format."

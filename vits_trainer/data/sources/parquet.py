@@ -14,10 +14,10 @@ from vits_trainer.data.sources.base import (
     Source,
     SourceClip,
     SourceKind,
-    audio_file_finder,
     require_clips,
     row_clip,
 )
+from vits_trainer.data.sources.files import AudioFiles
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.strings import first_line
 
@@ -87,7 +87,7 @@ def _has_embedded_audio(metadata: Any, audio: str) -> bool:
 
 def _clips(file: Path, columns: Columns, config: PrepareConfig, start: int) -> Iterator[SourceClip]:
     """Yields the clips from row ``start`` on, with only a few in memory, however large the row groups are."""
-    find = audio_file_finder(file.parent, (".",))
+    find = AudioFiles(file.parent, (".",))
     number = start
     try:
         # Page by page: pre-buffering would load whole row groups into memory.
