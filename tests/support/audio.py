@@ -236,12 +236,12 @@ def full_disk(audio: object, tokens: int, target_rate_hz: int, wav: Path) -> int
     raise OSError(errno.ENOSPC, "No space left on device", str(wav))
 
 
-def without_torch(audio: object, tokens: int, target_rate_hz: int, wav: Path) -> int:
+def without_torch(audio: object, tokens: int, target_rate_hz: int, wav: Path) -> tuple[int, str]:
     """Writes the heavy packages that the worker has imported, instead of a clip."""
     import sys
 
     wav.write_text(" ".join(sorted({"torch", "datasets", "transformers"} & set(sys.modules))))
-    return 1
+    return 1, ""
 
 
 def noted_clip(audio: object, tokens: int, config: object) -> tuple[bytes, int]:

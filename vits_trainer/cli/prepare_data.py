@@ -7,6 +7,7 @@ from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.preparation import upload
 from vits_trainer.data.preparation.pipeline import prepare
 from vits_trainer.data.preparation.summary import PreparationSummary
+from vits_trainer.utils.strings import printable
 
 
 def run(config: PrepareConfig) -> int:
@@ -16,14 +17,14 @@ def run(config: PrepareConfig) -> int:
     if config.push_to_hub is not None:
         upload.open_repository(config.push_to_hub)
     summary = prepare(config)
-    print(summary_table(summary))
+    print(printable(summary_table(summary)))
     if config.push_to_hub is not None and not summary.missing_parts:
         print(f"On the Hub: {upload.push_dataset(summary.output_dir, config.push_to_hub)}")
     return 0
 
 
 def summary_table(summary: PreparationSummary) -> str:
-    """Formats the counts of accepted and rejected clips, the output path and the next command."""
+    """Formats the counts of accepted and rejected clips, warnings, a few clips, and the next command."""
     rows = [
         ("clips", f"{summary.accepted}"),
         ("hours", f"{summary.hours:.2f}"),
@@ -37,7 +38,12 @@ def summary_table(summary: PreparationSummary) -> str:
     name_width = max(len(name) for name, _ in rows)
     value_width = max(len(value) for _, value in rows)
     return "\n".join(
-        [*(f"{name:<{name_width}}  {value:>{value_width}}" for name, value in rows), *_next_steps(summary)]
+        [
+            *(f"{name:<{name_width}}  {value:>{value_width}}" for name, value in rows),
+            *(f"WARNING: {warning}" for warning in summary.warnings),
+            *(f"Clip {example}" for example in summary.examples),
+            *_next_steps(summary),
+        ]
     )
 
 

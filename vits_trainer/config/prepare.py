@@ -54,6 +54,9 @@ class PrepareConfig:
     loudness_dbfs: float | None = None
     """Scale each clip to this RMS, in dB relative to full scale, such as -23. Clips whose peak would reach full scale
     are scaled less (null = off: keep the level of each clip)."""
+    check_texts: bool = True
+    """Refuse data sets where the texts of most clips cannot be those of their recordings: far too short for them, or
+    the same again and again (false = only report it)."""
     processes: int = 0
     """Worker processes (0 = one per core)."""
     shards: int = 0

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -15,7 +16,12 @@ from vits_trainer.data.audio import PCM16_BYTES, WAV_HEADER_BYTES, RecordingErro
 from vits_trainer.data.audio_store import AudioStore, AudioSubset, ShardAudioStore, WavAudioStore, read_rows
 from vits_trainer.data.shards import MANIFEST, Manifest
 from vits_trainer.utils.errors import ConfigError, DataError
-from vits_trainer.utils.strings import join_names
+from vits_trainer.utils.strings import comparable_text, join_names
+
+logger = logging.getLogger(__name__)
+
+MAX_EQUAL_TEXTS = 128
+"""A text that more clips have is validated and trained on, as are the words of a list."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +165,12 @@ def _open_shards(data_dir: Path, max_samples: int) -> PreparedData:
     shard_rows = read_rows(data_dir, manifest)
     # As in wavs/, a single speaker has no name: the same clips are then the same data in both formats.
     speakers = shard_rows.speakers if len(set(shard_rows.speakers)) > 1 else [""] * len(shard_rows.names)
-    selected = slice(max_samples or None)
-    rows = ClipTable(shard_rows.names[selected], shard_rows.texts[selected], speakers[selected])
-    recordings = ShardAudioStore(data_dir, manifest, shard_rows.samples[selected])
+    table = ClipTable(shard_rows.names, shard_rows.texts, speakers)
+    # By number, as in wavs/: the clips are shuffled over the shards.
+    selected = sorted(range(len(table)), key=lambda row: (len(table.filename[row]), table.filename[row]))
+    selected = selected[: max_samples or None]
+    rows = table.select(selected)
+    recordings = AudioSubset(ShardAudioStore(data_dir, manifest, shard_rows.samples), selected)
     return PreparedData(data_dir, rows, manifest.sampling_rate, _summary(data_dir), recordings)
 
 
@@ -247,7 +256,8 @@ def train_validation_split(
     """Returns the rows for training and for validation; the split depends on names and the seed, not on the order.
 
     Validation clips are drawn from the speakers in turn, to cover as many speakers as possible. Every speaker keeps at
-    least one clip for training, unless no speaker has more than one.
+    least one clip for training, unless no speaker has more than one. Clips with the same text or the same samples are
+    drawn together, so that the last ones may exceed the number of clips.
 
     Raises:
         DataError: no clip would be left to train on.
@@ -266,5 +276,59 @@ def train_validation_split(
         by_speaker[speakers[row]].append(row)
     rounds = zip_longest(*(rows[:-1] for rows in by_speaker.values()))
     candidates = [row for one_each in rounds for row in one_each if row is not None]
-    drawn = (candidates or [rows[-1] for rows in by_speaker.values()])[:held_out]
-    return sorted(set(range(clips)) - set(drawn)), sorted(drawn)
+    # A speaker with clips to draw keeps one; if no speaker has, any clip may be drawn.
+    keeps = dict.fromkeys(by_speaker, 1 if candidates else 0)
+    candidates = candidates or [rows[-1] for rows in by_speaker.values()]
+    groups = equal_clips(prepared)
+    drawn = _draw_groups(candidates, groups, speakers, keeps, held_out)
+    if held_out and not drawn:
+        logger.warning("%s: nearly all clips share their texts: validation shares them with training.", prepared.root)
+        drawn = set(candidates[:held_out])
+    return sorted(set(range(clips)) - drawn), sorted(drawn)
+
+
+def equal_clips(prepared: PreparedData) -> dict[int, list[int]]:
+    """Returns the rows of all clips with the same text or samples, by each of these rows; others are not in it.
+
+    A text of more than :data:`MAX_EQUAL_TEXTS` clips is not counted: word lists consist of such texts.
+    """
+    texts = list(prepared.rows["text"])
+    comparable = {text: comparable_text(text) for text in set(texts)}
+    by_text: dict[str, list[int]] = {}
+    for row, text in enumerate(texts):
+        by_text.setdefault(comparable[text], []).append(row)
+    groups = [rows for rows in by_text.values() if 1 < len(rows) <= MAX_EQUAL_TEXTS]
+    row_of = {name: row for row, name in enumerate(prepared.rows["filename"])} if "copies" in prepared.summary else {}
+    groups += [[row_of[name] for name in names if name in row_of] for names in prepared.summary.get("copies", ())]
+    return _joined(groups)
+
+
+def _joined(groups: Sequence[Sequence[int]]) -> dict[int, list[int]]:
+    """Joins groups that have a row in common; returns the group of each row."""
+    group_of: dict[int, list[int]] = {}
+    for rows in groups:
+        joined = sorted({*rows, *(other for row in rows for other in group_of.get(row, ()))})
+        group_of |= dict.fromkeys(joined, joined)
+    return group_of
+
+
+def _draw_groups(
+    candidates: Sequence[int],
+    groups: Mapping[int, Sequence[int]],
+    speakers: Sequence[str],
+    keeps: Mapping[str, int],
+    held_out: int,
+) -> set[int]:
+    """Draws candidates in their order, each with its group, unless a speaker would keep too few clips."""
+    left = Counter(speakers)
+    drawn: set[int] = set()
+    for candidate in candidates:
+        if len(drawn) >= held_out:
+            break
+        group = groups.get(candidate, (candidate,))
+        taken = Counter(speakers[row] for row in group)
+        enough = all(left[speaker] - count >= keeps[speaker] for speaker, count in taken.items())
+        if candidate not in drawn and enough and len(drawn) + len(group) < len(speakers):
+            drawn.update(group)
+            left -= taken
+    return drawn

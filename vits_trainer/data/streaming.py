@@ -6,6 +6,7 @@ their shuffle buffers on a resume, and if the shards do not divide evenly among 
 
 import hashlib
 import json
+import logging
 import traceback
 import unicodedata
 from collections import Counter
@@ -32,6 +33,8 @@ from vits_trainer.data.sampler import MicroBatchSpec
 from vits_trainer.data.shards import FOLDER, MANIFEST, SCHEMA, Encoding, Manifest, ShardRecord, decode_audio
 from vits_trainer.data.streaming_sampler import StreamedBatchSpec
 from vits_trainer.utils.errors import DataError, UnreadableShardError
+
+logger = logging.getLogger(__name__)
 
 _THREADS = 8
 """Maximum number of concurrent requests of a data worker."""
@@ -128,16 +131,33 @@ class ShardedData:
             )
         rng = np.random.default_rng(seed)
         each, rows = -(-wanted // _VALIDATION_GROUPS), list[int]()
+        eligible = self._eligible(wanted)
         for group in rng.permutation(len(self.groups)):
-            count = min(each, wanted - len(rows), self.groups[group])
-            if not count:
+            shuffled = self.begins[group] + rng.permutation(self.groups[group])
+            rows += shuffled[eligible[shuffled]][: min(each, wanted - len(rows))].tolist()
+            if len(rows) == wanted:
                 break
-            rows += (self.begins[group] + rng.permutation(self.groups[group])[:count]).tolist()
         # Some row groups have fewer clips than their share: draw the rest from all other rows.
         if len(rows) < wanted:
-            rest = np.setdiff1d(np.arange(self.clips), rows)
+            rest = np.setdiff1d(np.flatnonzero(eligible), rows)
             rows += rng.permutation(rest)[: wanted - len(rows)].tolist()
         return sorted(rows)
+
+    def _eligible(self, wanted: int) -> NDArray[np.bool_]:
+        """Returns which rows may validate, (clips,): those whose text and samples no other clip has, if enough."""
+        eligible = np.ones(self.clips, dtype=bool)
+        for begin, name in zip(self.shard_begins[:-1], self.shard_names, strict=True):
+            bits = np.frombuffer(bytes.fromhex(self.summary.get("repeated", {}).get(name, "")), np.uint8)
+            repeated = np.flatnonzero(np.unpackbits(bits))
+            eligible[begin + repeated] = False
+        if eligible.sum() < wanted:
+            logger.warning(
+                "%s: only %d of %d clips have a text and a recording that no other clip has, fewer than the %d clips "
+                "for validation: validation shares texts with training.",
+                self.address, eligible.sum(), self.clips, wanted,
+            )  # fmt: skip
+            eligible[:] = True
+        return eligible
 
     def groups_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns the row group of each row, and the index of the row within it."""

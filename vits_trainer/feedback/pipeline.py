@@ -229,7 +229,9 @@ def _prepare(corrections: Sequence[CorrectionFiles], folder: Path, voice: _Voice
     """
     source = folder.with_name(f"{folder.name}_source")
     replay_mix.copy_corrections(corrections, source)
-    prepare(PrepareConfig(dataset=str(source), output_dir=str(folder), target_sr=voice.spec.sampling_rate))
+    rate_hz = voice.spec.sampling_rate
+    # Users correct one sentence again and again.
+    prepare(PrepareConfig(dataset=str(source), output_dir=str(folder), target_sr=rate_hz, check_texts=False))
     prepared = open_prepared(folder)
     rejected = _rejected_names(folder)
     names = [correction.name for correction in corrections if csv_cell(correction.name) not in rejected]

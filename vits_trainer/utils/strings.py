@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,19 @@ def ordinary_spaces(text: str) -> str:
     return _GROUP_OR_SPACE.sub(lambda match: match[1] or " ", text)
 
 
+_NO_WORDS, _UNUSUAL = re.compile(r"[\W_]+"), re.compile(r"[^\w\x00-\x7f]")
+
+
+def comparable_text(text: str) -> str:
+    """Returns the words of ``text`` in lower case; texts that differ only in punctuation, case or form are equal."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    if _UNUSUAL.search(folded):  # marks belong to letters in many scripts
+        words = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in folded)
+    else:
+        words = _NO_WORDS.sub(" ", folded)
+    return " ".join(words.split()) or folded
+
+
 def csv_cell(value: str) -> str:
     """Returns ``value`` as one line that spreadsheets do not interpret as a formula."""
     line = one_line(printable(value))
@@ -59,3 +73,8 @@ def join_names(names: Sequence[str]) -> str:
 def short_digest(value: Any) -> str:
     """Returns a SHA-256 prefix of a plain value's ``repr``, the same in every process."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
+
+
+def digest_number(value: str) -> int:
+    """Returns 56 bits of a SHA-256, the same in every process."""
+    return int.from_bytes(hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest()[:7])

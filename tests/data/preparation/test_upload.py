@@ -66,7 +66,7 @@ def test_parameters_of_the_fake_exist_in_the_client() -> None:
 def test_parts_are_uploaded_once_all_are_complete(
     tmp_path: Path, hub: FakeHfApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dataset, out = lj_speech(tmp_path / "set", ["a"] * 8), tmp_path / "out"
+    dataset, out = lj_speech(tmp_path / "set", [f"a{n}" for n in range(8)]), tmp_path / "out"
     argv = ["prepare_data", "--dataset", str(dataset), "--output_dir", str(out), "--shards", "4", "--processes", "1"]
     out.mkdir()
     (out / "runs").write_text("private")

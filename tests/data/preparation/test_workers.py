@@ -41,7 +41,7 @@ def test_workers_do_not_import_torch(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_only_a_few_clips_are_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parquet rows contain the audio: reading far ahead would fill the memory."""
-    source = pipeline.open_source(PrepareConfig(dataset=str(lj_speech(tmp_path / "set", ["a"] * 30))))
+    source = pipeline.open_source(PrepareConfig(dataset=str(lj_speech(tmp_path / "set", [f"a{n}" for n in range(30)]))))
     read = [0]
 
     def counted():

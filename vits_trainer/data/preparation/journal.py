@@ -26,6 +26,10 @@ class AcceptedClip(NamedTuple):
     speaker: str
     samples: int
     text_changed: bool
+    source: str = ""
+    """Name of the clip in the source."""
+    audio_digest: str = ""
+    """Hexadecimal digest of the samples; empty in journals of earlier versions."""
 
 
 class RejectedClip(NamedTuple):

@@ -12,17 +12,20 @@ from tqdm import tqdm
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import Rejection
 from vits_trainer.data.preparation.journal import JOURNAL, ClipJournal, RejectedClip, wav_name
+from vits_trainer.data.preparation.plausibility import clip_facts
 from vits_trainer.data.preparation.sharded import prepare_shards, remove_journals
 from vits_trainer.data.preparation.summary import (
     PreparationStats,
     PreparationSummary,
     already_prepared_message,
     dataset_json,
+    example_line,
     no_clips_message,
     preparation_fingerprint,
     read_finished,
     refuse_foreign,
     rejected_csv,
+    require_plausible,
 )
 from vits_trainer.data.preparation.workers import convert_clip, map_in_processes, prescreen, to_accepted
 from vits_trainer.data.shards import FOLDER
@@ -100,19 +103,33 @@ def _prepare_wavs(
         wavs.mkdir(exist_ok=True)
         _convert_all(source, config, wavs, journal)
         atomic_write(output_dir / "rejected.csv", rejected_csv(journal.entries))
-        stats = PreparationStats()
-        for entry in journal.entries:
-            stats.add(entry)
+        stats = _stats(journal, config)
         summary = stats.summary(output_dir, config.target_sr)
         if not summary.accepted:
             _clear(wavs)
             journal.remove()
-            raise DataError(no_clips_message(summary))
+            raise DataError(no_clips_message(summary, stats))
+        require_plausible(stats, config)
         atomic_write(output_dir / "metadata.csv", _metadata_csv(journal))
         os.sync()  # one fsync for each of thousands of files would take minutes
         atomic_write(output_dir / "dataset.json", dataset_json(summary, stats, source, config, fingerprint))
         journal.remove()
     return summary
+
+
+def _stats(journal: ClipJournal, config: PrepareConfig) -> PreparationStats:
+    stats = PreparationStats()
+    for entry in journal.entries:
+        stats.add(entry)
+    accepted = journal.accepted
+    stats.facts = [clip_facts(wav_name(row), clip, config.target_sr) for row, clip in enumerate(accepted)]
+    middle, last = len(accepted) // 2, len(accepted) - 1
+    stats.examples = [
+        example_line(f"wavs/{wav_name(row)}", accepted[row], config.target_sr)
+        for row in sorted({0, middle, last})
+        if accepted
+    ]
+    return stats
 
 
 def _convert_all(source: Source, config: PrepareConfig, wavs: Path, journal: ClipJournal) -> None:
@@ -134,7 +151,7 @@ def _convert_all(source: Source, config: PrepareConfig, wavs: Path, journal: Cli
                     journal.add(RejectedClip(clip.clip_id, *outcome))
                 else:
                     replace_file(part(index), wavs / wav_name(accepted))
-                    journal.add(to_accepted(clip, outcome))
+                    journal.add(to_accepted(clip, *outcome))
                     accepted += 1
                 bar.update((accepted if config.max_samples else len(journal.entries)) - bar.n)
                 if accepted == config.max_samples > 0:

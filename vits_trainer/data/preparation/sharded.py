@@ -1,8 +1,8 @@
 """Prepares shards from a source of clips, at once or in parts that may run on several machines.
 
-Each shard contains the accepted clips of one range of the source, in its order. The ranges depend only on the number of
-clips in the source and the number of shards, not on parts or processes. Each part is an equal number of adjacent
-shards::
+Each shard contains the accepted clips of one range of the shuffled source: sources are often sorted by speaker, and
+streaming reads neighbouring clips together. The order and the ranges depend only on the number of clips in the source
+and the number of shards, not on parts or processes. Each part is an equal number of adjacent shards::
 
     shards/shard_00000.parquet    moved here when complete
     shards/part_2_of_4.jsonl      until all parts are complete: the outcome of each shard of a part
@@ -14,30 +14,42 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import RecordingError, Rejection
 from vits_trainer.data.preparation.journal import Journal, RejectedClip, parse_rejected, wav_name
+from vits_trainer.data.preparation.plausibility import ClipFacts, clip_facts, repeated
 from vits_trainer.data.preparation.summary import (
     PreparationStats,
     PreparationSummary,
     already_prepared_message,
     changed_settings,
     dataset_json,
+    example_line,
     no_clips_message,
     read_finished,
     refuse_foreign,
     rejected_csv,
+    require_plausible,
 )
-from vits_trainer.data.preparation.workers import map_in_processes, prescreen, to_accepted, to_pcm
+from vits_trainer.data.preparation.workers import (
+    ScreenedClip,
+    content_digest,
+    map_in_processes,
+    prescreen,
+    to_accepted,
+    to_pcm,
+)
 from vits_trainer.data.shards import (
     FOLDER,
     MANIFEST,
@@ -62,6 +74,10 @@ SHARDS = Kind(
     lambda folder: any(folder.glob("part_*_of_*.jsonl")),  # may be changed while a journal exists
 )
 _POLL_S = 0.05
+_BLOCKS, _MAX_BLOCK_CLIPS = 1000, 16
+"""If clips contain their audio, blocks of neighbours are shuffled, and few clips singly: reading a row of Parquet reads
+its row group up to it."""
+_ORDER_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -70,10 +86,15 @@ class ShardOutcome:
 
     record: ShardRecord | None
     """None if all clips of its range were rejected."""
-    left_out: tuple[RejectedClip, ...]
+    left_out: tuple[tuple[int, RejectedClip], ...]
+    """Index in the source and reason of each rejected clip."""
     texts_changed: int
     speaker_clips: dict[str, int]
     characters: str
+    facts: tuple[ClipFacts, ...]
+    """Facts of each row."""
+    examples: tuple[str, ...]
+    """A line that shows the first row; empty if there is none."""
 
     @classmethod
     def parse(cls, line: Mapping[str, Any]) -> "ShardOutcome":
@@ -81,20 +102,25 @@ class ShardOutcome:
         record = line["record"]
         return cls(
             record=None if record is None else ShardRecord(**{**record, "groups": tuple(record["groups"])}),
-            left_out=tuple(map(parse_rejected, line["left_out"])),
+            left_out=tuple((number, parse_rejected(entry)) for number, entry in line["left_out"]),
             texts_changed=line["texts_changed"],
             speaker_clips=line["speaker_clips"],
             characters=line["characters"],
+            facts=tuple(ClipFacts(*facts) for facts in line["facts"]),
+            examples=tuple(line["examples"]),
         )
 
     def stats(self) -> PreparationStats:
         """Returns the counts of this shard."""
         return PreparationStats(
-            rejected=Counter(entry.reason for entry in self.left_out),
+            rejected=Counter(entry.reason for _, entry in self.left_out),
             texts_changed=self.texts_changed,
             samples=self.record.samples if self.record else 0,
             speaker_clips=Counter(self.speaker_clips),
             characters=set(self.characters),
+            first_rejected={entry.reason: f"{entry.clip_id}: {entry.detail}" for _, entry in reversed(self.left_out)},
+            facts=list(self.facts),
+            examples=list(self.examples),
         )
 
 
@@ -188,17 +214,48 @@ def _write_shards(source: Source, config: PrepareConfig, folder: Path, journal: 
             "Give a lower --shards."
         )
     start, clip_count = sum(ranges[: to_do[0]]), sum(ranges[number] for number in to_do)
-    # The last shard also takes clips beyond the number that the source reports.
-    clips = islice(prescreen(source, start), None if to_do[-1] == config.shards - 1 else clip_count)
-    names = _clip_names(config, journal)
+    clips, indices = _in_order(source, sum(ranges), start, start + clip_count)
+    if source.access == "sequential" and to_do[-1] < config.shards - 1:
+        clips = islice(clips, clip_count)  # the last shard also takes clips beyond the number that the source reports
     total = sum(ranges[number] for number in numbers)
     with (
         tqdm(desc="prepare_data", total=total, initial=total - clip_count, unit="clip", disable=None) as bar,
         closing(map_in_processes(clips, encode_clip, lambda _: (), config)) as outcomes,
     ):
+        numbered = zip(indices, _advance(bar, outcomes), strict=False)
         for number in to_do:
-            shard_clips = islice(outcomes, None if number == config.shards - 1 else ranges[number])
-            journal.add(_write_shard(folder / shard_name(number), _advance(bar, shard_clips), names, config))
+            shard_clips = islice(numbered, None if number == config.shards - 1 else ranges[number])
+            journal.add(_write_shard(folder / shard_name(number), shard_clips, config))
+
+
+def _in_order(source: Source, clip_count: int, start: int, stop: int) -> tuple[Iterator[ScreenedClip], Iterator[int]]:
+    """Returns the clips at these positions of the shuffled source, and their indices in the source.
+
+    A source that can only be read sequentially keeps its order, and has no end here.
+    """
+    if source.access == "sequential":
+        return prescreen(source, start), count(start)
+    block_clips = 1 if source.access == "listed" else min(_MAX_BLOCK_CLIPS, 1 + clip_count // _BLOCKS)
+    indices = shuffled_indices(clip_count, block_clips)[start:stop].tolist()
+    if source.access == "listed":
+        listed = list(prescreen(source))
+        return (listed[index] for index in indices), iter(indices)
+    return _at(source, indices), iter(indices)
+
+
+def shuffled_indices(clip_count: int, block_clips: int) -> NDArray[np.int64]:
+    """Returns the indices of a source's clips in the order of the shards: blocks of neighbours, shuffled."""
+    blocks = np.random.default_rng(_ORDER_SEED).permutation(-(-clip_count // block_clips))
+    indices = (blocks[:, None] * block_clips + np.arange(block_clips)).ravel()
+    shuffled: NDArray[np.int64] = indices[indices < clip_count]
+    return shuffled
+
+
+def _at(source: Source, indices: Sequence[int]) -> Iterator[ScreenedClip]:
+    """Yields the clips of a source with random access, neighbours together."""
+    starts = [row for row, index in enumerate(indices) if row == 0 or index != indices[row - 1] + 1]
+    for first, end in pairwise([*starts, len(indices)]):
+        yield from islice(prescreen(source, indices[first]), end - first)
 
 
 def _clip_count(source: Source, config: PrepareConfig) -> int:
@@ -206,15 +263,6 @@ def _clip_count(source: Source, config: PrepareConfig) -> int:
         return source.clip_count
     logger.info("%s does not report its number of clips: reading it once to count them.", config.dataset)
     return sum(1 for _ in open_source(config).clips)
-
-
-def _clip_names(config: PrepareConfig, journal: PartJournal) -> Iterator[str]:
-    """Yields names as in wavs/, numbered over the accepted clips of the part: other parts' counts are unknown."""
-    part = f"p{config.part_number}_" if config.parts > 1 else ""
-    number = sum(outcome.record.clips for outcome in journal.outcomes if outcome.record)
-    while True:
-        yield wav_name(number, part)
-        number += 1
 
 
 Outcome = tuple[SourceClip, tuple[bytes, int] | Rejection]
@@ -226,19 +274,23 @@ def _advance(bar: "tqdm[Any]", outcomes: Iterable[Outcome]) -> Iterator[Outcome]
         bar.update()
 
 
-def _write_shard(path: Path, clips: Iterable[Outcome], names: Iterator[str], config: PrepareConfig) -> ShardOutcome:
+def _write_shard(path: Path, clips: Iterable[tuple[int, Outcome]], config: PrepareConfig) -> ShardOutcome:
     stats, rejected = PreparationStats(), []
     with ShardWriter(path, config.target_sr, config.encoding) as writer:
-        for clip, outcome in clips:
+        for index, (clip, outcome) in clips:
             if isinstance(outcome, Rejection):
                 entry = RejectedClip(clip.clip_id, *outcome)
-                rejected.append(entry)
+                rejected.append((index, entry))
                 stats.add(entry)
             else:
                 audio, samples = outcome
-                accepted = to_accepted(clip, samples)
-                writer.add_encoded(next(names), audio, accepted.text, accepted.speaker, samples)
+                accepted = to_accepted(clip, samples, content_digest(audio))
+                name = wav_name(index)
+                writer.add_encoded(name, audio, accepted.text, accepted.speaker, samples)
                 stats.add(accepted)
+                stats.facts.append(clip_facts(name, accepted, config.target_sr))
+                if not stats.examples:
+                    stats.examples.append(example_line(f"{name} in {path.name}", accepted, config.target_sr))
         if stats.speaker_clips:
             record = writer.close()
         else:
@@ -251,6 +303,8 @@ def _write_shard(path: Path, clips: Iterable[Outcome], names: Iterator[str], con
         texts_changed=stats.texts_changed,
         speaker_clips=dict(stats.speaker_clips),
         characters="".join(sorted(stats.characters)),
+        facts=tuple(stats.facts),
+        examples=tuple(stats.examples),
     )
 
 
@@ -295,20 +349,34 @@ def _merge_parts(
     stats = PreparationStats()
     for outcome in outcomes:
         stats.add_all(outcome.stats())
+    stats.repeated_rows = _repeated_rows(outcomes, stats.facts)
     summary = stats.summary(output_dir, config.target_sr, len(records), missing)
     if missing:
         return summary
     _require_shards(folder, records)
-    atomic_write(output_dir / "rejected.csv", rejected_csv(entry for outcome in outcomes for entry in outcome.left_out))
+    left_out = sorted(entry for outcome in outcomes for entry in outcome.left_out)
+    atomic_write(output_dir / "rejected.csv", rejected_csv(entry for _, entry in left_out))
     if not records:
         remove_journals(folder)
-        raise DataError(no_clips_message(summary))
+        raise DataError(no_clips_message(summary, stats))
+    require_plausible(stats, config)
     for stray in folder.glob("shard_*"):
         if stray.name not in {record.name for record in records}:  # of an earlier, abandoned preparation
             discard(stray)
     Manifest(config.target_sr, config.encoding, records).write(output_dir)
     atomic_write(output_dir / "dataset.json", dataset_json(summary, stats, source, config, fingerprint))
     return summary
+
+
+def _repeated_rows(outcomes: Iterable[ShardOutcome], facts: Sequence[ClipFacts]) -> dict[str, str]:
+    """Returns the bits of the rows that share their text or samples with another, in hexadecimal, by shard."""
+    bits, begin, rows = repeated(facts), 0, dict[str, str]()
+    for outcome in outcomes:
+        of_shard = bits[begin : begin + len(outcome.facts)]
+        begin += len(outcome.facts)
+        if outcome.record and of_shard.any():
+            rows[outcome.record.name] = np.packbits(of_shard).tobytes().hex()
+    return rows
 
 
 def _read_outcomes(journal: Path, fingerprint: Mapping[str, Any]) -> list[ShardOutcome]:

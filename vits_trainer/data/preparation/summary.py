@@ -6,10 +6,12 @@ import hashlib
 import io
 import json
 import logging
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,18 @@ from vits_trainer import __version__
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import Reason
 from vits_trainer.data.preparation.journal import AcceptedClip, RejectedClip
+from vits_trainer.data.preparation.plausibility import ClipFacts, Plausibility, examine
 from vits_trainer.data.sources.base import Source
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import Kind, is_ours, others_files
-from vits_trainer.utils.strings import csv_cell
+from vits_trainer.utils.strings import csv_cell, one_line, printable
 
 logger = logging.getLogger("vits_trainer")
 
-_NOT_IN_SETTINGS = {"dataset", "output_dir", "processes", "part", "push_to_hub"}
+_NOT_IN_SETTINGS = {"dataset", "output_dir", "processes", "part", "push_to_hub", "check_texts"}
 """Fields that dataset.json has elsewhere, or that do not affect the files that are written."""
+_ORDER = "shuffled"
+"""Order of the clips in shards."""
 _SHARDS_ONLY = {"shards", "encoding"}
 
 
@@ -49,6 +54,10 @@ class PreparationSummary:
     """Number of shards written; 0 for wavs/."""
     missing_parts: tuple[str, ...] = ()
     """Parts such as 2/4 that are not prepared yet. If there are any, the counts are those of a single part."""
+    warnings: tuple[str, ...] = ()
+    """What is probably wrong with the clips, one line each."""
+    examples: tuple[str, ...] = ()
+    """A few clips as they were understood: files, duration, speaker and text, one line each."""
 
     @property
     def hours(self) -> float:
@@ -70,11 +79,20 @@ class PreparationStats:
     samples: int = 0
     speaker_clips: Counter[str] = field(default_factory=Counter)
     characters: set[str] = field(default_factory=set)
+    first_rejected: dict[Reason, str] = field(default_factory=dict)
+    """Name and details of the first clip that was rejected for each reason."""
+    facts: list[ClipFacts] = field(default_factory=list)
+    """Facts of the accepted clips, in their order."""
+    examples: list[str] = field(default_factory=list)
+    """Lines that show accepted clips."""
+    repeated_rows: dict[str, str] = field(default_factory=dict)
+    """Bits of :func:`repeated`, in hexadecimal, by shard."""
 
     def add(self, entry: AcceptedClip | RejectedClip) -> None:
-        """Counts a clip."""
+        """Counts a clip; the facts of an accepted one are added separately."""
         if isinstance(entry, RejectedClip):
             self.rejected[entry.reason] += 1
+            self.first_rejected.setdefault(entry.reason, f"{one_line(printable(entry.clip_id))}: {entry.detail}")
             return
         self.texts_changed += entry.text_changed
         self.samples += entry.samples
@@ -88,11 +106,22 @@ class PreparationStats:
         self.samples += other.samples
         self.speaker_clips += other.speaker_clips
         self.characters |= other.characters
+        self.first_rejected = other.first_rejected | self.first_rejected
+        self.facts += other.facts
+        self.examples += other.examples
+
+    @cached_property
+    def plausibility(self) -> Plausibility:
+        """Result of the checks over all accepted clips; call it when they are complete."""
+        return examine(self.facts)
 
     def summary(
         self, output_dir: Path, rate_hz: int, shards: int = 0, missing_parts: Iterable[str] = ()
     ) -> PreparationSummary:
         """Returns the summary of a finished preparation, or of a part of one."""
+        missing_files = _missing_files(self)
+        warnings = [f"{missing_files}."] if missing_files and self.speaker_clips else []
+        last = len(self.examples) - 1
         return PreparationSummary(
             output_dir=output_dir,
             accepted=self.speaker_clips.total(),
@@ -102,6 +131,8 @@ class PreparationStats:
             speakers=len(self.speaker_clips),
             shards=shards,
             missing_parts=tuple(missing_parts),
+            warnings=(*warnings, *self.plausibility.warnings),
+            examples=tuple(self.examples[row] for row in sorted({0, last // 2, last})) if self.examples else (),
         )
 
 
@@ -113,8 +144,12 @@ def preparation_fingerprint(source: Source, config: PrepareConfig, output_dir: P
     unused = _NOT_IN_SETTINGS if config.shards else _NOT_IN_SETTINGS | _SHARDS_ONLY
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in unused}
     if config.shards:
-        settings["parts"] = config.parts  # part of the clips' names
-    return {**settings, "dataset": config.dataset, "source": source.revision or _state_of(source, output_dir)}
+        settings |= {"parts": config.parts, "order": _ORDER}
+    return {
+        **settings,
+        "dataset": printable(config.dataset),
+        "source": source.revision or _state_of(source, output_dir),
+    }
 
 
 def _state_of(source: Source, output_dir: Path) -> str:
@@ -128,7 +163,7 @@ def _state_of(source: Source, output_dir: Path) -> str:
     for path in sorted(files or ()):
         if path.is_file():
             status = path.stat()
-            digest.update(f"{path.name}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(path.name) + f"|{status.st_size}|{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -149,7 +184,13 @@ def read_finished(output_dir: Path, fingerprint: Mapping[str, Any]) -> Preparati
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        earlier = {**record["settings"], "dataset": record["source"]["dataset"], "source": record["source"]["state"]}
+        earlier = {
+            **record["settings"],
+            "dataset": record["source"]["dataset"],
+            "source": record["source"]["state"],
+        }
+        # Shards of versions that kept the order of the source are finished, too.
+        earlier.setdefault("order", fingerprint.get("order"))
         changed = changed_settings(earlier, fingerprint)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(already_prepared_message(output_dir, "dataset.json")) from error
@@ -166,6 +207,8 @@ def read_finished(output_dir: Path, fingerprint: Mapping[str, Any]) -> Preparati
         seconds=record["seconds"],
         speakers=record["speakers"],
         shards=record.get("shards", 0),
+        warnings=tuple(record.get("warnings", ())),
+        examples=tuple(record.get("examples", ())),
     )
 
 
@@ -219,9 +262,13 @@ def dataset_json(
                 "characters": "".join(sorted(stats.characters)),
                 "sampling_rate": config.target_sr,
                 **({"shards": summary.shards} if summary.shards else {}),
+                "warnings": summary.warnings,
+                "examples": summary.examples,
+                **({"copies": stats.plausibility.copies} if stats.plausibility.copies else {}),
+                **({"repeated": stats.repeated_rows} if stats.repeated_rows else {}),
                 "source": {
                     "kind": source.kind,
-                    "dataset": config.dataset,
+                    "dataset": printable(config.dataset),
                     "revision": source.revision,
                     "clips": source.clip_count,
                     "state": fingerprint["source"],
@@ -241,11 +288,42 @@ def dataset_json(
     )
 
 
-def no_clips_message(summary: PreparationSummary) -> str:
+def example_line(file: str, clip: AcceptedClip, rate_hz: int) -> str:
+    """Returns a line that shows an accepted clip as it was understood."""
+    source = f"{one_line(clip.source)} -> " if clip.source else ""
+    return f"{source}{file}, {clip.samples / rate_hz:.2f} s, speaker {clip.speaker}: {clip.text}"
+
+
+def require_plausible(stats: PreparationStats, config: PrepareConfig) -> None:
+    """Raises :class:`DataError` if the texts of most clips cannot be those of their recordings."""
+    problem = stats.plausibility.problem
+    if problem is not None and config.check_texts:
+        raise DataError(
+            f"{config.output_dir}: {problem}. Name the columns of the table (--text_column, --speaker_column) or "
+            "correct the data set; if all is right, the same command with --check_texts false finishes from here."
+        )
+
+
+_WRONG_NAMES = (Reason.MISSING_FILE, Reason.PATH_OUTSIDE, Reason.AMBIGUOUS_NAME, Reason.UNUSABLE_NAME)
+
+
+def _missing_files(stats: PreparationStats) -> str | None:
+    """Returns a remark if the files of many clips are not found: their names are probably written in another way."""
+    missing = sum(stats.rejected[reason] for reason in _WRONG_NAMES)
+    if 2 * missing <= stats.rejected.total() + stats.speaker_clips.total():
+        return None
+    first = next(stats.first_rejected[reason] for reason in _WRONG_NAMES if stats.rejected[reason])
+    return f"the files of {missing} clips are not found; the first: {first}"
+
+
+def no_clips_message(summary: PreparationSummary, stats: PreparationStats) -> str:
     """Returns the error message if all clips are rejected."""
     counts = ", ".join(f"{count} {reason}" for reason, count in summary.rejected.items())
+    message = f"all clips were rejected: {counts}. {summary.output_dir / 'rejected.csv'} has the reason of each. "
+    missing_files = _missing_files(stats)
+    if missing_files:
+        return f"{message}{missing_files[0].upper()}{missing_files[1:]}. Correct the names in the table, or the files."
     return (
-        f"all clips were rejected: {counts}. {summary.output_dir / 'rejected.csv'} has the reason of each. "
-        "Correct the data set, or relax the limits (--min_upvotes, --max_downvotes, --min_duration_s, "
-        "--max_duration_s, --min_loudness_dbfs)."
+        f"{message}The first: {next(iter(stats.first_rejected.values()))}. Correct the data set, or relax the limits "
+        "(--min_upvotes, --max_downvotes, --min_duration_s, --max_duration_s, --min_loudness_dbfs)."
     )

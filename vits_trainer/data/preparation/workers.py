@@ -1,5 +1,6 @@
 """Converts clips to 16-bit PCM in worker processes, in order, with a bounded number of clips in flight."""
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -36,7 +37,7 @@ from vits_trainer.data.audio import (
 from vits_trainer.data.preparation.journal import AcceptedClip
 from vits_trainer.data.sources.base import Source, SourceClip
 from vits_trainer.utils.errors import VitsTrainerError
-from vits_trainer.utils.strings import one_line
+from vits_trainer.utils.strings import one_line, printable
 
 HOP_SAMPLES = 256
 """Samples per spectrogram frame of VITS and MMS-TTS voices."""
@@ -201,10 +202,11 @@ def _new_pool(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_init_worker)
 
 
-def to_accepted(clip: SourceClip, samples: int) -> AcceptedClip:
+def to_accepted(clip: SourceClip, samples: int, audio_digest: str) -> AcceptedClip:
     """Returns the journal entry of a clip that was converted to ``samples`` samples."""
     text = one_line(clip.text)
-    return AcceptedClip(text, one_line(clip.speaker or "") or _UNKNOWN_SPEAKER, samples, text != clip.text)
+    speaker = one_line(clip.speaker or "") or _UNKNOWN_SPEAKER
+    return AcceptedClip(text, speaker, samples, text != clip.text, printable(clip.clip_id), audio_digest)
 
 
 def _count_tokens(clip: SourceClip) -> int:
@@ -220,18 +222,23 @@ def _available_cores() -> int:
 # In the worker processes
 
 
-def convert_clip(audio: Path | bytes, tokens: int, config: PrepareConfig, wav: Path) -> int | Rejection:
+def convert_clip(audio: Path | bytes, tokens: int, config: PrepareConfig, wav: Path) -> tuple[int, str] | Rejection:
     """Converts one clip with :func:`to_pcm` and writes it to ``wav`` at ``config.target_sr``.
 
     Returns:
-        The number of samples written, or the reason to reject the clip.
+        The number of samples written and their digest, or the reason to reject the clip.
     """
     try:
         pcm = to_pcm(audio, tokens, config)
     except RecordingError as error:
         return error.rejection
     write_pcm16_wav(wav, pcm, config.target_sr)
-    return len(pcm)
+    return len(pcm), content_digest(pcm.tobytes())
+
+
+def content_digest(content: bytes) -> str:
+    """Returns 56 bits of the SHA-256 of audio, in hexadecimal: copies of a recording have the same."""
+    return hashlib.sha256(content).hexdigest()[:14]
 
 
 def to_pcm(audio: Path | bytes, tokens: int, config: PrepareConfig) -> NDArray[np.int16]:

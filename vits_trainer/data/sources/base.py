@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import Reason, Rejection
@@ -25,6 +25,11 @@ class SourceClip:
     """Reason to reject the clip, if it is known without decoding the audio."""
 
 
+Access = Literal["listed", "random", "sequential"]
+"""``listed``: the clips contain no audio, so that all fit into memory. ``random``: ``clips_from`` starts at any clip at
+little cost. ``sequential``: they can only be read in their order."""
+
+
 @dataclass(frozen=True)
 class Source:
     """An opened data set. Its metadata are validated as far as possible without reading the audio."""
@@ -43,6 +48,8 @@ class Source:
     clips_from: Callable[[int], Iterator[SourceClip]] | None = None
     """Returns the clips from an index on without reading those before it. None if a file may be named twice: a
     duplicate is detected only among the clips that were read."""
+    access: Access = "sequential"
+    """How shards read the clips in another order."""
 
 
 @dataclass(frozen=True)

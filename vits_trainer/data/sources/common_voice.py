@@ -28,7 +28,7 @@ def _open_common_voice(folder: Path, config: PrepareConfig) -> Source:
     """Opens a release. Its ``validated.tsv`` has a header, tabs, and no quoting: ``"`` in a sentence is literal."""
     metadata = folder / "validated.tsv"
     clip_count = sum(1 for _ in _rows(metadata, config))
-    return Source(SOURCE.name, folder, require_clips(clip_count, metadata), _clips(folder, config))
+    return Source(SOURCE.name, folder, require_clips(clip_count, metadata), _clips(folder, config), access="listed")
 
 
 def _columns(config: PrepareConfig) -> Columns:

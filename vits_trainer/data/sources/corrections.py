@@ -17,7 +17,7 @@ def _open_corrections(folder: Path, _: PrepareConfig) -> Source:
     """Opens a folder of ``NAME.txt`` with ``NAME.wav`` (or another audio file). One without the other is rejected."""
     pairs = _pairs(folder)
     clips = (_clip(printable(name), files) for name, files in pairs.items())
-    return Source(SOURCE.name, folder, len(pairs), clips)
+    return Source(SOURCE.name, folder, len(pairs), clips, access="listed")
 
 
 def _pairs(folder: Path) -> dict[str, list[Path]]:

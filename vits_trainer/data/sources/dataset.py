@@ -37,7 +37,10 @@ def open_dataset(rows: "Dataset", config: PrepareConfig) -> Source:
         for number in range(start, len(selected)):
             yield row_clip(selected[number], f"{_NAME} row {number + 1}", columns, _find, config)
 
-    return Source("dataset", None, len(selected), clips_from(0), revision=selected._fingerprint, clips_from=clips_from)
+    revision = selected._fingerprint
+    return Source(
+        "dataset", None, len(selected), clips_from(0), revision=revision, clips_from=clips_from, access="random"
+    )
 
 
 def _find(name: str) -> Path | Rejection:

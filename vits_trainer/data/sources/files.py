@@ -4,6 +4,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from vits_trainer.data.audio import AUDIO_ENDINGS, Reason, Rejection
@@ -95,12 +96,19 @@ class AudioFiles:
         folders: below ``root``, in the order in which they are searched.
         """
         self.root = root.resolve()
-        self._subfolders = sorted(path.name for path in self.root.iterdir() if path.is_dir())
-        self.folders = [
-            name for folder in folders for name in (".", *self._subfolders) if name.casefold() == folder.casefold()
-        ]
+        self._wanted = folders
         self._listings: dict[Path, _Listing | None] = {}
         self._hints_left = _MAX_HINTS
+
+    @cached_property
+    def _subfolders(self) -> list[str]:
+        return sorted(path.name for path in self.root.iterdir() if path.is_dir())
+
+    @cached_property
+    def folders(self) -> list[str]:
+        """Names of those folders that exist, as they are spelt."""
+        existing = (".", *self._subfolders)
+        return [name for wanted in self._wanted for name in existing if name.casefold() == wanted.casefold()]
 
     def __call__(self, name: str) -> Path | Rejection:
         """Returns the file of a name, with or without its ending, or the reason why there is none.

@@ -45,7 +45,7 @@ def _open_parquet(path: Path, config: PrepareConfig) -> Source:
         DataError: a file is not Parquet or lacks a column, or there are no rows at all.
     """
     files = parquet_files(path)
-    columns, row_counts, embedded = [], [], True
+    columns, row_counts, embedded, named = [], [], True, True
     for file in files:
         try:
             metadata = pq.read_metadata(file)
@@ -54,6 +54,7 @@ def _open_parquet(path: Path, config: PrepareConfig) -> Source:
             raise DataError(f"{file}: not a readable Parquet file ({first_line(error)}). Download it again.") from error
         row_counts.append(metadata.num_rows)
         columns.append(Columns.choose(file, names, config))
+        named = named and pa.types.is_string(metadata.schema.to_arrow_schema().field(columns[-1].audio).type)
         embedded = embedded and _has_embedded_audio(metadata, columns[-1].audio)
 
     def clips_from(start: int) -> Iterator[SourceClip]:
@@ -69,6 +70,7 @@ def _open_parquet(path: Path, config: PrepareConfig) -> Source:
         clips=clips_from(0),
         files=files,
         clips_from=clips_from if embedded else None,
+        access="random" if embedded else "listed" if named else "sequential",
     )
 
 
@@ -94,10 +96,11 @@ def _clips(file: Path, columns: Columns, config: PrepareConfig, start: int) -> I
         with pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_AHEAD_BYTES) as table:
             number, groups = _row_groups_from(table.metadata, start)
             for batch in table.iter_batches(_ROWS_PER_READ, groups, columns.present(), use_threads=False):
-                for row in batch.to_pylist():
+                skipped = min(batch.num_rows, max(0, start - number))
+                number += skipped
+                for row in batch.slice(skipped).to_pylist():
                     number += 1
-                    if number > start:
-                        yield row_clip(row, f"{file} row {number}", columns, find, config)
+                    yield row_clip(row, f"{file} row {number}", columns, find, config)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{file} after row {number}: cannot be read ({first_line(error)}). Download it again."

@@ -60,7 +60,9 @@ def _open_table(folder: Path, config: PrepareConfig) -> Source:
     roles = find_roles(table, config, is_file)
     logger.info("%s", describe(table, roles))
     clip_count = len(table.rows) + len(table.malformed)
-    return Source(SOURCE.name, folder, require_clips(clip_count, path), _clips(table, roles, find, config))
+    return Source(
+        SOURCE.name, folder, require_clips(clip_count, path), _clips(table, roles, find, config), access="listed"
+    )
 
 
 def _clips(table: Table, roles: Roles, find: AudioFiles, config: PrepareConfig) -> Iterator[SourceClip]:
