@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 
@@ -239,3 +240,60 @@ def test_unknown_speaker_is_rejected_with_a_list_of_speakers(tmp_path):
     prepared = open_prepared(many_speakers(tmp_path, {f"s{n:02}": 1 for n in range(18)}))
     with pytest.raises(ConfigError, match=r"no clip of zin. Its speakers: s00, s01, .* s15 and 2 more"):
         selected(prepared, only="s03,zin")
+
+
+# Equal clips
+
+
+def split_texts(folder, texts, speakers=None, fraction=0.1, copies=(), seed=1):
+    """Texts of the training and of the validation clips of a prepared folder with these texts."""
+    folder.mkdir(exist_ok=True)
+    names = [f"c{n}.wav" for n in range(len(texts))]
+    rows = {"filename": names, "text": texts, "speaker": speakers or [""] * len(texts)}
+    prepared = PreparedData(folder, datasets.Dataset.from_dict(rows), 16000, {"copies": copies}, None)
+    training, held_out = train_validation_split(prepared, fraction, 64, seed)
+    assert sorted(training + held_out) == list(range(len(texts)))
+    return [[texts[row] for row in rows] for rows in (training, held_out)], held_out
+
+
+def test_clips_with_the_same_text_are_on_one_side_of_the_split(tmp_path):
+    texts = [f"Sentence {n // 3}{'.!?'[n % 3]}" for n in range(120)]
+    speakers = [f"s{n % 3}" for n in range(120)]
+    earlier = set()
+    for fraction in (0.02, 0.05, 0.1, 0.3):
+        (training, held_out), rows = split_texts(tmp_path, texts, speakers, fraction)
+        assert not {text[:-1] for text in training} & {text[:-1] for text in held_out}
+        assert fraction * 120 <= len(rows) <= fraction * 120 + 3
+        assert earlier < set(rows)  # nested
+        earlier = set(rows)
+
+
+def test_copies_are_on_one_side_of_the_split(tmp_path):
+    texts = [f"Text {n}." for n in range(60)]
+    copies = [[f"c{n}.wav", f"c{n + 30}.wav"] for n in range(30)] + [["c0.wav", "c1.wav"], ["gone.wav", "c5.wav"]]
+    _, rows = split_texts(tmp_path, texts, copies=copies, fraction=0.3)
+    assert {row % 30 for row in rows} == {row - 30 for row in rows if row >= 30}
+    assert (0 in rows) == (1 in rows) == (31 in rows)
+
+
+def test_a_speaker_keeps_a_clip_though_its_texts_are_drawn_with_others(tmp_path):
+    texts = [f"Text {n % 10}." for n in range(20)]
+    speakers = ["a"] * 10 + [f"b{n // 2}" for n in range(10)]
+    for seed in range(20):
+        _, rows = split_texts(tmp_path, texts, speakers, 0.5, seed=seed)
+        assert {speakers[row] for row in range(20) if row not in rows} == set(speakers)
+        assert {row % 10 for row in rows if row < 10} == {row % 10 for row in rows if row >= 10}
+
+
+def test_split_of_distinct_texts_is_that_of_earlier_versions_and_word_lists_are_split_by_clip(tmp_path):
+    _, distinct = split_texts(tmp_path, [f"Text {n}." for n in range(400)])
+    names = [hashlib.sha256(f"1:c{n}.wav".encode()).digest() for n in range(400)]
+    assert distinct == sorted(sorted(range(400), key=lambda n: names[n])[:40])
+    _, words = split_texts(tmp_path, [f"{'yes' if n % 2 else 'no'}" for n in range(400)])
+    assert words == distinct
+
+
+def test_a_folder_with_one_text_is_split_by_clip_with_a_warning(tmp_path, caplog):
+    _, rows = split_texts(tmp_path, ["The same."] * 10, fraction=0.3)
+    assert len(rows) == 3
+    assert "validation shares them with training" in caplog.text
