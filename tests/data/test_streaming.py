@@ -2,8 +2,10 @@
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support.shards import damage, write_shards
@@ -77,6 +79,20 @@ def test_validation_clips_come_from_several_row_groups_and_are_not_trained_on(fo
     assert len(prepared.hold_out(0.99, 1000, seed=1)) == 75  # more than eight row groups contain
     with pytest.raises(DataError, match="too few to hold out 76"):
         prepared.hold_out(0.999, 1000, seed=1)
+
+
+def test_validation_clips_have_a_text_and_a_recording_of_their_own(folder, caplog):
+    prepared = open_stream(str(folder))
+    every_other = {name: np.packbits([1, 0] * 16).tobytes().hex() for name in prepared.shard_names}
+    marked = replace(prepared, summary={"repeated": every_other})
+    rows = marked.hold_out(0.2, 64, seed=1)
+    assert (len(rows), len(set(rows))) == (15, 15)
+    begins = marked.shard_begins
+    assert all((row - begins[np.searchsorted(begins, row, side="right") - 1]) % 2 == 1 for row in rows)
+    assert not caplog.text
+    assert replace(prepared, summary={"repeated": {}}).hold_out(0.2, 64, 1) == prepared.hold_out(0.2, 64, 1)
+    assert len(marked.hold_out(0.9, 64, seed=1)) == 64
+    assert "validation shares texts with training" in caplog.text
 
 
 def test_names_map_to_positions_and_back(folder):

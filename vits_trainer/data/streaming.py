@@ -10,10 +10,11 @@ import logging
 import traceback
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,10 @@ class ShardedData:
     def _eligible(self, wanted: int) -> NDArray[np.bool_]:
         """Returns which rows may validate, (clips,): those whose text and samples no other clip has, if enough."""
         eligible = np.ones(self.clips, dtype=bool)
-        for begin, name in zip(self.shard_begins[:-1], self.shard_names, strict=True):
+        for (begin, end), name in zip(pairwise(self.shard_begins.tolist()), self.shard_names, strict=True):
             bits = np.frombuffer(bytes.fromhex(self.summary.get("repeated", {}).get(name, "")), np.uint8)
-            repeated = np.flatnonzero(np.unpackbits(bits))
-            eligible[begin + repeated] = False
+            if len(bits):
+                eligible[begin:end] = np.unpackbits(bits, count=end - begin) == 0
         if eligible.sum() < wanted:
             logger.warning(
                 "%s: only %d of %d clips have a text and a recording that no other clip has, fewer than the %d clips "
@@ -336,20 +337,8 @@ class StreamingClipDataset(ClipDataset):
             tables = self._tables_of(spec)
         except UnreadableShardError as error:
             return [_unreadable_shard(error)]
-        records = [self._record(row, tables) for row in self._part(spec, tables)]
+        records = [self._record(row, tables) for row in rows_of_part(self.prepared, spec, tables)]
         return [self._stretched(record) for record in records] if spec.stretched else records
-
-    def _part(self, batch_spec: StreamedBatchSpec, tables: dict[int, pa.Table]) -> list[int]:
-        """Returns the rows of this micro-batch: its part of the window, once sorted by length."""
-        rows = np.asarray(batch_spec.indices, np.int64)
-        groups, positions = self.prepared.groups_of(rows)
-        lengths = np.zeros(len(rows), np.int64)
-        for group, table in tables.items():
-            of_group = groups == group
-            lengths[of_group] = table["samples"].fill_null(0).to_numpy()[positions[of_group]]
-        by_length = rows[np.lexsort((rows, lengths))]
-        part: list[int] = np.array_split(by_length, batch_spec.parts)[batch_spec.part].tolist()
-        return part
 
     def _tables_of(self, batch_spec: StreamedBatchSpec) -> dict[int, pa.Table]:
         needed = set(self.prepared.groups_of(np.asarray(batch_spec.indices, np.int64))[0].tolist())
@@ -398,6 +387,25 @@ class StreamingClipDataset(ClipDataset):
         if isinstance(record, Incident):
             return record
         return replace(record, pcm=np.resize(record.pcm, self.longest_frames * self.spec.hop))
+
+
+def rows_of_part(prepared: ShardedData, batch_spec: StreamedBatchSpec, tables: Mapping[int, pa.Table]) -> list[int]:
+    """Returns the rows of a micro-batch: its part of the window, once sorted by length.
+
+    Args:
+        prepared: the shards.
+        batch_spec: of the micro-batch.
+        tables: by index, the row groups of its window, with the column samples.
+    """
+    rows = np.asarray(batch_spec.indices, np.int64)
+    groups, positions = prepared.groups_of(rows)
+    lengths = np.zeros(len(rows), np.int64)
+    for group, table in tables.items():
+        of_group = groups == group
+        lengths[of_group] = table["samples"].fill_null(0).to_numpy()[positions[of_group]]
+    by_length = rows[np.lexsort((rows, lengths))]
+    part: list[int] = np.array_split(by_length, batch_spec.parts)[batch_spec.part].tolist()
+    return part
 
 
 def _unreadable_shard(error: UnreadableShardError) -> Incident:

@@ -4,8 +4,10 @@
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +26,21 @@ from vits_trainer.data.prepared import (
 )
 from vits_trainer.data.sampler import BucketBatchSampler, ClipPositions, UpdateSampler
 from vits_trainer.data.speaker_sampling import SpeakerTemperatureSampler
-from vits_trainer.data.streaming import ShardedData, StreamingClipDataset, TrainedNames, open_stream
-from vits_trainer.data.streaming_sampler import StreamingBatchSampler
+from vits_trainer.data.streaming import ShardedData, StreamingClipDataset, TrainedNames, open_stream, rows_of_part
+from vits_trainer.data.streaming_sampler import StreamedBatchSpec, StreamingBatchSampler
 from vits_trainer.text import vocabulary
 from vits_trainer.text.tokenizer import VoiceTokenizer
 from vits_trainer.text.vocabulary import MissingCharacter
-from vits_trainer.utils.errors import ConfigError
+from vits_trainer.utils.errors import ConfigError, UnreadableShardError
 from vits_trainer.utils.strings import short_digest
 
 SAMPLED_CLIPS = 256
 SAMPLED_GROUPS = 16
 """Row groups of shards, each of about a minute of speech."""
+MAX_COUNTED_GROUPS = 64
+"""Maximum number of row groups to read for the speakers of the first update."""
+_SORTED_FACTOR = 4
+"""Shards are sorted if an update has more clips of a speaker than this, and than this times its share of all clips."""
 _TEXT_CHARACTERS = 60
 
 
@@ -100,6 +106,13 @@ class TrainingData(ABC):
     @abstractmethod
     def missing_characters(self, tokenizer: VoiceTokenizer) -> list[MissingCharacter]:
         """Returns the characters of the texts that the voice's vocabulary lacks."""
+
+    def update_speakers(self, sampler: UpdateSampler) -> str | None:  # noqa: ARG002 - the interface's
+        """Returns a line on the speakers of the first update; None if an update draws from all clips, or from too many.
+
+        Reads the clips of that update.
+        """
+        return None
 
     @abstractmethod
     def entries(self) -> Iterator[tuple[str, str]]:
@@ -346,6 +359,33 @@ class ShardedTrainingData(TrainingData):
             return []
         missing = vocabulary.missing_characters(tokenizer, self.texts)
         return [replace(character, count=0, example="") for character in missing]
+
+    def update_speakers(self, sampler: UpdateSampler) -> str | None:
+        """Returns a line on the speakers of the first update; None if it is of many row groups."""
+        if not isinstance(sampler, StreamingBatchSampler) or len(self.summary.get("speaker_clips", ())) == 1:
+            return None
+        ranks = [islice(sampler.epoch(0, rank), sampler.accumulation) for rank in range(sampler.world_size)]
+        specs = [spec for rank in ranks for spec in rank if isinstance(spec, StreamedBatchSpec)]
+        of_spec = [self.shards.groups_of(np.asarray(spec.indices, np.int64))[0].tolist() for spec in specs]
+        needed = {group for groups in of_spec for group in groups}
+        if len(needed) > MAX_COUNTED_GROUPS:
+            return None
+        try:
+            tables = {group: self.shards.shards.read(group).select(["speaker", "samples"]) for group in sorted(needed)}
+        except UnreadableShardError:
+            return None  # training reports it
+        speakers = Counter[str]()
+        for spec, groups in zip(specs, of_spec, strict=True):
+            for row in rows_of_part(self.shards, spec, {group: tables[group] for group in set(groups)}):
+                group, position = self.shards.group_of(row)
+                speakers[str(tables[group]["speaker"][position])] += 1
+        ((commonest, clips),) = speakers.most_common(1)
+        line = f"The first update has {len(speakers)} speaker(s); {clips} of its {speakers.total()} clips are of one."
+        known = Counter(self.summary.get("speaker_clips", {}))
+        expected_clips = speakers.total() * known[commonest] / max(1, known.total())
+        if len(known) > 1 and clips > _SORTED_FACTOR * max(1, expected_clips):
+            return f"{line} The shards are sorted by speaker: prepare them again, prepare_data shuffles the clips."
+        return line
 
     def entries(self) -> Iterator[tuple[str, str]]:
         """Yields each shard's name with size, digest and row groups."""

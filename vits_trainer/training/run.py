@@ -305,6 +305,8 @@ def _log_introduction(
     balance = data.speaker_balance
     if balance is not None and balance.speaker_count > 1:
         logger.info("%s", balance)
+    if (line := data.update_speakers(trainer.sampler)) is not None:
+        logger.info("%s", line)
     remaining_s = (plan.total_updates - trainer.state.update) * seconds_per_update
     logger.info("ETA %s (%.2f s/update)", format_duration(remaining_s), seconds_per_update)
     directory = trainer.checkpoints.directory.resolve()

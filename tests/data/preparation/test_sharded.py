@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from tests.support.preparation import contents, lj_speech, prepare_into, rejecte
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import Reason, read_pcm16_wav
 from vits_trainer.data.preparation import pipeline, sharded
-from vits_trainer.data.shards import Manifest, decode_audio, verify_shards
+from vits_trainer.data.preparation.sharded import shuffled_indices
+from vits_trainer.data.shards import Manifest, decode_audio, shard_sizes, verify_shards
 from vits_trainer.data.sources.base import Source
+from vits_trainer.data.streaming_sampler import StreamingBatchSampler
 from vits_trainer.utils.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.slow
@@ -112,6 +115,55 @@ def test_shards_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None
         prepare_into(tmp_path / str(processes), dataset, shards=4, processes=processes)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     assert sum(shard.clips for shard in Manifest.read(tmp_path / "1").shards) == 21
+
+
+def speakers_per_update(order: np.ndarray, speakers: int, clips: int) -> tuple[float, float]:
+    """Mean number of speakers in an update of 32 clips, of a source in ``order`` that is sorted by speaker; and the
+    expectation for independent draws."""
+    groups = [min(13, rest) for size in shard_sizes(len(order), 16) for rest in range(size, 0, -13)]
+    shard_of_group = np.repeat(np.arange(16), [-(-size // 13) for size in shard_sizes(len(order), 16)])
+    sampler = StreamingBatchSampler(groups, shard_of_group, (), 1, 32, 1, 1)
+    lengths = np.random.default_rng(0).gamma(6, 1, len(order))
+    counts = []
+    for spec in islice(sampler.epoch(0, 0), 60):
+        rows = np.array(spec.indices)
+        part = np.array_split(rows[np.argsort(lengths[order[rows]])], spec.parts)[spec.part]
+        counts.append(len(set((order[part] // clips).tolist())))
+    return float(np.mean(counts)), speakers * (1 - (1 - 1 / speakers) ** 32)
+
+
+def test_an_update_of_a_source_sorted_by_speaker_has_many_speakers() -> None:
+    """As in VCTK: 109 speakers with 400 clips each."""
+    before, uniform = speakers_per_update(np.arange(109 * 400), 109, 400)
+    assert before < uniform / 3
+    assert speakers_per_update(shuffled_indices(109 * 400, 1), 109, 400)[0] > 0.95 * uniform
+    assert speakers_per_update(shuffled_indices(109 * 400, 16), 109, 400)[0] > 0.55 * uniform
+
+
+@pytest.mark.parametrize("block_clips", [1, 3, 16, 200])
+def test_shuffled_indices_contain_every_clip_once_and_keep_blocks(block_clips: int) -> None:
+    indices = shuffled_indices(100, block_clips)
+    assert sorted(indices.tolist()) == list(range(100))
+    assert np.count_nonzero(np.diff(indices) != 1) <= -(-100 // block_clips) - 1
+    assert block_clips >= 100 or indices.tolist() != list(range(100))
+
+
+def test_clips_with_a_text_of_their_own_are_marked_in_dataset_json(tmp_path: Path) -> None:
+    clips = make_clips(40)
+    clips[9] = replace(clips[9], sentence="EV 10!")
+    prepare_into(tmp_path / "out", speech.write_release(tmp_path / "cv", clips), shards=4)
+    bits = json.loads((tmp_path / "out" / "dataset.json").read_text("utf-8"))["repeated"]
+    marked = [
+        row["clip"]
+        for name in bits
+        for row, bit in zip(
+            pq.read_table(tmp_path / "out" / "shards" / name).to_pylist(),
+            np.unpackbits(np.frombuffer(bytes.fromhex(bits[name]), np.uint8)),
+            strict=False,
+        )
+        if bit
+    ]
+    assert sorted(marked) == ["audio_000009.wav", "audio_000010.wav"]
 
 
 # Parts
