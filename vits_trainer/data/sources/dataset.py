@@ -45,4 +45,7 @@ def open_dataset(rows: "Dataset", config: PrepareConfig) -> Source:
 
 def _find(name: str) -> Path | Rejection:
     path = Path(name)
-    return path if path.is_file() else Rejection(Reason.MISSING_FILE, f"{name} does not exist")
+    try:
+        return path if path.is_file() else Rejection(Reason.MISSING_FILE, f"{name} does not exist")
+    except OSError:  # name too long
+        return Rejection(Reason.MISSING_FILE, f"{name[:200]!r} is not a valid file name")
