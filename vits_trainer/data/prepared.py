@@ -269,7 +269,7 @@ def train_validation_split(
             f"{prepared.root} has {clips} clip(s), too few to hold out {held_out} for validation. "
             "Prepare more clips, or pass --validation_fraction 0."
         )
-    names, speakers = prepared.rows.filename, prepared.rows.speaker
+    names, texts, speakers = prepared.rows.filename, prepared.rows.text, prepared.rows.speaker
     shuffled_speakers = sorted(set(speakers), key=lambda speaker: _random_key(seed, speaker))
     by_speaker: dict[str, list[int]] = {speaker: [] for speaker in shuffled_speakers}
     for row in sorted(range(clips), key=lambda row: _random_key(seed, names[row])):
@@ -279,7 +279,7 @@ def train_validation_split(
     # A speaker with clips to draw keeps one; if no speaker has, any clip may be drawn.
     keeps = dict.fromkeys(by_speaker, 1 if candidates else 0)
     candidates = candidates or [rows[-1] for rows in by_speaker.values()]
-    groups = equal_clips(prepared)
+    groups = equal_clips(names, texts, prepared.summary.get("copies", ()))
     drawn = _draw_groups(candidates, groups, speakers, keeps, held_out)
     if held_out and not drawn:
         logger.warning("%s: nearly all clips share their texts: validation shares them with training.", prepared.root)
@@ -287,19 +287,23 @@ def train_validation_split(
     return sorted(set(range(clips)) - drawn), sorted(drawn)
 
 
-def equal_clips(prepared: PreparedData) -> dict[int, list[int]]:
+def equal_clips(names: Sequence[str], texts: Sequence[str], copies: Sequence[Sequence[str]]) -> dict[int, list[int]]:
     """Returns the rows of all clips with the same text or samples, by each of these rows; others are not in it.
+
+    Args:
+        names: of the clips.
+        texts: of the clips.
+        copies: names of clips with the same samples, as in dataset.json.
 
     A text of more than :data:`MAX_EQUAL_TEXTS` clips is not counted: word lists consist of such texts.
     """
-    texts = list(prepared.rows["text"])
     comparable = {text: comparable_text(text) for text in set(texts)}
     by_text: dict[str, list[int]] = {}
     for row, text in enumerate(texts):
         by_text.setdefault(comparable[text], []).append(row)
     groups = [rows for rows in by_text.values() if 1 < len(rows) <= MAX_EQUAL_TEXTS]
-    row_of = {name: row for row, name in enumerate(prepared.rows["filename"])} if "copies" in prepared.summary else {}
-    groups += [[row_of[name] for name in names if name in row_of] for names in prepared.summary.get("copies", ())]
+    row_of = {name: row for row, name in enumerate(names)} if copies else {}
+    groups += [[row_of[name] for name in group if name in row_of] for group in copies]
     return _joined(groups)
 
 

@@ -41,16 +41,23 @@ def ordinary_spaces(text: str) -> str:
     return _GROUP_OR_SPACE.sub(lambda match: match[1] or " ", text)
 
 
-_NO_WORDS, _UNUSUAL = re.compile(r"[\W_]+"), re.compile(r"[^\w\x00-\x7f]")
+class _WordCharacters(dict[int, str]):
+    """Maps the characters of words to themselves and others to spaces; for str.translate, which is fast."""
+
+    def __missing__(self, code: int) -> str:
+        # Marks belong to letters in many scripts.
+        is_word = chr(code).isalnum() or unicodedata.category(chr(code))[0] == "M"
+        self[code] = chr(code) if is_word else " "
+        return self[code]
+
+
+_WORD_CHARACTERS = _WordCharacters()
 
 
 def comparable_text(text: str) -> str:
     """Returns the words of ``text`` in lower case; texts that differ only in punctuation, case or form are equal."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    if _UNUSUAL.search(folded):  # marks belong to letters in many scripts
-        words = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in folded)
-    else:
-        words = _NO_WORDS.sub(" ", folded)
+    words = folded.translate(_WORD_CHARACTERS)
     return " ".join(words.split()) or folded
 
 

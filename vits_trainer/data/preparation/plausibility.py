@@ -23,6 +23,8 @@ _MIN_LETTERS = 5
 """The pace of shorter texts says little."""
 _MANY_TAKES = 3
 """A text that one speaker says this often, in different recordings, is repeated. Two takes are usual."""
+_CLIPS_PER_TEXT = 4
+"""More clips of a text are reported, also if they are of several speakers."""
 _MIN_CLIPS = 5
 """Fewer clips are reported only."""
 _EXAMPLES = 3
@@ -92,6 +94,11 @@ def examine(facts: Sequence[ClipFacts]) -> Plausibility:
             warnings.append(f"{sentence}.")
             if len(originals) >= _MIN_CLIPS and 2 * len(clips) > len(originals):
                 problem = problem or sentence
+    texts = len({fact.text for fact in originals})
+    if 0 < _CLIPS_PER_TEXT * texts <= len(originals) and not repeated:
+        warnings.append(
+            f"{len(originals)} clips have only {texts} different text(s), such as that of {_named(originals[:1])}."
+        )
     unusual = _unusual(originals)
     if unusual:
         warnings.append(

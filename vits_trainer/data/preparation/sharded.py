@@ -30,6 +30,7 @@ from vits_trainer.data.audio import RecordingError, Rejection
 from vits_trainer.data.preparation.journal import Journal, RejectedClip, parse_rejected, wav_name
 from vits_trainer.data.preparation.plausibility import ClipFacts, clip_facts, repeated
 from vits_trainer.data.preparation.summary import (
+    EXAMPLES,
     PreparationStats,
     PreparationSummary,
     already_prepared_message,
@@ -94,7 +95,7 @@ class ShardOutcome:
     facts: tuple[ClipFacts, ...]
     """Facts of each row."""
     examples: tuple[str, ...]
-    """A line that shows the first row; empty if there is none."""
+    """Lines that show the first rows."""
 
     @classmethod
     def parse(cls, line: Mapping[str, Any]) -> "ShardOutcome":
@@ -289,7 +290,7 @@ def _write_shard(path: Path, clips: Iterable[tuple[int, Outcome]], config: Prepa
                 writer.add_encoded(name, audio, accepted.text, accepted.speaker, samples)
                 stats.add(accepted)
                 stats.facts.append(clip_facts(name, accepted, config.target_sr))
-                if not stats.examples:
+                if len(stats.examples) < EXAMPLES:
                     stats.examples.append(example_line(f"{name} in {path.name}", accepted, config.target_sr))
         if stats.speaker_clips:
             record = writer.close()

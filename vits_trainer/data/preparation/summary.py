@@ -32,6 +32,8 @@ logger = logging.getLogger("vits_trainer")
 
 _NOT_IN_SETTINGS = {"dataset", "output_dir", "processes", "part", "push_to_hub", "check_texts"}
 """Fields that dataset.json has elsewhere, or that do not affect the files that are written."""
+EXAMPLES = 3
+"""Number of accepted clips to show."""
 _ORDER = "shuffled"
 """Order of the clips in shards."""
 _SHARDS_ONLY = {"shards", "encoding"}
