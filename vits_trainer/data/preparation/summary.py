@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import soundfile as sf
 import soxr
@@ -20,8 +20,10 @@ from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import Reason
 from vits_trainer.data.preparation.journal import AcceptedClip, RejectedClip
 from vits_trainer.data.sources.base import Source
+from vits_trainer.utils import records
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import Kind, is_ours, others_files
+from vits_trainer.utils.records import Amount, Count
 from vits_trainer.utils.strings import csv_cell
 
 logger = logging.getLogger("vits_trainer")
@@ -58,6 +60,24 @@ class PreparationSummary:
     def mean_seconds(self) -> float:
         """Mean duration of the accepted clips; 0 if there are none."""
         return self.seconds / self.accepted if self.accepted else 0.0
+
+
+class _FinishedSource(TypedDict):
+    dataset: str
+    state: str
+
+
+class _FinishedSummary(TypedDict):
+    """Fields of dataset.json that a repeated prepare_data compares and returns."""
+
+    settings: dict[str, Any]
+    source: _FinishedSource
+    accepted: Count
+    rejected: dict[Reason, Count]
+    texts_changed: Count
+    seconds: Amount
+    speakers: Count
+    shards: NotRequired[Count]
 
 
 @dataclass
@@ -146,12 +166,10 @@ def read_finished(output_dir: Path, fingerprint: Mapping[str, Any]) -> Preparati
     path = output_dir / "dataset.json"
     if not path.exists():
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        earlier = {**record["settings"], "dataset": record["source"]["dataset"], "source": record["source"]["state"]}
-        changed = changed_settings(earlier, fingerprint)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(already_prepared_message(output_dir, "dataset.json")) from error
+    message = already_prepared_message(output_dir, "dataset.json")
+    record = records.read_json(path, _FinishedSummary, DataError, message)
+    earlier = {**record["settings"], "dataset": record["source"]["dataset"], "source": record["source"]["state"]}
+    changed = changed_settings(earlier, fingerprint)
     if changed:
         raise DataError(
             f"{already_prepared_message(output_dir, 'dataset.json')} Its settings or source differ: {changed}."
@@ -160,7 +178,7 @@ def read_finished(output_dir: Path, fingerprint: Mapping[str, Any]) -> Preparati
     return PreparationSummary(
         output_dir=output_dir,
         accepted=record["accepted"],
-        rejected={Reason(reason): count for reason, count in record["rejected"].items()},
+        rejected=record["rejected"],
         texts_changed=record["texts_changed"],
         seconds=record["seconds"],
         speakers=record["speakers"],
