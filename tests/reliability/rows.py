@@ -561,7 +561,7 @@ def _read_only(root: Path) -> subprocess.CompletedProcess[str] | str:
 
 def _full_disk(root: Path) -> subprocess.CompletedProcess[str] | str:
     """Trains on a file system with space for one checkpoint of the miniature voice, not for two."""
-    from vits_trainer.training.checkpoint import list_newest_first, verify_checkpoint
+    from vits_trainer.training.checkpoint_record import list_newest_first, verify_checkpoint
 
     small = root / "small"
     small.mkdir()

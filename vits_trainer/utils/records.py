@@ -31,6 +31,8 @@ PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Amount = Annotated[float, msgspec.Meta(ge=0)]
 FileName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/\\\x00]+$", max_length=255)]
 """One component of a path."""
+RelativePath = Annotated[str, msgspec.Meta(pattern=r"^(?!/)(?!.*(^|/)\.{1,2}(/|$))[^\\\x00]+$", max_length=4096)]
+"""Path below a folder."""
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 MAX_BYTES: Final = 64 * 2**20
