@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import VitsTokenizer
 
 from vits_trainer.text.languages import espeak_name, numbers_to_words, romanize, to_phonemes
+from vits_trainer.text.tokenizer_files import check_tokenizer_files
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.strings import first_line
 
@@ -84,8 +85,9 @@ def load_tokenizer(name_or_dir: str, language: str | None = None) -> VoiceTokeni
         ModelError: there is no tokenizer, or it cannot be read.
     """
     try:
+        check_tokenizer_files(name_or_dir)
         tokenizer = VoiceTokenizer.from_pretrained(name_or_dir, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise ModelError(
             f"{name_or_dir}: no tokenizer could be loaded ({first_line(error)}). Give a voice that has vocab.json."
         ) from error
