@@ -52,7 +52,7 @@ DAMAGE = {
     "manifest.json is missing": lambda path: (path / "manifest.json").unlink(),
     "voice/vocab.json": lambda path: (path / "voice/vocab.json").write_text("{}"),
     "state.json has": lambda path: (path / "state.json").write_text("{"),
-    "manifest.json cannot be read": lambda path: (path / "manifest.json").write_text("[]"),
+    "manifest.json: expected object": lambda path: (path / "manifest.json").write_text("[]"),
     "discriminator.safetensors is missing": lambda path: (path / "discriminator.safetensors").unlink(),
 }
 

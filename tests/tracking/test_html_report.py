@@ -384,16 +384,16 @@ def test_run_without_metrics_has_a_page(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("outcome.json", b'{"outcome": ', "outcome.json cannot be read (Expecting value"),
-        ("outcome.json", b"[1]", "outcome.json has unexpected content"),
-        ("config.yaml", b"a: [", "config.yaml cannot be read (while parsing"),
-        ("config.yaml", b"\xff\xfe\x00", "config.yaml cannot be read ("),
-        ("facts.json", b"\xff", "facts.json cannot be read ("),
-        ("worst_clips.json", b'{"clip": 1}', "worst_clips.json has unexpected content"),
+        ("outcome.json", b'{"outcome": ', "outcome.json: cannot be read (Expecting value"),
+        ("outcome.json", b"[1]", "outcome.json: expected object, found array"),
+        ("config.yaml", b"a: [", "config.yaml: cannot be read (while parsing"),
+        ("config.yaml", b"\xff\xfe\x00", "config.yaml: cannot be read ("),
+        ("facts.json", b"\xff", "facts.json: cannot be read ("),
+        ("worst_clips.json", b'{"clip": 1}', "worst_clips.json: expected array, found object"),
         ("metrics.jsonl", b'{"update": 1, "generator/mel": 2}\n{"upd\n[3]\n\xff\n', "metrics.jsonl has 3 unread"),
         ("rejected.jsonl", b"null\n", "rejected.jsonl has 1 unreadable line(s)"),
         ("train.log", b"\xff\xfe no UTF-8\n", "no UTF-8"),
-        ("samples/update-000004/texts.json", b'"one"', "samples/update-000004/texts.json has unexpected content"),
+        ("samples/update-000004/texts.json", b'"one"', "samples/update-000004/texts.json: expected array, found str"),
     ],
 )
 def test_damaged_part_is_named_and_the_rest_shown(run_dir: Path, name: str, content: bytes, text: str) -> None:

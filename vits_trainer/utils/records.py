@@ -105,7 +105,7 @@ def check(value: object, source: object, kind: type[T], error: type[VitsTrainerE
 
 def _decode(content: str | bytes | None, kind: Any) -> Any:
     if content is None:
-        raise _InvalidError("a part of it is missing")
+        raise _InvalidError("is missing")
     raw = content.encode(errors="surrogatepass") if isinstance(content, str) else content
     raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
@@ -127,7 +127,7 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 
 def _loads(raw: bytes) -> Any:
     if len(raw) > MAX_UNTYPED_BYTES:
-        raise _InvalidError(f"is not valid JSON of at most {MAX_UNTYPED_BYTES >> 20} MiB")
+        raise _InvalidError(f"cannot be read (not JSON of at most {MAX_UNTYPED_BYTES >> 20} MiB)")
     try:
         value = _limited(json.loads(raw, parse_float=_float))
         json.dumps(value, ensure_ascii=False).encode()
@@ -136,7 +136,7 @@ def _loads(raw: bytes) -> Any:
     except UnicodeEncodeError as invalid:
         raise _InvalidError("contains text that is not Unicode (a lone surrogate)") from invalid
     except ValueError as invalid:
-        raise _InvalidError(f"is not valid JSON ({_shortened(str(invalid))})") from invalid
+        raise _InvalidError(f"cannot be read ({_shortened(str(invalid))})") from invalid
     return value
 
 
@@ -251,7 +251,7 @@ def parse_yaml(content: bytes | str, source: object, error: type[VitsTrainerErro
     except _InvalidError as invalid:
         raise error(f"{source}: {invalid}. {remedy}") from invalid
     except (*_INVALID_YAML, UnicodeError) as invalid:
-        raise error(f"{source}: is not valid YAML ({_shortened(str(invalid))}). {remedy}") from invalid
+        raise error(f"{source}: cannot be read ({_shortened(str(invalid))}). {remedy}") from invalid
 
 
 def _check_yaml_events(text: str) -> None:
@@ -342,7 +342,7 @@ def read_tensor_header(path: Path, error: type[VitsTrainerError], remedy: str) -
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             return TensorFile(shapes, file.metadata() or {})
     except (OSError, SafetensorError, ValueError, MemoryError) as invalid:
-        raise error(f"{path}: is not a safetensors file ({_shortened(str(invalid))}). {remedy}") from invalid
+        raise error(f"{path}: cannot be read ({_shortened(str(invalid))}). {remedy}") from invalid
 
 
 def read_tensors(path: Path, error: type[VitsTrainerError], remedy: str) -> dict[str, "Tensor"]:
@@ -353,7 +353,7 @@ def read_tensors(path: Path, error: type[VitsTrainerError], remedy: str) -> dict
     try:
         return cast("dict[str, Tensor]", load_file(path))
     except (OSError, SafetensorError, ValueError, KeyError) as invalid:  # KeyError: dtypes unknown to torch
-        raise error(f"{path}: is not a safetensors file ({_shortened(str(invalid))}). {remedy}") from invalid
+        raise error(f"{path}: cannot be read ({_shortened(str(invalid))}). {remedy}") from invalid
 
 
 def check_columns(
