@@ -21,6 +21,7 @@ from vits_trainer.models.voice_versions import replace_voice
 from vits_trainer.utils import records
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
+from vits_trainer.utils.strings import join_names
 from vits_trainer.utils.voice_files import find_voice_file
 
 _DISCRIMINATOR_PREFIX = "discriminator."
@@ -132,7 +133,8 @@ def _from_pretrained(name_or_dir: str, layerdrop: float = 0.0) -> tuple[VitsMode
 
 
 def _weights_do_not_match(name_or_dir: str, unfit: dict[str, list[str]]) -> ModelError:
-    return ModelError(f"{name_or_dir}: weights do not match the configuration: {unfit}.")
+    listed = "; ".join(f"{kind.replace('_', ' ')} {join_names(names)}" for kind, names in unfit.items())
+    return ModelError(f"{name_or_dir}: weights do not match the configuration: {listed}.")
 
 
 def _require_shards(name_or_dir: str, config: VitsConfig) -> None:

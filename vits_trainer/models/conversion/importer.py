@@ -127,7 +127,7 @@ def _build_voice(
     parts: ForeignCheckpoint, path: Path, kind: str, config_file: Path | None, discriminator: str | None
 ) -> ImportedVoice:
     try:
-        config = infer_config(parts.weights, parts.config_values)
+        config = infer_config(parts.weights, parts.config_values, config_file or path.with_name("config.json"))
         with torch.device("meta"):  # compares the shapes before it allocates memory
             expected = pretrained.with_weight_norm(VitsModel(config)).state_dict()
         state = from_original_generator(parts.weights, expected)
@@ -161,19 +161,22 @@ def _build_voice(
     )
 
 
-def infer_config(weights: Mapping[str, Tensor], stated: Mapping[str, Any]) -> VitsConfig:
+def infer_config(
+    weights: Mapping[str, Tensor], stated: Mapping[str, Any], source: object = "the configuration"
+) -> VitsConfig:
     """Infers a voice's configuration: sizes from the shapes of its weights, other values as stated.
 
     Args:
         weights: weights under the original's names.
         stated: values under the names of ``VitsConfig``, with ``hop`` in samples; sizes must match the weights.
+        source: file of the stated values, for messages.
 
     Raises:
         ModelError: a weight is missing, or stated sizes differ from those of the weights; lists each.
     """
     sizes = _sizes(weights)
     # The product of rates that are not checked yet may be astronomical.
-    rates = check(stated["upsample_rates"], "upsample_rates", _Rates, ModelError, _CONFIG_REMEDY)
+    rates = check(stated["upsample_rates"], f"{source}: upsample_rates", _Rates, ModelError, _CONFIG_REMEDY)
     hop = math.prod(rates)
     wrong = [
         f"{name} is {_as_list(stated[name])} in the configuration but {_as_list(size)} in the weights"
@@ -192,7 +195,7 @@ def infer_config(weights: Mapping[str, Tensor], stated: Mapping[str, Any]) -> Vi
         )
     rest = {name: value for name, value in stated.items() if name not in sizes and name not in ("hop", "speakers")}
     values = {**sizes, **rest, "layerdrop": 0.0, "speakers": list(stated.get("speakers", ())) or None}
-    return voice_config(values, "the configuration", _CONFIG_REMEDY)
+    return voice_config(values, source, _CONFIG_REMEDY)
 
 
 def _as_list(value: Any) -> Any:
