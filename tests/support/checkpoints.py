@@ -23,7 +23,9 @@ def write_checkpoint(folder: Path) -> Path:
             "update": update, "epoch": 0, "clips_trained": 6, "clips_masked": 0, "clips_rejected": 1,
             "updates_nonfinite": 0, "nonfinite_in_a_row": 0,
             "accounts": {"trained": "00", "masked": "00", "rejected": "00", "rejections": [incident]},
-            "selection": {"score": 0.5, "score_before": None, "best_score": 0.5, "best_update": 3, "validations_since_best": 0},
+            "selection": {
+                "score": 0.5, "score_before": None, "best_score": 0.5, "best_update": 3, "validations_since_best": 0,
+            },
         },
         "plan": {"total_updates": 9, "discriminator_warmup_updates": 0, "is_finetuning": True, "target_hours": 0.0},
         "fingerprint": {"must_match": {"run_name": "run", "seed": 1}, "may_change": {"cpu_threads": 1}, "launch": "a"},

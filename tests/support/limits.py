@@ -1,9 +1,13 @@
 """Timeouts of tests for processes that hang. None limits the speed: a busy machine is 20 times slower."""
 
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 HANG_S = 1500
 """Longer than anything a test waits for. Below the timeout of a test in setup.cfg."""
@@ -15,6 +19,18 @@ def start_s() -> float:
     start_time_s = time.monotonic()
     subprocess.run([sys.executable, "-c", "import torch"], check=True)
     return time.monotonic() - start_time_s
+
+
+@contextmanager
+def limited_memory(more_bytes: int) -> Iterator[None]:
+    """Inside, allocating more than ``more_bytes`` of address space fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used_bytes + more_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def rank_timeout_s() -> int:

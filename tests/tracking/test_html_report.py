@@ -615,3 +615,20 @@ def test_browser_test_detects_scripts_requests_and_overflow(browser: Any, tmp_pa
     assert "ran" in console
     assert "missing.png" in requests
     page.close()
+
+
+def test_links_out_of_the_folder_are_not_followed(run_dir: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("2026-01-01 10:00:00 precious\n")
+    speech = run_dir / "samples/update-000004/0_speech.wav"
+    for path in (speech, run_dir / "train.log", run_dir / "outcome.json"):
+        path.unlink(missing_ok=True)
+        path.symlink_to(secret)
+    page = html_report.render(html_report.read_run(run_dir))
+    assert "precious" not in page
+    assert base64.b64encode(secret.read_bytes()).decode() not in page
+
+
+def test_aliases_in_a_configuration_are_named_at_once(run_dir: Path) -> None:
+    (run_dir / "config.yaml").write_text("a: &a [x]\nb: *a\n")
+    assert "config.yaml: line 2: aliases (*a) are not supported" in html_report.read_run(run_dir).missing

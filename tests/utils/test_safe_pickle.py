@@ -118,9 +118,9 @@ def write_stride_bomb(path: Path) -> None:
 
 def write_compressed(path: Path) -> None:
     torch.save({"model": {"a": torch.zeros(2**20)}}, path.with_name("plain.pth"))
-    with zipfile.ZipFile(path.with_name("plain.pth")) as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as small:
+    with zipfile.ZipFile(path.with_name("plain.pth")) as plain, zipfile.ZipFile(path, "w") as small:
         for name in plain.namelist():
-            small.writestr(name, plain.read(name))
+            small.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
 
 
 def write_compressed_pickle(path: Path) -> None:

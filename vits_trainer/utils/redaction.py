@@ -25,7 +25,7 @@ _SECRETS = (
     re.compile(r"(?i)(?<=\bbearer )[A-Za-z0-9._~+/=-]{8,}"),
 )
 _PARAMETER = re.compile(
-    r"(?i)([?&;](?:[a-z0-9_.-]*(?:token|secret|passw(?:or)?d|signature|credential|api_?key|access_?key(?:id)?)|sig|key|"
+    r"(?i)([?&;](?:[a-z0-9_.-]*(?:token|secret|passw(?:or)?d|signature|credential|api[_-]?key|access[_-]?key(?:id)?)|sig|key|"
     r"auth|pwd)=)[^&;#\s\"']+"
 )
 """A parameter of an address, such as of a signed one, with its value."""
