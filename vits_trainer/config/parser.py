@@ -11,13 +11,14 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 import yaml
+from jsonargparse import _loaders_dumpers
 
 from vits_trainer.config import aliases
 from vits_trainer.config.options import SCORES, TRACKERS
 from vits_trainer.config.serialization import recipe_path
 from vits_trainer.config.train import VALIDATION_LOSSES
 from vits_trainer.utils.errors import ConfigError
-from vits_trainer.utils.records import read_yaml
+from vits_trainer.utils.records import check_yaml_events, read_yaml
 
 Config = TypeVar("Config")
 
@@ -29,6 +30,19 @@ _PARSING_ERRORS = (
     LookupError, RecursionError, yaml.YAMLError,
 )  # fmt: skip
 """Exceptions of jsonargparse 4.53 for invalid values; AttributeError for a key such as config.0."""
+
+_YamlLoader: Any = _loaders_dumpers.get_yaml_default_loader()
+
+
+class _LimitedLoader(_YamlLoader):  # type: ignore[misc]
+    """Refuses aliases and tags also in files that flags and other files refer to."""
+
+    def __init__(self, stream: str) -> None:
+        check_yaml_events(stream)
+        super().__init__(stream)
+
+
+_loaders_dumpers.yaml_default_loader = _LimitedLoader
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 

@@ -95,7 +95,7 @@ class TrainConfig:
     """Seconds of audio, including padding, per micro-batch and process. Replaces batch_size (0 = use batch_size)."""
     gradient_accumulation_steps: int = limited(8, 1, 2**16)
     """Micro-batches per update."""
-    learning_rate: float = limited(2e-5, 0, 1e38, above=True)
+    learning_rate: float = limited(2e-5, 0, 1e100, above=True)
     """Initial learning rate of AdamW, for both networks."""
     learning_rate_decay: float = 0.999875
     """Factor on the learning rate after each epoch (VITS: 0.999 ** (1/8)), for the exponential schedule."""

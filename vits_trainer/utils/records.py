@@ -49,7 +49,7 @@ _INVALID_YAML = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, Recur
 """ValueError and ArithmeticError: PyYAML's conversion of numbers and dates."""
 
 
-class _InvalidError(Exception):
+class _InvalidError(yaml.YAMLError):
     """What is wrong with a content, without its source and the remedy."""
 
 
@@ -245,7 +245,7 @@ def parse_yaml(content: bytes | str, source: object, error: type[VitsTrainerErro
     """Parses YAML; ``source`` is its path, for the message. Otherwise as :func:`read_yaml`."""
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        _check_yaml_events(text)
+        check_yaml_events(text)
         value = yaml.load(text, Loader=_YamlLoader)  # noqa: S506 - a safe loader
         return _convert({} if value is None else value, dict[str, Any])
     except _InvalidError as invalid:
@@ -254,8 +254,8 @@ def parse_yaml(content: bytes | str, source: object, error: type[VitsTrainerErro
         raise error(f"{source}: cannot be read ({_shortened(str(invalid))}). {remedy}") from invalid
 
 
-def _check_yaml_events(text: str) -> None:
-    """Raises for what a few bytes can expand to gigabytes (aliases), what constructs objects (tags), and nesting."""
+def check_yaml_events(text: str) -> None:
+    """Raises ``yaml.YAMLError`` for aliases, which expand a few bytes to gigabytes, for tags and for deep nesting."""
     depth = 0
     for event in yaml.parse(text, Loader=_YamlLoader):
         line = event.start_mark.line + 1 if event.start_mark else 0
