@@ -32,7 +32,7 @@ class Range:
         if value < self.minimum or (self.above and value == self.minimum):
             return f"must be {'above' if self.above else 'at least'} {self.minimum:g}"
         if value > self.maximum or (self.below and value == self.maximum):
-            return f"must be {'below' if self.below else 'at most'} {self.maximum:.15g}"
+            return f"must be {'below' if self.below else 'at most'} {self.maximum if isinstance(self.maximum, int) else format(self.maximum, 'g')}"
         return ""
 
 
