@@ -1,6 +1,7 @@
 """Parsing of flags and configuration files, and one-line error messages."""
 
 import dataclasses
+import itertools
 
 import pytest
 import yaml
@@ -209,3 +210,14 @@ def test_fp16_flag_means_precision_fp16():
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_fp16_with_another_precision_raises(precision):
     assert f"--fp16 and --precision {precision} exclude each other" in error_message("--fp16", "--precision", precision)
+
+
+@pytest.mark.parametrize("flags", [["--config", "FILE"], ["--loss_weights", "FILE"], ["--config", "OUTER"]])
+def test_aliases_are_refused_in_every_file(tmp_path, flags):
+    bomb, outer = tmp_path / "bomb.yaml", tmp_path / "outer.yaml"
+    names = "abcdefghi"
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{n}: &{n} [{', '.join([f'*{b}'] * 9)}]" for b, n in itertools.pairwise(names)]
+    bomb.write_text("\n".join(lines))
+    outer.write_text(f"loss_weights: {bomb}\n")
+    error_message(*(arg.replace("FILE", str(bomb)).replace("OUTER", str(outer)) for arg in flags))

@@ -96,10 +96,10 @@ def test_manifest_and_shards_agree(tmp_path):
         ({"format": 99}, "format 99"),
         ({"encoding": "mp3"}, "mp3"),
         ({"shards": []}, "has no clips"),
-        ({"sampling_rate": None}, "not a shard manifest"),
+        ({"sampling_rate": None}, "sampling_rate: expected int, found null"),
         ({"shards": [{"name": "../../etc/passwd", "bytes": 1, "sha256": "", "groups": [1], "samples": 1,
                       "longest_samples": 1}]}, "passwd"),
-        ({"shards": [{"name": "a", "bytes": 1}]}, "not a shard manifest"),
+        ({"shards": [{"name": "a", "bytes": 1}]}, r"shards\[0\]\.sha256: missing"),
     ],
 )  # fmt: skip
 def test_invalid_manifest_is_named(tmp_path, change, message):

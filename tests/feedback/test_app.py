@@ -484,7 +484,7 @@ def test_damaged_new_voice_is_reported_once_and_the_old_one_stays_in_use(handler
     before = handlers.generate(TEXT, None)[handlers.components.playback].speech
     (model / "model.safetensors").write_bytes(b"damaged")
     handler = handlers._with_error_notice(handlers.generate, handlers.components.playback_notice)
-    assert "cannot load a voice" in handler(TEXT, None)[handlers.components.playback_notice]
+    assert "model.safetensors: cannot be read" in handler(TEXT, None)[handlers.components.playback_notice]
     assert handler(TEXT, None)[handlers.components.playback].speech.model == before.model
 
 

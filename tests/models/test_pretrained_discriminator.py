@@ -141,5 +141,5 @@ def test_damaged_discriminators_are_rejected(tmp_path, damage):
         save_file({"a": torch.zeros(1)}, path, metadata={"shape": json.dumps({"periods": [2], "channels_divisor": 16})})
     else:
         save_file(tensors, path, metadata={"shape": json.dumps([2, 16])})
-    with pytest.raises(ModelError, match=r"cannot load discriminators .*Delete it"):
+    with pytest.raises(ModelError, match=r"discriminator\.safetensors: .*Delete it"):
         load_discriminator(path)

@@ -246,7 +246,7 @@ PREPARED = (
     CallRow("ragged line in metadata.csv", "exit 2", "line 5: expected filename|text", _trained(_nothing, [*FOUR, "a|b|c|d"])),
     CallRow("missing metadata.csv", "exit 2", "Create it with: vits-trainer prepare_data", _trained(lambda folder: (folder / "metadata.csv").unlink())),
     CallRow("metadata.csv in UTF-16", "exit 2", "cannot be read", _trained(lambda folder: (folder / "metadata.csv").write_text("0.wav|a", encoding="utf-16"))),
-    CallRow("damaged dataset.json", "exit 2", "dataset.json cannot be read", _trained(lambda folder: (folder / "dataset.json").write_text("{"))),
+    CallRow("damaged dataset.json", "exit 2", "dataset.json: cannot be read", _trained(lambda folder: (folder / "dataset.json").write_text("{"))),
     CallRow("clips with another sampling rate than the voice", "exit 2", "--target_sr 16000", _trained(lambda folder: (folder / "dataset.json").write_text('{"sampling_rate": 22050}'))),
     CallRow("too few clips for a validation split", "exit 2", "too few to hold out", _trained(_nothing, FOUR[:1])),
     CallRow("selected speaker without clips", "exit 2", "has no clip of zin. Its speakers: ava.", _trained(_nothing, [f"{line}|ava" for line in FOUR], only_speakers="ava,zin")),
@@ -274,7 +274,7 @@ def _shard(number: int) -> str:
 
 STREAMED = (
     CallRow("folder without shards", "exit 2", "contains no shards.json. Create shards with", _streamed(lambda folder: (folder / "shards.json").unlink())),
-    CallRow("truncated manifest", "exit 2", "is not a shard manifest", _streamed(lambda folder: os.truncate(folder / "shards.json", 200))),
+    CallRow("truncated manifest", "exit 2", "shards.json: cannot be read", _streamed(lambda folder: os.truncate(folder / "shards.json", 200))),
     CallRow("path outside the folder in the manifest", "exit 2", "is not a valid name", _streamed(lambda folder: (folder / "shards.json").write_text((folder / "shards.json").read_text().replace("shard_00001", "../shard_00001")))),
     CallRow("missing shard", "exit 1", "shard_00001.parquet: cannot be read", _streamed(lambda folder: (folder / _shard(1)).unlink())),
     CallRow("truncated shard", "exit 1", "shard_00001.parquet: cannot be read", _streamed(lambda folder: os.truncate(folder / _shard(1), 9000))),
@@ -376,11 +376,11 @@ def _damage_header(file: Path) -> None:
 
 MODELS = (
     CallRow("nonexistent voice", "exit 2", "cannot load a voice", _tuned(shutil.rmtree)),
-    CallRow("safetensors with a damaged header", "exit 2", "cannot load a voice", _tuned(lambda voice: _damage_header(voice / "model.safetensors"))),
-    CallRow("truncated safetensors", "exit 2", "cannot load a voice", _tuned(lambda voice: os.truncate(voice / "model.safetensors", 5000))),
+    CallRow("safetensors with a damaged header", "exit 2", "model.safetensors: cannot be read", _tuned(lambda voice: _damage_header(voice / "model.safetensors"))),
+    CallRow("truncated safetensors", "exit 2", "model.safetensors: cannot be read", _tuned(lambda voice: os.truncate(voice / "model.safetensors", 5000))),
     CallRow("another kind of model", "exit 2", "not a VITS voice", _tuned(_bert)),
     CallRow("weights as a pickle", "exit 2", "cannot load a voice", _tuned(_pickle)),
-    CallRow("damaged config.json", "exit 2", "cannot load a voice", _tuned(lambda voice: (voice / "config.json").write_text("{"))),
+    CallRow("damaged config.json", "exit 2", "config.json: cannot be read", _tuned(lambda voice: (voice / "config.json").write_text("{"))),
     CallRow("weights that do not match config.json", "exit 2", "do not match the configuration", _tuned(lambda voice: (voice / "config.json").write_text((voice / "config.json").read_text().replace('"hidden_size": 16', '"hidden_size": 32').replace('"flow_size": 16', '"flow_size": 32')))),
     CallRow("Inf in the weights", "exit 2", "NaN or infinity in the weights", _tuned(lambda voice: _put_inf(voice / "model.safetensors"))),
     CallRow("code with the weights that config.json refers to", "exit 2", "not a VITS voice", _tuned(_add_custom_code)),
@@ -389,7 +389,7 @@ MODELS = (
     CallRow("nonexistent discriminators", "exit 2", "no discriminators found", _tuned(lambda voice: (voice / "discriminator.safetensors").unlink(), discriminator_from="nowhere")),
     CallRow("checkpoint that would execute code", "exit 2", ".system, which no checkpoint needs", _converted({"model": _CodeInPickle()})),
     CallRow("checkpoint of another model", "exit 2", "are not those of a voice in original or coqui or piper layout", _converted({"model": {"weight": torch.zeros(2)}})),
-    CallRow("damaged discriminators", "exit 2", "cannot load discriminators", _tuned(lambda voice: (voice / "discriminator.safetensors").write_bytes(b"xx"))),
+    CallRow("damaged discriminators", "exit 2", "discriminator.safetensors: cannot be read", _tuned(lambda voice: (voice / "discriminator.safetensors").write_bytes(b"xx"))),
     CallRow("Inf in the discriminators", "exit 2", "NaN or infinity in the weights", _tuned(lambda voice: _put_inf(voice / "discriminator.safetensors"))),
 )  # fmt: skip
 
@@ -563,7 +563,7 @@ def _read_only(root: Path) -> subprocess.CompletedProcess[str] | str:
 
 def _full_disk(root: Path) -> subprocess.CompletedProcess[str] | str:
     """Trains on a file system with space for one checkpoint of the miniature voice, not for two."""
-    from vits_trainer.training.checkpoint import list_newest_first, verify_checkpoint
+    from vits_trainer.training.checkpoint_record import list_newest_first, verify_checkpoint
 
     small = root / "small"
     small.mkdir()

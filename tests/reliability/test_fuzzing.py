@@ -20,7 +20,7 @@ from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.prepared import open_prepared
 from vits_trainer.data.sources.detect import open_source
-from vits_trainer.training import checkpoint
+from vits_trainer.training.checkpoint_record import verify_checkpoint
 from vits_trainer.utils.errors import CheckpointError, ConfigError, VitsTrainerError
 from vits_trainer.utils.files import MARKER
 from vits_trainer.utils.strings import one_line
@@ -135,10 +135,10 @@ def test_manifest_and_state_of_a_checkpoint(checkpoint_dir: Path, name: str, con
     (checkpoint_dir / name).write_bytes(content)
     try:
         with pytest.raises(CheckpointError, match="checkpoint-1"):
-            checkpoint.verify_checkpoint(checkpoint_dir)
+            verify_checkpoint(checkpoint_dir)
     finally:
         (checkpoint_dir / name).write_bytes(good)
-    checkpoint.verify_checkpoint(checkpoint_dir)
+    verify_checkpoint(checkpoint_dir)
 
 
 @FUZZ
@@ -153,7 +153,7 @@ def test_any_flipped_byte_of_a_checkpoint(checkpoint_dir: Path, data: st.DataObj
     path.write_bytes(content)
     try:
         with pytest.raises(CheckpointError, match=path.name):
-            checkpoint.verify_checkpoint(checkpoint_dir)
+            verify_checkpoint(checkpoint_dir)
     finally:
         content[offset] = good
         path.write_bytes(content)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.support.voices import metrics, prepared_folder, train_flags, weights
 from vits_trainer.cli.main import main
-from vits_trainer.training.checkpoint import list_newest_first, verify_checkpoint
+from vits_trainer.training.checkpoint_record import list_newest_first, verify_checkpoint
 from vits_trainer.training.resume import resolve_checkpoint
 from vits_trainer.utils.errors import CheckpointError
 from vits_trainer.utils.files import sha256
@@ -52,7 +52,7 @@ DAMAGE = {
     "manifest.json is missing": lambda path: (path / "manifest.json").unlink(),
     "voice/vocab.json": lambda path: (path / "voice/vocab.json").write_text("{}"),
     "state.json has": lambda path: (path / "state.json").write_text("{"),
-    "manifest.json cannot be read": lambda path: (path / "manifest.json").write_text("[]"),
+    "manifest.json: expected object": lambda path: (path / "manifest.json").write_text("[]"),
     "discriminator.safetensors is missing": lambda path: (path / "discriminator.safetensors").unlink(),
 }
 

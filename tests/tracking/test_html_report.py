@@ -384,16 +384,16 @@ def test_run_without_metrics_has_a_page(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("outcome.json", b'{"outcome": ', "outcome.json cannot be read (Expecting value"),
-        ("outcome.json", b"[1]", "outcome.json has unexpected content"),
-        ("config.yaml", b"a: [", "config.yaml cannot be read (while parsing"),
-        ("config.yaml", b"\xff\xfe\x00", "config.yaml cannot be read ("),
-        ("facts.json", b"\xff", "facts.json cannot be read ("),
-        ("worst_clips.json", b'{"clip": 1}', "worst_clips.json has unexpected content"),
+        ("outcome.json", b'{"outcome": ', "outcome.json: cannot be read (Expecting value"),
+        ("outcome.json", b"[1]", "outcome.json: expected object, found array"),
+        ("config.yaml", b"a: [", "config.yaml: cannot be read (while parsing"),
+        ("config.yaml", b"\xff\xfe\x00", "config.yaml: cannot be read ("),
+        ("facts.json", b"\xff", "facts.json: cannot be read ("),
+        ("worst_clips.json", b'{"clip": 1}', "worst_clips.json: expected array, found object"),
         ("metrics.jsonl", b'{"update": 1, "generator/mel": 2}\n{"upd\n[3]\n\xff\n', "metrics.jsonl has 3 unread"),
         ("rejected.jsonl", b"null\n", "rejected.jsonl has 1 unreadable line(s)"),
         ("train.log", b"\xff\xfe no UTF-8\n", "no UTF-8"),
-        ("samples/update-000004/texts.json", b'"one"', "samples/update-000004/texts.json has unexpected content"),
+        ("samples/update-000004/texts.json", b'"one"', "samples/update-000004/texts.json: expected array, found str"),
     ],
 )
 def test_damaged_part_is_named_and_the_rest_shown(run_dir: Path, name: str, content: bytes, text: str) -> None:
@@ -615,3 +615,20 @@ def test_browser_test_detects_scripts_requests_and_overflow(browser: Any, tmp_pa
     assert "ran" in console
     assert "missing.png" in requests
     page.close()
+
+
+def test_links_out_of_the_folder_are_not_followed(run_dir: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("2026-01-01 10:00:00 precious\n")
+    speech = run_dir / "samples/update-000004/0_speech.wav"
+    for path in (speech, run_dir / "train.log", run_dir / "outcome.json"):
+        path.unlink(missing_ok=True)
+        path.symlink_to(secret)
+    page = html_report.render(html_report.read_run(run_dir))
+    assert "precious" not in page
+    assert base64.b64encode(secret.read_bytes()).decode() not in page
+
+
+def test_aliases_in_a_configuration_are_named_at_once(run_dir: Path) -> None:
+    (run_dir / "config.yaml").write_text("a: &a [x]\nb: *a\n")
+    assert "config.yaml: line 2: aliases (*a) are not supported" in html_report.read_run(run_dir).missing

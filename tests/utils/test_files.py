@@ -13,7 +13,7 @@ import pytest
 
 import vits_trainer
 from vits_trainer.feedback.training_process import WORK
-from vits_trainer.training.checkpoint import CHECKPOINT
+from vits_trainer.training.checkpoint_record import CHECKPOINT
 from vits_trainer.utils import files
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import MARKER, Kind

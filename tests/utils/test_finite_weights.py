@@ -21,7 +21,7 @@ from vits_trainer.models.pretrained import export, load_model
 from vits_trainer.models.pretrained_discriminator import discriminator_from_original
 from vits_trainer.models.voice_versions import VOICE
 from vits_trainer.text.tokenizer import load_tokenizer
-from vits_trainer.training.checkpoint import MANIFEST, _manifest
+from vits_trainer.training.checkpoint_record import MANIFEST, manifest
 from vits_trainer.utils.errors import ModelError, SavingError
 from vits_trainer.utils.files import mark, sha256
 from vits_trainer.utils.finite_weights import require_finite, weights_of
@@ -105,7 +105,7 @@ def test_nonfinite_checkpoint_is_rejected(copied: Path, capsys: pytest.CaptureFi
     checkpoint = copied / "checkpoints/checkpoint-2"
     name = spoil(checkpoint / f"{file}.safetensors", value=float("nan"))
     (checkpoint / MANIFEST).unlink()
-    (checkpoint / MANIFEST).write_text(_manifest(checkpoint))
+    (checkpoint / MANIFEST).write_text(manifest(checkpoint))
     before = sha256(copied / "final_model/model.safetensors")
     again = {**AVERAGED, "max_updates": 3, "resume_from_checkpoint": "latest"}
     assert main(["train_vits", *train_flags(copied, **again)]) == 2

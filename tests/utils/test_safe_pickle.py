@@ -3,13 +3,16 @@
 import argparse
 import os
 import pickle
+import zipfile
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.support.limits import limited_memory
 from vits_trainer.utils import safe_pickle
 from vits_trainer.utils.errors import ModelError
 
@@ -107,3 +110,52 @@ def test_file_that_is_not_a_checkpoint_raises(tmp_path: Path, content: bytes) ->
 def test_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="No such file"):
         safe_pickle.load(tmp_path / "c.pth")
+
+
+def write_stride_bomb(path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(1, dtype=torch.float16).expand(60_000, 60_000)}}, path)
+
+
+def write_compressed(path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(2**20)}}, path.with_name("plain.pth"))
+    with zipfile.ZipFile(path.with_name("plain.pth")) as plain, zipfile.ZipFile(path, "w") as small:
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
+
+
+def write_compressed_pickle(path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(2)}, "text": "x" * 2**22}, path.with_name("plain.pth"))
+    with zipfile.ZipFile(path.with_name("plain.pth")) as plain, zipfile.ZipFile(path, "w") as small:
+        for name in plain.namelist():
+            kind = zipfile.ZIP_DEFLATED if name.endswith("data.pkl") else zipfile.ZIP_STORED
+            small.writestr(name, plain.read(name), kind)
+
+
+class Bytes:
+    """A ``bytearray`` that is a number in the pickle."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return bytearray, (10**10,)
+
+
+def write_bytearray(path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(2)}, "more": Bytes()}, path)
+
+
+def write_old_bytearray(path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(2)}, "more": Bytes()}, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    "write", [write_stride_bomb, write_compressed, write_compressed_pickle, write_bytearray, write_old_bytearray]
+)
+def test_checkpoint_that_expands_is_not_loaded(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    write(tmp_path / "c.pth")
+    with limited_memory(2**30), pytest.raises(ModelError, match=r"c\.pth: would expand to more memory than its size"):
+        safe_pickle.load(tmp_path / "c.pth")
+
+
+def test_weights_that_are_stored_once_and_named_twice_are_loaded(tmp_path: Path) -> None:
+    shared = torch.ones(1000, 100)
+    torch.save({"model": {"a": shared, "b": shared.T, "c": shared[::2]}}, tmp_path / "c.pth")
+    assert safe_pickle.load(tmp_path / "c.pth")["model"]["b"].shape == (100, 1000)

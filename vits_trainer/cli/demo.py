@@ -1,8 +1,8 @@
 """``demo``: runs the other commands, from recordings to a voice, on a synthetic corpus."""
 
-import json
 import re
 from pathlib import Path
+from typing import Any
 
 from vits_trainer.cli import prepare_data, report, synthesize
 from vits_trainer.config.parser import parse
@@ -14,6 +14,7 @@ from vits_trainer.data.preparation.espeak_corpus import speak_corpus
 from vits_trainer.training.run import train
 from vits_trainer.utils.errors import ConfigError
 from vits_trainer.utils.files import Kind, is_ours, mark, remove
+from vits_trainer.utils.records import parse_json_line, read_lines
 
 DEMO = Kind(
     "demo",
@@ -52,7 +53,8 @@ def run(config: DemoConfig) -> int:
     voice = training / "final_model"
     synthesize.run(SynthesizeConfig(model=str(voice), text=config.text, output=str(folder / "speech.wav"), seed=0))
     run_dir = training / "runs" / "demo"
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    parsed = (parse_json_line(line, dict[str, Any]) for line in read_lines(run_dir / "metrics.jsonl"))
+    lines = [line for line in parsed if line is not None]
     last = next(line for line in reversed(lines) if "validation/mel" in line)
     report.run(ReportConfig(str(run_dir), str(folder / "report.html")))
     print(_results(folder, run_dir, last))

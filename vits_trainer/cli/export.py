@@ -8,6 +8,7 @@ from vits_trainer.models.discriminator import DISCRIMINATOR_FILE, load_discrimin
 from vits_trainer.models.voice_versions import check_voice_destination, exclusive
 from vits_trainer.text.tokenizer import load_tokenizer
 from vits_trainer.training import checkpoint
+from vits_trainer.training.checkpoint_record import verify_checkpoint
 
 
 def run(config: ExportConfig) -> int:
@@ -23,7 +24,7 @@ def run(config: ExportConfig) -> int:
     resolved = checkpoint_dir.resolve()
     output_dir = Path(config.output_dir or resolved.parent.parent / "exported" / resolved.name)
     check_voice_destination(output_dir, "output_dir", {"the checkpoint": checkpoint_dir})
-    checkpoint.verify_checkpoint(checkpoint_dir)
+    verify_checkpoint(checkpoint_dir)
     with exclusive(output_dir):
         _export(checkpoint_dir, output_dir, config.keep_versions)
     print(f"Exported {checkpoint_dir} to {output_dir}")

@@ -17,6 +17,7 @@ from vits_trainer.config.tools import BenchmarkConfig, CheckConfig, DemoConfig, 
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.config.voices import ConvertConfig, EvaluateConfig, ExportConfig, SynthesizeConfig
 from vits_trainer.utils.errors import ConfigError, InstallationError, VitsTrainerError
+from vits_trainer.utils.redaction import redacted
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "prepare_data": (PrepareConfig, "convert recordings and texts to a folder that train_vits reads"),
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         module = _import_command(f"vits_trainer.cli.{command}")
         code: int = module.run(config)
     except VitsTrainerError as error:
-        print(f"vits-trainer: {error}", file=sys.stderr, flush=True)
+        print(f"vits-trainer: {redacted(str(error))}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         print("vits-trainer: interrupted", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from vits_trainer.config.framing import check_framing
+from vits_trainer.config.ranges import check_ranges, limited
 from vits_trainer.utils.errors import require
 
 
@@ -10,37 +11,37 @@ from vits_trainer.utils.errors import require
 class Architecture:
     """Generator sizes, named as in ``transformers.VitsConfig``. The defaults are those of MMS-TTS."""
 
-    sampling_rate: int = 16000
+    sampling_rate: int = limited(16000, 1000, 192_000)
     """Sampling rate of the voice, in Hz."""
-    hidden_size: int = 192
+    hidden_size: int = limited(192, 2, 2**14)
     """Channels of the text encoder, the WaveNets, the duration predictor and the latent frames."""
-    num_hidden_layers: int = 6
+    num_hidden_layers: int = limited(6, 1, 256)
     """Transformer layers of the text encoder."""
-    num_attention_heads: int = 2
+    num_attention_heads: int = limited(2, 1, 256)
     """Attention heads of the text encoder."""
-    ffn_dim: int = 768
+    ffn_dim: int = limited(768, 1, 2**16)
     """Channels of the text encoder's feed-forward layers."""
-    spectrogram_bins: int = 513
+    spectrogram_bins: int = limited(513, 2, 2**16)
     """Bins of the linear spectrogram: n_fft / 2 + 1."""
-    posterior_encoder_num_wavenet_layers: int = 16
+    posterior_encoder_num_wavenet_layers: int = limited(16, 1, 256)
     """WaveNet layers of the posterior encoder."""
-    prior_encoder_num_flows: int = 4
+    prior_encoder_num_flows: int = limited(4, 1, 256)
     """Coupling layers of the flow."""
-    prior_encoder_num_wavenet_layers: int = 4
+    prior_encoder_num_wavenet_layers: int = limited(4, 1, 256)
     """WaveNet layers in each coupling layer."""
     use_stochastic_duration_prediction: bool = True
     """Use the stochastic duration predictor of VITS instead of the deterministic one."""
-    duration_predictor_num_flows: int = 4
+    duration_predictor_num_flows: int = limited(4, 1, 256)
     """Spline flows of the stochastic duration predictor."""
-    upsample_initial_channel: int = 512
+    upsample_initial_channel: int = limited(512, 1, 2**16)
     """Channels at the decoder's input."""
-    upsample_rates: tuple[int, ...] = (8, 8, 2, 2)
+    upsample_rates: tuple[int, ...] = limited((8, 8, 2, 2), 1, 1024)
     """Upsampling factors of the decoder's stages. Their product is the hop length, in samples."""
-    upsample_kernel_sizes: tuple[int, ...] = (16, 16, 4, 4)
+    upsample_kernel_sizes: tuple[int, ...] = limited((16, 16, 4, 4), 0, 1024)
     """Kernel size of each upsampling stage."""
-    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
+    resblock_kernel_sizes: tuple[int, ...] = limited((3, 7, 11), 1, 1024)
     """Kernel sizes of the decoder's residual blocks."""
-    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = limited(((1, 3, 5), (1, 3, 5), (1, 3, 5)), 1, 1024)
     """Dilations of the decoder's residual blocks."""
 
     def check(self) -> None:
@@ -48,6 +49,7 @@ class Architecture:
 
         Not called by ``__post_init__``, because the parser also builds instances with only some of the flags applied.
         """
+        check_ranges(self, "architecture.")
         check_framing(
             self.sampling_rate,
             self.spectrogram_bins,
@@ -71,7 +73,13 @@ class Architecture:
 class DiscriminatorShape:
     """Size of the discriminators (VITS: one scale and five period discriminators, 46.7 M parameters)."""
 
-    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    periods: tuple[int, ...] = limited((2, 3, 5, 7, 11), 1, 1000)
     """Periods of the multi-period discriminators, in samples."""
-    channels_divisor: int = 1
+    channels_divisor: int = limited(1, 1, 16)
     """Divides all channel counts. Pretrained discriminators require 1, the size of VITS."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "discriminator.")
+        require(
+            len(self.periods) <= 32, f"--discriminator.periods: must be at most 32 periods, found {len(self.periods)}."
+        )

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vits_trainer.config.options import TRACKERS, Precision
-from vits_trainer.config.serialization import split_names
+from vits_trainer.config.ranges import MAX_SEED, check_ranges, limited
+from vits_trainer.config.serialization import require_run_name, split_names
 from vits_trainer.utils.errors import ConfigError, require
 
 PASSWORD_VARIABLE = "VITS_TRAINER_PASSWORD"  # noqa: S105 - the variable's name  # nosec B105
@@ -36,28 +37,28 @@ class FeedbackConfig:
     """Speakers of data_dir that the voice was trained on, separated by commas (empty = as stored with the voice)."""
     base_model: str = "facebook/mms-tts-kmr-script_latin"
     """The voice to start from if model_dir holds none."""
-    batch_size: int = 2
+    batch_size: int = limited(2, 1, 2**16)
     """Corrections per update and process."""
-    learning_rate: float = 1e-5
+    learning_rate: float = limited(1e-5, 0, 1e6, above=True)
     """AdamW's learning rate. Low, so that a few clips do not change the rest of the voice."""
-    epochs: int = 5
+    epochs: int = limited(5, 1)
     """Passes over the corrections."""
     replay_fraction: float = 0.85
     """Fraction of the training examples that are replayed from data_dir, against forgetting (0 = none)."""
-    max_regression: float = 0.02
+    max_regression: float = limited(0.02, 0, 1e6)
     """Reject the new voice if its mel loss on the validation clips is higher by more than this fraction."""
     rollback: bool = False
     """Only restore the previous version of the voice, without training. It lacks the corrections learnt since."""
-    keep_versions: int = 5
+    keep_versions: int = limited(5, 0)
     """Number of previous voices to keep, both of model_dir and of output_dir (0 = all)."""
     validation_fraction: float = 0.05
     """As in training; only for voices that do not store it. Determines, with seed, which clips of data_dir are
     validation clips."""
-    validation_max_clips: int = 64
+    validation_max_clips: int = limited(64, 0)
     """As in training; only for voices that do not store it."""
     precision: Precision = "auto"
     """fp32, bf16, fp16 or auto (bf16 on GPUs that support it, else fp32). --fp16 is short for --precision fp16."""
-    seed: int = 1234
+    seed: int = limited(1234, 0, MAX_SEED)
     """Random seed. As in training, also determines which clips of data_dir are validation clips."""
     run_name: str | None = None
     """Name of the run (null = train_vits-<start time>)."""
@@ -71,15 +72,12 @@ class FeedbackConfig:
     """Weights & Biases tags, such as [a, b]."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs"):
-            require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: must be at least 1.")
-        require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: must be above 0, such as 1e-5.")
+        check_ranges(self)
+        require_run_name(self.run_name)
         require(
             0 <= self.replay_fraction <= 0.95,
             f"--replay_fraction {self.replay_fraction}: must be between 0 and 0.95.",
         )
-        for name in ("max_regression", "keep_versions", "validation_max_clips", "seed"):
-            require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: must be at least 0.")
         require(
             0 <= self.validation_fraction < 1,
             f"--validation_fraction {self.validation_fraction}: must be at least 0 and below 1.",
@@ -104,9 +102,9 @@ class FeedbackAppConfig:
     """Working folder of the fine-tuning, as --output_dir of train_feedback."""
     data_dir: str | None = None
     """The prepared folder that the voice was trained on, as --data_dir of train_feedback (null = none)."""
-    epochs: int | None = None
+    epochs: int | None = limited(None, 1)
     """Passes over the corrections (null = the default of train_feedback)."""
-    learning_rate: float | None = None
+    learning_rate: float | None = limited(None, 0, 1e6, above=True)
     """AdamW's learning rate (null = the default of train_feedback)."""
     host: str = "127.0.0.1"
     """Address to listen on. The default accepts only connections from this machine; any address that others can reach
@@ -119,19 +117,13 @@ class FeedbackAppConfig:
     """Maximum length of a recording, in seconds."""
     max_upload_mb: float = 20.0
     """Maximum size of an uploaded file, in MiB."""
-    max_corrections_per_hour: int = 60
+    max_corrections_per_hour: int = limited(60, 1)
     """Maximum corrections per client and hour. All clients together may save four times as many."""
-    max_text_characters: int = 400
+    max_text_characters: int = limited(400, 1, 2**20)
     """Maximum length of a text, in characters."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "max_corrections_per_hour", "max_text_characters"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name} {value}: must be at least 1.")
-        require(
-            self.learning_rate is None or self.learning_rate > 0,
-            f"--learning_rate {self.learning_rate}: must be above 0, such as 1e-5.",
-        )
+        check_ranges(self)
         require(1 <= self.port <= 65535, f"--port {self.port}: must be between 1 and 65535.")
         require(
             0.1 < self.max_clip_s <= 60, f"--max_clip_s {self.max_clip_s:g}: must be above 0.1 and at most 60 seconds."

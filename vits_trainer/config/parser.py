@@ -6,20 +6,43 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
+import yaml
+from jsonargparse import _loaders_dumpers
 
 from vits_trainer.config import aliases
 from vits_trainer.config.options import SCORES, TRACKERS
 from vits_trainer.config.serialization import recipe_path
 from vits_trainer.config.train import VALIDATION_LOSSES
 from vits_trainer.utils.errors import ConfigError
+from vits_trainer.utils.records import check_yaml_events, read_yaml
 
 Config = TypeVar("Config")
 
 _CLOSE = 0.8
 """Similarity from which on a name is suggested; a wrong suggestion is worse than none."""
+
+_PARSING_ERRORS = (
+    argparse.ArgumentError, jsonargparse.ArgumentError, AttributeError, TypeError, ValueError, ArithmeticError,
+    LookupError, RecursionError, yaml.YAMLError,
+)  # fmt: skip
+"""Exceptions of jsonargparse 4.53 for invalid values; AttributeError for a key such as config.0."""
+
+_YamlLoader: Any = _loaders_dumpers.get_yaml_default_loader()  # type: ignore[no-untyped-call]
+
+
+class _LimitedLoader(_YamlLoader):  # type: ignore[misc]
+    """Refuses aliases and tags also in files that flags and other files refer to."""
+
+    def __init__(self, stream: str) -> None:
+        check_yaml_events(stream)
+        super().__init__(stream)
+
+
+_loaders_dumpers.yaml_default_loader = _LimitedLoader  # type: ignore[assignment]
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -48,11 +71,12 @@ def parse(command: str, config_class: type[Config], argv: Sequence[str]) -> Conf
     expanded = _expand_booleans(_expand_positional(_expand_short_names(argv, fields), fields), fields)
     args = _config_first(expanded)
     files = [value for flag, value in pairwise(args) if flag == "--config"]
+    for file in files:  # jsonargparse expands aliases without a limit
+        read_yaml(Path(file), ConfigError, "Correct the file.")
     try:
         namespace = parser.parse_args(args)
         values = parser.instantiate(namespace).as_dict()
-    except (argparse.ArgumentError, jsonargparse.ArgumentError, AttributeError, TypeError, ValueError) as error:
-        # jsonargparse 4.53 raises AttributeError for a file with a key such as config.0.
+    except _PARSING_ERRORS as error:
         raise ConfigError(_explain(command, str(error), parser, files, argv)) from error
     values.pop("config", None)
     if values.pop("fp16", False):

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from vits_trainer.config.ranges import check_ranges, limited
 from vits_trainer.utils.errors import require
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -37,11 +38,11 @@ class PrepareConfig:
     """The prepared folder to write: wavs/, metadata.csv (or shards/, shards.json), rejected.csv, dataset.json."""
     target_sr: int = 16000
     """Sampling rate to write, in Hz. Must be that of the model to train."""
-    max_samples: int = 0
+    max_samples: int = limited(0, 0)
     """Stop after this many accepted clips (0 = all)."""
-    min_upvotes: int = 2
+    min_upvotes: int = limited(2, 0)
     """Common Voice: reject clips with fewer up-votes (0 = off)."""
-    max_downvotes: int = 0
+    max_downvotes: int = limited(0, 0)
     """Common Voice: reject clips with more down-votes."""
     trim_silence: bool = False
     """Trim silence at both ends of each clip, except 50 ms. Silence is 40 dB below the loudest 20 ms of the clip."""
@@ -57,7 +58,7 @@ class PrepareConfig:
     check_texts: bool = True
     """Refuse data sets where the texts of most clips cannot be those of their recordings: far too short for them, or
     the same again and again (false = only report it)."""
-    processes: int = 0
+    processes: int = limited(0, 0, 1024)
     """Worker processes (0 = one per core)."""
     shards: int = 0
     """Write this many shards/*.parquet with a manifest shards.json instead of wavs/ (0 = wavs/). Use it for large
@@ -72,9 +73,8 @@ class PrepareConfig:
     it does not exist (null = off)."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         require(8000 <= self.target_sr <= 192_000, f"--target_sr {self.target_sr}: must be between 8000 and 192000 Hz.")
-        for name in ("max_samples", "min_upvotes", "max_downvotes", "processes"):
-            require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: must be at least 0.")
         require(
             0.1 <= self.min_duration_s < self.max_duration_s <= 300,
             f"--min_duration_s {self.min_duration_s} --max_duration_s {self.max_duration_s}: must be between 0.1 and "

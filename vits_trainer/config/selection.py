@@ -3,17 +3,19 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vits_trainer.utils.records import Amount, Count, Seed
+
 
 @dataclass(frozen=True)
 class ClipSelection:
     """Settings of the training that select its clips and hold some of them out."""
 
     only_speakers: str = ""
-    max_clips_per_speaker: int = 0
-    max_samples: int = 0
-    validation_fraction: float = 0.05
-    validation_max_clips: int = 64
-    seed: int = 1234
+    max_clips_per_speaker: Count = 0
+    max_samples: Count = 0
+    validation_fraction: Amount = 0.05
+    validation_max_clips: Count = 64
+    seed: Seed = 1234
 
     @classmethod
     def from_config(cls, config: Any) -> "ClipSelection":

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from vits_trainer.utils.errors import ConfigError, require
+from vits_trainer.utils.strings import FILE_NAME, is_file_name
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 
@@ -23,6 +24,24 @@ def split_names(flag: str, value: str, known: Collection[str]) -> tuple[str, ...
         require(name in known, f"--{flag} {value}: {name} is not one of {', '.join(known)}.")
     require(len(set(names)) == len(names), f"--{flag} {value}: contains a name twice.")
     return names
+
+
+def require_run_name(name: str | None) -> None:
+    """Raises :class:`ConfigError` unless ``name`` can be the name of a folder."""
+    require(name is None or is_file_name(name), f"--run_name {(name or '')[:80]!r}: {FILE_NAME}.")
+
+
+def expanded(flag: str, path: str) -> Path:
+    """Returns the path with ``~`` and ``~user`` replaced by home directories.
+
+    Raises:
+        ConfigError: there is no such user, or the path contains a NUL character.
+    """
+    require("\0" not in path, f"--{flag} {path!r}: contains a NUL character.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"--{flag} {path}: there is no such user. Give the whole path.") from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -57,7 +76,7 @@ def recipe_path(name_or_file: str) -> Path:
     Raises:
         ConfigError: neither exists. The message lists the recipes.
     """
-    as_file = Path(name_or_file).expanduser()
+    as_file = expanded("config", name_or_file)
     as_recipe = RECIPES_DIR / f"{name_or_file.removesuffix('.yaml')}.yaml"
     for candidate in (as_file, as_recipe):
         if candidate.is_file():

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vits_trainer.config.options import Precision
+from vits_trainer.config.ranges import MAX_SEED, check_ranges, limited
 from vits_trainer.utils.errors import require
 
 
@@ -13,13 +14,13 @@ class DemoConfig:
 
     output_dir: str = "demo"
     """Folder for all files. Replaces an earlier demo there."""
-    updates: int = 120
+    updates: int = limited(120, 1)
     """Number of updates to train."""
     text: str = "The old boat crossed the quiet river."
     """Text that the trained voice speaks at the end."""
 
     def __post_init__(self) -> None:
-        require(self.updates >= 1, f"--updates {self.updates}: must be at least 1.")
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class CheckConfig:
     each clip separately."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         require(
             self.golden is None or self.replay is None,
             f"--golden {self.golden} and --replay {self.replay} exclude each other: give only one.",
@@ -58,13 +60,13 @@ class BenchmarkConfig:
     package. data: decoding, batches, data loader and prepare_data."""
     compare: Literal["none", "reference"] = "none"
     """reference: alternate with a reference update on the same batches in the same process, and report the ratio."""
-    batch_size: int = 8
+    batch_size: int = limited(8, 1, 2**16)
     """Clips per update."""
     clip_s: float = 6.0
     """Length of each clip, in seconds."""
-    tokens: int = 180
+    tokens: int = limited(180, 1, 2**16)
     """Tokens per clip."""
-    updates: int = 5
+    updates: int = limited(5, 1)
     """Number of measured updates, after one warm-up update. Medians are reported."""
     precision: Precision = "auto"
     """fp32, bf16, fp16 or auto (bf16 on GPUs that support it, else fp32)."""
@@ -76,14 +78,13 @@ class BenchmarkConfig:
     """As in training: compile the decoder and the discriminators."""
     gradient_checkpointing: bool = False
     """As in training: recompute the generator's activations in the backward pass."""
-    seed: int = 1234
+    seed: int = limited(1234, 0, MAX_SEED)
     """Seed of the weights and the workload."""
     json: str | None = None
     """JSON file to write the results to, in addition to the printed table."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "tokens", "updates"):
-            require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: must be at least 1.")
+        check_ranges(self)
         require(0.1 <= self.clip_s <= 60, f"--clip_s {self.clip_s}: must be between 0.1 and 60 seconds.")
         frames = int(self.clip_s * 16000 / 256)
         require(

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from vits_trainer.config.architecture import Architecture, DiscriminatorShape
 from vits_trainer.config.options import PARTS, SCORES, TRACKERS, ObjectiveKind, Precision, Schedule
-from vits_trainer.config.serialization import split_names
+from vits_trainer.config.ranges import MAX_SEED, check_ranges, limited
+from vits_trainer.config.serialization import require_run_name, split_names
 from vits_trainer.utils.errors import require
 
 _NOT_STREAMED = {
@@ -29,16 +30,19 @@ _NOT_STREAMED = {
 class LossWeights:
     """Weight of each loss in ``generator/total``. The losses are logged unweighted."""
 
-    adversarial: float = 1.0
+    adversarial: float = limited(1.0, 0, 1e6)
     """Least-squares GAN loss."""
-    feature_matching: float = 1.0
+    feature_matching: float = limited(1.0, 0, 1e6)
     """L1 between the discriminators' feature maps. The loss already includes VITS's factor 2."""
-    mel: float = 45.0
+    mel: float = limited(45.0, 0, 1e6)
     """L1 between log-mel spectrograms."""
-    duration: float = 1.0
+    duration: float = limited(1.0, 0, 1e6)
     """Negative log-likelihood of the durations from the alignment search."""
-    kl: float = 1.0
+    kl: float = limited(1.0, 0, 1e6)
     """KL divergence between posterior and prior."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "loss_weights.")
 
 
 VALIDATION_LOSSES = tuple(
@@ -76,7 +80,7 @@ class TrainConfig:
     output_dir: str = "training/final_model"
     """Folder for the trained voice, in the format of transformers' VitsModel. A previous voice there is moved to
     <output_dir>_versions; a folder with other contents is rejected before training."""
-    keep_versions: int = 5
+    keep_versions: int = limited(5, 0)
     """Number of previous voices of output_dir to keep (0 = all)."""
     model_name: str | None = "facebook/mms-tts-kmr-script_latin"
     """Voice to start from: a Hub name or a local folder. null, with an architecture, trains from scratch."""
@@ -85,20 +89,20 @@ class TrainConfig:
     run_name: str | None = None
     """Name of the run (null = train_vits-<start time>). A resumed run keeps its name."""
 
-    batch_size: int = 4
+    batch_size: int = limited(4, 1, 2**16)
     """Clips per micro-batch and process."""
-    batch_seconds: float = 0.0
+    batch_seconds: float = limited(0.0, 0, 1e6)
     """Seconds of audio, including padding, per micro-batch and process. Replaces batch_size (0 = use batch_size)."""
-    gradient_accumulation_steps: int = 8
+    gradient_accumulation_steps: int = limited(8, 1, 2**16)
     """Micro-batches per update."""
-    learning_rate: float = 2e-5
+    learning_rate: float = limited(2e-5, 0, 1e100, above=True)
     """Initial learning rate of AdamW, for both networks."""
     learning_rate_decay: float = 0.999875
     """Factor on the learning rate after each epoch (VITS: 0.999 ** (1/8)), for the exponential schedule."""
     schedule: Schedule = "exponential"
     """Learning rate schedule. exponential: multiply by learning_rate_decay after each epoch. cosine: decay to 0 at the
     end of the run along half a cosine. constant: no decay."""
-    warmup_updates: int = 0
+    warmup_updates: int = limited(0, 0)
     """Updates of linear learning rate warm-up, for both networks (0 = none)."""
     freeze: str = ""
     """Parts of the generator to freeze, separated by commas: text_encoder, posterior_encoder, flow, decoder,
@@ -106,17 +110,17 @@ class TrainConfig:
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the generator's weights, such as 0.999. Validation and the exported
     voice use the average; training continues with the raw weights (0 = no average)."""
-    epochs: int = 10
+    epochs: int = limited(10, 1)
     """Passes over the training clips."""
-    max_updates: int = 0
+    max_updates: int = limited(0, 0)
     """Number of updates to train; overrides epochs (0 = use epochs)."""
-    target_hours: float = 0.0
+    target_hours: float = limited(0.0, 0, 1e6)
     """Approximate training time, in hours. Chooses epochs from the speed measured at the start (0 = use epochs)."""
-    max_samples: int = 0
+    max_samples: int = limited(0, 0)
     """Use only this many clips of the folder (0 = all)."""
     only_speakers: str = ""
     """Use only clips of these speakers, separated by commas (empty = all)."""
-    max_clips_per_speaker: int = 0
+    max_clips_per_speaker: int = limited(0, 0)
     """Use at most this many clips per speaker, drawn by the seed (0 = all)."""
     extend_speakers: bool = False
     """Add speakers of the data that the voice lacks, when fine-tuning. The voice sounds the same until the first
@@ -125,7 +129,7 @@ class TrainConfig:
     streaming: bool = False
     """Stream shards (prepare_data --shards) without a local copy. data_dir may be a folder, a pattern of shards, a URL
     such as s3://bucket/folder, or a dataset of shards on the Hub (owner/name)."""
-    streaming_window: int = 8
+    streaming_window: int = limited(8, 1, 2**16)
     """Streaming: number of micro-batches whose clips are sorted by length together. A larger window wastes less on
     padding and needs more memory."""
     speaker_temperature: float = 1.0
@@ -137,15 +141,15 @@ class TrainConfig:
     quick runs."""
     loss_weights: LossWeights = LossWeights()
     """Weight of each loss in the generator's total."""
-    segment_frames: int = 32
+    segment_frames: int = limited(32, 1, 1024)
     """Length of the decoded training segments, in spectrogram frames."""
-    max_grad_norm: float = 0.0
+    max_grad_norm: float = limited(0.0, 0, 1e12)
     """Maximum gradient norm of each network (0 = no clipping, as in VITS; the norm is logged either way)."""
-    adam_betas: tuple[float, float] = (0.8, 0.99)
+    adam_betas: tuple[float, float] = limited((0.8, 0.99), 0, 1, below=True)
     """AdamW's betas."""
-    adam_eps: float = 1e-9
+    adam_eps: float = limited(1e-9, 0, 1, above=True)
     """AdamW's epsilon."""
-    weight_decay: float = 0.01
+    weight_decay: float = limited(0.01, 0, 1e6)
     """AdamW's weight decay."""
     layerdrop: float = 0.0
     """Probability of skipping a layer of the text encoder. Requires a single process. VITS uses none; the transformers
@@ -165,13 +169,13 @@ class TrainConfig:
     discriminator_from: str | None = None
     """Discriminators to start from: a D_*.pth of original VITS or MMS, a discriminator.safetensors, or a voice that
     contains them (null = those inside or next to model_name, else random weights)."""
-    discriminator_warmup_updates: int | None = None
+    discriminator_warmup_updates: int | None = limited(None, 0)
     """Updates that train only the discriminators (null = 200, but at most a tenth of the run, if a trained voice starts
     with randomly initialized discriminators; else 0)."""
 
     precision: Precision = "auto"
     """fp32, bf16, fp16 or auto (bf16 on GPUs that support it, else fp32). --fp16 is short for --precision fp16."""
-    seed: int = 1234
+    seed: int = limited(1234, 0, MAX_SEED)
     """Random seed of the clip order, segments, noise, dropout and initial weights."""
     deterministic: bool = False
     """Use deterministic GPU kernels, which are slower: a resumed run then ends with exactly the weights of an
@@ -181,48 +185,48 @@ class TrainConfig:
     are faster."""
     gradient_checkpointing: bool = False
     """Recompute the generator's activations in the backward pass: less memory, slower."""
-    data_workers: int = 2
+    data_workers: int = limited(2, 0, 1024)
     """Data loading processes per training process (0 = load in the training process)."""
 
     max_rejected_fraction: float = 0.01
     """End the run if more than this fraction of the clips cannot be used."""
-    max_nonfinite_updates: int = 3
+    max_nonfinite_updates: int = limited(3, 0)
     """End the run after more than this many consecutive updates with NaN or Inf losses or gradients. Such updates do
     not change the weights."""
-    rank_timeout_s: float = 600.0
+    rank_timeout_s: float = limited(600.0, 1, 1e7)
     """Timeout of collective operations, in seconds. After it the run ends and names the missing ranks. Must exceed the
     time that saving a checkpoint and generating samples take."""
 
     validation_fraction: float = 0.05
     """Fraction of the clips used for validation (at least one clip, at most validation_max_clips; 0 = none)."""
-    validation_max_clips: int = 64
+    validation_max_clips: int = limited(64, 0)
     """Maximum number of validation clips."""
     validate_on_training_clips: bool = False
     """Validate on clips that are also trained on, starting before the first update (for a handful of corrections)."""
-    validation_samples: int = 2
+    validation_samples: int = limited(2, 0, 1024)
     """Number of validation sentences to synthesize and plot at each validation (0 = none)."""
-    validate_every_updates: int = 500
+    validate_every_updates: int = limited(500, 0)
     """Updates between validations. The end of the run is always validated (0 = only the end)."""
     validation_scores: str = ""
     """Speech scores to compute at each validation, separated by commas, of {scores}: validation sentences are
     synthesized and compared with their recordings (see evaluate)."""
-    validation_score_clips: int = 16
+    validation_score_clips: int = limited(16, 0)
     """Number of validation sentences to synthesize for these scores."""
     asr: str = "pocketsphinx"
     """Speech recognizer for cer: pocketsphinx (English, offline) or a transformers model."""
     best_metric: str = "mel"
     """Validation metric that selects the best checkpoint: a loss ({losses}), or a metric of a
     score ({metrics})."""
-    patience: int = 0
+    patience: int = limited(0, 0)
     """Stop after this many consecutive validations without improvement of best_metric, and export the best checkpoint
     (0 = train to the end and export the last update)."""
-    log_every_updates: int = 10
+    log_every_updates: int = limited(10, 1)
     """Updates between log lines."""
-    save_every_updates: int = 500
+    save_every_updates: int = limited(500, 0)
     """Updates between checkpoints. A checkpoint is always saved at the end (0 = only there)."""
-    save_before_s: float = 0.0
+    save_before_s: float = limited(0.0, 0, 1e9)
     """Save and stop before the process has run for this many seconds, for jobs with a time limit (0 = no limit)."""
-    keep_checkpoints: int = 3
+    keep_checkpoints: int = limited(3, 0)
     """Number of newest checkpoints to keep, besides the best one (0 = all)."""
     resume_from_checkpoint: str | None = None
     """Checkpoint to resume from: latest, auto (latest, or a new run if there is none), best, or a checkpoint's path."""
@@ -244,35 +248,8 @@ class TrainConfig:
     """Create the model of --push_to_hub as private."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "gradient_accumulation_steps", "epochs", "log_every_updates", "segment_frames"):
-            require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)}: must be at least 1.")
-        for name in (
-            "max_updates",
-            "max_samples",
-            "max_clips_per_speaker",
-            "data_workers",
-            "validate_every_updates",
-            "save_every_updates",
-            "keep_checkpoints",
-            "validation_max_clips",
-            "validation_samples",
-            "max_grad_norm",
-            "weight_decay",
-            "seed",
-            "target_hours",
-            "batch_seconds",
-            "save_before_s",
-            "max_nonfinite_updates",
-            "validation_score_clips",
-            "patience",
-            "warmup_updates",
-            "keep_versions",
-        ):
-            require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: must be at least 0.")
-        require(
-            (self.discriminator_warmup_updates or 0) >= 0,
-            f"--discriminator_warmup_updates {self.discriminator_warmup_updates}: must be at least 0, or null.",
-        )
+        check_ranges(self)
+        require_run_name(self.run_name)
         require(
             not (self.target_hours and self.max_updates),
             f"--target_hours {self.target_hours:g} and --max_updates {self.max_updates} exclude each other: give only "
@@ -290,7 +267,6 @@ class TrainConfig:
             0 <= self.max_rejected_fraction <= 1,
             f"--max_rejected_fraction {self.max_rejected_fraction}: must be between 0 and 1.",
         )
-        require(self.rank_timeout_s >= 1, f"--rank_timeout_s {self.rank_timeout_s}: must be at least 1.")
         require(0 <= self.layerdrop < 1, f"--layerdrop {self.layerdrop}: must be at least 0 and below 1.")
         require(
             not (self.layerdrop and self.gradient_checkpointing),
@@ -315,7 +291,6 @@ class TrainConfig:
             self.architecture.check()
 
     def _check_optimization(self) -> None:
-        require(self.learning_rate > 0, f"--learning_rate {self.learning_rate}: must be above 0, such as 2e-5.")
         require(
             0 < self.learning_rate_decay <= 1,
             f"--learning_rate_decay {self.learning_rate_decay}: must be above 0 and at most 1.",
@@ -343,7 +318,6 @@ class TrainConfig:
         )
 
     def _check_streaming(self) -> None:
-        require(self.streaming_window >= 1, f"--streaming_window {self.streaming_window}: must be at least 1.")
         for name, off in _NOT_STREAMED.items():
             require(
                 not self.streaming or getattr(self, name) == off,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from vits_trainer.config.options import SCORES, SPEECH_FORMATS
+from vits_trainer.config.ranges import MAX_SEED, check_ranges, limited
 from vits_trainer.config.serialization import split_names
 from vits_trainer.utils.errors import require
 
@@ -29,10 +30,11 @@ class SynthesizeConfig:
     """Variation of the sound, 0 for none (null = the voice's default, usually 0.667)."""
     noise_scale_duration: float | None = None
     """Variation of the rhythm, 0 for none (null = the voice's default, usually 0.8)."""
-    seed: int = 1234
+    seed: int = limited(1234, 0, MAX_SEED)
     """Random seed. The same seed gives the same samples on the same kind of device."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         require(
             not self.text or self.text_file is None,
             f"--text and --text_file {self.text_file} exclude each other: give only one.",
@@ -48,7 +50,6 @@ class SynthesizeConfig:
         for name in ("noise_scale", "noise_scale_duration"):
             value = getattr(self, name)
             require(value is None or 0 <= value <= 10, f"--{name} {value}: must be between 0 and 10.")
-        require(self.seed >= 0, f"--seed {self.seed}: must be at least 0.")
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,13 @@ class EvaluateConfig:
     """Prepared folder with the recordings."""
     clips: Literal["held_out", "all"] = "held_out"
     """held_out: the validation clips of train_vits with the same seed and validation_fraction. all: every clip."""
-    max_clips: int = 64
+    max_clips: int = limited(64, 0)
     """Maximum number of clips to evaluate (0 = all)."""
     validation_fraction: float = 0.05
     """As in training. Determines, with seed, which clips are validation clips."""
-    validation_max_clips: int = 64
+    validation_max_clips: int = limited(64, 0)
     """As in training."""
-    seed: int = 1234
+    seed: int = limited(1234, 0, MAX_SEED)
     """As in training. Also seeds the synthesis."""
     scores: str = "mcd,f0,duration,cer"
     """Scores to compute, separated by commas, of {scores}. docs/metrics.md explains them; utmos and similarity need
@@ -85,14 +86,13 @@ class EvaluateConfig:
     """Weights & Biases team or user (null = your default)."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         require(
             bool(split_names("scores", self.scores, SCORES)),
             "--scores is empty: give at least one of " + ", ".join(SCORES),
         )
         require(bool(self.names), "--models is empty: give at least one voice.")
         require(len(set(self.names)) == len(self.names), f"--models {self.models}: contains a voice twice.")
-        for name in ("max_clips", "validation_max_clips", "seed"):
-            require(getattr(self, name) >= 0, f"--{name} {getattr(self, name)}: must be at least 0.")
         require(
             0 < self.validation_fraction < 1,
             f"--validation_fraction {self.validation_fraction}: must be above 0 and below 1 (or use --clips all).",
@@ -113,11 +113,11 @@ class ExportConfig:
     output_dir: str | None = None
     """Folder for the voice (null = exported/checkpoint-<update>, next to the checkpoint folder). A previous voice there
     is moved to <output_dir>_versions; any other content is an error."""
-    keep_versions: int = 5
+    keep_versions: int = limited(5, 0)
     """Number of previous voices of output_dir to keep (0 = all)."""
 
     def __post_init__(self) -> None:
-        require(self.keep_versions >= 0, f"--keep_versions {self.keep_versions}: must be at least 0.")
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vits_trainer.data.audio import PCM16_BYTES, WAV_HEADER_BYTES, Reason, RecordingError, read_pcm16_wav, reject
-from vits_trainer.data.shards import FOLDER, MAX_GROUP_BYTES, Manifest, decode_audio
+from vits_trainer.data.shards import FOLDER, MAX_GROUP_BYTES, Manifest, decode_audio, shard_format
 from vits_trainer.utils.errors import DataError
 
 
@@ -196,12 +196,15 @@ def read_rows(root: Path, manifest: Manifest) -> ShardRows:
             raise DataError(f"{path}: has {path.stat().st_size} bytes, not {shard.bytes} as in shards.json. {remedy}")
         try:
             with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+                shard_format(file.metadata, str(path))
                 groups = tuple(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups))
                 tables.append(file.read(["clip", "text", "speaker", "samples"], use_threads=False))
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{path}: is damaged ({error}). {remedy}") from error
         if groups != shard.groups:
             raise DataError(f"{path}: row groups of {groups} clips, not {shard.groups} as in shards.json. {remedy}")
+        if any(column.null_count for column in tables[-1].columns):
+            raise DataError(f"{path}: a clip lacks its name, text, speaker or number of samples. {remedy}")
     rows = pa.concat_tables(tables)
     names = [name or "" for name in rows["clip"].to_pylist()]
     invalid = next((name for name in names if "/" in name or "\\" in name or name in ("", ".", "..")), None)

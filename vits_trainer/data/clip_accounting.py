@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vits_trainer.utils.errors import AccountingError, TooManyRejectedError, UnreadableShardError
+from vits_trainer.utils.errors import AccountingError, CheckpointError, TooManyRejectedError, UnreadableShardError
+from vits_trainer.utils.records import check
 
 UNREADABLE = "unreadable-shard"
 """Kind of the incident with which a data worker reports that a streamed shard cannot be read."""
+_MAX_BITS = 31
+"""Counts are 32-bit integers."""
 _MAX_EXAMPLES = 5
 """Maximum number of clips named in a message."""
 
@@ -34,6 +37,16 @@ class Incident:
 
     def __str__(self) -> str:
         return f"{self.clip}: {self.kind} ({self.message})"
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """Result of :meth:`ClipAccounting.save`: packed counts of each clip, and the rejected ones."""
+
+    trained: str
+    masked: str
+    rejected: str
+    rejections: list[Incident]
 
 
 class ClipAccounting:
@@ -163,14 +176,26 @@ class ClipAccounting:
         return {**kinds, "rejections": [vars(rejection) for rejection in self._rejections.values()]}
 
     def restore(self, saved: Mapping[str, Any], is_main: bool, begins_epoch: bool) -> None:
-        """Restores the result of :meth:`save`: the main rank gets the counts of all ranks, others zeros."""
+        """Restores the result of :meth:`save`: the main rank gets the counts of all ranks, others zeros.
+
+        Raises:
+            CheckpointError: it is not such a result, or that of another number of clips.
+        """
+        remedy = "Resume from an earlier checkpoint."
+        accounts = check(saved, "state.json: accounts", Accounts, CheckpointError, remedy)
+        try:
+            totals = {
+                "trained": _unpack(accounts.trained, len(self._names)),
+                "masked": _unpack(accounts.masked, len(self._names)),
+                "rejected": _unpack(accounts.rejected, len(self._names)),
+            }
+        except ValueError as error:
+            raise CheckpointError(f"state.json: accounts: are not those of these clips ({error}). {remedy}") from error
         for kind, row in self._counts.items():
-            row[:] = _unpack(saved[kind], len(row)) if is_main else 0
+            row[:] = totals[kind] if is_main else 0
         # A clip whose rejection ended the run was not counted: it occurs again.
-        counted = {
-            self._names[index] for index in np.flatnonzero(_unpack(saved["rejected"], len(self._names))).tolist()
-        }
-        incidents = [Incident(**fields) for fields in saved["rejections"]]
+        counted = {self._names[index] for index in np.flatnonzero(totals["rejected"]).tolist()}
+        incidents = accounts.rejections
         self._rejections = {one.clip: one for one in incidents if one.stage == "validation" or one.clip in counted}
         if begins_epoch:
             self._start_epoch()
@@ -219,6 +244,8 @@ def _pack(counts: NDArray[np.int64]) -> str:
 def _unpack(text: str, clips: int) -> NDArray[np.int64]:
     """Decodes the result of :func:`_pack` for ``clips`` clips."""
     digits = np.frombuffer(bytes.fromhex(text), np.uint8).reshape(-1, -(-clips // 8))
+    if len(digits) > _MAX_BITS:
+        raise ValueError(f"counts of {len(digits)} bits")
     bits = np.unpackbits(digits, axis=1, count=clips).astype(np.int64)
     counts: NDArray[np.int64] = (bits << np.arange(len(bits))[:, None]).sum(axis=0)
     return counts

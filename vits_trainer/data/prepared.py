@@ -1,21 +1,22 @@
 """Opens prepared folders, selects speakers, and splits training from validation clips."""
 
 import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.selection import ClipSelection
 from vits_trainer.data.audio import PCM16_BYTES, WAV_HEADER_BYTES, RecordingError
 from vits_trainer.data.audio_store import AudioStore, AudioSubset, ShardAudioStore, WavAudioStore, read_rows
-from vits_trainer.data.shards import MANIFEST, Manifest
+from vits_trainer.data.shards import MANIFEST, Manifest, RateHz
+from vits_trainer.utils import records
 from vits_trainer.utils.errors import ConfigError, DataError
+from vits_trainer.utils.records import Amount, Count, HexDigits
 from vits_trainer.utils.strings import comparable_text, join_names
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,42 @@ class ClipTable:
     def select(self, rows: Sequence[int]) -> "ClipTable":
         """Returns a table of these rows."""
         return ClipTable(*([column[row] for row in rows] for column in (self.filename, self.text, self.speaker)))
+
+
+_REMEDY = "Run prepare_data again."
+
+
+class SourceRecord(TypedDict, total=False):
+    """Where the clips come from."""
+
+    kind: str
+    dataset: str
+    revision: str | None
+    clips: Count | None
+    state: str
+
+
+class DatasetSummary(TypedDict, total=False):
+    """Fields of dataset.json that are used. Older versions lack some."""
+
+    accepted: Count
+    rejected: dict[str, Count]
+    texts_changed: Count
+    seconds: Amount
+    hours: Amount
+    mean_seconds: Amount
+    speakers: Count
+    speaker_clips: dict[str, Count]
+    characters: str
+    copies: tuple[tuple[str, ...], ...]
+    """Names of clips with equal samples."""
+    repeated: dict[str, HexDigits]
+    """Bits of each shard's rows: whether another clip has the same text or samples."""
+    sampling_rate: RateHz
+    shards: Count
+    source: SourceRecord
+    settings: dict[str, Any]
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -222,11 +259,17 @@ def _summary(data_dir: Path) -> dict[str, Any]:
     path = data_dir / "dataset.json"
     if not path.is_file():
         return {}
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}). Run prepare_data again.") from error
-    return summary
+    return read_summary(records.read_bytes(path, DataError, _REMEDY, records.MAX_UNTYPED_BYTES), path)
+
+
+def read_summary(content: bytes, source: object) -> dict[str, Any]:
+    """Parses dataset.json; ``source`` is its path or address.
+
+    Raises:
+        DataError: it is not a summary of prepare_data.
+    """
+    summary = records.parse_json(content, source, dict[str, Any], DataError, _REMEDY)
+    return summary | records.check(summary, source, DatasetSummary, DataError, _REMEDY)
 
 
 class HasSamplingRate(Protocol):

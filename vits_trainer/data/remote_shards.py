@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vits_trainer.data.shards import MAX_GROUP_BYTES, ShardRecord
+from vits_trainer.data.shards import MAX_GROUP_BYTES, ShardRecord, shard_format
 from vits_trainer.utils.errors import DataError, UnreadableShardError
 from vits_trainer.utils.strings import first_line
 
@@ -173,14 +173,24 @@ class ShardReader:
             )
             return file.read_row_group(number, use_threads=False)
 
-        return self.folder.with_retries(once, record.name)
+        try:
+            return self.folder.with_retries(once, record.name)
+        except DataError as error:  # a data worker reports only unreadable shards
+            raise UnreadableShardError(str(error)) from error
 
     def _metadata_of(self, shard: int) -> Any:
         with self._lock:
             if shard in self._metadata:
                 self._metadata.move_to_end(shard)
                 return self._metadata[shard]
-        metadata = metadata_of(self.folder, self.records[shard].name, self.records[shard].bytes)
+        record = self.records[shard]
+        metadata = metadata_of(self.folder, record.name, record.bytes)
+        groups = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+        if groups != record.groups:
+            raise DataError(
+                f"{self.folder.address}/{record.name}: row groups of {groups} clips, not {record.groups} as in its "
+                "manifest. Download it again, or run prepare_data --shards again."
+            )
         with self._lock:
             self._metadata[shard] = metadata
             while len(self._metadata) > _MAX_CACHED_METADATA:
@@ -201,15 +211,16 @@ def metadata_of(folder: RemoteFolder, name: str, size_bytes: int) -> Any:
         needed = int.from_bytes(tail[-8:-4], "little") + 8
         if len(tail) < needed <= size_bytes:
             tail = folder.read(name, size_bytes - needed, size_bytes)
-        return pq.read_metadata(io.BytesIO(tail))
+        metadata = pq.read_metadata(io.BytesIO(tail))
+        if b"vits_trainer" not in (metadata.metadata or {}):
+            raise DataError(
+                f"{folder.address}/{name}: is not a shard of prepare_data. Prepare the data set first: vits-trainer "
+                "prepare_data --dataset SOURCE --shards 16 --output_dir FOLDER"
+            )
+        shard_format(metadata, f"{folder.address}/{name}")
+        return metadata
 
-    metadata = folder.with_retries(once, name)
-    if b"vits_trainer" not in (metadata.metadata or {}):
-        raise DataError(
-            f"{folder.address}/{name}: is not a shard of prepare_data. Prepare the data set first: vits-trainer "
-            "prepare_data --dataset SOURCE --shards 16 --output_dir FOLDER"
-        )
-    return metadata
+    return folder.with_retries(once, name)
 
 
 class _ByteRangeFile(io.RawIOBase):

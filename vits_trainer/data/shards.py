@@ -11,23 +11,26 @@ not on the number of clips. Pages have checksums: damage is detected without rea
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile as sf
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from vits_trainer.data.audio import MAX_DECODED_S, PCM16_BYTES, Reason, reject
 from vits_trainer.data.decoding import decode_pcm16
+from vits_trainer.utils import records
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import atomic_write, discard, fsync_dir, replace_file, sha256
+from vits_trainer.utils.records import Count, PositiveInt
 
 MANIFEST = "shards.json"
 FOLDER = "shards"
@@ -39,7 +42,12 @@ GROUP_CLIPS = 256
 MAX_GROUP_BYTES = 256 * 2**20
 """Larger row groups are not read. Those of :class:`ShardWriter` have at most 2 MiB and one clip."""
 
+MAX_CLIP_S = 300
+"""Maximum duration of a clip, as of prepare_data. The dry run allocates a batch of the longest clips."""
+_REMEDY = "Run prepare_data --shards again."
+
 Encoding = Literal["pcm16", "flac"]
+RateHz = Annotated[int, Meta(ge=1, le=192_000)]
 
 SCHEMA = pa.schema(
     [
@@ -53,19 +61,31 @@ SCHEMA = pa.schema(
 """``clip`` is the file name that the clip would have in wavs/; ``audio`` is little-endian int16 or FLAC."""
 
 
+class _Format(TypedDict):
+    format: int
+
+
+class ShardFormat(TypedDict):
+    """Metadata of a shard itself."""
+
+    format: int
+    sampling_rate: RateHz
+    encoding: Encoding
+
+
 @dataclass(frozen=True)
 class ShardRecord:
     """The manifest's entry for one shard."""
 
     name: str
     """File name in ``shards/``."""
-    bytes: int
+    bytes: Count
     sha256: str
-    groups: tuple[int, ...]
+    groups: tuple[PositiveInt, ...]
     """Number of clips per row group."""
-    samples: int
+    samples: Count
     """Total samples of all clips."""
-    longest_samples: int
+    longest_samples: Count
     """Samples of the longest clip."""
 
     @property
@@ -78,7 +98,7 @@ class ShardRecord:
 class Manifest:
     """Content of ``shards.json``."""
 
-    sampling_rate: int
+    sampling_rate: RateHz
     """In Hz."""
     encoding: Encoding
     shards: tuple[ShardRecord, ...]
@@ -100,20 +120,14 @@ class Manifest:
         Raises:
             DataError: it is not a manifest, or has an unsupported format version.
         """
-        try:
-            record = json.loads(content)
-            if record["format"] != FORMAT:
-                raise DataError(
-                    f"{source}: has format {record['format']}, but this version reads format {FORMAT}. Prepare the "
-                    "shards again, or install the version that wrote them."
-                )
-            shards = tuple(_shard_record(shard) for shard in record["shards"])
-            manifest = cls(int(record["sampling_rate"]), record["encoding"], shards)
-            manifest.validate(source)
-        except (ValueError, KeyError, TypeError) as error:
+        written = records.parse_json(content, source, _Format, DataError, _REMEDY)["format"]
+        if written != FORMAT:
             raise DataError(
-                f"{source}: is not a shard manifest ({type(error).__name__}: {error}). Run prepare_data --shards again."
-            ) from error
+                f"{source}: has format {written}, but this version reads format {FORMAT}. Prepare the shards again, or "
+                "install the version that wrote them."
+            )
+        manifest = records.parse_json(content, source, cls, DataError, _REMEDY)
+        manifest.validate(source)
         return manifest
 
     @classmethod
@@ -124,33 +138,51 @@ class Manifest:
             DataError: it cannot be read, or :meth:`parse` fails.
         """
         path = folder / MANIFEST
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}). Run prepare_data --shards again.") from error
-        return cls.parse(content, str(path))
+        return cls.parse(records.read_bytes(path, DataError, _REMEDY), str(path))
 
     def validate(self, source: str) -> None:
-        """Raises :class:`DataError` if it has an unknown encoding, file names outside its folder, or empty shards."""
-        if self.encoding not in ("pcm16", "flac") or self.sampling_rate <= 0:
-            raise DataError(f"{source}: {self.encoding} at {self.sampling_rate} Hz is not supported. Prepare again.")
+        """Raises :class:`DataError` if it has file names outside its folder or twice, or empty shards."""
         names = [shard.name for shard in self.shards]
         invalid = [name for name in names if name in (".", "..") or "/" in name or "\\" in name or not name]
         if invalid or len(set(names)) != len(names):
             raise DataError(f"{source}: {(invalid or names)[0]!r} is not a valid name, or is duplicated. Correct it.")
-        if not self.clips or any(clips <= 0 for shard in self.shards for clips in shard.groups):
-            raise DataError(f"{source}: a shard has no clips. Run prepare_data --shards again.")
+        if not self.clips or not all(shard.groups for shard in self.shards):
+            raise DataError(f"{source}: a shard has no clips. {_REMEDY}")
+        require_clip_length(max(shard.longest_samples for shard in self.shards), self.sampling_rate, source)
 
 
-def _shard_record(record: Mapping[str, Any]) -> ShardRecord:
-    return ShardRecord(
-        name=str(record["name"]),
-        bytes=int(record["bytes"]),
-        sha256=str(record["sha256"]),
-        groups=tuple(map(int, record["groups"])),
-        samples=int(record["samples"]),
-        longest_samples=int(record["longest_samples"]),
-    )
+def shard_format(metadata: Any, source: str) -> ShardFormat:
+    """Checks the columns of a shard and returns its own description, from its Parquet ``metadata``.
+
+    Raises:
+        DataError: a column is missing or has another type, or the description is invalid.
+    """
+    expected = {field.name: field.type for field in SCHEMA}
+    records.check_columns(metadata.schema.to_arrow_schema(), expected, source, DataError, _REMEDY)
+    content = (metadata.metadata or {}).get(b"vits_trainer")
+    return records.parse_json(content, source, ShardFormat, DataError, _REMEDY)
+
+
+def longest_clip(metadata: Any, source: str) -> int:
+    """Returns the samples of a shard's longest clip, from the statistics of its row groups.
+
+    Raises:
+        DataError: a row group has no clips or no statistics.
+    """
+    column = metadata.schema.names.index("samples")
+    statistics = [metadata.row_group(number).column(column).statistics for number in range(metadata.num_row_groups)]
+    if not statistics or not all(one is not None and one.has_min_max for one in statistics):
+        raise DataError(f"{source}: a row group has no clips, or no statistics of its samples. {_REMEDY}")
+    return max(int(one.max) for one in statistics)
+
+
+def require_clip_length(longest_samples: int, rate_hz: int, source: object) -> None:
+    """Raises :class:`DataError` if the longest clip is longer than prepare_data allows."""
+    if longest_samples > MAX_CLIP_S * rate_hz:
+        raise DataError(
+            f"{source}: longest_samples: expected at most {MAX_CLIP_S * rate_hz} ({MAX_CLIP_S} s), found "
+            f"{longest_samples}. {_REMEDY}"
+        )
 
 
 class ShardWriter:

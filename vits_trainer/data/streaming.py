@@ -29,9 +29,20 @@ from vits_trainer.config.prepare import HUB_NAME
 from vits_trainer.data.audio import RecordingError
 from vits_trainer.data.clip_accounting import UNREADABLE, Incident
 from vits_trainer.data.dataset import UNEXPECTED, Clip, ClipDataset
+from vits_trainer.data.prepared import read_summary
 from vits_trainer.data.remote_shards import RemoteFolder, ShardReader, metadata_of
 from vits_trainer.data.sampler import MicroBatchSpec
-from vits_trainer.data.shards import FOLDER, MANIFEST, SCHEMA, Encoding, Manifest, ShardRecord, decode_audio
+from vits_trainer.data.shards import (
+    FOLDER,
+    MANIFEST,
+    Encoding,
+    Manifest,
+    ShardRecord,
+    decode_audio,
+    longest_clip,
+    require_clip_length,
+    shard_format,
+)
 from vits_trainer.data.streaming_sampler import StreamedBatchSpec
 from vits_trainer.utils.errors import DataError, UnreadableShardError
 
@@ -212,10 +223,8 @@ def _open_folder(address: str, folder: RemoteFolder) -> ShardedData:
             "--shards 16 --output_dir FOLDER (for a folder with wavs/, omit --streaming)."
         )
     manifest = Manifest.parse(content, f"{folder.address}/{MANIFEST}")
-    try:
-        summary = dict(json.loads(_read_if_present(folder, "dataset.json") or "{}"))
-    except ValueError as error:
-        raise DataError(f"{folder.address}/dataset.json: is not JSON ({error}). Run prepare_data again.") from error
+    content = _read_if_present(folder, "dataset.json")
+    summary = {} if content is None else read_summary(content, f"{folder.address}/dataset.json")
     records = [replace(record, name=f"{FOLDER}/{record.name}") for record in manifest.shards]
     return ShardedData(address, ShardReader(folder, records), manifest.sampling_rate, manifest.encoding, summary)
 
@@ -235,11 +244,13 @@ def _open_pattern(address: str, folder: RemoteFolder, pattern: str) -> ShardedDa
     formats: set[tuple[int, Encoding]] = set()
     for name, size_bytes in folder.find(pattern):
         metadata = metadata_of(folder, name, size_bytes)
-        file_format = json.loads(metadata.metadata[b"vits_trainer"])
-        formats.add((int(file_format["sampling_rate"]), file_format["encoding"]))
-        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        longest = max(group.column(SCHEMA.get_field_index("samples")).statistics.max for group in groups)
-        records.append(ShardRecord(name, size_bytes, "", tuple(group.num_rows for group in groups), 0, int(longest)))
+        source = f"{folder.address}/{name}"
+        file_format = shard_format(metadata, source)
+        formats.add((file_format["sampling_rate"], file_format["encoding"]))
+        longest = longest_clip(metadata, source)
+        require_clip_length(longest, file_format["sampling_rate"], source)
+        groups = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+        records.append(ShardRecord(name, size_bytes, "", groups, 0, longest))
     if len(formats) != 1:
         matches = " and ".join(f"{encoding} at {rate} Hz" for rate, encoding in sorted(formats)) or "no file"
         raise DataError(

@@ -9,18 +9,16 @@ FFT differs between processors: in float32 this changes gradient norms at the re
 are continuous, so they are also compared in float32, the precision of training.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf, isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import VitsConfig, VitsModel
 
@@ -28,6 +26,7 @@ from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.train import LossWeights
 from vits_trainer.data.dataset import Batch
 from vits_trainer.data.sampler import MicroBatchSpec
+from vits_trainer.diagnostics.replay import require_valid
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.models.parameter_names import (
@@ -36,10 +35,13 @@ from vits_trainer.models.parameter_names import (
     from_original_discriminator,
     from_original_generator,
     generator_name,
+    to_original_discriminator,
 )
 from vits_trainer.models.pretrained import with_weight_norm
 from vits_trainer.training.objective import Objective, frozen
 from vits_trainer.utils.errors import DataError
+from vits_trainer.utils.records import Count, check, read_json, read_tensors
+from vits_trainer.utils.strings import first_line
 
 LOSS_NAMES = {
     "loss_mel": "generator/mel",
@@ -70,6 +72,8 @@ GRADIENT_NORM = ValueKind("gradient norms in float64", 1e-4, zero=1e-9)
 POSTERIOR = ValueKind("posterior sample in float64", 1e-8, is_absolute=True)
 KINDS = (LOSS, LOSS_FLOAT32, GRADIENT_NORM, POSTERIOR)
 
+_INVALID = (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, StrictDataclassError)
+"""Exceptions for invalid values of a case's configuration."""
 _LOSSES = "losses"
 _NORMS = ("generator_gradient_norms", "discriminator_gradient_norms")
 
@@ -98,6 +102,21 @@ class ComparedValue:
         return self.error <= self.kind.bound
 
 
+class _Fill(TypedDict):
+    scale: float
+    weight_g_base: float
+    shift: int
+
+
+class _CaseContent(TypedDict, total=False):
+    config: dict[str, Any]
+    losses: dict[str, float]
+    generator_gradient_norms: dict[str, float]
+    discriminator_gradient_norms: dict[str, float]
+    discriminator_shapes: dict[str, list[Count]]
+    discriminator_fill: _Fill
+
+
 @dataclass(frozen=True)
 class Case:
     """A golden case in memory."""
@@ -118,17 +137,16 @@ def read_cases(directory: Path) -> list[Case]:
     """
     cases = []
     for path in sorted(directory.glob("*.json")):
-        try:
-            content = json.loads(path.read_text("utf-8"))
-            tensors = load_file(path.with_suffix(".safetensors"))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise DataError(f"{path}: cannot read this golden case ({error}).") from error
-        losses = content.get(_LOSSES) if isinstance(content, dict) else None
+        remedy = "Pass a folder of golden cases."
+        content = read_json(path, dict[str, Any], DataError, remedy)
+        tensors = read_tensors(path.with_suffix(".safetensors"), DataError, remedy)
+        losses = content.get(_LOSSES)
         if not isinstance(losses, dict):
             raise DataError(f"{path}: {_LOSSES}: missing; expected an object with values for {', '.join(LOSS_NAMES)}.")
         unknown = sorted(losses.keys() - LOSS_NAMES.keys())
         if unknown:
             raise DataError(f"{path}: {_LOSSES}: unknown name {unknown[0]!r}; expected one of {', '.join(LOSS_NAMES)}.")
+        check(content, path, _CaseContent, DataError, remedy)
         cases.append(Case(path.stem, content, tensors))
     if not cases:
         raise DataError(f"{directory} contains no golden case (CASE.json with CASE.safetensors).")
@@ -154,17 +172,24 @@ def compare_case(case: Case, dtype: torch.dtype = torch.float64) -> list[Compare
         In float64 the posterior sample, each loss and each gradient norm; in float32 each loss.
 
     Raises:
-        DataError: a field or a tensor of the case is missing.
+        DataError: a field or a tensor of the case is missing or invalid.
         ModelError: the weights do not match the networks that the case's configuration describes.
     """
-    is_exact = dtype == torch.float64
     try:
-        generator, discriminator, objective, batch = _build(case, dtype)
-        golden_losses = case.content[_LOSSES]
-        generator_norms, discriminator_norms = (case.content[field] for field in _NORMS)
-        starts, posterior = case.tensors["input.ids_slice"], case.tensors["output.z"]
+        return _compare(case, dtype)
     except KeyError as error:
         raise DataError(f"golden case {case.name} has no {error}.") from error
+    except _INVALID as error:
+        raise DataError(f"golden case {case.name} cannot be computed ({first_line(error)}).") from error
+
+
+def _compare(case: Case, dtype: torch.dtype) -> list[ComparedValue]:
+    is_exact = dtype == torch.float64
+    generator, discriminator, objective, batch = _build(case, dtype)
+    require_valid(batch, generator.model.config, f"golden case {case.name}", DataError)
+    golden_losses = case.content[_LOSSES]
+    generator_norms, discriminator_norms = (case.content[field] for field in _NORMS)
+    starts, posterior = case.tensors["input.ids_slice"], case.tensors["output.z"]
     segments = objective.generator_forward(generator, batch, starts)
     discriminator_losses = objective.discriminator_losses(discriminator, segments)
     with frozen(discriminator):
@@ -242,6 +267,11 @@ def _build(case: Case, dtype: torch.dtype) -> tuple[Generator, Discriminator, Ob
 
     shapes, formula = case.content["discriminator_shapes"], case.content["discriminator_fill"]
     discriminator = Discriminator(discriminator_shape(shapes)).to(dtype).eval()
+    expected = {
+        name: list(tensor.shape) for name, tensor in to_original_discriminator(discriminator.state_dict()).items()
+    }
+    if shapes != expected:
+        raise DataError(f"golden case {case.name}: discriminator_shapes are not those of VITS.")
     filled = {name: fill(name, tuple(shape), **formula) for name, shape in shapes.items()}
     discriminator.load_state_dict(from_original_discriminator(filled, discriminator.state_dict()))
 

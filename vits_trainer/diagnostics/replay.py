@@ -5,17 +5,14 @@ nonfinite/update-<update>/
     rank<rank>.safetensors                                                    micro-batches of one rank
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
+from transformers import VitsConfig
 
 from vits_trainer.config import parser
 from vits_trainer.config.train import TrainConfig
@@ -27,8 +24,23 @@ from vits_trainer.models.discriminator import Discriminator, load_discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.training.nonfinite_guard import _TENSORS
 from vits_trainer.training.objective import Objective, frozen
-from vits_trainer.utils.errors import CheckpointError
+from vits_trainer.utils.errors import CheckpointError, VitsTrainerError
 from vits_trainer.utils.finite_weights import require_finite
+from vits_trainer.utils.records import Count, PositiveInt, Seed, parse_json, read_tensor_header, read_tensors
+from vits_trainer.utils.strings import first_line
+
+_REMEDY = "Pass nonfinite/update-<update>/rank<rank>.safetensors of a run."
+
+
+@dataclass(frozen=True)
+class ReplayRecord:
+    """Metadata of a saved update."""
+
+    update: PositiveInt
+    rank: Count
+    seed: Seed
+    clips: list[tuple[str, ...]]
+    """Ids of the clips of each micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,10 @@ def replay(file: Path) -> Iterator[ReplayResult]:
     objective = Objective(
         config.objective, config.loss_weights, pretrained.audio_spec(generator.model.config), config.segment_frames
     )
+    for number, batch in enumerate(batches):
+        require_valid(batch, generator.model.config, f"{file}: micro-batch {number}", CheckpointError)
     networks = [network.to(runtime.device) for network in (generator, discriminator) if network is not None]
-    seed_all(record["seed"], record["update"] - 1, record["rank"])
+    seed_all(record.seed, record.update - 1, record.rank)
     results = [_run(batch, objective, networks, runtime) for batch in batches]
     for batch, result in zip(batches, results, strict=True):
         yield result
@@ -108,34 +122,72 @@ def _single_clip(batch: Batch, row: int, hop: int) -> Batch:
 def _networks(folder: Path, config: TrainConfig) -> tuple[Generator, Discriminator | None]:
     try:
         model = pretrained.model_from_config(folder / "voice")
-        weights = load_file(folder / "generator.safetensors")
+        weights = read_tensors(folder / "generator.safetensors", CheckpointError, _REMEDY)
         require_finite(weights, folder, "The weights are the cause, not the clips: resume from an earlier checkpoint.")
         model.load_state_dict(weights)
         if config.objective == "mel":
             return Generator(model, "prior", config.segment_frames).train(), None
         generator = Generator(model, "posterior", config.segment_frames).train()
         return generator, load_discriminator(folder / "discriminator.safetensors")
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: cannot load the networks of the update ({error}).") from error
+    except RuntimeError as error:  # of load_state_dict
+        raise CheckpointError(f"{folder}: cannot load the networks of the update ({first_line(error)}).") from error
 
 
-def _read(file: Path) -> tuple[list[Batch], dict[str, Any]]:
-    try:
-        with safe_open(file, framework="pt") as saved:
-            record = json.loads((saved.metadata() or {})["record"])
-            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 - not a dictionary
-        batches = [
-            Batch(
-                **{name: tensors.get(f"{number}/{name}") for name in _TENSORS},  # type: ignore[arg-type]
-                clip_ids=tuple(clips),
-                audio_s=0.0,
-                spec=MicroBatchSpec((), 0, number, closes_update=False),
-                rejections=(),
-            )
-            for number, clips in enumerate(record["clips"])
-        ]
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{file} is not a saved update ({error}). Pass nonfinite/update-<update>/rank<rank>.safetensors of a run."
-        ) from error
+def _read(file: Path) -> tuple[list[Batch], ReplayRecord]:
+    header = read_tensor_header(file, CheckpointError, f"It is not a saved update. {_REMEDY}")
+    record = parse_json(header.metadata.get("record"), f"{file}: record", ReplayRecord, CheckpointError, _REMEDY)
+    needed = {f"{number}/{name}" for number in range(len(record.clips)) for name in _TENSORS if name != "speaker_ids"}
+    missing = sorted(needed - header.shapes.keys())
+    if missing:
+        raise CheckpointError(f"{file} is not a saved update: it has no {missing[0]}. {_REMEDY}")
+    tensors = read_tensors(file, CheckpointError, _REMEDY)
+    batches = [
+        Batch(
+            **{name: tensors.get(f"{number}/{name}") for name in _TENSORS},  # type: ignore[arg-type]
+            clip_ids=clips,
+            audio_s=0.0,
+            spec=MicroBatchSpec((), 0, number, closes_update=False),
+            rejections=(),
+        )
+        for number, clips in enumerate(record.clips)
+    ]
     return batches, record
+
+
+def require_valid(batch: Batch, config: VitsConfig, source: str, error: type[VitsTrainerError]) -> None:
+    """Checks shapes, dtypes and ranges of a batch that was read from a file. Kernels do not: they would crash.
+
+    Args:
+        batch: on the CPU.
+        config: of the voice.
+        source: where the batch comes from, for the message.
+        error: class of the exception.
+
+    Raises:
+        VitsTrainerError: an ``error`` that names the tensor.
+    """
+    clips = len(batch.token_lengths) if batch.token_lengths.ndim == 1 else 0
+    hop = pretrained.audio_spec(config).hop
+    tokens, waveform, lengths, frames = batch.tokens, batch.waveform, batch.token_lengths, batch.frame_lengths
+    speakers = batch.speaker_ids
+    integers = {"tokens": tokens, "token_lengths": lengths, "frame_lengths": frames, "speaker_ids": speakers}
+    wrong = [name for name, tensor in integers.items() if tensor is not None and tensor.dtype != torch.int64]
+    wrong += [name for name in ("token_lengths", "frame_lengths") if integers[name].shape != (clips,)]  # type: ignore[union-attr]
+    wrong += [
+        name for name in ("tokens", "waveform") if getattr(batch, name).ndim != 2 or len(getattr(batch, name)) != clips
+    ]
+    if wrong or not clips or len(batch.clip_ids) not in (0, clips):
+        raise error(f"{source}: {', '.join(dict.fromkeys(wrong)) or 'clips'}: unexpected type or shape. {_REMEDY}")
+    in_range = {
+        "waveform": waveform.dtype in (torch.int16, torch.float32, torch.float64),
+        "tokens": bool(((tokens >= 0) & (tokens < config.vocab_size)).all()) and tokens.shape[1] > 0,
+        "token_lengths": bool(((lengths >= 1) & (lengths <= tokens.shape[1])).all()),
+        "frame_lengths": bool(((frames >= lengths) & (frames <= waveform.shape[1] // hop)).all()),
+        "speaker_ids": (speakers is None) == (config.num_speakers <= 1),
+    }
+    if speakers is not None and in_range["speaker_ids"]:
+        valid = speakers.shape == (clips,) and bool(((speakers >= 0) & (speakers < config.num_speakers)).all())
+        in_range["speaker_ids"] = valid
+    wrong = [name for name, holds in in_range.items() if not holds]
+    if wrong:
+        raise error(f"{source}: {', '.join(wrong)}: a value is out of range for this voice. {_REMEDY}")

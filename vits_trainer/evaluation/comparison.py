@@ -110,11 +110,16 @@ def recordings_synthesizer(folder: Path, prepared: PreparedData, rows: Sequence[
         )
 
     def speak(row: int) -> Samples:
-        pcm, rate_hz = read_pcm16_wav(folder / names[row])
+        try:
+            pcm, rate_hz = read_pcm16_wav(folder / names[row])
+        except RecordingError as error:
+            raise DataError(f"{folder / names[row]} cannot be read ({error}). Replace it.") from error
         if rate_hz != prepared.sampling_rate:
             raise DataError(
                 f"{folder / names[row]} is at {rate_hz} Hz, the recordings at {prepared.sampling_rate} Hz. Resample it."
             )
+        if not len(pcm):
+            raise DataError(f"{folder / names[row]} has no samples. Replace it.")
         return _to_float(pcm)
 
     return speak

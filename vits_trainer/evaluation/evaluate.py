@@ -1,7 +1,9 @@
 """Evaluation of voices on recordings that they were not trained on."""
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from vits_trainer.evaluation.comparison import (
 )
 from vits_trainer.evaluation.speech_metrics import SpeechMetrics, means
 from vits_trainer.evaluation.synthesis import Voice
-from vits_trainer.utils.errors import DataError
+from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import atomic_write
 
 logger = logging.getLogger("vits_trainer")
@@ -59,8 +61,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """
     prepared = open_prepared(Path(config.data_dir))
     rows = _rows(config, prepared)
+    output = _writable_folder(config.output_dir)
     scorer = SpeechMetrics(split_names("scores", config.scores, SCORES), prepared.sampling_rate, config.asr)
-    output = Path(config.output_dir)
     recorded = evaluate_voice(RECORDED, lambda row: read_prepared_clip(prepared, row), prepared, rows, scorer, False)
     _check_recognizer(recorded, config.asr)
     voices = [recorded]
@@ -71,6 +73,24 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     record = {"data": config.data_dir, "asr": config.asr, **to_record(voices, scorer.names)}
     atomic_write(output / "scores.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return EvaluationResult(voices, scorer.names, record, output)
+
+
+def _writable_folder(path: str) -> Path:
+    """Creates the output folder: before the work, not after it.
+
+    Raises:
+        ConfigError: it cannot be created or written.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(
+            f"--output_dir {path}: cannot be written ({error.strerror or error}). Choose another path."
+        ) from error
+    return folder
 
 
 def _rows(config: EvaluateConfig, prepared: PreparedData) -> list[int]:

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import atomic_write
+from vits_trainer.utils.records import Count, read_json
 
 logger = logging.getLogger("vits_trainer")
 
@@ -56,7 +58,7 @@ class MetricChange:
     @property
     def relative(self) -> float:
         """-0.2 is a decrease by 20 %."""
-        return self.after / self.before - 1
+        return self.after / self.before - 1 if self.before else math.inf
 
     def __str__(self) -> str:
         """For messages."""
@@ -67,6 +69,17 @@ class MetricChange:
     def is_improvement(self) -> bool:
         """Whether the metric fell by more than chance explains."""
         return self.after < self.before and (self.high is None or self.high < 0)
+
+
+class _Verdict(TypedDict):
+    """Content of verdict.json."""
+
+    accepted: bool
+    words: str
+    corrections: NotRequired[MetricChange | None]
+    held_out: NotRequired[MetricChange | None]
+    learnt: NotRequired[tuple[str, ...] | None]
+    version: NotRequired[Count | None]
 
 
 Changes = Mapping[str, MetricChange]
@@ -123,22 +136,21 @@ class Decision:
     @classmethod
     def read(cls, path: Path) -> "Decision | None":
         """Reads verdict.json; None if it is missing, or damaged, which is logged."""
+        if not path.is_file():
+            return None
         try:
-            with path.open("rb") as file:
-                content = json.loads(file.read(_MAX_BYTES))
-            return cls(
-                accepted=content["accepted"] is True,
-                message=" ".join(str(content["words"]).split()),
-                corrections=_change(content.get("corrections")),
-                held_out=_change(content.get("held_out")),
-                learnt=tuple(map(str, content.get("learnt") or ())),
-                version=None if content.get("version") is None else int(content["version"]),
-            )
-        except FileNotFoundError:
+            content = read_json(path, _Verdict, DataError, "", max_bytes=_MAX_BYTES)
+        except DataError as error:
+            logger.warning("%s", error)
             return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            logger.warning("%s cannot be read (%s: %s)", path, type(error).__name__, error)
-            return None
+        return cls(
+            accepted=content["accepted"],
+            message=" ".join(content["words"].split()),
+            corrections=content.get("corrections"),
+            held_out=content.get("held_out"),
+            learnt=content.get("learnt") or (),
+            version=content.get("version"),
+        )
 
     def write(self, path: Path) -> None:
         """Writes verdict.json."""
@@ -181,13 +193,6 @@ def _message(reasons: Sequence[str], corrections: Changes, held_out: Changes) ->
         if changes
     )
     return f"REJECTED: {'; and '.join(reasons)}. {metrics}" if reasons else f"accepted. {metrics}"
-
-
-def _change(content: Any) -> MetricChange | None:
-    if content is None:
-        return None
-    bounds = (None if content.get(name) is None else float(content[name]) for name in ("low", "high"))
-    return MetricChange(float(content["before"]), float(content["after"]), *bounds)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,7 +1,6 @@
 """``train_feedback`` as a separate process: start, progress, stop, and how it ended. Imports no torch and no gradio."""
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -15,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from vits_trainer.config.feedback import PASSWORD_VARIABLE, FeedbackAppConfig
 from vits_trainer.feedback.decision import Decision
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import Kind, discard
+from vits_trainer.utils.records import Count, parse_json_line, read_json
 
 logger = logging.getLogger("vits_trainer")
 
@@ -37,6 +37,18 @@ WORK = Kind(
 _MAX_LINE = 500
 _TAIL_BYTES = 4096
 """Read from the end of metrics.jsonl: more than its last line takes."""
+
+
+class _Plan(TypedDict):
+    total_updates: Count
+
+
+class _Facts(TypedDict):
+    plan: _Plan
+
+
+class _Update(TypedDict):
+    update: Count
 
 
 class Stage(StrEnum):
@@ -202,13 +214,14 @@ def read_updates(work_dir: Path, since: float) -> tuple[int, int]:
         try:
             if facts.stat().st_mtime < since - 1:  # file systems round times
                 continue
-            total_updates = int(json.loads(facts.read_text(encoding="utf-8"))["plan"]["total_updates"])
+            total_updates = read_json(facts, _Facts, DataError, "")["plan"]["total_updates"]
             with facts.with_name("metrics.jsonl").open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
                 lines = file.read().split(b"\n")[:-1]  # the last one may be incomplete
-            update = int(json.loads(lines[-1])["update"]) if lines else 0
-        except (OSError, ValueError, LookupError, TypeError):  # being written: next time
+            line = parse_json_line(lines[-1], _Update) if lines else None
+        except (OSError, DataError):  # being written: next time
             continue
+        update = line["update"] if line else 0
         return min(update, total_updates), total_updates
     return 0, 0
 

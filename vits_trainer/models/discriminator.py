@@ -5,12 +5,12 @@ Parameter names follow the original (``discriminators.0.convs.0`` ...), so that 
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from msgspec import Meta
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -18,6 +18,7 @@ from vits_trainer.config.architecture import DiscriminatorShape
 from vits_trainer.config.serialization import to_dict
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
+from vits_trainer.utils.records import parse_json, read_tensor_header, read_tensors
 
 LEAKY_SLOPE = 0.1
 
@@ -105,6 +106,13 @@ def _activations(x: Tensor, convs: nn.ModuleList, conv_post: nn.Module) -> list[
     return [*layers, conv_post(x)]
 
 
+class _Shape(TypedDict):
+    """As :class:`DiscriminatorShape`, within which a network is created to compare its weights."""
+
+    periods: Annotated[tuple[Annotated[int, Meta(ge=1, le=1000)], ...], Meta(max_length=32)]
+    channels_divisor: Annotated[int, Meta(ge=1, le=16)]
+
+
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 
 
@@ -120,13 +128,20 @@ def load_discriminator(path: Path) -> Discriminator:
     Raises:
         ModelError: the file is damaged or has other content, or a weight is NaN or Inf.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            shape = json.loads((file.metadata() or {})["shape"])
-        discriminator = Discriminator(DiscriminatorShape(tuple(shape["periods"]), shape["channels_divisor"]))
-        discriminator.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path}: cannot load discriminators ({reason}). Delete it to train new ones.") from error
+    remedy = "Delete it to train new ones."
+    header = read_tensor_header(path, ModelError, remedy)
+    shape = parse_json(header.metadata.get("shape"), f"{path}: shape", _Shape, ModelError, remedy)
+    with torch.device("meta"):
+        expected = Discriminator(DiscriminatorShape(shape["periods"], shape["channels_divisor"])).state_dict()
+    sizes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    if sizes != header.shapes:
+        found = header.shapes
+        name = min(name for name in sizes.keys() | found.keys() if sizes.get(name) != found.get(name))
+        raise ModelError(
+            f"{path}: cannot load discriminators ({name}: expected {sizes.get(name)}, found {found.get(name)}). "
+            f"{remedy}"
+        )
+    discriminator = Discriminator(DiscriminatorShape(shape["periods"], shape["channels_divisor"]))
+    discriminator.load_state_dict(read_tensors(path, ModelError, remedy))
     require_finite(weights_of(discriminator), path, "Delete it to train new discriminators.")
     return discriminator

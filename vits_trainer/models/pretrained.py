@@ -5,29 +5,40 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import VitsConfig, VitsModel, VitsTokenizer
-from transformers.utils import cached_file
 
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.models import parameter_names
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE, Discriminator, save_discriminator
+from vits_trainer.models.voice_config import require_size, voice_config
 from vits_trainer.models.voice_versions import replace_voice
+from vits_trainer.utils import records
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
+from vits_trainer.utils.strings import join_names
+from vits_trainer.utils.voice_files import find_voice_file
 
 _DISCRIMINATOR_PREFIX = "discriminator."
 """Prefix of discriminator weights that finetune-hf-vits stores in model.safetensors with those of the voice."""
 EMBEDDED_SPEAKER_SIZE = 256
 """Value used by VITS."""
 _NONFINITE_REMEDY = "Use an earlier version of it, or train it again with a lower --learning_rate."
+_CONFIG_REMEDY = "Pass the config.json that the voice was trained with."
+_COPY_AGAIN = "Download or copy the voice again."
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, AttributeError, TypeError, LookupError, SafetensorError)
+"""Exceptions of transformers for other files of the folder that are damaged."""
 MAX_TOKEN_S = 2.0
 """Duration limit of a token in synthesis, in seconds: longer than any sound or pause of a sentence."""
+
+
+class _WeightsIndex(TypedDict):
+    weight_map: dict[str, records.FileName]
 
 
 def read_config(name_or_dir: str) -> VitsConfig:
@@ -37,13 +48,16 @@ def read_config(name_or_dir: str) -> VitsConfig:
         ModelError: the configuration is missing, unreadable or of another model type.
     """
     try:
-        values, _ = VitsConfig.get_config_dict(name_or_dir)
-        kind = values.get("model_type")
-        if kind != VitsConfig.model_type:
-            raise ModelError(f"{name_or_dir}: model_type is {kind}, not a VITS voice. Pass a VITS or MMS-TTS voice.")
-        return VitsConfig.from_dict(values)
-    except (OSError, ValueError) as error:
+        path = find_voice_file(name_or_dir, "config.json")
+    except OSError as error:
         raise _load_error(name_or_dir, error) from error
+    if path is None:
+        raise _load_error(name_or_dir, FileNotFoundError("there is no config.json"))
+    values = records.read_json(path, dict[str, Any], ModelError, _CONFIG_REMEDY, max_bytes=records.MAX_UNTYPED_BYTES)
+    kind = values.get("model_type")
+    if kind != VitsConfig.model_type:
+        raise ModelError(f"{name_or_dir}: model_type is {kind}, not a VITS voice. Pass a VITS or MMS-TTS voice.")
+    return voice_config(values, path, _CONFIG_REMEDY)
 
 
 def _load_error(name_or_dir: str, error: Exception) -> ModelError:
@@ -97,6 +111,11 @@ def _from_pretrained(name_or_dir: str, layerdrop: float = 0.0) -> tuple[VitsMode
     """Returns the model, and the names of weights that are missing, unexpected or of another shape."""
     config = read_config(name_or_dir)
     config.layerdrop = layerdrop
+    path = _weights_path(name_or_dir)
+    if path is not None:
+        require_size(config, records.read_tensor_header(path, ModelError, _COPY_AGAIN), path)
+    else:
+        _require_shards(name_or_dir, config)
     try:
         model, report = VitsModel.from_pretrained(
             name_or_dir,
@@ -107,34 +126,48 @@ def _from_pretrained(name_or_dir: str, layerdrop: float = 0.0) -> tuple[VitsMode
             ignore_mismatched_sizes=True,  # reported by name
             trust_remote_code=False,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except _LOADING_ERRORS as error:
         raise _load_error(name_or_dir, error) from error
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     return model, {kind: sorted(map(str, report[kind])) for kind in kinds if report[kind]}
 
 
 def _weights_do_not_match(name_or_dir: str, unfit: dict[str, list[str]]) -> ModelError:
-    return ModelError(f"{name_or_dir}: weights do not match the configuration: {unfit}.")
+    listed = "; ".join(f"{kind.replace('_', ' ')} {join_names(names)}" for kind, names in unfit.items())
+    return ModelError(f"{name_or_dir}: weights do not match the configuration: {listed}.")
+
+
+def _require_shards(name_or_dir: str, config: VitsConfig) -> None:
+    """Checks the weights of a voice in several files, if it has an index of them, as :func:`require_size` does."""
+    try:
+        path = find_voice_file(name_or_dir, "model.safetensors.index.json")
+        if path is None:
+            return  # from_pretrained reports what is missing
+        index = records.read_json(path, _WeightsIndex, ModelError, _COPY_AGAIN)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name in sorted(set(index["weight_map"].values())):
+            shard = find_voice_file(name_or_dir, name)
+            if shard is None:
+                raise ModelError(f"{path}: {name} is missing. {_COPY_AGAIN}")
+            shapes |= records.read_tensor_header(shard, ModelError, _COPY_AGAIN).shapes
+    except OSError as error:
+        raise _load_error(name_or_dir, error) from error
+    require_size(config, records.TensorFile(shapes, {}), path)
 
 
 def _load_weights(name_or_dir: str) -> dict[str, Tensor]:
     """Returns all weights of a voice's model.safetensors under their names in the file; empty without that file."""
     path = _weights_path(name_or_dir)
-    return {name: weight.float() for name, weight in load_file(path).items()} if path else {}
+    tensors = records.read_tensors(path, ModelError, _COPY_AGAIN) if path else {}
+    return {name: weight.float() for name, weight in tensors.items()}
 
 
-def _weights_path(name_or_dir: str) -> str | None:
+def _weights_path(name_or_dir: str) -> Path | None:
     """Returns the local path of a voice's model.safetensors, downloaded from the Hub if needed; None if missing."""
     try:
-        path: str | None = cached_file(
-            name_or_dir,
-            "model.safetensors",
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        return find_voice_file(name_or_dir, "model.safetensors")
     except OSError:  # neither a directory nor a Hub name
         return None
-    return path
 
 
 def with_weight_norm(model: VitsModel) -> VitsModel:
@@ -144,8 +177,15 @@ def with_weight_norm(model: VitsModel) -> VitsModel:
 
 
 def model_from_config(directory: Path) -> VitsModel:
-    """Creates a voice in training form from the configuration in ``directory``; a checkpoint provides its weights."""
-    return with_weight_norm(VitsModel(VitsConfig.from_pretrained(directory, trust_remote_code=False)))
+    """Creates a voice in training form from the configuration in a checkpoint's ``directory``, without its weights.
+
+    Raises:
+        ModelError: the configuration is invalid, or that of another voice than generator.safetensors.
+    """
+    config = read_config(str(directory))
+    weights = directory.parent / "generator.safetensors"
+    require_size(config, records.read_tensor_header(weights, ModelError, _COPY_AGAIN), weights)
+    return with_weight_norm(VitsModel(config))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
 from vits_trainer.config.architecture import DiscriminatorShape
@@ -14,6 +14,7 @@ from vits_trainer.models.pretrained import _DISCRIMINATOR_PREFIX, _load_weights,
 from vits_trainer.utils import safe_pickle
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
+from vits_trainer.utils.records import read_tensor_header
 
 
 def load_or_create_discriminator(
@@ -90,8 +91,11 @@ def discriminator_from_original(
     weights = {name: weight.float() for name, weight in parameter_names.with_legacy_weight_norm_names(tensors).items()}
     try:
         shape = parameter_names.discriminator_shape({name: weight.shape for name, weight in weights.items()}, periods)
+        with torch.device("meta"):  # compares the shapes before it allocates memory
+            expected = Discriminator(shape).state_dict()
+        state = parameter_names.from_original_discriminator(weights, expected)
         discriminator = Discriminator(shape)
-        discriminator.load_state_dict(parameter_names.from_original_discriminator(weights, discriminator.state_dict()))
+        discriminator.load_state_dict(state)
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from error
     require_finite(weights_of(discriminator), source, "Use the discriminators of an earlier checkpoint.")
@@ -103,8 +107,5 @@ def _embedded_names(voice: str) -> list[str]:
     path = _weights_path(voice)
     if path is None:
         return []
-    try:
-        with safe_open(path, "pt") as file:
-            return [name for name in file.keys() if name.startswith(_DISCRIMINATOR_PREFIX)]  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}). Download or copy the voice again.") from error
+    header = read_tensor_header(path, ModelError, "Download or copy the voice again.")
+    return [name for name in header.shapes if name.startswith(_DISCRIMINATOR_PREFIX)]

@@ -18,12 +18,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from vits_trainer.config.selection import ClipSelection
 from vits_trainer.utils import files
 from vits_trainer.utils.errors import ConfigError, DataError, ModelError
 from vits_trainer.utils.files import Kind, atomic_write, followed, fsync_dir, is_ours, move
+from vits_trainer.utils.records import Count, read_json
 
 logger = logging.getLogger("vits_trainer")
 
@@ -39,6 +40,10 @@ _LOCK_TIMEOUT_S = 5.0
 """Long enough for a short export to finish, and for the data workers of a killed run to exit."""
 _LOCKED: set[Path] = set()
 """Directories locked by this process."""
+
+
+class _ModelType(TypedDict):
+    model_type: str
 
 
 def _has_our_files(folder: Path) -> bool:
@@ -70,11 +75,12 @@ _DATA = re.compile(r"wavs|shards|metadata\.csv|dataset\.json|shards\.json|marks\
 def is_voice(folder: Path) -> bool:
     """Whether a directory contains a VITS voice that ``transformers`` would load, from any program."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = read_json(folder / "config.json", _ModelType, ModelError, "")
+    except ModelError:
         return False
-    is_vits = isinstance(config, dict) and config.get("model_type") == "vits"
-    return is_vits and any(re.match(r"(pytorch_)?model\b", path.name) for path in folder.iterdir())
+    return config["model_type"] == "vits" and any(
+        re.match(r"(pytorch_)?model\b", path.name) for path in folder.iterdir()
+    )
 
 
 # Checks of the output directory
@@ -203,7 +209,7 @@ def exclusive(output: Path) -> Iterator[None]:
 class VoiceHistory:
     """Version and training history, stored with the voice so that a rollback also reverts the history."""
 
-    version: int = 0
+    version: Count = 0
     corrections: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the files of each correction, by name."""
     verdicts: tuple[Mapping[str, Any], ...] = ()
@@ -219,11 +225,7 @@ def read_history(voice: Path) -> VoiceHistory:
     path = voice / HISTORY_FILE
     if not path.is_file():
         return VoiceHistory()
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return VoiceHistory(int(record["version"]), dict(record["corrections"]), tuple(record["verdicts"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}). Delete it to train on all corrections again.") from error
+    return read_json(path, VoiceHistory, ModelError, "Delete it to train on all corrections again.")
 
 
 def write_history(voice: Path, history: VoiceHistory) -> None:
@@ -245,10 +247,7 @@ def read_selection(voice: Path) -> ClipSelection | None:
     path = voice / SELECTION_FILE
     if not path.is_file():
         return None
-    try:
-        return ClipSelection(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}). Delete it to select the clips by flags.") from error
+    return read_json(path, ClipSelection, ModelError, "Delete it to select the clips by flags.")
 
 
 def write_selection(voice: Path, selection: ClipSelection) -> None:

@@ -15,6 +15,7 @@ from vits_trainer.text.languages import espeak_name, romanize, to_phonemes
 from vits_trainer.text.normalization import Normalizer, ordinary
 from vits_trainer.text.numbers import ALL_NUMBER_WORDS, number_language, numbers_to_words
 from vits_trainer.text.symbols import symbols_to_words
+from vits_trainer.text.tokenizer_files import check_tokenizer_files
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.strings import first_line
 
@@ -121,8 +122,9 @@ def load_tokenizer(name_or_dir: str, language: str | None = None) -> VoiceTokeni
         ModelError: there is no tokenizer, or it cannot be read.
     """
     try:
+        check_tokenizer_files(name_or_dir)
         tokenizer = VoiceTokenizer.from_pretrained(name_or_dir, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise ModelError(
             f"{name_or_dir}: no tokenizer could be loaded ({first_line(error)}). Give a voice that has vocab.json."
         ) from error

@@ -8,6 +8,7 @@ sentences) and ``<n>_recorded.wav``. The page lists missing and damaged files.
 import base64
 import json
 import math
+import re
 from array import array
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +18,15 @@ from statistics import median
 from typing import Any, TypeVar
 
 import jinja2
-import yaml
 
 from vits_trainer.config.options import HIGHER_IS_BETTER
 from vits_trainer.config.train import VALIDATION_LOSSES
 from vits_trainer.tracking.svg_charts import Curve, Mark, format_number, panel
+from vits_trainer.utils import records
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.redaction import redacted
 
+_MAX_MEDIA_BYTES = 64 * 2**20
 FIRST_ERRORS = 50
 """Number of lines of rejected.jsonl to show."""
 LOG_TAIL = 60
@@ -147,51 +149,49 @@ class _Reader:
     folder: Path
     missing: list[str] = field(default_factory=list)
 
-    def structure(self, path: Path, empty: Kind, what: str) -> Kind:
+    def structure(self, path: Path, empty: Kind, what: str) -> Any:
         """Reads JSON or YAML of ``empty``'s type. If missing: ``empty``, reported if ``what`` is set."""
         name = path.relative_to(self.folder)
-        if not path.is_file():
+        if not self.has(path):
             if what:
                 self.missing.append(f"{name} is missing: {what}")
             return empty
         try:
-            text = path.read_text(encoding="utf-8")
-            content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-        except (ValueError, yaml.YAMLError) as error:
-            self.missing.append(f"{name} cannot be read ({' '.join(str(error).split())[:200]})")
+            if path.suffix == ".yaml":
+                return redacted(records.read_yaml(path, DataError, ""))
+            kind: Any = {dict: dict[str, Any], list: list[Any]}[type(empty)]
+            return redacted(records.read_json(path, kind, DataError, "", max_bytes=records.MAX_UNTYPED_BYTES))
+        except DataError as error:
+            self.missing.append(str(error).removeprefix(f"{self.folder}/").rstrip(". "))
             return empty
-        if isinstance(content, type(empty)):
-            return redacted(content)
-        self.missing.append(f"{name} has unexpected content")
-        return empty
+
+    def has(self, path: Path) -> bool:
+        """Returns whether a file exists and is in the folder. Links to elsewhere are not followed: runs are shared."""
+        return path.is_file() and path.resolve().is_relative_to(self.folder.resolve())
 
     def records(self, name: str, what: str) -> Iterator[dict[str, Any]]:
         """Yields the objects of a JSON Lines file."""
         path = self.folder / name
-        if not path.is_file():
+        if not self.has(path):
             self.missing.append(f"{name} is missing: {what}")
             return
         broken = 0
-        with path.open("rb") as file:
-            for line in file:
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    # A line without a newline is incomplete: it is being written, or the run was killed.
-                    broken += line.endswith(b"\n")
-                    continue
-                if isinstance(record, dict):
-                    yield record
-                else:
-                    broken += 1
+        for line in records.read_lines(path):
+            record = records.parse_json_line(line, dict[str, Any])
+            if record is not None:
+                yield record
+            else:
+                # A line without a newline is incomplete: it is being written, or the run was killed.
+                broken += line.endswith(b"\n")
         if broken:
             self.missing.append(f"{name} has {format_number(broken)} unreadable line(s)")
 
     def uri(self, path: Path, media_type: str) -> str:
         """Returns a file as a ``data:`` URI; empty if it is missing."""
-        if not path.is_file():
+        if not self.has(path):
             return ""
-        return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        content = records.read_bytes(path, DataError, "Delete it.", _MAX_MEDIA_BYTES)
+        return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def number(value: Any) -> float | None:
@@ -253,17 +253,17 @@ def _errors(reader: _Reader) -> Errors:
 
 def _log(reader: _Reader) -> Log:
     path = reader.folder / "train.log"
-    if not path.is_file():
+    if not reader.has(path):
         reader.missing.append("train.log is missing: no log.")
         return Log([], "", "")
     times: list[str] = []
     tail: deque[str] = deque(maxlen=LOG_TAIL)
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            tail.append(line.rstrip("\n"))
-            stamp = line[:19]
-            if stamp[4:5] == "-" and stamp[13:14] == ":":  # lines of a traceback have no timestamp
-                times[1:] = [stamp]
+    for raw in records.read_lines(path):
+        line = raw.decode(errors="replace")
+        tail.append(line.rstrip("\n"))
+        stamp = line[:19]
+        if stamp[4:5] == "-" and stamp[13:14] == ":":  # lines of a traceback have no timestamp
+            times[1:] = [stamp]
     return Log(redacted(list(tail)), *(times[0], times[-1]) if times else ("", ""))
 
 
@@ -271,7 +271,7 @@ def _sentences(reader: _Reader) -> list[Sentence]:
     folders = sorted(
         (int(number_of), path)
         for path in reader.folder.glob("samples/update-*")
-        if (number_of := path.name.removeprefix("update-")).isdecimal() and path.is_dir()
+        if re.fullmatch(r"\d{1,15}", number_of := path.name.removeprefix("update-")) and path.is_dir()
     )
     if not folders:
         reader.missing.append("samples/ is empty or missing: no samples (each validation adds some).")
@@ -280,7 +280,7 @@ def _sentences(reader: _Reader) -> list[Sentence]:
     last = shown[-1][1]
     texts = reader.structure(last / "texts.json", [], "")
     names = [path.name.partition("_")[0] for path in last.glob("*_*")]
-    numbers = sorted({int(name) for name in names if name.isdecimal()})
+    numbers = sorted({int(name) for name in names if re.fullmatch(r"\d{1,6}", name)})
     return [
         Sentence(
             text=str(texts[n]) if n < len(texts) else f"sentence {n + 1}",

@@ -1,7 +1,6 @@
 """Writes the model card of a trained voice."""
 
 import html
-import json
 import re
 import shlex
 import shutil
@@ -12,11 +11,13 @@ from typing import Any
 
 import jinja2
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from vits_trainer.config.serialization import to_dict
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.text.languages import espeak_name
+from vits_trainer.utils import records
+from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import atomic_write
 from vits_trainer.utils.redaction import redacted
 
@@ -138,17 +139,26 @@ def _origin(config: TrainConfig) -> tuple[str | None, str | None]:
         return None, None
     base_card = Path(config.model_name) / CARD
     if base_card.is_file():
-        try:
-            metadata = ModelCard(base_card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()  # type: ignore[no-untyped-call]
-        except (ValueError, TypeError, AttributeError, yaml.YAMLError):  # invalid values in the header, or invalid YAML
-            metadata = {}
-        base = metadata.get("base_model")
-        return (base if isinstance(base, str) else Path(config.model_name).name), metadata.get("license")
+        metadata = _read_header(base_card)
+        base, licence = metadata.get("base_model"), metadata.get("license")
+        return (base if isinstance(base, str) else Path(config.model_name).name), (
+            licence if isinstance(licence, str) else None
+        )
     if Path(config.model_name).is_dir():
         return Path(config.model_name).resolve().name, None
     return config.model_name, next(
         (licence for prefix, licence in _LICENCES.items() if config.model_name.startswith(prefix)), None
     )
+
+
+def _read_header(card: Path) -> dict[str, Any]:
+    """Returns the metadata of another voice's card; empty if they are missing or invalid."""
+    try:
+        text = records.read_text(card, DataError, "", records.MAX_UNTYPED_BYTES)
+        header = re.match(r"---\r?\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
+        return records.parse_yaml(header[1], card, DataError, "") if header else {}
+    except DataError:
+        return {}
 
 
 def _copy_samples(voice: Path, info: ModelCardInfo) -> dict[str, str]:
@@ -157,10 +167,10 @@ def _copy_samples(voice: Path, info: ModelCardInfo) -> dict[str, str]:
     if not (folder / "texts.json").is_file():
         return {}
     texts = {}
-    for number, text in enumerate(json.loads((folder / "texts.json").read_text(encoding="utf-8"))):
+    for number, text in enumerate(records.read_json(folder / "texts.json", list[str], DataError, "Delete it.")):
         path = f"sample_{number}.wav"
         shutil.copyfile(folder / f"{number}_speech.wav", voice / path)
-        texts[path] = str(text)
+        texts[path] = text
     return texts
 
 
@@ -200,9 +210,9 @@ def _metrics(info: ModelCardInfo) -> dict[str, float]:
     """Validation metrics of the exported update, by name."""
     metrics: dict[str, float] = {}
     path = info.run_dir / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        values = json.loads(line)
-        if values["update"] == info.update:
+    for line in records.read_lines(path) if path.is_file() else ():
+        values = records.parse_json_line(line, dict[str, float]) or {}
+        if values.get("update") == info.update:
             metrics |= {
                 name.partition("/")[2]: value for name, value in values.items() if name.startswith("validation/")
             }

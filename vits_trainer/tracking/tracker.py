@@ -27,7 +27,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import wandb
@@ -44,6 +44,7 @@ from vits_trainer.tracking.plots import Sample, alignment_picture, mel_picture
 from vits_trainer.tracking.wandb_run import clips_table, environment_defaults, staging_in, start_run
 from vits_trainer.utils.errors import ConfigError
 from vits_trainer.utils.files import atomic_write, fsync_dir, move_aside
+from vits_trainer.utils.records import Count, parse_json_line
 from vits_trainer.utils.redaction import redacted
 
 logger = logging.getLogger("vits_trainer")
@@ -346,9 +347,14 @@ def tracker_arguments(name: str, project: str, run_name: str) -> tuple[str, dict
     return "" if name == "tensorboard" else project, settings.get(name, {})
 
 
+class _Line(TypedDict):
+    update: Count
+
+
 def _update_of(line: bytes) -> int:
-    """Returns the update of a line in one of the ``_LOGS``; 0 for a header."""
+    """Returns the update of a line in one of the ``_LOGS``; 0 for a header, and for a damaged line, which is kept."""
     if line.startswith(b"{"):
-        return int(json.loads(line)["update"])
+        record = parse_json_line(line, _Line)
+        return record["update"] if record else 0
     first = line.partition(b",")[0]
     return int(first) if first.isdigit() else 0

@@ -7,18 +7,26 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 import wandb
+from msgspec import Meta
 
 from vits_trainer.config.serialization import to_dict
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.config.voices import EvaluateConfig
 from vits_trainer.evaluation.speech_metrics import ClipScore
+from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import atomic_write
+from vits_trainer.utils.records import Count, read_json
 from vits_trainer.utils.redaction import redacted
 
 logger = logging.getLogger("vits_trainer")
+
+
+class _Saved(TypedDict, total=False):
+    id: Annotated[str, Meta(pattern=r"^\w{1,64}$")]
+    attempts: Count
 
 
 def start_run(run_dir: Path, config: TrainConfig, facts: Mapping[str, Any], resumed_at: int | None) -> Any:
@@ -29,7 +37,7 @@ def start_run(run_dir: Path, config: TrainConfig, facts: Mapping[str, Any], resu
     """
     mode = _wandb_mode()
     path = run_dir / "wandb.json"
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and resumed_at is not None else {}
+    saved = read_json(path, _Saved, DataError, "Delete it.") if path.is_file() and resumed_at is not None else _Saved()
     first_id, attempt = saved.get("id") or secrets.token_hex(4), saved.get("attempts", 0) + 1
     atomic_write(path, json.dumps({"id": first_id, "attempts": attempt}) + "\n")
     run = wandb.init(

@@ -16,17 +16,15 @@ Random generator states are not saved: random numbers of an update depend only o
 
 import json
 import logging
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import VitsModel, VitsTokenizer
 
@@ -37,13 +35,22 @@ from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.models.discriminator import Discriminator, save_discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.models.pretrained import state_on_cpu
-from vits_trainer.training.early_stopping import Selection
+from vits_trainer.training.checkpoint_record import (
+    BEST,
+    CHECKPOINT,
+    FORMAT,
+    MANIFEST,
+    USE_EARLIER,
+    RunFingerprint,
+    TrainState,
+    list_newest_first,
+    manifest,
+    read_record,
+)
 from vits_trainer.training.meter import DeviceMeansState
 from vits_trainer.training.optim import AVERAGED_UPDATES, Ema, NetworkOptimizer
 from vits_trainer.utils.errors import CheckpointError, SavingError
 from vits_trainer.utils.files import (
-    MARKER,
-    Kind,
     atomic_write,
     claim,
     fsync_dir,
@@ -52,51 +59,17 @@ from vits_trainer.utils.files import (
     move,
     move_aside,
     remove,
-    sha256,
     sync_tree,
 )
 from vits_trainer.utils.finite_weights import require_finite, weights_of
+from vits_trainer.utils.records import read_tensors
+from vits_trainer.utils.strings import first_line
 
 logger = logging.getLogger("vits_trainer")
 
-MANIFEST = "manifest.json"
 _AVERAGE = "average.safetensors"
-BEST = "best.json"
-_NAME = re.compile(r"checkpoint-(\d+)")
-CHECKPOINT = Kind(
-    "checkpoint",
-    re.compile(
-        r"voice/[^/]*|(generator|discriminator|average|optimizer_\w+)\.safetensors|config\.yaml"
-        r"|(state|manifest)\.json(\.part)?"
-    ),
-    lambda folder: (folder / "voice/config.json").is_file(),
-)
-"""Identifies folders of ours, complete or under a temporary name."""
-_FORMAT = 5
 _PATIENCE_S = 60
 """How long to wait for another run to release the folder of checkpoints."""
-_USE_EARLIER = "Resume from an earlier checkpoint: --resume_from_checkpoint with its path."
-
-
-@dataclass
-class TrainState:
-    """Progress of a run, over all ranks."""
-
-    update: int = 0
-    """Updates done."""
-    epoch: int = 0
-    """Epoch of the last update, from 0."""
-    clips_trained: int = 0
-    """Clips of updates that changed the weights."""
-    clips_masked: int = 0
-    """Clips of updates that were masked because of NaN or Inf."""
-    clips_rejected: int = 0
-    """Clips that could not be used."""
-    updates_nonfinite: int = 0
-    nonfinite_in_a_row: int = 0
-    accounts: dict[str, Any] = field(default_factory=dict)
-    """Accounting of the epoch's clips; set when the state is saved."""
-    selection: Selection = field(default_factory=Selection)
 
 
 def checkpoint_gib(optimizers: Iterable[NetworkOptimizer]) -> float:
@@ -107,18 +80,6 @@ def checkpoint_gib(optimizers: Iterable[NetworkOptimizer]) -> float:
         for p in optimizer.network.parameters():
             values += p.numel() * (1 + moments_and_ema * p.requires_grad)
     return values * 4 / 2**30
-
-
-@dataclass(frozen=True)
-class RunFingerprint:
-    """Settings of a run that a resumed run is compared with."""
-
-    must_match: Mapping[str, Any]
-    """Must be equal: the order of clips and the meaning of the weights depend on them."""
-    may_change: Mapping[str, Any]
-    """May change; changes are logged."""
-    launch: str
-    """Id of the launch: processes that its launcher restarts resume automatically."""
 
 
 class CheckpointManager:
@@ -163,7 +124,7 @@ class CheckpointManager:
         fingerprint = asdict(self.fingerprint)
         fingerprint["may_change"]["cpu_threads"] = torch.get_num_threads()
         record = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "state": asdict(state),
             "plan": dict(plan),
             "fingerprint": fingerprint,
@@ -183,9 +144,11 @@ class CheckpointManager:
                 save_file(_optimizer_state(optimizer), temporary / f"optimizer_{optimizer.name}.safetensors")
                 if optimizer.ema is not None:
                     save_file(_on_cpu(optimizer.ema.state_dict()), temporary / _AVERAGE)
-            (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+            # Messages may contain undecodable file names, which are not valid JSON.
+            content = json.dumps(record, indent=1, ensure_ascii=False).encode(errors="replace")
+            (temporary / "state.json").write_bytes(content)
             sync_tree(temporary)
-            atomic_write(temporary / MANIFEST, _manifest(temporary))
+            atomic_write(temporary / MANIFEST, manifest(temporary))
             if path.exists():
                 logger.warning("%s already exists: moved to %s.", path, move_aside(path, "set-aside").name)
             move(temporary, path)
@@ -226,15 +189,12 @@ class CheckpointManager:
                 _load_optimizer_state(
                     optimizer, _load_finite(checkpoint_dir / f"optimizer_{optimizer.name}.safetensors")
                 )
-                optimizer.scaler.load_state_dict(record["scales"][optimizer.name])
+                optimizer.scaler.load_state_dict(record.scales[optimizer.name])
                 if optimizer.ema is not None:
                     _restore_ema(checkpoint_dir, optimizer.ema)
-            state = {**record["state"], "selection": Selection(**record["state"]["selection"])}
-            return TrainState(**state), record["losses"]
-        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{checkpoint_dir} cannot be read ({error}). Resume from another checkpoint."
-            ) from error
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint_dir} cannot be read ({first_line(error)}). {USE_EARLIER}") from error
+        return record.state, record.losses
 
     @staticmethod
     def _require_finite(
@@ -291,9 +251,10 @@ def write_networks(
 
 
 def load_networks(checkpoint_dir: Path, model: VitsModel, discriminator: Discriminator | None) -> None:
-    """Loads a checkpoint's weights into networks with weight norm. Raises as safetensors and ``load_state_dict`` do.
+    """Loads a checkpoint's weights into networks with weight norm. Raises as ``load_state_dict`` does.
 
     Raises:
+        CheckpointError: a file cannot be read.
         ModelError: a weight is NaN or Inf.
     """
     model.load_state_dict(_load_finite(checkpoint_dir / "generator.safetensors"))
@@ -302,17 +263,18 @@ def load_networks(checkpoint_dir: Path, model: VitsModel, discriminator: Discrim
 
 
 def _load_finite(path: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = load_file(path)
-    require_finite(tensors, path, _USE_EARLIER)
+    tensors = read_tensors(path, CheckpointError, USE_EARLIER)
+    require_finite(tensors, path, USE_EARLIER)
     return tensors
 
 
 def load_average(checkpoint_dir: Path, model: VitsModel) -> None:
     """Loads a checkpoint's EMA weights into a voice that has its other weights, as for an export.
 
-    Does nothing if the run kept no EMA. Raises as safetensors does.
+    Does nothing if the run kept no EMA.
 
     Raises:
+        CheckpointError: the file cannot be read.
         ModelError: a weight is NaN or Inf.
     """
     if (checkpoint_dir / _AVERAGE).is_file():
@@ -353,79 +315,12 @@ def exclusive_lock(directory: Path) -> Iterator[None]:
         yield
 
 
-def list_newest_first(directory: Path) -> list[Path]:
-    """Returns the checkpoints in ``directory``, the newest first."""
-    checkpoints = [path for path in directory.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    return sorted(checkpoints, key=update_of, reverse=True)
-
-
-def verify_checkpoint(checkpoint_dir: Path) -> None:
-    """Raises :class:`CheckpointError` unless all files of the checkpoint match its manifest."""
-    path = checkpoint_dir / MANIFEST
-    try:
-        files: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["files"]
-        for name, written in files.items():
-            size_bytes = (checkpoint_dir / name).stat().st_size
-            if size_bytes != written["bytes"]:
-                raise _damaged(checkpoint_dir, f"{name} has {size_bytes} bytes, not {written['bytes']}")
-            if sha256(checkpoint_dir / name) != written["sha256"]:
-                raise _damaged(checkpoint_dir, f"the content of {name} is not what was written (SHA-256)")
-    except FileNotFoundError as error:
-        if not (checkpoint_dir / "state.json").is_file():
-            raise CheckpointError(
-                f"{checkpoint_dir} is not a checkpoint (no state.json). Give the path of a checkpoint-<update> folder."
-            ) from error
-        raise _damaged(checkpoint_dir, f"{Path(str(error.filename)).name} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(checkpoint_dir, f"{path.name} cannot be read ({error})") from error
-
-
-def read_record(checkpoint_dir: Path) -> dict[str, Any]:
-    """Returns state.json of a checkpoint.
-
-    Raises:
-        CheckpointError: it cannot be read, or has another format version.
-    """
-    try:
-        record: dict[str, Any] = json.loads((checkpoint_dir / "state.json").read_text(encoding="utf-8"))
-        written = record.get("format")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{checkpoint_dir}: state.json cannot be read ({error}). Resume from another one."
-        ) from error
-    if written != _FORMAT:
-        raise CheckpointError(
-            f"{checkpoint_dir} was written by another version of vits_trainer (format {written}, now {_FORMAT}). "
-            "Resume with that version, or start a new run."
-        )
-    return record
-
-
-def _damaged(checkpoint_dir: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{checkpoint_dir} is damaged: {what}.")
-
-
-def update_of(checkpoint_dir: Path) -> int:
-    """Returns the update in a checkpoint's name."""
-    return int(checkpoint_dir.name.partition("-")[2])
-
-
 def _score(checkpoint_dir: Path) -> float | None:
     """Returns the value of the best metric; None if the update was not validated or the checkpoint is damaged."""
     try:
-        score: float | None = read_record(checkpoint_dir)["state"]["selection"]["score"]
+        return read_record(checkpoint_dir).state.selection.score
     except CheckpointError:  # reported when a run resumes from it
         return None
-    return score
-
-
-def _manifest(directory: Path) -> str:
-    files = {
-        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != MARKER  # hidden files may be lost when a checkpoint is copied
-    }
-    return json.dumps({"files": files}, indent=1)
 
 
 def _named_parameters(optimizer: NetworkOptimizer) -> list[tuple[str, nn.Parameter]]:
@@ -454,8 +349,15 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _load_optimizer_state(optimizer: NetworkOptimizer, tensors: dict[str, Tensor]) -> None:
     slots = {key.rpartition("/")[2] for key in tensors}
     states = {
-        index: {slot: tensors[f"{name}/{slot}"] for slot in slots}
-        for index, (name, _) in enumerate(_named_parameters(optimizer))
+        index: {slot: _moment(tensors, name, slot, parameter) for slot in slots}
+        for index, (name, parameter) in enumerate(_named_parameters(optimizer))
     }
     groups = optimizer.optimizer.state_dict()["param_groups"]
     optimizer.optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def _moment(tensors: dict[str, Tensor], name: str, slot: str, parameter: nn.Parameter) -> Tensor:
+    tensor = tensors[f"{name}/{slot}"]
+    if tensor.shape not in ((), parameter.shape):
+        raise ValueError(f"{name}/{slot} has shape {tuple(tensor.shape)}, expected {tuple(parameter.shape)}")
+    return tensor

@@ -1,6 +1,5 @@
 """Resuming from a checkpoint: which one, and which settings may have changed since it was written."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,10 @@ from vits_trainer.data.sampler import UpdateSampler
 from vits_trainer.data.training_data import TrainingData
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.shutdown import is_restarted, launch_id
-from vits_trainer.training.checkpoint import (
-    BEST,
+from vits_trainer.training.checkpoint_record import (
+    CheckpointRecord,
     RunFingerprint,
+    best_checkpoint,
     list_newest_first,
     read_record,
     update_of,
@@ -43,7 +43,7 @@ def select_checkpoint(config: TrainConfig) -> Path | None:
     directory, requested = Path(config.checkpoint_dir), config.resume_from_checkpoint
     if requested is None and is_restarted():
         existing = list_newest_first(directory)
-        if not existing or read_record(existing[0])["fingerprint"]["launch"] == launch_id():
+        if not existing or read_record(existing[0]).fingerprint.launch == launch_id():
             requested = "auto"
     return resolve_checkpoint(directory, requested)
 
@@ -75,7 +75,7 @@ def resolve_checkpoint(directory: Path, requested: str | None) -> Path | None:
                 f"{directory} contains no checkpoint. Omit --resume_from_checkpoint to start a new run."
             )
         return _newest_intact(existing)
-    path = _best(directory) if requested == "best" else Path(requested)
+    path = best_checkpoint(directory) if requested == "best" else Path(requested)
     try:
         verify_checkpoint(path)
     except CheckpointError as error:
@@ -112,42 +112,42 @@ def diff_fingerprint(checkpoint_dir: Path, now: RunFingerprint) -> list[str]:
     Raises:
         CheckpointError: a setting that must match has changed.
     """
-    then = read_record(checkpoint_dir)["fingerprint"]
-    illegal = _differences(then["must_match"], now.must_match)
+    then = read_record(checkpoint_dir).fingerprint
+    illegal = _differences(then.must_match, now.must_match)
     if illegal:
         raise CheckpointError(
             f"{checkpoint_dir} cannot be resumed, because it belongs to another run: {'; '.join(illegal)}. Resume with "
             f"the old settings; or start a new run from its voice (vits-trainer export {checkpoint_dir}) with another "
             "--checkpoint_dir."
         )
-    return _differences(then["may_change"], {**now.may_change, "cpu_threads": torch.get_num_threads()})
+    return _differences(then.may_change, {**now.may_change, "cpu_threads": torch.get_num_threads()})
 
 
-def keep_threads(record: Mapping[str, Any], runtime: Runtime) -> None:
+def keep_threads(record: CheckpointRecord, runtime: Runtime) -> None:
     """Sets the number of CPU threads to that of the previous run, unless something else sets it.
 
     Floating-point sums depend on the number: with another one, a resume is not bit-exact.
     """
-    threads = record["fingerprint"]["may_change"].get("cpu_threads")
-    if threads is not None and runtime.chooses_threads and threads <= torch.get_num_threads():
+    threads = record.fingerprint.may_change.get("cpu_threads")
+    if isinstance(threads, int) and runtime.chooses_threads and 1 <= threads <= torch.get_num_threads():
         runtime.use_threads(threads)
 
 
-def restored_plan(record: Mapping[str, Any], config: TrainConfig) -> dict[str, int]:
+def restored_plan(record: CheckpointRecord, config: TrainConfig) -> dict[str, int]:
     """Returns the values of the plan that a resumed run keeps: those whose settings are unchanged.
 
     They are not recomputed from the speed, which is measured again.
     """
-    then, now = record["fingerprint"]["may_change"], _settings(config)
+    then, now = record.fingerprint.may_change, _settings(config)
     unchanged = {name for name, value in now.items() if then.get(name) == value}
     restored = {"total_updates"} if unchanged >= {"epochs", "max_updates", "target_hours"} else set()
     restored |= {"discriminator_warmup_updates"} if "discriminator_warmup_updates" in unchanged else set()
-    return {name: record["plan"][name] for name in restored}
+    return {name: int(record.plan[name]) for name in restored if name in record.plan}
 
 
 def set_aside_newer(directory: Path, resume_from: Path | None) -> None:
     """Moves away checkpoints newer than the one to resume from: damaged ones, or those of an abandoned branch."""
-    update = -1 if resume_from is None else read_record(resume_from)["state"]["update"]
+    update = -1 if resume_from is None else read_record(resume_from).state.update
     for path in list_newest_first(directory):
         if update_of(path) > update:
             moved = move_aside(path, "set-aside")
@@ -175,14 +175,6 @@ def _newest_intact(existing: list[Path]) -> Path | None:
     if damage:
         raise CheckpointError(f"No checkpoint is intact. {' '.join(damage)}")
     return None
-
-
-def _best(directory: Path) -> Path:
-    path = directory / BEST
-    try:
-        return directory / str(json.loads(path.read_text(encoding="utf-8"))["checkpoint"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} does not name a checkpoint ({error}). Give its path instead.") from error
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import VitsModel
@@ -29,6 +28,7 @@ from vits_trainer.tracking.model_card import ModelCardInfo
 from vits_trainer.tracking.tracker import RunOutcome, Tracker
 from vits_trainer.training import agreement, checkpoint, resume
 from vits_trainer.training.checkpoint import CheckpointManager
+from vits_trainer.training.checkpoint_record import CheckpointRecord, read_record
 from vits_trainer.training.meter import format_duration
 from vits_trainer.training.objective import Objective
 from vits_trainer.training.plan import TrainingPlan
@@ -94,7 +94,7 @@ def _train(config: TrainConfig, data: TrainingData, runtime: Runtime) -> Trainin
     """Builds the parts, trains and exports. Runs on every rank."""
     resume_from = runtime.on_main_then_broadcast(lambda: resume.select_checkpoint(config))
     agreement.require_same_start(config, resume_from, runtime)
-    record = None if resume_from is None else checkpoint.read_record(resume_from)
+    record = None if resume_from is None else read_record(resume_from)
     if record is not None:
         resume.keep_threads(record, runtime)
     torch.manual_seed(config.seed)  # for fresh weights; updates draw from seeds that follow from (seed, update, rank)
@@ -118,7 +118,7 @@ def _train(config: TrainConfig, data: TrainingData, runtime: Runtime) -> Trainin
     changes = [] if resume_from is None else resume.diff_fingerprint(resume_from, fingerprint)
     checkpoints = CheckpointManager(Path(config.checkpoint_dir), config.keep_checkpoints, runtime, fingerprint, config)
     facts = {"plan": asdict(plan), "versions": versions(), "machine": runtime.describe(), "data": data.summary}
-    resumed_at = None if record is None else int(record["state"]["update"])
+    resumed_at = None if record is None else record.state.update
     # Signals are recorded until the end: a launcher sends one if another rank fails, and this rank must still report.
     shutdown = ShutdownRequest(run_dir / "STOP", config.save_before_s)
     tracked = Tracker(run_dir, config, facts, runtime.is_main_process, resumed_at)
@@ -280,10 +280,11 @@ def _runs_dir(config: TrainConfig) -> Path:
     return Path(config.runs_dir or parent / "runs")
 
 
-def _run_name(config: TrainConfig, record: dict[str, Any] | None, runtime: Runtime) -> str:
+def _run_name(config: TrainConfig, record: CheckpointRecord | None, runtime: Runtime) -> str:
     """One name on every rank: as given, of the resumed run, or from the time. Runs on every rank."""
     if config.run_name is None and record is not None:
-        return str(record["fingerprint"]["must_match"]["run_name"])
+        # The checkpoint may be somebody else's.
+        return record.fingerprint.run_name()
     return config.run_name or runtime.on_main_then_broadcast(lambda: run_folder.new_name(_runs_dir(config)))
 
 

@@ -29,7 +29,8 @@ from vits_trainer.models.generator import Generator
 from vits_trainer.text.tokenizer import VoiceTokenizer
 from vits_trainer.tracking.tracker import RunOutcome, Tracker
 from vits_trainer.training import agreement
-from vits_trainer.training.checkpoint import CheckpointManager, TrainState, checkpoint_gib, write_networks
+from vits_trainer.training.checkpoint import CheckpointManager, checkpoint_gib, write_networks
+from vits_trainer.training.checkpoint_record import TrainState
 from vits_trainer.training.early_stopping import BestCheckpointTracker
 from vits_trainer.training.meter import TrainingMetrics, format_duration
 from vits_trainer.training.nonfinite_guard import LocalReports, NonFiniteGuard, StateChange

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypedDict
 
 from vits_trainer.utils.errors import DataError
+from vits_trainer.utils.records import read_json
 
 logger = logging.getLogger("vits_trainer")
 
@@ -45,6 +46,10 @@ class Kind:
     def has(self, path: str) -> bool:
         """Returns whether this program writes ``path``, relative to the directory."""
         return bool(self.files.fullmatch(path) or _DISPOSABLE.fullmatch(path.rpartition("/")[2]))
+
+
+class _Marker(TypedDict):
+    kind: str
 
 
 _TEMPORARY = Kind("temporary", re.compile(r".*", re.DOTALL))
@@ -140,12 +145,9 @@ def is_ours(folder: Path, kind: Kind) -> bool:
 def marked_kind(folder: Path) -> str | None:
     """Returns the kind in a directory's marker, or None if there is no readable marker."""
     try:
-        with (folder / MARKER).open("rb") as file:
-            record = json.loads(file.read(2**12))
-    except (OSError, ValueError, RecursionError):
+        return read_json(folder / MARKER, _Marker, DataError, "", max_bytes=2**12)["kind"]
+    except DataError:
         return None
-    kind = record.get("kind") if isinstance(record, dict) else None
-    return kind if isinstance(kind, str) else None
 
 
 def mark(folder: Path, kind: Kind) -> None:

@@ -67,6 +67,21 @@ def csv_cell(value: str) -> str:
     return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
+_MAX_NAME_BYTES = 128
+"""Leaves room for prefixes and suffixes of temporary files; also the longest name of a Weights & Biases run."""
+FILE_NAME = f"must be one folder name of at most {_MAX_NAME_BYTES} bytes, without / and control characters"
+
+
+def is_file_name(name: str) -> bool:
+    """Returns whether ``name`` is a single component of a path that every file system can store."""
+    try:
+        size_bytes = len(name.encode())
+    except UnicodeEncodeError:
+        return False
+    is_component = name.strip() not in ("", ".", "..") and not set(name) & {"/", "\\"}
+    return is_component and name.isprintable() and size_bytes <= _MAX_NAME_BYTES
+
+
 MAX_NAMES = 16
 """Maximum number of names to list in a message, or of curves per speaker."""
 

@@ -134,7 +134,7 @@ def test_symbols_without_unique_ids_are_rejected(tmp_path: Path, ids: object) ->
     checkpoint = write_original(tmp_path)
     (tmp_path / "vocab.txt").unlink()
     (tmp_path / "vocab.json").write_text(json.dumps(ids))
-    with pytest.raises(ModelError, match=r"vocab\.json: must map symbols to unique ids.*--vocab"):
+    with pytest.raises(ModelError, match=r"vocab\.json: .*(unique ids|expected ).*--vocab"):
         importer.import_voice(str(checkpoint))
     (tmp_path / "vocab.txt").write_text("")
     with pytest.raises(ModelError, match=r"vocab\.txt is empty"):
@@ -162,7 +162,7 @@ def test_symbols_without_unique_ids_are_rejected(tmp_path: Path, ids: object) ->
 def test_configuration_values_of_wrong_types_are_rejected(tmp_path, write, change) -> None:
     checkpoint = write(tmp_path, "single_sdp", Discriminator(SMALL))
     rewrite(tmp_path / "config.json", change)
-    with pytest.raises(ModelError, match=r"config\.json.* has unexpected configuration values"):
+    with pytest.raises(ModelError, match=r"config\.json.*( has unexpected configuration values|: expected )"):
         importer.import_voice(str(checkpoint))
 
 
@@ -176,7 +176,7 @@ def test_sampling_rate_of_zero_is_rejected(tmp_path: Path) -> None:
 def test_too_deeply_nested_configuration_is_rejected(tmp_path: Path) -> None:
     checkpoint = write_original(tmp_path)
     (tmp_path / "config.json").write_text("[" * 100_000)
-    with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
+    with pytest.raises(ModelError, match=r"config\.json: (expected object|is nested)"):
         importer.import_voice(str(checkpoint))
 
 

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from vits_trainer.data.audio import PCM16_BYTES, WAV_HEADER_BYTES, Reason
+from vits_trainer.utils import records
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import discard, try_lock
 
@@ -51,6 +52,8 @@ class Journal(ABC):
 
     unit = "entries"
     """What the lines stand for, in the log."""
+    line_type: Any
+    """Type of a line, as JSON."""
 
     def __init__(self, path: Path, fingerprint: Mapping[str, Any]) -> None:
         """Args:
@@ -97,7 +100,8 @@ class Journal(ABC):
         if lines and lines[0] == (json.dumps({"asked": self.fingerprint}) + "\n").encode():
             valid_bytes = len(lines[0])
             for line in lines[1:]:
-                record = _parse_line(line)
+                # A line without a newline was incomplete when the process was killed.
+                record = records.parse_json_line(line, self.line_type) if line.endswith(b"\n") else None
                 if record is None or not self._restore(record):
                     break
                 valid_bytes += len(line)
@@ -108,10 +112,18 @@ class Journal(ABC):
             self._write({"asked": self.fingerprint})
 
 
+class _ClipLine(TypedDict, total=False):
+    """Has one of the two."""
+
+    accepted: AcceptedClip
+    left_out: RejectedClip
+
+
 class ClipJournal(Journal):
     """The outcome of each clip so far, in the order of the source."""
 
     unit = "clips"
+    line_type = _ClipLine
 
     def __init__(self, output_dir: Path, fingerprint: Mapping[str, Any]) -> None:
         """Args:
@@ -134,8 +146,8 @@ class ClipJournal(Journal):
             self.accepted.append(entry)
 
     def _restore(self, record: Any) -> bool:
-        entry = AcceptedClip(*record["accepted"]) if "accepted" in record else parse_rejected(record["left_out"])
-        valid = self._is_intact(entry)
+        entry = record.get("accepted", record.get("left_out"))
+        valid = entry is not None and self._is_intact(entry)
         if valid:
             self._add(entry)
         return valid
@@ -151,19 +163,3 @@ class ClipJournal(Journal):
 def wav_name(number: int, part: str = "") -> str:
     """Returns the file name of accepted clip ``number``, from 0; ``part`` is a prefix if there are several parts."""
     return f"audio_{part}{number:06d}.wav"
-
-
-def parse_rejected(line: tuple[str, str, str]) -> RejectedClip:
-    """Converts a :class:`RejectedClip` back from JSON."""
-    clip_id, reason, detail = line
-    return RejectedClip(clip_id, Reason(reason), detail)
-
-
-def _parse_line(line: bytes) -> Any:
-    """Returns None for a line that was incomplete when the process was killed."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None

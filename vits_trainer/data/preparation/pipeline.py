@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.config.serialization import expanded
 from vits_trainer.data.audio import Rejection
 from vits_trainer.data.preparation.journal import JOURNAL, ClipJournal, RejectedClip, wav_name
 from vits_trainer.data.preparation.plausibility import clip_facts
@@ -70,7 +71,7 @@ def prepare(config: PrepareConfig, dataset: "Dataset | None" = None) -> Preparat
         VitsTrainerError: a worker process was killed.
     """
     source = open_source(config) if dataset is None else open_dataset(dataset, config)
-    output_dir = Path(config.output_dir).expanduser()
+    output_dir = expanded("output_dir", config.output_dir)
     if source.root is not None and output_dir.resolve() == source.root.resolve():
         raise DataError(f"--output_dir {output_dir} is the data set itself. Choose another --output_dir.")
     fingerprint = preparation_fingerprint(source, config, output_dir)

@@ -9,7 +9,6 @@ and the number of shards, not on parts or processes. Each part is an equal numbe
     shards.json                   the manifest, once all parts are complete
 """
 
-import json
 import logging
 import re
 import time
@@ -19,7 +18,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import RecordingError, Rejection
-from vits_trainer.data.preparation.journal import Journal, RejectedClip, parse_rejected, wav_name
+from vits_trainer.data.preparation.journal import Journal, RejectedClip, wav_name
 from vits_trainer.data.preparation.plausibility import ClipFacts, clip_facts, repeated
 from vits_trainer.data.preparation.summary import (
     EXAMPLES,
@@ -65,6 +64,7 @@ from vits_trainer.data.sources.base import Source, SourceClip
 from vits_trainer.data.sources.detect import open_source
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import Kind, atomic_write, discard, sha256, try_lock
+from vits_trainer.utils.records import parse_json
 
 logger = logging.getLogger("vits_trainer")
 
@@ -79,6 +79,11 @@ _BLOCKS, _MAX_BLOCK_CLIPS = 1000, 16
 """If clips contain their audio, blocks of neighbours are shuffled, and few clips singly: reading a row of Parquet reads
 its row group up to it."""
 _ORDER_SEED = 0
+
+
+class _FirstLine(TypedDict):
+    asked: dict[str, Any] | None
+    """Fingerprint of the part; None while it is being started."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +101,6 @@ class ShardOutcome:
     """Facts of each row."""
     examples: tuple[str, ...]
     """Lines that show the first rows."""
-
-    @classmethod
-    def parse(cls, line: Mapping[str, Any]) -> "ShardOutcome":
-        """Converts an outcome back from JSON."""
-        record = line["record"]
-        return cls(
-            record=None if record is None else ShardRecord(**{**record, "groups": tuple(record["groups"])}),
-            left_out=tuple((number, parse_rejected(entry)) for number, entry in line["left_out"]),
-            texts_changed=line["texts_changed"],
-            speaker_clips=line["speaker_clips"],
-            characters=line["characters"],
-            facts=tuple(ClipFacts(*facts) for facts in line["facts"]),
-            examples=tuple(line["examples"]),
-        )
 
     def stats(self) -> PreparationStats:
         """Returns the counts of this shard."""
@@ -129,6 +120,7 @@ class PartJournal(Journal):
     """The outcome of each shard of a part so far, in order."""
 
     unit = "shards"
+    line_type = ShardOutcome
 
     def __init__(self, folder: Path, number: int, parts: int, fingerprint: Mapping[str, Any]) -> None:
         super().__init__(_journal_path(folder, number, parts), fingerprint)
@@ -139,8 +131,7 @@ class PartJournal(Journal):
         self.outcomes.append(outcome)
         self._write(asdict(outcome))
 
-    def _restore(self, record: Any) -> bool:
-        outcome = ShardOutcome.parse(record)
+    def _restore(self, outcome: Any) -> bool:
         valid = outcome.record is None or _is_intact(self.path.parent / outcome.record.name, outcome.record)
         if valid:
             self.outcomes.append(outcome)
@@ -389,13 +380,12 @@ def _read_outcomes(journal: Path, fingerprint: Mapping[str, Any]) -> list[ShardO
     if not journal.exists():
         return []
     content = journal.read_bytes()
-    try:
-        # The last line may be incomplete: the part may be running.
-        first, *others = map(json.loads, content[: content.rfind(b"\n") + 1].splitlines() or [b'{"asked": null}'])
-        outcomes = [ShardOutcome.parse(line) for line in others]
-        changed = first["asked"] and changed_settings(first["asked"], fingerprint)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{journal}: damaged ({error}). Delete it, and prepare this part again.") from error
+    # The last line may be incomplete: the part may be running.
+    first, *others = content[: content.rfind(b"\n") + 1].splitlines() or [b'{"asked": null}']
+    remedy = "Delete it, and prepare this part again."
+    outcomes = [parse_json(line, journal, ShardOutcome, DataError, remedy) for line in others]
+    asked = parse_json(first, journal, _FirstLine, DataError, remedy)["asked"]
+    changed = asked and changed_settings(asked, fingerprint)
     if changed:
         raise DataError(
             f"{journal}: settings or source of this part differ: {changed}. Delete it, and prepare this part again "

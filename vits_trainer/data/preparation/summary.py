@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import soundfile as sf
 import soxr
@@ -24,8 +24,10 @@ from vits_trainer.data.audio import Reason
 from vits_trainer.data.preparation.journal import AcceptedClip, RejectedClip
 from vits_trainer.data.preparation.plausibility import ClipFacts, Plausibility, examine
 from vits_trainer.data.sources.base import Source
+from vits_trainer.utils import records
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import Kind, is_ours, others_files
+from vits_trainer.utils.records import Amount, Count
 from vits_trainer.utils.strings import csv_cell, one_line, printable
 
 logger = logging.getLogger("vits_trainer")
@@ -70,6 +72,26 @@ class PreparationSummary:
     def mean_seconds(self) -> float:
         """Mean duration of the accepted clips; 0 if there are none."""
         return self.seconds / self.accepted if self.accepted else 0.0
+
+
+class _FinishedSource(TypedDict):
+    dataset: str
+    state: str
+
+
+class _FinishedSummary(TypedDict):
+    """Fields of dataset.json that a repeated prepare_data compares and returns."""
+
+    settings: dict[str, Any]
+    source: _FinishedSource
+    accepted: Count
+    rejected: dict[Reason, Count]
+    texts_changed: Count
+    seconds: Amount
+    speakers: Count
+    shards: NotRequired[Count]
+    warnings: NotRequired[tuple[str, ...]]
+    examples: NotRequired[tuple[str, ...]]
 
 
 @dataclass
@@ -184,18 +206,12 @@ def read_finished(output_dir: Path, fingerprint: Mapping[str, Any]) -> Preparati
     path = output_dir / "dataset.json"
     if not path.exists():
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        earlier = {
-            **record["settings"],
-            "dataset": record["source"]["dataset"],
-            "source": record["source"]["state"],
-        }
-        # Shards of versions that kept the order of the source are finished, too.
-        earlier.setdefault("order", fingerprint.get("order"))
-        changed = changed_settings(earlier, fingerprint)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(already_prepared_message(output_dir, "dataset.json")) from error
+    message = already_prepared_message(output_dir, "dataset.json")
+    record = records.read_json(path, _FinishedSummary, DataError, message)
+    earlier = {**record["settings"], "dataset": record["source"]["dataset"], "source": record["source"]["state"]}
+    # Shards of versions that kept the order of the source are finished, too.
+    earlier.setdefault("order", fingerprint.get("order"))
+    changed = changed_settings(earlier, fingerprint)
     if changed:
         raise DataError(
             f"{already_prepared_message(output_dir, 'dataset.json')} Its settings or source differ: {changed}."
@@ -204,7 +220,7 @@ def read_finished(output_dir: Path, fingerprint: Mapping[str, Any]) -> Preparati
     return PreparationSummary(
         output_dir=output_dir,
         accepted=record["accepted"],
-        rejected={Reason(reason): count for reason, count in record["rejected"].items()},
+        rejected=record["rejected"],
         texts_changed=record["texts_changed"],
         seconds=record["seconds"],
         speakers=record["speakers"],

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vits_trainer.config.prepare import PrepareConfig
+from vits_trainer.config.serialization import expanded
 from vits_trainer.data.sources import common_voice, corrections, hub, parquet, table
 from vits_trainer.data.sources.base import Source
 from vits_trainer.utils.errors import DataError
@@ -27,7 +28,7 @@ def open_source(config: PrepareConfig) -> Source:
         DataError: it does not exist, is of no known kind, or its metadata are malformed (the message names file and
             line). Damage of Parquet files and of data sets on the Hub may be detected only while the clips are read.
     """
-    path = Path(config.dataset).expanduser()
+    path = expanded("dataset", config.dataset)
     kind = next((kind for kind in SOURCES if kind.detect(path, config)), None)
     if kind is not hub.SOURCE:
         hub.refuse_hub_options(path, config)

@@ -1,12 +1,15 @@
 """Imports voices of other programs: detects the layout, infers sizes from the weights, checks and loads them."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
+from msgspec import Meta
 from torch import Tensor
 from transformers import VitsConfig, VitsModel, VitsTokenizer
 
@@ -15,15 +18,19 @@ from vits_trainer.models.conversion import coqui, original, piper
 from vits_trainer.models.conversion.layout import ForeignCheckpoint
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.parameter_names import from_original_generator, has_stochastic_durations
+from vits_trainer.models.voice_config import voice_config
 from vits_trainer.text.tokenizer import load_tokenizer, tokenizer_from_symbols
 from vits_trainer.utils import safe_pickle
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
+from vits_trainer.utils.records import check
 
 LAYOUTS = (original.LAYOUT, coqui.LAYOUT, piper.LAYOUT)
 """Layouts that can be imported; the first whose weights are there is used."""
 _CONFIG_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError)
 """Exceptions caused by configuration values of unexpected types."""
+_CONFIG_REMEDY = "Pass the right --config_file."
+_Rates = Annotated[list[Annotated[int, Meta(ge=1, le=1024)]], Meta(min_length=1, max_length=16)]
 _CHECKPOINT_PATTERNS = ("G_*.pth", "*.ckpt", "model_file.pth", "best_model*.pth", "checkpoint_*.pth")
 
 
@@ -120,16 +127,16 @@ def _build_voice(
     parts: ForeignCheckpoint, path: Path, kind: str, config_file: Path | None, discriminator: str | None
 ) -> ImportedVoice:
     try:
-        config = infer_config(parts.weights, parts.config_values)
+        config = infer_config(parts.weights, parts.config_values, config_file or path.with_name("config.json"))
+        with torch.device("meta"):  # compares the shapes before it allocates memory
+            expected = pretrained.with_weight_norm(VitsModel(config)).state_dict()
+        state = from_original_generator(parts.weights, expected)
         model = pretrained.with_weight_norm(VitsModel(config))
+        model.load_state_dict(state)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     except _CONFIG_ERRORS as error:
         raise _config_error(path, config_file, error) from error
-    try:
-        model.load_state_dict(from_original_generator(parts.weights, model.state_dict()))
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from error
     require_finite(weights_of(model), path, "Use an earlier checkpoint.")
     if len(parts.symbols) > config.vocab_size:
         raise ModelError(
@@ -154,20 +161,23 @@ def _build_voice(
     )
 
 
-def infer_config(weights: Mapping[str, Tensor], stated: Mapping[str, Any]) -> VitsConfig:
+def infer_config(
+    weights: Mapping[str, Tensor], stated: Mapping[str, Any], source: object = "the configuration"
+) -> VitsConfig:
     """Infers a voice's configuration: sizes from the shapes of its weights, other values as stated.
 
     Args:
         weights: weights under the original's names.
         stated: values under the names of ``VitsConfig``, with ``hop`` in samples; sizes must match the weights.
+        source: file of the stated values, for messages.
 
     Raises:
         ModelError: a weight is missing, or stated sizes differ from those of the weights; lists each.
     """
     sizes = _sizes(weights)
-    hop = 1
-    for rate in stated["upsample_rates"]:
-        hop *= rate
+    # The product of rates that are not checked yet may be astronomical.
+    rates = check(stated["upsample_rates"], f"{source}: upsample_rates", _Rates, ModelError, _CONFIG_REMEDY)
+    hop = math.prod(rates)
     wrong = [
         f"{name} is {_as_list(stated[name])} in the configuration but {_as_list(size)} in the weights"
         for name, size in sizes.items()
@@ -184,10 +194,8 @@ def infer_config(weights: Mapping[str, Tensor], stated: Mapping[str, Any]) -> Vi
             f"The configuration is that of another voice: {'; '.join(wrong)}. Pass the right --config_file."
         )
     rest = {name: value for name, value in stated.items() if name not in sizes and name not in ("hop", "speakers")}
-    config = VitsConfig(**sizes, **rest, layerdrop=0.0)
-    if stated.get("speakers"):
-        config.speakers = list(stated["speakers"])
-    return config
+    values = {**sizes, **rest, "layerdrop": 0.0, "speakers": list(stated.get("speakers", ())) or None}
+    return voice_config(values, source, _CONFIG_REMEDY)
 
 
 def _as_list(value: Any) -> Any:

@@ -1,20 +1,22 @@
 """Common parts of the readers of other programs' voices: checkpoint contents, tensors, symbols."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from vits_trainer.models.parameter_names import with_legacy_weight_norm_names
 from vits_trainer.text.languages import espeak_name
+from vits_trainer.utils import records
 from vits_trainer.utils.errors import ModelError
 
 MAX_SYMBOLS = 1 << 20
 """Larger than the embedding of any voice."""
+SymbolId = Annotated[int, Meta(ge=0, lt=MAX_SYMBOLS)]
 
 
 @dataclass
@@ -49,16 +51,14 @@ class Layout:
     """Reads the content of a checkpoint: content, path, configuration file, file of symbols."""
 
 
-def read_json(path: Path, purpose: str) -> Any:
-    """Reads a JSON file.
+def read_json(path: Path, purpose: str) -> dict[str, Any]:
+    """Reads a JSON file with an object.
 
     Raises:
-        ModelError: the file is missing or is not JSON; the message includes its ``purpose``.
+        ModelError: the file is missing or has other content; the message includes its ``purpose``.
     """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}); required for {purpose}. Pass it by a flag.") from error
+    remedy = f"It is required for {purpose}. Pass it by a flag."
+    return records.read_json(path, dict[str, Any], ModelError, remedy, max_bytes=records.MAX_UNTYPED_BYTES)
 
 
 def audio_notes(data: Mapping[str, Any]) -> list[str]:
@@ -81,17 +81,11 @@ def read_symbols_file(path: Path) -> list[str]:
         ModelError: the file cannot be read.
     """
     if path.suffix == ".json":
-        ids = read_json(path, "the voice's symbols (--vocab)")
-        is_valid = isinstance(ids, dict) and all(
-            type(index) is int and 0 <= index < MAX_SYMBOLS for index in ids.values()
-        )
-        if not is_valid or not ids or len(set(ids.values())) < len(ids):
+        ids = records.read_json(path, dict[str, SymbolId], ModelError, "Pass another file by --vocab.")
+        if not ids or len(set(ids.values())) < len(ids):
             raise ModelError(f"{path}: must map symbols to unique ids. Pass another file by --vocab.")
         return symbols_by_id({symbol: [index] for symbol, index in ids.items()})
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot read symbols ({error}). Pass another file by --vocab.") from error
+    lines = records.read_text(path, ModelError, "Pass another file by --vocab.").split("\n")
     if lines == [""]:
         raise ModelError(f"{path} is empty. Pass another file by --vocab.")
     return [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from vits_trainer.models.encoders import encode_text, reversed_flow
 from vits_trainer.models.pretrained import MAX_TOKEN_S, audio_spec, clamp_token_durations, fold_weight_norm
 from vits_trainer.utils.errors import InstallationError, ModelError
 from vits_trainer.utils.files import replace_file, temporary_sibling_dir
+from vits_trainer.utils.records import parse_json
 
 OPSET = 18
 """Supported by onnxruntime since 1.14 (2023)."""
@@ -197,7 +198,11 @@ class OnnxVoice:
         except load_errors as error:
             raise ModelError(f"{path}: onnxruntime cannot load it ({' '.join(str(error).split())[:200]}).") from error
         metadata = self.session.get_modelmeta().custom_metadata_map
-        self.metadata: dict[str, Any] = {name: json.loads(value) for name, value in metadata.items()}
+        remedy = "Convert the voice again."
+        self.metadata: dict[str, Any] = {
+            name: parse_json(value, f"{path}: {name}", cast("type[Any]", Any), ModelError, remedy)
+            for name, value in metadata.items()
+        }
         """Metadata written by :func:`export_onnx`."""
 
     def speak(

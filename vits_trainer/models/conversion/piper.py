@@ -69,7 +69,8 @@ def _symbols(ids: Mapping[str, Sequence[int]], path: Path, notes: list[str]) -> 
     if lost:
         symbols = " ".join(lost[:8])
         notes.append(f"transformers' tokenizer does not support phonemes with several characters or ids ({symbols})")
-    if not all(0 <= index < MAX_SYMBOLS for phoneme_ids in ids.values() for index in phoneme_ids):
+    indices = [index for phoneme_ids in ids.values() for index in phoneme_ids]
+    if not all(type(index) is int and 0 <= index < MAX_SYMBOLS for index in indices):
         raise ModelError(f"{path}: phoneme_id_map has negative or too large ids. Pass the config.json of this voice.")
     return symbols_by_id(ids)
 
