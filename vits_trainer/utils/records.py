@@ -247,7 +247,7 @@ def parse_yaml(content: bytes | str, source: object, error: type[VitsTrainerErro
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         check_yaml_events(text)
-        value = yaml.load(text, Loader=_YamlLoader)  # noqa: S506 - a safe loader
+        value = yaml.load(text, Loader=_YamlLoader)  # noqa: S506 - a safe loader  # nosec B506
         return _convert({} if value is None else value, dict[str, Any])
     except _InvalidError as invalid:
         raise error(f"{source}: {invalid}. {remedy}") from invalid
