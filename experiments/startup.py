@@ -2,8 +2,8 @@
 
 ``python -m experiments.startup FOLDER [--clips 1000000]``
 
-Clips are a tenth of a second of silence, with distinct texts, of 100 speakers. Each layout is opened in a process of its
-own, by the calls of a run that grow with the number of clips. Prints the table of docs/benchmarks.md.
+Clips are a tenth of a second of silence, with distinct texts, of 100 speakers. Each layout is opened in a process of
+its own, by the calls of a run that grow with the number of clips. Prints the table of docs/benchmarks.md.
 """
 
 import argparse

@@ -313,7 +313,8 @@ def test_password_and_policy_over_http(model: Path, tmp_path: Path) -> None:
         assert status(opener, f"{address}config") == 200
         assert status(opener, recording) == 200
         (tmp_path / "feedback/notes.bak").write_text("mine")
-        for other in (secret, tmp_path / "feedback/notes.bak", tmp_path / "feedback/marks.jsonl", model / "config.json", "http://127.0.0.1:9/x"):
+        own = tmp_path / "feedback"
+        for other in (secret, own / "notes.bak", own / "marks.jsonl", model / "config.json", "http://127.0.0.1:9/x"):
             assert status(opener, f"{address}gradio_api/file={other}") == 403
         assert "default-src 'self'" in opener.open(address, timeout=HANG_S).headers["content-security-policy"]
 

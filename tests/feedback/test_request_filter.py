@@ -81,7 +81,8 @@ def test_posts_of_other_sites_are_rejected_behind_a_proxy(tmp_path: Path, header
     ("name", "code"),
     [
         ("good.wav", 200), ("good.MP3", 200), ("marks.jsonl", 403), ("notes.bak", 403), (".in_use", 403),
-        ("a.txt", 403), (".hidden.wav", 403), ("inner/x.wav", 403), ("../feedback/marks.jsonl", 403), ("%2e%69n_use", 403),
+        ("a.txt", 403), (".hidden.wav", 403), ("inner/x.wav", 403), ("../feedback/marks.jsonl", 403),
+        ("%2e%69n_use", 403),
     ],
 )  # fmt: skip
 def test_only_recordings_of_the_feedback_folder_are_readable(tmp_path: Path, name: str, code: int) -> None:
