@@ -1,13 +1,16 @@
 """Checkpoints: damaged ones are reported and skipped; pruning; the best checkpoint; export."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support import launch
 from tests.support.voices import metrics, prepared_folder, train_flags, weights
 from vits_trainer.cli.main import main
 from vits_trainer.training.checkpoint_record import list_newest_first, verify_checkpoint
@@ -181,3 +184,24 @@ def test_damaged_checkpoint_is_not_exported(folder: Path, capsys: pytest.Capture
     assert "SHA-256" in capsys.readouterr().err
     assert main(["export"]) == 2
     assert "checkpoint-500" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.getuid() != 0 or shutil.which("mount") is None, reason="needs root, to mount a file system")
+def test_full_disk_of_the_run_folder_ends_the_run_in_one_line_and_saved(tmp_path: Path) -> None:
+    prepared_folder(tmp_path)
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not permitted")
+    try:
+        flags = train_flags(tmp_path, max_updates=400, runs_dir=small, report_to="none", save_every_updates=0)
+        ended = launch.run(1, None, [*flags, "--validation_samples", "0"])
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    assert ended.returncode == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
+    (line,) = (line for line in ended.stderr.splitlines() if line.startswith("vits-trainer: "))
+    assert "could not be written" in line
+    assert "Free disk space" in line
+    (saved,) = (tmp_path / "checkpoints").glob("checkpoint-*")
+    verify_checkpoint(saved)

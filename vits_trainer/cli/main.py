@@ -16,7 +16,7 @@ from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.config.tools import BenchmarkConfig, CheckConfig, DemoConfig, ReportConfig
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.config.voices import ConvertConfig, EvaluateConfig, ExportConfig, SynthesizeConfig
-from vits_trainer.utils.errors import ConfigError, InstallationError, VitsTrainerError
+from vits_trainer.utils.errors import InstallationError, VitsTrainerError, disk_full_message, is_disk_full, require
 from vits_trainer.utils.redaction import redacted
 
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -51,8 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"vits-trainer {__version__}")
             return 0
         command, *rest = args
-        if command not in COMMANDS:
-            raise ConfigError(_unknown_command(command))
+        require(command in COMMANDS, _unknown_command(command))
         config_class, _ = COMMANDS[command]
         try:
             config = parse(command, config_class, rest)
@@ -64,6 +63,11 @@ def main(argv: list[str] | None = None) -> int:
     except VitsTrainerError as error:
         print(f"vits-trainer: {redacted(str(error))}", file=sys.stderr, flush=True)
         return error.exit_code
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(f"vits-trainer: {redacted(disk_full_message(error))}", file=sys.stderr, flush=True)
+        return 1
     except KeyboardInterrupt:
         print("vits-trainer: interrupted", file=sys.stderr, flush=True)
         return 128 + signal.SIGINT

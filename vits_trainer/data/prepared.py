@@ -115,6 +115,16 @@ class PreparedData:
         lines = (f"{names[row]}|{texts[row]}|{speakers[row]}|{sizes[row]}" for row in rows)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
+    def samples_digest(self, rows: Sequence[int]) -> str:
+        """Returns a hash of the samples of these rows; of the reason if a recording cannot be used."""
+        digest = hashlib.sha256()
+        for row in rows:
+            try:
+                digest.update(self.recordings.read(row)[0].tobytes())
+            except RecordingError as error:
+                digest.update(str(error.rejection.reason).encode())
+        return digest.hexdigest()
+
 
 def is_prepared(folder: Path) -> bool:
     """Returns whether ``folder`` was written by ``prepare_data``."""

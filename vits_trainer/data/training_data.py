@@ -35,6 +35,8 @@ from vits_trainer.utils.errors import ConfigError, UnreadableShardError
 from vits_trainer.utils.strings import short_digest
 
 SAMPLED_CLIPS = 256
+COMPARED_CLIPS = 64
+"""Clips whose samples a resume compares: files of equal size may have been replaced."""
 SAMPLED_GROUPS = 16
 """Row groups of shards, each of about a minute of speech."""
 MAX_COUNTED_GROUPS = 64
@@ -244,10 +246,13 @@ class PreparedTrainingData(TrainingData):
         )
 
     def fingerprint(self) -> dict[str, str]:
-        """Returns digests of names, sizes, texts and speakers."""
+        """Returns digests of names, sizes, texts and speakers, and of the samples of some clips."""
+        count = len(self.rows)
+        sample = np.random.default_rng(self.config.seed).choice(count, min(COMPARED_CLIPS, count), replace=False)
         return {
             "data": self.prepared.fingerprint(self.rows)[:16],
             "validation data": self.prepared.fingerprint(self.validation_rows)[:16],
+            "samples of clips": self.prepared.samples_digest([self.rows[index] for index in sample.tolist()])[:16],
         }
 
     def missing_characters(self, tokenizer: VoiceTokenizer) -> list[MissingCharacter]:

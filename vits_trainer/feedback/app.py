@@ -6,23 +6,21 @@ import hmac
 import io
 import logging
 import queue
-import re
 import signal
-import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import gradio as gr
 import soundfile as sf
 from starlette.middleware import Middleware
 
-from vits_trainer.config.feedback import FeedbackAppConfig, is_loopback
+from vits_trainer.config.feedback import FeedbackAppConfig
 from vits_trainer.data.audio import to_pcm16
 from vits_trainer.feedback import views
 from vits_trainer.feedback.corrections import MARKS_FILE, Corrections, Rating, normalize_text
+from vits_trainer.feedback.request_filter import RequestFilter
 from vits_trainer.feedback.served_voice import ServedVoice, SpokenText
 from vits_trainer.feedback.training_process import AT_WORK, Stage, TrainingProcess
 from vits_trainer.utils.errors import ConfigError, DataError, VitsTrainerError
@@ -34,8 +32,6 @@ USER = "voice"
 """User name for the login."""
 _FIRST_SEED = 1234
 """Default seed of ``synthesize``; each further take of a text increments it."""
-_WRONG_PASSWORD_S = 1.0
-"""Delay after a wrong password, to slow down guessing."""
 _POLL_S = 1.0
 _UPLOAD_LIFETIME_S = 3600
 """Lifetime of unsaved uploads, in seconds."""
@@ -44,11 +40,6 @@ _FONTS = ["system-ui", "sans-serif"]
 """System fonts; no font is downloaded."""
 _MAX_QUEUED = 32
 """Maximum number of queued requests."""
-_POLICY = (
-    b"default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    b"style-src 'self' 'unsafe-inline'; frame-ancestors 'self'; form-action 'self'; base-uri 'self'"
-)
-"""Content security policy: browsers connect to no other server."""
 _DELETE = """
 element.addEventListener('click', event => {
   const button = event.target.closest('button[data-name]');
@@ -57,9 +48,6 @@ element.addEventListener('click', event => {
 """
 _SCROLL_TO_CORRECTION = "() => document.getElementById('correct')?.scrollIntoView({block: 'nearest'})"
 
-_Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[_Scope]]
-_Send = Callable[[_Scope], Awaitable[None]]
 _Updates = dict[Any, Any]
 """New values by component; other components are unchanged."""
 
@@ -325,45 +313,6 @@ class FeedbackPage:
         return handle
 
 
-class SecurityHeadersMiddleware:
-    """ASGI middleware: sets a content security policy and rejects Gradio's routes that fetch other addresses."""
-
-    def __init__(self, app: Callable[[_Scope, _Receive, _Send], Awaitable[None]], local_only: bool) -> None:
-        """``local_only``: no password is set, so requests from other sites in the user's browser are rejected."""
-        self.app = app
-        self.local_only = local_only
-
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        """Forwards a request or responds with 403."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        path = str(scope["path"])
-        if "/proxy=" in path or re.search(r"/file=\s*\w+:/", path) or (self.local_only and _is_cross_origin(scope)):
-            await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
-            return
-
-        async def send_with_policy(message: _Scope) -> None:
-            if message["type"] == "http.response.start":
-                more = [(b"content-security-policy", _POLICY), (b"x-content-type-options", b"nosniff")]
-                message["headers"] = [*message.get("headers", []), *more, (b"referrer-policy", b"same-origin")]
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
-
-
-def _is_cross_origin(scope: _Scope) -> bool:
-    """Whether a request comes from another site: by DNS rebinding or from its own pages."""
-    headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-    host, origin = headers.get(b"host", ""), headers.get(b"origin")
-    try:
-        is_valid = is_loopback(urlsplit(f"//{host}").hostname or "")
-        return not is_valid or (origin is not None and urlsplit(origin).netloc != host)
-    except ValueError:
-        return True
-
-
 def serve(page: Any, config: FeedbackAppConfig, password: str | None) -> int:
     """Serves the page until SIGINT or SIGTERM and returns 128 + the signal number as exit code.
 
@@ -385,7 +334,7 @@ def serve(page: Any, config: FeedbackAppConfig, password: str | None) -> int:
             blocked_paths=[str(feedback / MARKS_FILE)],
             theme=gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"], primary_hue="blue"),
             css=views.STYLE,
-            app_kwargs={"middleware": [Middleware(SecurityHeadersMiddleware, local_only=password is None)]},
+            app_kwargs={"middleware": [Middleware(RequestFilter, config=config, local_only=password is None)]},
             prevent_thread_lock=True,
             share=False,
             quiet=True,
@@ -413,7 +362,6 @@ def _check_password(password: str, user: str, entered: str) -> bool:
     )
     if not is_valid:
         logger.warning("Rejected a login with a wrong password")
-        time.sleep(_WRONG_PASSWORD_S)
     return is_valid
 
 

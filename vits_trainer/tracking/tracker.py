@@ -22,8 +22,9 @@ import csv
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +43,7 @@ from vits_trainer.evaluation.speakers import SpeakerMel
 from vits_trainer.evaluation.speech_metrics import ClipScore
 from vits_trainer.tracking.plots import Sample, alignment_picture, mel_picture
 from vits_trainer.tracking.wandb_run import clips_table, environment_defaults, staging_in, start_run
-from vits_trainer.utils.errors import ConfigError
+from vits_trainer.utils.errors import ConfigError, SavingError, is_disk_full
 from vits_trainer.utils.files import atomic_write, fsync_dir, move_aside
 from vits_trainer.utils.records import Count, parse_json_line
 from vits_trainer.utils.redaction import redacted
@@ -65,6 +66,14 @@ class RunOutcome:
     """``done``, ``stopped ...`` or ``failed ...``."""
     update: int
     exit_code: int = 0
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that a full disk only shortens: the metrics, which end the run then, are written to the same disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if not is_disk_full(sys.exc_info()[1]):
+            super().handleError(record)
 
 
 class Tracker:
@@ -114,7 +123,7 @@ class Tracker:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         # First: if a package is missing, the files of an earlier run must be unchanged.
         self._accelerate_trackers = [self._accelerate_tracker(name) for name in self.config.trackers if name != "wandb"]
-        self._log_handler = logging.FileHandler(self.run_dir / "train.log", encoding="utf-8")
+        self._log_handler = _LogFile(self.run_dir / "train.log", encoding="utf-8")
         self._log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("vits_trainer").addHandler(self._log_handler)
         save_config(self.config, self.run_dir / "config.yaml")
@@ -137,7 +146,8 @@ class Tracker:
         if not self.is_main:
             return
         if error is not None:
-            logger.error("The run failed.", exc_info=error if not isinstance(error, SystemExit) else None)
+            is_expected = isinstance(error, SystemExit | SavingError) or is_disk_full(error)
+            logger.error("The run failed.", exc_info=None if is_expected else error)
             self.outcome = RunOutcome(f"failed: {type(error).__name__}: {error}", self._update, exit_code=1)
             self.alert("The run failed", self.outcome.status)
         self._write_outcome(self.outcome)
@@ -151,9 +161,11 @@ class Tracker:
         for tracker in self._accelerate_trackers:
             tracker.finish()
         self._exit_stack.close()
-        self._metrics.close()
         logging.getLogger("vits_trainer").removeHandler(self._log_handler)
-        self._log_handler.close()
+        with self._tolerating_full_disk("metrics.jsonl"):
+            self._metrics.close()
+        with self._tolerating_full_disk("train.log"):
+            self._log_handler.close()
 
     def log(
         self,
@@ -294,7 +306,18 @@ class Tracker:
 
     def _write_outcome(self, outcome: RunOutcome) -> None:
         record = {"outcome": outcome.status, "update": outcome.update}
-        atomic_write(self.run_dir / "outcome.json", json.dumps(record) + "\n")
+        with self._tolerating_full_disk("outcome.json"):
+            atomic_write(self.run_dir / "outcome.json", json.dumps(record) + "\n")
+
+    @contextmanager
+    def _tolerating_full_disk(self, file: str) -> Iterator[None]:
+        """Inside, a full disk is only logged while a run ends because of it."""
+        try:
+            yield
+        except OSError as error:
+            if not is_disk_full(error) or not self.outcome.status.startswith("failed"):
+                raise
+            logger.warning("%s could not be written: the disk is full", self.run_dir / file)
 
     def _truncate_to_resume_point(self, path: Path) -> None:
         """Drops lines after the resumed checkpoint; for a new run, moves the file of an earlier run aside."""

@@ -28,7 +28,7 @@ CHECKPOINT = Kind(
     lambda folder: (folder / "voice/config.json").is_file(),
 )
 """Identifies folders of ours, complete or under a temporary name."""
-FORMAT = 5
+FORMAT = 6
 USE_EARLIER = "Resume from an earlier checkpoint: --resume_from_checkpoint with its path."
 _REQUIRED = ("config.yaml", "generator.safetensors", "state.json", "voice/config.json")
 

@@ -45,6 +45,7 @@ from vits_trainer.utils.errors import (
     OutOfMemoryError,
     TooManyRejectedError,
     UnreadableShardError,
+    is_disk_full,
 )
 from vits_trainer.utils.files import discard
 
@@ -436,9 +437,10 @@ class Trainer:
 
     # Saving and ending
 
-    def _save(self) -> None:
-        """Writes a checkpoint. Runs on every rank."""
-        self.tracker.flush()
+    def _save(self, flush: bool = True) -> None:
+        """Writes a checkpoint; ``flush`` writes the metrics before it to disk. Runs on every rank."""
+        if flush:
+            self.tracker.flush()
         self.state.accounts = self.guard.save()
         plan = {
             "total_updates": self.plan.total_updates,
@@ -466,6 +468,11 @@ class Trainer:
         except (NonFiniteLossError, TooManyRejectedError, UnreadableShardError):
             if self._saved_update < self.state.update:
                 self._save()
+            raise
+        except OSError as error:
+            # Of the run's folder, as checkpoints raise SavingError. Other ranks would have to save, too.
+            if is_disk_full(error) and self.runtime.num_processes == 1 and self._saved_update < self.state.update:
+                self._save(flush=False)
             raise
 
     def _stop(self, own_reason: str) -> None:

@@ -1,5 +1,7 @@
 """Exceptions of this package. Each message states what is wrong, where, and the remedy."""
 
+import errno
+
 
 class VitsTrainerError(Exception):
     """Base class of all exceptions of this package. ``exit_code`` is the exit code of the command."""
@@ -87,6 +89,28 @@ class InstallationError(VitsTrainerError):
 
 class CheckFailedError(VitsTrainerError):
     """A check of ``vits-trainer check`` failed."""
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, says that a disk, a quota or a limit of file sizes is full.
+
+    Also errors of libraries in Rust and C++, which keep only the text of the system's error.
+    """
+    while error is not None:
+        if getattr(error, "errno", None) in _NO_SPACE or "No space left on device" in str(error):
+            return True
+        error = error.__cause__
+    return False
+
+
+def disk_full_message(error: BaseException) -> str:
+    """Returns one line for a full disk: where, and the remedy."""
+    file = getattr(error, "filename", None)
+    what = " ".join(str(error).split())[:300]
+    return f"{file or 'A file'} could not be written: {what}. Free disk space; existing files are complete."
 
 
 def require(condition: bool, message: str) -> None:
