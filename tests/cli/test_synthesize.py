@@ -114,7 +114,7 @@ def test_existing_output_is_overwritten_only_on_success(model: str, tmp_path: Pa
         ({"text": "a", "output": "x.m4a"}, r"\.wav, \.flac, \.mp3, \.ogg"),
         ({"text": "a", "output": "wav"}, r"\.wav, \.flac"),
         ({"text": "a", "speaking_rate": 0.0}, "between 0.1 and 10"),
-        ({"text": "a", "speaking_rate": float("nan")}, "between 0.1 and 10"),
+        ({"text": "a", "speaking_rate": float("nan")}, "--speaking_rate nan: must be a finite number"),
         ({"text": "a", "noise_scale": -1.0}, "--noise_scale -1.0"),
         ({"text": "a", "noise_scale_duration": float("inf")}, "--noise_scale_duration"),
         ({"text": "a", "seed": -1}, "--seed -1"),

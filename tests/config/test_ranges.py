@@ -21,7 +21,7 @@ def numeric_fields(config_class: type) -> list[str]:
     ("config_class", "name"),
     [(config_class, name) for config_class, _ in COMMANDS.values() for name in numeric_fields(config_class)],
 )
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 2**64, -(2**64)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300, -(2**64)])
 def test_no_number_of_any_command_may_be_absurd(config_class: type, name: str, value: float) -> None:
     required = {field.name: "x" for field in dataclasses.fields(config_class) if field.default is dataclasses.MISSING}
     with pytest.raises(ConfigError, match=f"--{name}"):

@@ -5,7 +5,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 
@@ -13,6 +12,7 @@ from tests.support.prepared_data import SPEC, reader_of, write_clip, write_folde
 from tests.support.voices import many_speakers
 from vits_trainer.data.audio import WAV_HEADER_BYTES
 from vits_trainer.data.prepared import (
+    ClipTable,
     PreparedData,
     open_prepared,
     require_rate,
@@ -249,8 +249,8 @@ def split_texts(folder, texts, speakers=None, fraction=0.1, copies=(), seed=1):
     """Texts of the training and of the validation clips of a prepared folder with these texts."""
     folder.mkdir(exist_ok=True)
     names = [f"c{n}.wav" for n in range(len(texts))]
-    rows = {"filename": names, "text": texts, "speaker": speakers or [""] * len(texts)}
-    prepared = PreparedData(folder, datasets.Dataset.from_dict(rows), 16000, {"copies": copies}, None)
+    rows = ClipTable(names, texts, speakers or [""] * len(texts))
+    prepared = PreparedData(folder, rows, 16000, {"copies": copies}, None)
     training, held_out = train_validation_split(prepared, fraction, 64, seed)
     assert sorted(training + held_out) == list(range(len(texts)))
     return [[texts[row] for row in rows] for rows in (training, held_out)], held_out

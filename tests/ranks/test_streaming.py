@@ -58,7 +58,7 @@ def test_every_clip_is_read_once_by_two_ranks_with_two_workers_each(uninterrupte
     assert set(epoch.values()) == {1}
     assert len(epoch) == 68
     assert epoch.keys() < names
-    assert [sum(clips[update].values()) for update in range(1, 15)] == [8] * 8 + [4] + [8] * 5
+    assert [sum(clips[update].values()) for update in range(1, 15)] == [8] * 7 + [6, 6] + [8] * 5
 
 
 def test_run_from_a_failing_store_resumed_within_a_window_ends_with_the_same_weights(

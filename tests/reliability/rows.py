@@ -141,8 +141,8 @@ PATHS = (
     ClipRow("same file twice", "rejected: duplicate", "occurs earlier", lambda path: None, name="good.wav"),
     ClipRow("name that differs from another only in case", "accepted", content=lambda path: path.with_name("GOOD.wav").write_bytes(wav(GOOD)) and None, name="GOOD.wav"),
     ClipRow("name with spaces and accents", "accepted", content=lambda path: path.with_name("dû kilam.wav").write_bytes(wav(GOOD)) and None, name="dû kilam.wav"),
-    ClipRow("name of 300 characters", "rejected: missing-file", "is not a valid file name", lambda path: None, name="x" * 300),
-    ClipRow("NUL in the name", "rejected: missing-file", "is not a valid file name", lambda path: None, name="a\0b.wav"),
+    ClipRow("name of 300 characters", "rejected: missing-file", "is not in . or clips", lambda path: None, name="x" * 300),
+    ClipRow("NUL in the name", "rejected: missing-file", "is not in . or clips", lambda path: None, name="a\0b.wav"),
 )  # fmt: skip
 
 CLIPS = (*AUDIO, *TEXT, *PATHS)
@@ -191,7 +191,7 @@ METADATA = (
     CallRow("four columns that are not clear", "exit 2", "--text_column 2 or 3 or 4", _lj(["a|b|c|d"])),
     CallRow("semicolons", "accepted", "clips             2", _lj(["a;text", "b;text"])),
     CallRow("ragged line", "exit 2", "line 2: 3 columns where the table has 2", _lj(["a|text", "b|te|xt"])),
-    CallRow("line without a name", "exit 2", "metadata.csv line 1 has no audio", _lj(["|text"])),
+    CallRow("line without a name", "exit 2", "metadata.csv: no column of texts", _lj(["|text"])),
     CallRow("UTF-16", "exit 2", "line 1: not UTF-8", _lj("a|text\n".encode("utf-16"))),
     CallRow("Latin-1", "exit 2", "line 2: not UTF-8", _lj(b"a|text\nb|caf\xe9\n")),
     CallRow("empty file", "exit 2", "contains no clips", _lj([])),

@@ -27,13 +27,13 @@ TEXT = "Silav dinya. Çawa yî? Ez baş im!"
 
 def save_voice(folder: Path, *speakers: str) -> Path:
     """Saves a voice whose samples are loud and depend on text and noise: new decoders almost ignore their input."""
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     tokenizer = build_tokenizer(["silav dinya çawa yî ez baş im"])
     model = new_model(TINY, tokenizer, list(speakers))
     with torch.no_grad():
         for name, parameter in model.decoder.named_parameters():
             if name.endswith("original0"):  # weight norm's g
-                parameter.mul_(30)
+                parameter.mul_(3)
         for parameter in model.duration_predictor.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     export(model, tokenizer, None, folder)

@@ -45,7 +45,10 @@ def prepared_folder(folder: Path, clips: int = 10, rate_hz: int = 16000, longest
     """Prepares ``clips`` synthetic clips."""
     names = [f"clip{n}" for n in range(clips)]
     lengths_s = [min(0.8 + 0.05 * n, longest_s) for n in range(clips)]
-    audio = {f"wavs/{n}.wav": encode(voice(s, rate_hz), rate_hz) for n, s in zip(names, lengths_s, strict=True)}
+    # Clips of equal length differ in pitch: they are no copies of one another.
+    pitches_hz = [150.0 + max(0.0, 0.8 + 0.05 * n - longest_s) for n in range(clips)]
+    parts = zip(names, lengths_s, pitches_hz, strict=True)
+    audio = {f"wavs/{name}.wav": encode(voice(s, rate_hz, pitch), rate_hz) for name, s, pitch in parts}
     lines = [f"{name}|number {n} speaks" for n, name in enumerate(names)]
     source = write_lj_speech(folder / "source", lines, audio)
     argv = ["--dataset", str(source), "--output_dir", str(folder / "training"), "--target_sr", str(rate_hz)]

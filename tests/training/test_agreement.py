@@ -99,7 +99,7 @@ def other_value(value: Any) -> Any:
         case int() | float():
             return value + 1
         case tuple():
-            return (*value[:-1], 0.5) if value else ("x",)
+            return (*value[:-1], value[-1] + 1) if value else ("x",)
         case None | str():
             return "other"
     return replace(value, **{fields(value)[0].name: other_value(getattr(value, fields(value)[0].name))})

@@ -74,6 +74,6 @@ def test_written_batches_are_read_back_unchanged(tmp_path: Path) -> None:
     batch, other = (collate(clips, PLACE, SPEC, SILENCE) for _ in range(2))
     write_batches(tmp_path / "rank0.safetensors", [batch, replace(other, speaker_ids=None)], 7, 0, 5)
     (first, second), record = _read(tmp_path / "rank0.safetensors")
-    assert (record["update"], record["seed"], first.clip_ids) == (7, 5, ("a",))
+    assert (record.update, record.seed, first.clip_ids) == (7, 5, ("a",))
     assert torch.equal(first.waveform, batch.waveform)
     assert second.speaker_ids is None

@@ -203,8 +203,6 @@ def read_rows(root: Path, manifest: Manifest) -> ShardRows:
             raise DataError(f"{path}: is damaged ({error}). {remedy}") from error
         if groups != shard.groups:
             raise DataError(f"{path}: row groups of {groups} clips, not {shard.groups} as in shards.json. {remedy}")
-        if any(column.null_count for column in tables[-1].columns):
-            raise DataError(f"{path}: a clip lacks its name, text, speaker or number of samples. {remedy}")
     rows = pa.concat_tables(tables)
     names = [name or "" for name in rows["clip"].to_pylist()]
     invalid = next((name for name in names if "/" in name or "\\" in name or name in ("", ".", "..")), None)

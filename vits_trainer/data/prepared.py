@@ -21,6 +21,7 @@ from vits_trainer.utils.strings import comparable_text, join_names
 
 logger = logging.getLogger(__name__)
 
+_SMALL_GROUP = 8
 MAX_EQUAL_TEXTS = 128
 """A text that more clips have is validated and trained on, as are the words of a list."""
 
@@ -376,7 +377,10 @@ def _draw_groups(
     keeps: Mapping[str, int],
     held_out: int,
 ) -> set[int]:
-    """Draws candidates in their order, each with its group, unless a speaker would keep too few clips."""
+    """Draws candidates in their order, each with its group, unless a speaker would keep too few clips.
+
+    Groups of more than ``held_out`` clips stay in training, unless they are small.
+    """
     left = Counter(speakers)
     drawn: set[int] = set()
     for candidate in candidates:
@@ -385,7 +389,8 @@ def _draw_groups(
         group = groups.get(candidate, (candidate,))
         taken = Counter(speakers[row] for row in group)
         enough = all(left[speaker] - count >= keeps[speaker] for speaker, count in taken.items())
-        if candidate not in drawn and enough and len(drawn) + len(group) < len(speakers):
+        fits = len(group) <= max(held_out, _SMALL_GROUP) and len(drawn) + len(group) < len(speakers)
+        if candidate not in drawn and enough and fits:
             drawn.update(group)
             left -= taken
     return drawn

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from vits_trainer.config.framing import AudioSpec
 from vits_trainer.data.dataset import Batch
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.stragglers import ComputeTimer
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.training.objective import LossDenominators, Objective, frozen
 from vits_trainer.training.optim import NetworkOptimizer
+from vits_trainer.utils.errors import OutOfMemoryError
 
 
 class GanTrainStep:
@@ -112,6 +114,17 @@ class GanTrainStep:
         if learning_rate is None:
             return {}
         return {f"grad_norm/{optimizer.name}": optimizer.step(learning_rate) / self.runtime.num_processes}
+
+
+def out_of_memory_error(batch: Batch, spec: AudioSpec, device: torch.device) -> OutOfMemoryError:
+    """Returns the error for a batch that does not fit into memory: its clips' lengths, and the flags that help."""
+    lengths_s = sorted((batch.frame_lengths * spec.hop / spec.sampling_rate).tolist())
+    return OutOfMemoryError(
+        f"Out of memory on {device} with {len(lengths_s)} clips of "
+        f"{', '.join(f'{length:.1f}' for length in lengths_s)} s. Lower --batch_size (and raise "
+        "--gradient_accumulation_steps as much), use --gradient_checkpointing true or --precision bf16, lower "
+        "--segment_frames, or prepare the data with a lower --max_duration_s."
+    )
 
 
 def _prefixed(network: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -37,12 +37,11 @@ from vits_trainer.training.nonfinite_guard import LocalReports, NonFiniteGuard, 
 from vits_trainer.training.objective import LossDenominators, Objective
 from vits_trainer.training.optim import Ema, NetworkOptimizer, build_optimizer, learning_rate_at
 from vits_trainer.training.plan import TrainingPlan
-from vits_trainer.training.train_step import GanTrainStep
+from vits_trainer.training.train_step import GanTrainStep, out_of_memory_error
 from vits_trainer.training.validation import Validation, ValidationResult
 from vits_trainer.utils.errors import (
     NonFiniteLossError,
     NothingTrainedError,
-    OutOfMemoryError,
     TooManyRejectedError,
     UnreadableShardError,
     is_disk_full,
@@ -275,22 +274,12 @@ class Trainer:
             return self.train_step(batch, denominators, discriminator_only, sync_gradients, learning_rate)
         except RuntimeError as error:
             if is_out_of_memory(error):
-                raise self._out_of_memory(batch) from error
+                raise out_of_memory_error(batch, self.objective.spec, self.runtime.device) from error
             compiler = as_compile_error(error) if self.config.compile else None
             explained = self.runtime.explain_collective_error(error) or compiler
             if explained is None:
                 raise
             raise explained from error
-
-    def _out_of_memory(self, batch: Batch) -> OutOfMemoryError:
-        spec = self.objective.spec
-        lengths_s = sorted((batch.frame_lengths * spec.hop / spec.sampling_rate).tolist())
-        return OutOfMemoryError(
-            f"Out of memory on {self.runtime.device} with {len(lengths_s)} clips of "
-            f"{', '.join(f'{length:.1f}' for length in lengths_s)} s. Lower --batch_size (and raise "
-            "--gradient_accumulation_steps as much), use --gradient_checkpointing true or --precision bf16, lower "
-            "--segment_frames, or prepare the data with a lower --max_duration_s."
-        )
 
     def _learning_rate(self, epoch: int, update: int) -> float:
         return learning_rate_at(self.config, epoch, update, self.plan.total_updates)

@@ -283,7 +283,7 @@ def read_bytes(path: Path, error: type[VitsTrainerError], remedy: str, max_bytes
         if not stat.S_ISREG(status.st_mode):  # a pipe would block, a device has no end
             raise error(f"{path}: cannot be read (not a regular file). {remedy}")
         with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
+            content = file.read(min(max_bytes, status.st_size) + 1)  # a larger number would be allocated first
     except (OSError, ValueError) as reason:  # ValueError: NUL in the path
         raise error(f"{path}: cannot be read ({getattr(reason, 'strerror', None) or reason}). {remedy}") from reason
     if len(content) > max_bytes:

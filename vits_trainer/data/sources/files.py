@@ -59,7 +59,7 @@ class _Listing:
             for entry in entries:
                 if entry.is_symlink():
                     listing.links.add(entry.name)
-                if entry.is_file() or entry.is_symlink():
+                if entry.is_symlink() or entry.is_file():  # in this order: a loop of links is no error
                     listing.by_key.setdefault(file_key(entry.name), []).append(entry.name)
         return listing
 

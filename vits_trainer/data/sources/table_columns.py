@@ -97,6 +97,8 @@ def find_roles(table: Table, config: PrepareConfig, is_file: Callable[[str], boo
         for index in range(table.columns)
         if (values := [cells[index].strip() for _, cells in table.rows if cells[index].strip()])
     ]
+    if not columns:
+        raise DataError(f"{table.path}: no column has any content. Give the file and the text of each clip.")
     if table.header is not None:
         roles = _by_header(table, table.header, flags, is_file)
     else:
