@@ -168,7 +168,7 @@ def test_training_starts_from_the_base_model_if_no_voice_is_served(served: Path,
 def test_corrections_and_held_out_clips_that_the_voice_cannot_read_are_left_out(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A text too long for its recording is known only with the tokens of the voice."""
+    """Texts that are too long for their recordings in the voice's own tokens, here with numbers as words."""
     served = shutil.copytree(trained / "final_model", tmp_path / "final_model")
     data = shutil.copytree(trained / "training", tmp_path / "training", ignore=shutil.ignore_patterns("runs"))
     _, held_out = train_validation_split(open_prepared(data), 0.2, 64, seed=1234)
@@ -176,9 +176,12 @@ def test_corrections_and_held_out_clips_that_the_voice_cannot_read_are_left_out(
     lines[held_out[0]] = f"audio_{held_out[0]:06d}.wav|{'number ' * 40}"
     (data / "metadata.csv").write_text("\n".join(lines) + "\n")
     feedback = corrections(tmp_path / "feedback", count=2)
-    # With a blank between each two letters it has more tokens than the recording has frames.
     (feedback / "digits.wav").write_bytes((feedback / "word0.wav").read_bytes())
-    (feedback / "digits.txt").write_text("number number number number number")
+    (feedback / "digits.txt").write_text("1984 1984 1984")
+    # The voice lacks a digit, so that it reads numbers as words.
+    for name, old, new in (("vocab.json", '"9"', '"ž"'), ("tokenizer_config.json", "{", '{"language": "eng",')):
+        content = (served / name).read_text().replace('"language": null,', "")
+        (served / name).write_text(content.replace(old, new, 1))
     settings = {"data_dir": data, "max_regression": 1, "validation_fraction": 0.2, "epochs": 3}
     (served / "trained_on.json").unlink()
     assert main(flags(served, feedback, tmp_path / "new", **settings)) in (0, 1)
