@@ -20,6 +20,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         if folder in MARKS:
             item.add_marker(MARKS[folder])
+    # The longest files first: at the end, no worker waits for another one.
+    items.sort(key=lambda item: not any(item.get_closest_marker(mark) for mark in MARKS.values()))
 
 
 @pytest.fixture(scope="module")

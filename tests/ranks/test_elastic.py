@@ -60,8 +60,10 @@ def wait_for_update(folder: Path, process: subprocess.Popen[str], update: int) -
 
 def test_signals_and_stop_file_stop_both_ranks_at_the_same_update(data: Path, tmp_path: Path) -> None:
     def rank_1() -> int:
-        ranks = (p for p in psutil.process_iter() if str(tmp_path / "checkpoints") in p.cmdline())
-        return next(p.pid for p in ranks if p.environ().get("RANK") == "1")
+        # None for processes that have ended meanwhile.
+        running = (p.info for p in psutil.process_iter(["pid", "cmdline", "environ"]) if p.info["environ"])
+        ours = (info for info in running if str(tmp_path / "checkpoints") in (info["cmdline"] or ()))
+        return next(info["pid"] for info in ours if info["environ"].get("RANK") == "1")
 
     stops = [
         # The launcher forwards SIGTERM, and exits with 1 although its ranks exit with 0.

@@ -117,13 +117,13 @@ class PreparedData:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def samples_digest(self, rows: Sequence[int]) -> str:
-        """Returns a hash of the samples of these rows; of the reason if a recording cannot be used."""
+        """Returns a hash of the samples of these rows; of the kind of error if a recording cannot be read."""
         digest = hashlib.sha256()
         for row in rows:
             try:
                 digest.update(self.recordings.read(row)[0].tobytes())
-            except RecordingError as error:
-                digest.update(str(error.rejection.reason).encode())
+            except (RecordingError, OSError, ValueError, RuntimeError) as error:  # training reports it
+                digest.update(type(error).__name__.encode())
         return digest.hexdigest()
 
 

@@ -43,7 +43,7 @@ from vits_trainer.evaluation.speakers import SpeakerMel
 from vits_trainer.evaluation.speech_metrics import ClipScore
 from vits_trainer.tracking.plots import Sample, alignment_picture, mel_picture
 from vits_trainer.tracking.wandb_run import clips_table, environment_defaults, staging_in, start_run
-from vits_trainer.utils.errors import ConfigError, SavingError, is_disk_full
+from vits_trainer.utils.errors import AccountingError, ConfigError, VitsTrainerError, is_disk_full
 from vits_trainer.utils.files import atomic_write, fsync_dir, move_aside
 from vits_trainer.utils.records import Count, parse_json_line
 from vits_trainer.utils.redaction import redacted
@@ -146,7 +146,8 @@ class Tracker:
         if not self.is_main:
             return
         if error is not None:
-            is_expected = isinstance(error, SystemExit | SavingError) or is_disk_full(error)
+            is_bug = isinstance(error, AccountingError)
+            is_expected = (isinstance(error, SystemExit | VitsTrainerError) and not is_bug) or is_disk_full(error)
             logger.error("The run failed.", exc_info=None if is_expected else error)
             self.outcome = RunOutcome(f"failed: {type(error).__name__}: {error}", self._update, exit_code=1)
             self.alert("The run failed", self.outcome.status)
