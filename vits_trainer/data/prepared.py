@@ -245,7 +245,8 @@ def _open_wavs(data_dir: Path, max_samples: int) -> PreparedData:
                 f"{path} line {number}: expected filename|text or filename|text|speaker, found {line[:80]!r}. Run "
                 "prepare_data again, or correct the line."
             )
-        if Path(fields[0]).is_absolute() or ".." in Path(fields[0]).parts:
+        # Most names have no folder: a Path takes 3 us.
+        if (fields[0][0] in "/." or "/" in fields[0]) and (fields[0][0] == "/" or ".." in fields[0].split("/")):
             raise DataError(f"{path} line {number}: {fields[0]!r} is outside {data_dir / 'wavs'}. Remove the line.")
         if lines_of.setdefault(fields[0], number) != number:
             raise DataError(
@@ -351,11 +352,13 @@ def equal_clips(names: Sequence[str], texts: Sequence[str], copies: Sequence[Seq
 
     A text of more than :data:`MAX_EQUAL_TEXTS` clips is not counted: word lists consist of such texts.
     """
-    comparable = {text: comparable_text(text) for text in set(texts)}
-    by_text: dict[str, list[int]] = {}
-    for row, text in enumerate(texts):
-        by_text.setdefault(comparable[text], []).append(row)
-    groups = [rows for rows in by_text.values() if 1 < len(rows) <= MAX_EQUAL_TEXTS]
+    comparable = [comparable_text(text) for text in texts]
+    counts = Counter(comparable)
+    by_text: dict[str, list[int]] = {text: [] for text, count in counts.items() if 1 < count <= MAX_EQUAL_TEXTS}
+    for row, text in enumerate(comparable if by_text else ()):
+        if text in by_text:
+            by_text[text].append(row)
+    groups = list(by_text.values())
     row_of = {name: row for row, name in enumerate(names)} if copies else {}
     groups += [[row_of[name] for name in group if name in row_of] for group in copies]
     return _joined(groups)

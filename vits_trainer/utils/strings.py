@@ -56,7 +56,7 @@ _WORD_CHARACTERS = _WordCharacters()
 
 def comparable_text(text: str) -> str:
     """Returns the words of ``text`` in lower case; texts that differ only in punctuation, case or form are equal."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
     words = folded.translate(_WORD_CHARACTERS)
     return " ".join(words.split()) or folded
 
