@@ -211,7 +211,7 @@ def of_audio(dice: random.Random) -> Case:
         if seed < 0.3:
             del content[int(len(content) * where.random()) :]
         elif seed < 0.5:
-            content += content
+            content += bytes(content)
         else:
             for _ in range(where.randrange(8)):
                 content[where.randrange(min(len(content), 64))] = where.randrange(256)

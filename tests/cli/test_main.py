@@ -68,3 +68,10 @@ def test_version(capsys):
 
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"vits-trainer {__version__}\n"
+
+
+@pytest.mark.parametrize("command", [["train_vits", "--data_dir"], ["export"], ["prepare_data", "--dataset"]])
+def test_path_with_a_name_that_is_too_long_is_one_line(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "x" * 300]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("vits-trainer: "))
+    assert "xxx" in line

@@ -1,5 +1,6 @@
 """Entry point of ``vits-trainer <command>``, also ``python -m vits_trainer <command>``."""
 
+import errno
 import gc
 import importlib
 import os
@@ -64,10 +65,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vits-trainer: {redacted(str(error))}", file=sys.stderr, flush=True)
         return error.exit_code
     except Exception as error:
-        if not is_disk_full(error):
+        if is_disk_full(error):
+            message, code = disk_full_message(error), 1
+        elif isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            message, code = f"{str(error.filename)[:300]}: {error.strerror}. Correct this path.", 2
+        else:
             raise
-        print(f"vits-trainer: {redacted(disk_full_message(error))}", file=sys.stderr, flush=True)
-        return 1
+        print(f"vits-trainer: {redacted(message)}", file=sys.stderr, flush=True)
+        return code
     except KeyboardInterrupt:
         print("vits-trainer: interrupted", file=sys.stderr, flush=True)
         return 128 + signal.SIGINT
