@@ -327,6 +327,8 @@ def attack(folder: Path, cases: int, seed: int) -> bool:
         ended = run(case, template, folder / "case")
         found = verdict(ended)
         counts[found] += 1
+        if number % 50 == 49:
+            print(f"{number + 1} cases: {dict(counts)}", flush=True)
         slowest = max(slowest, (case.title, ended.took_s), key=lambda one: one[1])
         largest = max(largest, (case.title, ended.more_mib), key=lambda one: one[1])
         if found.split()[0].isupper():
