@@ -220,4 +220,5 @@ def test_aliases_are_refused_in_every_file(tmp_path, flags):
     lines += [f"{n}: &{n} [{', '.join([f'*{b}'] * 9)}]" for b, n in itertools.pairwise(names)]
     bomb.write_text("\n".join(lines))
     outer.write_text(f"loss_weights: {bomb}\n")
-    error_message(*(arg.replace("FILE", str(bomb)).replace("OUTER", str(outer)) for arg in flags))
+    message = error_message(*(arg.replace("FILE", str(bomb)).replace("OUTER", str(outer)) for arg in flags))
+    assert "aliases" in message

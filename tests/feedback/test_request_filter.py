@@ -48,6 +48,8 @@ class Page:
         ({"host": "127.0.0.1:7860", "origin": "http://evil.example"}, "/", 403),
         ({"host": "127.0.0.1:7860", "origin": "http://[evil"}, "/", 403),
         ({"host": "127.0.0.1:7860", "sec-fetch-site": "cross-site"}, "/", 403),
+        ({"host": "127.0.0.1:7860", "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, "/", 200),
+        ({"host": "rebound.example", "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, "/", 403),
         ({}, "/", 403),
         (HOST, "/gradio_api/file=http://127.0.0.1:9/x", 403),
         (HOST, "/gradio_api/proxy=http://127.0.0.1:9/x", 403),

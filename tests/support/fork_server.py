@@ -17,6 +17,7 @@ import resource
 import runpy
 import select
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -69,6 +70,7 @@ def python() -> str:
     program.chmod(0o755)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     server = subprocess.Popen([sys.executable, "-m", __name__, str(folder / "socket")], env=environment, cwd=ROOT)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(server.terminate)
     while not (folder / "socket").exists():
         assert server.poll() is None, "the fork server ended"

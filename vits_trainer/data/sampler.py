@@ -16,6 +16,7 @@ _SMALLEST_STEP = 4
 _MIXED_LENGTHS = 0.085
 """Clips whose lengths differ by less than this (natural logarithm) are mixed: more would cost more padding."""
 _COUNTED_EPOCHS = 3
+"""Epochs that are filled greedily to find the number of updates of every epoch, with ``batch_frames``."""
 _PRECISION = 1e-3
 """Of the padded frames to which the updates of an epoch are filled."""
 

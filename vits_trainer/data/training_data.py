@@ -137,6 +137,7 @@ class PreparedTrainingData(TrainingData):
         rows: Sequence[int],
         validation_rows: Sequence[int],
         draw_epoch: Callable[[int], ClipPositions] | None = None,
+        selection: ClipSelection | None = None,
     ) -> None:
         """Args:
         config: batch sizes, seed and limits.
@@ -145,8 +146,10 @@ class PreparedTrainingData(TrainingData):
         validation_rows: may overlap ``rows``.
         draw_epoch: returns the positions in ``rows`` that an epoch trains on, sorted, the same number in each epoch
             (None: each clip once).
+        selection: how the clips were selected; stored with the voice.
         """
         self.config = config
+        self.selection = selection
         self.prepared = prepared
         self.rows = rows
         self.validation_rows = validation_rows
@@ -167,9 +170,7 @@ class PreparedTrainingData(TrainingData):
         )
         if config.validate_on_training_clips:
             held_out = rows[: config.validation_max_clips]
-        data = cls(config, prepared, rows, held_out)
-        data.selection = selection
-        return data._balanced()
+        return cls(config, prepared, rows, held_out, selection=selection)._balanced()
 
     def _balanced(self) -> "PreparedTrainingData":
         speakers, temperature = self.prepared.rows.speaker, self.config.speaker_temperature

@@ -103,15 +103,14 @@ def replay_data(
     replayed = round(count * replay_fraction / (1 - replay_fraction)) if replayable else 0
     joined = _join([(corrections, range(count)), *known])
     joined.summary.update(clips=count + replayed, replayed=replayed, passes=config.epochs)
-    data = PreparedTrainingData(
+    return PreparedTrainingData(
         config,
         joined,
         rows=range(count + replayable),
         validation_rows=range(min(count, config.validation_max_clips)),
         draw_epoch=ReplayDraw(count, replayable, replayed, config.seed),
+        selection=selection,
     )
-    data.selection = selection
-    return data
 
 
 def _join(parts: Sequence[tuple[PreparedData, Sequence[int]]]) -> PreparedData:

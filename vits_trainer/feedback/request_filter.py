@@ -113,7 +113,8 @@ class RequestFilter:
         """Returns the status and a message if a request is rejected."""
         if self.local_only and not is_loopback_host(headers):
             return 403, "This page is served to this machine only."
-        if (self.local_only or is_post) and is_cross_site(headers):
+        is_link = not is_post and headers.get("sec-fetch-mode") == "navigate"  # a link of another site to the page
+        if (self.local_only or is_post) and is_cross_site(headers) and not is_link:
             return 403, "Requests from other sites are not allowed."
         if "/proxy=" in path or re.search(r"/file=\s*\w+:/", path) or not self._is_readable(path):
             return 403, "This file is not served."
