@@ -64,7 +64,7 @@ def test_names_that_match_several_files_are_rejected_unless_one_is_exact(tmp_pat
         ("/home/me/wavs/a.wav", "wavs/a.wav", "remove /home/me/ from the names"),
         ("a.wav", "recordings/a.wav", "write recordings/ before the names"),
         ("a.mp3", "wavs/a.wav", "correct the ending"),
-        ("A.wav", "wavs/a.wav", "'a.wav' looks alike"),
+        ("A.wav", "wavs/a.wav", "there is 'a.wav', which differs in case or spaces"),
     ],
 )
 def test_missing_files_come_with_a_hint(tmp_path: Path, name: str, file: str, hint: str) -> None:

@@ -190,8 +190,9 @@ class AudioFiles:
                     f"{subfolder}/{parts[-1]} exists: write {subfolder}/ before the names, or move the files to wavs/"
                 )
         for listing in self._searched(PurePosixPath(bare)):
-            if like := listing.lookalike(parts[-1]):
-                return f"{like!r} looks alike: write the name as the file has it"
+            like = listing.lookalike(parts[-1])
+            if like is not None and like != parts[-1]:  # an equal name is a link that cannot be followed
+                return f"there is {like!r}, which differs in case or spaces: write the name as the file has it"
         stem = PurePosixPath(bare).stem
         if is_audio(bare) and self._exists(str(PurePosixPath(bare).with_name(stem))):
             return f"{stem} exists with another ending: correct the ending, or leave it out"
