@@ -171,14 +171,10 @@ class Voice:
         unknown = unread_characters(self.tokenizer, pieces)
         if not known:
             raise DataError(f"{self.name} knows no character of the text ({unknown}). Use text in the voice's script.")
-        if unknown or len(known) < len(pieces):
-            logger.warning(
-                "%s does not know the characters %s: they are skipped, and %d of %d pieces entirely.",
-                self.name,
-                unknown,
-                len(pieces) - len(known),
-                len(pieces),
-            )
+        lost = len(pieces) - len(known)
+        whole = f", and {lost} of {len(pieces)} pieces entirely" if lost else ""
+        if unknown or lost:
+            logger.warning("%s does not know the characters %s: they are skipped%s.", self.name, unknown, whole)
         return known
 
     @torch.inference_mode()
