@@ -148,7 +148,7 @@ class Tracker:
         if error is not None:
             is_bug = isinstance(error, AccountingError)
             is_expected = (isinstance(error, SystemExit | VitsTrainerError) and not is_bug) or is_disk_full(error)
-            logger.error("The run failed.", exc_info=None if is_expected else error)
+            logger.error("The run failed: %s", redacted(str(error)), exc_info=None if is_expected else error)
             self.outcome = RunOutcome(f"failed: {type(error).__name__}: {error}", self._update, exit_code=1)
             self.alert("The run failed", self.outcome.status)
         self._write_outcome(self.outcome)
