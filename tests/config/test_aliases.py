@@ -24,7 +24,7 @@ def test_flag_of_another_trainer_is_answered_with_ours(name: str) -> None:
     expected = aliases.FLAGS[name] if " " in aliases.FLAGS[name] else f"--{ours} 3"
     for command in commands:
         known = [f"--{flag}" for flag in KNOWN[command]]
-        message = unknown_flag_message(command, f"--{name}", [f"--{name}", "3"], known)
+        message = unknown_flag_message(command, f"--{name}", "3", known)
         assert message == f"unknown flag --{name}: did you mean {expected}?"
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -68,16 +68,17 @@ def parse(command: str, config_class: type[Config], argv: Sequence[str]) -> Conf
     _fill_choices(parser)
     if "precision" in fields:
         parser.add_argument("--fp16", type=bool, default=False, help="Same as --precision fp16.")
-    expanded = _expand_booleans(_expand_positional(_expand_short_names(argv, fields), fields), fields)
-    args = _config_first(expanded)
-    files = [value for flag, value in pairwise(args) if flag == "--config"]
+    _accept_short_forms(parser, fields)
+    files, flags = _split_config(argv)
+    _reject_unknown_flags(command, parser, flags)
     for file in files:  # jsonargparse expands aliases without a limit
-        read_yaml(Path(file), ConfigError, "Correct the file.")
+        _reject_unknown_keys(command, parser, file, read_yaml(Path(file), ConfigError, "Correct the file."))
+    args = [arg for file in files for arg in ("--config", file)] + _expand_positional(flags, fields)
     try:
         namespace = parser.parse_args(args)
         values = parser.instantiate(namespace).as_dict()
     except _PARSING_ERRORS as error:
-        raise ConfigError(_explain(command, str(error), parser, files, argv)) from error
+        raise ConfigError(f"{command}: {_readable(str(error), files)}") from error
     values.pop("config", None)
     if values.pop("fp16", False):
         if values["precision"] not in ("auto", "fp16"):
@@ -133,59 +134,93 @@ def _reject_nulls(command: str, config_class: type, values: Mapping[str, Any], p
             _reject_nulls(command, type(value), vars(value), f"{prefix}{name}.")
 
 
+def _close_matches(name: str, known: Sequence[str]) -> list[str]:
+    same_depth = [other for other in known if other.count(".") == name.count(".")]
+    return difflib.get_close_matches(name, same_depth, n=1, cutoff=_CLOSE)
+
+
 def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
     """Returns ``unknown key batch_sise: did you mean batch_size?``, or lists ``known`` if none is close."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=_CLOSE)
+    near = _close_matches(name, known)
     return f"unknown {kind} {name}: " + (f"did you mean {near[0]}?" if near else f"must be one of {', '.join(known)}.")
 
 
-def unknown_flag_message(command: str, flag: str, argv: Sequence[str], known: Sequence[str]) -> str:
+def unknown_flag_message(command: str, flag: str, value: str, known: Sequence[str]) -> str:
     """Returns what the flag is called here, by the names of other trainers before similarity, with its value."""
     name = flag.lstrip("-").replace("-", "_")
     if name in aliases.EXPLANATIONS:
         return f"unknown flag {flag}: {aliases.EXPLANATIONS[name]}."
     ours = aliases.FLAGS.get(name, f"--{name}")
     if ours.partition(" ")[0] not in known:
-        near = difflib.get_close_matches(f"--{name}", known, n=1, cutoff=_CLOSE)
+        near = _close_matches(f"--{name}", known)
         if not near:
             return f"unknown flag {flag}. See vits-trainer {command} --help."
         ours = near[0]
-    value = _value_of(flag, argv)
     return f"unknown flag {flag}: did you mean {ours}{f' {value}' if value and ' ' not in ours else ''}?"
 
 
-def _value_of(flag: str, argv: Sequence[str]) -> str:
+def _accept_short_forms(parser: jsonargparse.ArgumentParser, fields: Mapping[str, Any]) -> None:
+    """Lets ``--flag`` mean ``--flag true``, and adds names such as ``--from``, which cannot be Python keywords."""
+    for action in parser._actions:
+        field = fields.get(action.dest)
+        if action.dest == "fp16" or (field is not None and field.type is bool):
+            action.nargs, action.const = "?", True
+        elif action.dest == "push_to_hub":  # without a name, as transformers takes it: the configuration refuses it
+            action.nargs, action.const = "?", ""
+        if field is not None and "short" in field.metadata:
+            parser._option_string_actions[f"--{field.metadata['short']}"] = action
+
+
+def _split_config(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the files of ``--config`` by the names of recipes, and the flags, which override them in any order."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="append", default=[])
+    try:
+        known, flags = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ConfigError("--config: give the name of a recipe or a YAML file.") from error
+    return [str(recipe_path(value)) for value in known.config], flags
+
+
+def _reject_unknown_flags(command: str, parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> None:
+    known = [f"--{name}" for name in _names(parser)]
     for arg, following in pairwise([*argv, "--"]):
-        if arg == flag:
-            return "" if following.startswith("--") else following
-        if arg.startswith(f"{flag}="):
-            return arg.partition("=")[2]
-    return ""
+        flag, _, value = arg.partition("=")
+        if flag.startswith("--") and flag != "--" and not _is_known(flag[2:], parser):
+            value = value or ("" if following.startswith("--") else following)
+            raise ConfigError(f"{command}: {unknown_flag_message(command, flag, value, known)}")
 
 
-def _config_first(argv: list[str]) -> list[str]:
-    """Moves ``--config VALUE`` to the front, so that flags override the file in any order; resolves recipe names."""
-    first, rest = [], []
-    args = iter(argv)
-    for arg in args:
-        if arg == "--config" or arg.startswith("--config="):
-            value = arg.partition("=")[2] if "=" in arg else next(args, None)
-            if value is None:
-                raise ConfigError("--config: give the name of a recipe or a YAML file.")
-            first += ["--config", str(recipe_path(value))]
-        else:
-            rest.append(arg)
-    return first + rest
+def _reject_unknown_keys(
+    command: str, parser: jsonargparse.ArgumentParser, file: str, settings: Mapping[str, Any], prefix: str = ""
+) -> None:
+    known = _names(parser)
+    for key, value in settings.items():
+        name = prefix + key
+        if isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other in known):
+            _reject_unknown_keys(command, parser, file, value, f"{name}.")
+        elif not _is_known(name, parser):
+            raise ConfigError(f"{command}: {file}: {unknown_name_message('key', name, known)}")
 
 
-def _expand_short_names(argv: Sequence[str], fields: dict[str, Any]) -> list[str]:
-    """Replaces flags such as ``--from`` with the names of their fields, which cannot be Python keywords."""
-    full = {f"--{field.metadata['short']}": f"--{name}" for name, field in fields.items() if "short" in field.metadata}
-    split = [arg.partition("=") for arg in argv]
-    return [full.get(flag, flag) + equals + value for flag, equals, value in split]
+def _is_known(name: str, parser: jsonargparse.ArgumentParser) -> bool:
+    """Whether it is a flag, or a key of one that takes any mapping, such as ``architecture.hidden_size``."""
+    known = _names(parser)
+    *outer, _ = accumulate(name.split("."), "{}.{}".format)
+    is_open = {part: not any(other.startswith(f"{part}.") for other in known) for part in outer}
+    return name in known or any(part in known and is_open[part] for part in outer)
 
 
-def _expand_positional(argv: list[str], fields: dict[str, Any]) -> list[str]:
+def _names(parser: jsonargparse.ArgumentParser) -> list[str]:
+    """Returns the flags without dashes, with the fields of optional dataclasses."""
+    names = {flag[2:] for flag in parser._option_string_actions if flag.startswith("--")}
+    for action in parser._actions:
+        for kind in filter(dataclasses.is_dataclass, get_args(getattr(action, "_typehint", None))):
+            names |= {f"{action.dest}.{field.name}" for field in dataclasses.fields(kind)}
+    return sorted(names)
+
+
+def _expand_positional(argv: list[str], fields: Mapping[str, Any]) -> list[str]:
     """Turns a leading positional argument into the flag of the only field without a default."""
     required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
     if not required:
@@ -198,36 +233,9 @@ def _expand_positional(argv: list[str], fields: dict[str, Any]) -> list[str]:
     return argv
 
 
-def _expand_booleans(argv: list[str], fields: dict[str, Any]) -> list[str]:
-    """Turns ``--flag`` of a boolean field into ``--flag true``."""
-    booleans = {f"--{name}" for name, field in fields.items() if field.type is bool} | {"--fp16"}
-    expanded = []
-    for arg, following in pairwise([*argv, "--"]):
-        if arg == "--push_to_hub" and following.startswith("--"):
-            raise ConfigError("--push_to_hub: give the name on the Hub, as owner/name.")
-        expanded.append(arg)
-        if arg in booleans and following.startswith("--"):
-            expanded.append("true")
-    return expanded
-
-
-def _explain(
-    command: str, message: str, parser: jsonargparse.ArgumentParser, files: Sequence[str], argv: Sequence[str]
-) -> str:
+def _readable(message: str, files: Sequence[str]) -> str:
+    """Returns jsonargparse's message in one line, with the flag in place of its "Parser key"."""
+    text = " ".join(re.sub(r"<class '(\w+)'>", r"\1", message).split())
+    value = re.match(r'Parser key "([\w.]+)": (.*)', text)
     where = f"{', '.join(files)}: " if files else ""
-    flags = sorted(option for action in parser._actions for option in action.option_strings if option.startswith("--"))
-    unknown = re.search(r"unrecognized arguments: (\S+)", message)
-    if unknown:
-        name = unknown.group(1).partition("=")[0]
-        if not name.startswith("-"):
-            return f"{command}: unexpected argument {name!r}. See vits-trainer {command} --help."
-        return f"{command}: {unknown_flag_message(command, name, argv, flags)}"
-    unknown = re.search(r"(?:Group '(?P<group>[\w.]+)' does not accept option|Option) '(?P<key>[\w.]+)'", message)
-    if unknown:
-        key = ".".join(part for part in (unknown["group"], unknown["key"]) if part)
-        return f"{command}: {where}{unknown_name_message('key', key, [flag.removeprefix('--') for flag in flags])}"
-    value = re.search(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL)
-    if value:
-        reason = " ".join(re.sub(r"<class '(\w+)'>", r"\1", value.group(2)).split())
-        return f"{command}: --{value.group(1)}: {reason}"
-    return f"{command}: {where}{' '.join(message.split())}"
+    return f"--{value[1]}: {value[2]}" if value else f"{where}{text}"

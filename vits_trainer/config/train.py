@@ -250,6 +250,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         require_run_name(self.run_name)
+        require(self.push_to_hub != "", "--push_to_hub: give the name on the Hub, as owner/name.")
         require(
             not (self.target_hours and self.max_updates),
             f"--target_hours {self.target_hours:g} and --max_updates {self.max_updates} exclude each other: give only "
