@@ -135,7 +135,7 @@ def _reject_nulls(command: str, config_class: type, values: Mapping[str, Any], p
 
 
 def _close_matches(name: str, known: Sequence[str]) -> list[str]:
-    same_depth = [other for other in known if other.count(".") == name.count(".")]
+    same_depth = [other for other in known if other.count(".") == name.count(".") and not other.endswith(".help")]
     return difflib.get_close_matches(name, same_depth, n=1, cutoff=_CLOSE)
 
 
