@@ -227,7 +227,8 @@ def fold_weight_norm(model: VitsModel) -> VitsModel:
     require_finite(weights_of(model), "The voice to export", _NONFINITE_REMEDY)
     with torch.device("meta"):
         exported = VitsModel(copy.deepcopy(model.config))
-    state = {name: tensor for name, tensor in state_on_cpu(model).items() if name in exported.state_dict()}
+    names = exported.state_dict().keys()
+    state = {name: tensor for name, tensor in state_on_cpu(model).items() if name in names}
     for name, module in model.decoder.named_modules():
         if parametrize.is_parametrized(module, "weight"):
             state[f"decoder.{name}.weight"] = module.weight.detach().cpu().contiguous()
