@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import launch
+from tests.support.fork_server import python
 from tests.support.hosts import ADDRESSES, Hosts, Started, missing_requirement, two_hosts
 from tests.support.limits import HANG_S, rank_timeout_s, start_s
 from tests.support.voices import metrics, prepared_folder, train_flags, weights
@@ -20,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=MISSING),
 ]
 
-UPDATES = 24
+UPDATES = 16
 STORE_TIMEOUT_S = 5
 """For calls to the store of a machine that is gone."""
 SLACK_S = 5
@@ -40,10 +41,10 @@ def hosts() -> Iterator[Hosts]:
         yield hosts
 
 
-def accelerate(host: int) -> list[str]:
+def accelerate(host: int, program: str) -> list[str]:
     options = {"num_machines": 2, "num_processes": 2, "machine_rank": host, "main_process_ip": ADDRESSES[0]}
     words = (word for name, value in options.items() for word in (f"--{name}", str(value)))
-    return launch.command_of("multi_node", *words, program=sys.executable)
+    return launch.command_of("multi_node", *words, program=program)
 
 
 def flags(folder: Path, data: Path, **changes: object) -> list[str]:
@@ -52,10 +53,11 @@ def flags(folder: Path, data: Path, **changes: object) -> list[str]:
     return train_flags(folder, data_dir=data, runs_dir=folder / "training/runs", **settings, **changes)
 
 
-def start(hosts: Hosts, folder: Path, data: Path, **changes: object) -> list[Started]:
+def start(hosts: Hosts, folder: Path, data: Path, program: str, **changes: object) -> list[Started]:
     folder.mkdir(exist_ok=True)
     command = ["-m", "vits_trainer", "train_vits", *flags(folder, data, **changes)]
-    return [hosts.start(host, [*accelerate(host), *command], ACCELERATE_USE_CPU="true") for host in (0, 1)]
+    variables = {"ACCELERATE_USE_CPU": "true", "PYTHON_EXEC": program}
+    return [hosts.start(host, [*accelerate(host, program), *command], **variables) for host in (0, 1)]
 
 
 def wait_for_update(folder: Path, started: list[Started], update: int) -> None:
@@ -106,7 +108,9 @@ def test_disconnected_host_is_reported_and_a_restart_ends_with_the_same_weights(
     messages: dict[int, str],
     record_property: Callable[[str, object], None],
 ) -> None:
-    started = start(hosts, tmp_path / "cut", data)
+    # The processes of a host that loses power must be children of one process.
+    program = python() if killed is None else sys.executable
+    started = start(hosts, tmp_path / "cut", data, program)
     wait_for_update(tmp_path / "cut", started, 6)
     hosts.cut()
     if killed is not None:
@@ -123,7 +127,7 @@ def test_disconnected_host_is_reported_and_a_restart_ends_with_the_same_weights(
     assert len(metrics(tmp_path / "cut")) < UPDATES
 
     hosts.join()
-    output = finish(start(hosts, tmp_path / "cut", data, resume_from_checkpoint="auto"))
+    output = finish(start(hosts, tmp_path / "cut", data, program, resume_from_checkpoint="auto"))
     assert re.search(r"Resumed from \S+/checkpoint-\d+ at update \d+", output)
     assert weights(tmp_path / "cut", UPDATES) == weights(uninterrupted, UPDATES)
     assert [line["update"] for line in metrics(tmp_path / "cut")] == list(range(1, UPDATES + 1))

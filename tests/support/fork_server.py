@@ -3,12 +3,13 @@
 ``accelerate launch`` of two ranks starts three interpreters, each of which imports torch, transformers and datasets for
 6 s of CPU time. :func:`python` returns a program that takes the same arguments as ``sys.executable`` (``-m`` or a
 script), and runs them in a fork of a server that has imported these libraries. Arguments, environment, directory, open
-files, resource limits, signals and exit codes are those of a new process; only variables that a library reads while it
-is imported have no effect. Tests of these, of terminals and of namespaces use ``sys.executable``.
+files, network namespace, resource limits, signals and exit codes are those of a new process; only variables that a
+library reads while it is imported have no effect. Tests of these and of terminals use ``sys.executable``.
 """
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import gc
 import json
@@ -49,7 +50,7 @@ connection.connect(sys.argv[1])
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, lambda number, _: connection.send(str(number).encode()))
 request = [sys.argv[3:], dict(os.environ), os.getcwd(), list(limits.items()), sorted(os.sched_getaffinity(0))]
-socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
+socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2, os.open("/proc/self/ns/net", os.O_RDONLY)])
 code = int(connection.recv(64) or 1)
 if code < 0:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -105,12 +106,13 @@ def serve(path: str) -> None:
 
 def supervise(connection: socket.socket) -> None:
     """Runs the program's request in another fork, passes signals on, and returns the exit code. Does not return."""
-    request, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    request, (*files, network), _, _ = socket.recv_fds(connection, 1 << 20, 4)
     process = os.fork()
     if process == 0:
         connection.close()
+        enter_network(network)
         become(*json.loads(request), files)
-    for file in files:
+    for file in (*files, network):
         os.close(file)
     ended = os.pidfd_open(process)
     while True:
@@ -123,6 +125,14 @@ def supervise(connection: socket.socket) -> None:
             os._exit(0)
         number = connection.recv(64)
         os.kill(process, int(number) if number else signal.SIGKILL)
+
+
+def enter_network(file: int) -> None:
+    """Moves this process to the network namespace of ``file``, and closes it. Another namespace than its own: root."""
+    if os.fstat(file).st_ino != Path("/proc/self/ns/net").stat().st_ino:
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.setns(file, 0) == 0, os.strerror(ctypes.get_errno())
+    os.close(file)
 
 
 def become(

@@ -37,6 +37,7 @@ MINIATURE: dict[str, Any] = {
     "max_updates": 4,
     "log_every_updates": 1,
     "data_workers": 0,
+    "validation_samples": 0,
     "wandb_tags": ["test"],
 }
 
