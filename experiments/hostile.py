@@ -40,7 +40,7 @@ PATHS = ("~nosuchuser/x", "/dev/null", "/proc/self/mem", ".", "", "/", "a\tb", "
 
 @dataclass(frozen=True)
 class Case:
-    """A change of a project, and the command that meets it."""
+    """A change of a project, and the command that runs on it."""
 
     title: str
     change: Callable[[Path], object]

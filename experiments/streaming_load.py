@@ -95,7 +95,7 @@ def watch(pid: int) -> Any:
     return lambda: peak[0]
 
 
-def epoch(address: str, workers: int, streaming: bool, told: Any) -> None:
+def epoch(address: str, workers: int, streaming: bool, queue: Any) -> None:
     """Reads an epoch and puts counts, speed and memory into the queue. Runs in a separate process."""
     from vits_trainer.config.framing import AudioSpec
     from vits_trainer.data.dataloader import build_dataloader
@@ -124,7 +124,7 @@ def epoch(address: str, workers: int, streaming: bool, told: Any) -> None:
         frames += int(batch.frame_lengths.sum())
         padded += batch.waveform.numel() // spec.hop
     took_s = time.perf_counter() - began
-    told.put({
+    queue.put({
         "clips": len(counts),
         "more than once": sum(count > 1 for count in counts.values()),
         "clips/s": round(counts.total() / took_s),
@@ -137,10 +137,10 @@ def epoch(address: str, workers: int, streaming: bool, told: Any) -> None:
 def apart(*words: Any) -> dict[str, Any]:
     """Returns the result of :func:`epoch`, run in a spawned process."""
     context = multiprocessing.get_context("spawn")
-    told = context.Queue()
-    process = context.Process(target=epoch, args=(*words, told))
+    queue = context.Queue()
+    process = context.Process(target=epoch, args=(*words, queue))
     process.start()
-    found: dict[str, Any] = told.get(timeout=3600)
+    found: dict[str, Any] = queue.get(timeout=3600)
     process.join()
     return found
 
@@ -163,8 +163,8 @@ def measure(folder: Path, rows: int, shards: int, parts: int) -> None:
     for count, in_parts in sets.items():
         write_source(folder / f"source-{count}", count)
         found = prepare(folder / f"source-{count}", folder / str(count), shards, in_parts)
-        told = ", ".join(f"{took_s:.0f} s {peak_mib:.0f} MiB" for took_s, peak_mib in found)
-        print(f"{count} rows prepared in {in_parts} part(s): {told}", flush=True)
+        runs = ", ".join(f"{took_s:.0f} s {peak_mib:.0f} MiB" for took_s, peak_mib in found)
+        print(f"{count} rows prepared in {in_parts} part(s): {runs}", flush=True)
         summary = json.loads((folder / str(count) / "dataset.json").read_text())
         print(f"  accepted {summary['accepted']}; {hashes_agree(folder / str(count))}", flush=True)
     for workers in (0, 2):

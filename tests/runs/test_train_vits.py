@@ -52,7 +52,8 @@ print(float(abs(speech["audio"]).max()))
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(prepared, folder / "training")
-    assert main(["train_vits", *train_flags(folder, validate_every_updates=2, save_every_updates=2, validation_samples=1)]) == 0
+    settings = {"validate_every_updates": 2, "save_every_updates": 2, "validation_samples": 1}
+    assert main(["train_vits", *train_flags(folder, **settings)]) == 0
     return folder
 
 

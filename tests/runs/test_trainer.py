@@ -34,7 +34,7 @@ def test_only_the_discriminator_is_trained_during_warmup(tmp_path: Path) -> None
 
 
 def test_dry_run_changes_nothing_in_the_memory_of_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first updates equal those without it. The longest clips meet gradients, moments and dropout."""
+    """The first updates equal those without it. The longest clips run with gradients, moments and dropout in memory."""
     prepared_folder(tmp_path)
     settings = {"max_updates": 2, "ema_decay": 0.9}
     time_pass, held = Trainer._time_pass_s, []

@@ -63,7 +63,7 @@ class FeedbackConfig:
     run_name: str | None = None
     """Name of the run (null = train_vits-<start time>)."""
     report_to: str = "wandb"
-    """Trackers to log to besides metrics.jsonl, separated by commas, of {trackers}; or none."""
+    """Trackers to log to in addition to metrics.jsonl, separated by commas: {trackers}; or none."""
     wandb_project: str = "vits_trainer"
     """Weights & Biases project. Without an API key the run is logged offline, to be synced later."""
     wandb_entity: str | None = None

@@ -227,12 +227,12 @@ class TrainConfig:
     save_before_s: float = limited(0.0, 0, 1e9)
     """Save and stop before the process has run for this many seconds, for jobs with a time limit (0 = no limit)."""
     keep_checkpoints: int = limited(3, 0)
-    """Number of newest checkpoints to keep, besides the best one (0 = all)."""
+    """Number of newest checkpoints to keep, in addition to the best one (0 = all)."""
     resume_from_checkpoint: str | None = None
     """Checkpoint to resume from: latest, auto (latest, or a new run if there is none), best, or a checkpoint's path."""
 
     report_to: str = "wandb"
-    """Trackers to log to besides metrics.jsonl, separated by commas, of {trackers}; or none."""
+    """Trackers to log to in addition to metrics.jsonl, separated by commas: {trackers}; or none."""
     wandb_checkpoints: bool = False
     """Also upload each checkpoint to Weights & Biases as an artifact (aliases latest and best)."""
     wandb_project: str = "vits_trainer"
@@ -395,5 +395,5 @@ class TrainConfig:
 
     @property
     def trackers(self) -> tuple[str, ...]:
-        """Trackers to log to, besides the files of the run."""
+        """Trackers to log to, in addition to the files of the run."""
         return () if self.report_to == "none" else split_names("report_to", self.report_to, TRACKERS)

@@ -73,7 +73,7 @@ def streams(content: bytes) -> list[Stream]:
     if layout is not None:
         return _chunked(content[start:], layout)
     if content.startswith(_UNSUPPORTED):
-        reject(Reason.UNSUPPORTED_AUDIO, "a format that does not tell whether it is complete; convert it to WAV")
+        reject(Reason.UNSUPPORTED_AUDIO, "a format that does not say whether it is complete; convert it to WAV")
     for magic, extent in _EXTENTS.items():
         if content.startswith(magic):
             return [Stream(_cut(content, *extent(content)))]

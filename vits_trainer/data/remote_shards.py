@@ -23,7 +23,7 @@ from vits_trainer.data.shards import MAX_GROUP_BYTES, ShardRecord, shard_format
 from vits_trainer.utils.errors import DataError, UnreadableShardError
 from vits_trainer.utils.strings import first_line
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 

@@ -92,7 +92,7 @@ class UpdateSampler(ABC):
     def dry_run_batches(self, rank: int) -> list[MicroBatchSpec]:
         """Two micro-batches that process ``rank`` tries first: the one with the longest clips, and a typical one.
 
-        Each closes its update, as the processes' gradients meet in the very first backward pass, or never.
+        Each closes its update, as the processes' gradients are averaged in the first backward pass, or never.
         """
 
     def fingerprint(self) -> dict[str, object]:
@@ -115,7 +115,7 @@ class BucketBatchSampler(UpdateSampler):
     """Groups clips of similar length into updates, and splits each update into micro-batches for the ranks.
 
     Every clip occurs exactly once per epoch, unless ``draw_epoch`` is set. The groups of similar length have other
-    limits in each epoch, so that a clip meets others. Updates are filled evenly, and follow in random order. The clips
+    limits in each epoch, so that batches differ. Updates are filled evenly, and follow in random order. The clips
     of an update are sorted by length before they are split, so that ranks process similar lengths at the same time.
     """
 

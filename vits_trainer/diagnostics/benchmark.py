@@ -44,7 +44,7 @@ _FREE = {
     *("empty.memory_format", "empty_like.default", "new_empty.default", "empty_strided.default"),
     *("new_empty_strided.default", "detach.default", "is_pinned.default", "_unsafe_view.default"),
 }
-"""Operations besides views that launch no work on the device."""
+"""Operations other than views that launch no work on the device."""
 _READS_BACK = {
     *("_local_scalar_dense.default", "nonzero.default", "is_nonzero.default", "equal.default"),
     *("masked_select.default", "unique_consecutive.default", "_unique2.default"),

@@ -29,7 +29,7 @@ from vits_trainer.distributed.shutdown import is_restarted
 from vits_trainer.utils import cpu_threads
 from vits_trainer.utils.errors import ConfigError, OtherRankError, UnequalRanksError, VitsTrainerError
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from types import TracebackType
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 
 class StallWatchdog:

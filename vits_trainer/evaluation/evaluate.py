@@ -30,7 +30,7 @@ from vits_trainer.evaluation.synthesis import Voice
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import atomic_write
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 _UNRELIABLE_CER = 0.5
 

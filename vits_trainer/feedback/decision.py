@@ -14,7 +14,7 @@ from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import atomic_write
 from vits_trainer.utils.records import Count, read_json
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 _MAX_BYTES = 2**20
 _SHOWN = "mel_from_text"

@@ -40,7 +40,7 @@ from vits_trainer.utils.errors import ConfigError, DataError, RefusedVoiceError
 from vits_trainer.utils.files import followed, is_ours, mark, move_aside, remove
 from vits_trainer.utils.strings import csv_cell, join_names
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 _MOST_SEEDS = 5
 _ENOUGH_PASSES = 20

@@ -22,7 +22,7 @@ from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import Kind, discard
 from vits_trainer.utils.records import Count, parse_json_line, read_json
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 SHOWN_LINES = 15
 WORK = Kind(

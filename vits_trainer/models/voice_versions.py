@@ -26,7 +26,7 @@ from vits_trainer.utils.errors import ConfigError, DataError, ModelError
 from vits_trainer.utils.files import Kind, atomic_write, followed, fsync_dir, is_ours, move
 from vits_trainer.utils.records import Count, read_json
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 HISTORY_FILE = "learnt.json"
 SELECTION_FILE = "trained_on.json"

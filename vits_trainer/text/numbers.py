@@ -62,7 +62,7 @@ class _Conventions(NamedTuple):
     """How a language writes and reads numbers: "" where it is unknown."""
 
     groups: str = ""
-    """What separates thousands, besides apostrophes, no-break and thin spaces, which all languages may write."""
+    """What separates thousands, in addition to apostrophes, no-break and thin spaces, which all languages may write."""
     point: str = ""
     point_word: str = ""
     """Of languages that read decimals digit by digit. num2words reads others, but loses digits of some of these."""
@@ -150,7 +150,7 @@ def _match_to_words(match: re.Match[str], code: str) -> str:
 
 
 def _separated(match: re.Match[str], words: str) -> str:
-    """Returns ``words``, separated from letters beside it, and from what is before a mark (3.5, 10:30, B-2)."""
+    """Returns ``words``, separated from adjacent letters, and from what is before a mark (3.5, 10:30, B-2)."""
     before, after = match.string[: match.start()][-2:], match.string[match.end() :][:2]
     is_joined = before[-1:].isalpha() or (len(before) == 2 and before[0].isalnum() and before[1] in "-–.:,/'’+")
     return f"{' ' if is_joined else ''}{words}{' ' if after[:1].isalpha() else ''}"

@@ -117,7 +117,7 @@ def _quantity(match: re.Match[str], words: dict[str, str], code: str) -> str:
 
 
 def _standalone(match: re.Match[str], words: dict[str, str], code: str) -> str:
-    """Returns the word of a symbol without an amount, separated from what is beside it."""
+    """Returns the word of a symbol without an amount, separated from its neighbours."""
     before, after = match.string[: match.start()][-1:], match.string[match.end() :][:1]
     return f"{' ' if before.strip() else ''}{_form(words[match[0]], '', code)}{' ' if after.isalnum() else ''}"
 

@@ -48,7 +48,7 @@ from vits_trainer.utils.files import atomic_write, fsync_dir, move_aside
 from vits_trainer.utils.records import Count, parse_json_line
 from vits_trainer.utils.redaction import redacted
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 _MAX_LOGGED_INCIDENTS = 10
 """Number of incidents to log in full."""

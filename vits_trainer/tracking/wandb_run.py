@@ -21,7 +21,7 @@ from vits_trainer.utils.files import atomic_write
 from vits_trainer.utils.records import Count, read_json
 from vits_trainer.utils.redaction import redacted
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 
 class _Saved(TypedDict, total=False):

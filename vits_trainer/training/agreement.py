@@ -29,7 +29,7 @@ from vits_trainer.utils.files import sha256
 from vits_trainer.utils.strings import short_digest
 from vits_trainer.utils.versions import versions
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 NOT_COMPARED = frozenset(
     (

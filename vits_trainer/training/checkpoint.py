@@ -65,7 +65,7 @@ from vits_trainer.utils.finite_weights import require_finite, weights_of
 from vits_trainer.utils.records import read_tensors
 from vits_trainer.utils.strings import first_line
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 _AVERAGE = "average.safetensors"
 _PATIENCE_S = 60

@@ -131,7 +131,7 @@ class NetworkOptimizer:
     def backward(self, loss: Tensor) -> None:
         """Accumulates the gradient of ``loss``.
 
-        A NaN or Inf loss makes the whole gradient NaN: averaging the gradients then tells all ranks without another
+        A NaN or Inf loss makes the whole gradient NaN: averaging the gradients then informs all ranks without another
         collective.
         """
         self.accelerator.backward(self.scaler.scale(loss * (1 + 0 * loss.detach())))

@@ -50,7 +50,7 @@ class TrainingPlan:
             config: of the run.
             sampler: of the training clips.
             validation_clips: number of clips.
-            fresh_discriminator: whether a trained voice meets a discriminator that was not trained with it.
+            fresh_discriminator: whether a trained voice has a discriminator that was not trained with it.
             restored: values of a checkpoint's plan that stay (:func:`~vits_trainer.training.resume.restored_plan`).
         """
         restored = restored or {}

@@ -26,7 +26,7 @@ from vits_trainer.utils.errors import CheckpointError
 from vits_trainer.utils.files import move_aside
 from vits_trainer.utils.versions import versions
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 _FIXED = (
     "seed", "objective", "model_name", "architecture", "discriminator", "layerdrop", "best_metric",

@@ -39,7 +39,7 @@ from vits_trainer.utils.files import followed
 from vits_trainer.utils.logging import log_to_console
 from vits_trainer.utils.versions import versions
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 DONE = "done"
 
@@ -151,7 +151,7 @@ class _Networks:
     generator: Generator
     discriminator: Discriminator | None
     fresh_discriminator: bool
-    """Whether a trained voice meets a discriminator that was not trained with it."""
+    """Whether a trained voice has a discriminator that was not trained with it."""
     tokenizer: VoiceTokenizer
     spec: AudioSpec
     objective: Objective

@@ -48,7 +48,7 @@ from vits_trainer.utils.errors import (
 )
 from vits_trainer.utils.files import discard
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 _SHOWN_LOSSES = (("mel", "generator/mel", 3), ("G", "generator/total", 2), ("D", "discriminator/total", 2))
 _SHOWN_SPEED = (("clips/s", "throughput/utterances_per_s", 1), ("GiB", "memory/max_allocated_gib", 1))
@@ -208,8 +208,8 @@ class Trainer:
     def dry_run(self) -> float:
         """Runs forward and backward passes that change no weights, and completes the plan. Runs on every rank.
 
-        The longest clips meet what an update holds in memory besides them, gradients and moments: if they do not fit,
-        the run ends now and not in its third hour. The time is that of a second pass over typical clips: the first one
+        The longest clips run with gradients and moments in memory, as in an update: if they do not fit, the run ends
+        now and not in its third hour. The time is that of a second pass over typical clips: the first one
         compiles kernels and allocates memory.
 
         Returns:

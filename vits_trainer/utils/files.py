@@ -23,7 +23,7 @@ from typing import BinaryIO, TypedDict
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.records import read_json
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 MARKER = ".vits_trainer.json"
 """Marker file in directories that this program created. Contains the kind of directory."""

@@ -119,7 +119,7 @@ def _require_stored(path: Path) -> None:
             if member.filename.endswith("data.pkl"):
                 if member.file_size > _MAX_PICKLE_BYTES:
                     raise ModelError(
-                        f"{path}: its pickle has {member.file_size:,} bytes besides the weights. {_REMEDY}"
+                        f"{path}: its pickle has {member.file_size:,} bytes other than the weights. {_REMEDY}"
                     )
                 if b"bytearray" in archive.read(member):
                     raise _expands(path)

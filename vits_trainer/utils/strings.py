@@ -26,7 +26,7 @@ _SEPARATORS = re.compile(r"[|\x00-\x1f\x7f-\x9f\u2028\u2029]")
 def one_line(text: str) -> str:
     """Returns ``text`` for metadata.csv: without ``|`` and control characters, and with single, ordinary spaces.
 
-    Only spaces between digits remain as they are, because they tell 12 500 from 12 and 500.
+    Only spaces between digits remain as they are, because they distinguish 12 500 from 12 and 500.
     """
     return single_spaces(_SEPARATORS.sub(" ", text))
 

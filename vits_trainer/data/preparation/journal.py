@@ -13,7 +13,7 @@ from vits_trainer.utils import records
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import discard, try_lock
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 JOURNAL = ".preparing.jsonl"
 

@@ -66,7 +66,7 @@ from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import Kind, atomic_write, discard, sha256, try_lock
 from vits_trainer.utils.records import parse_json
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 _LOCK = "together.lock"
 SHARDS = Kind(

@@ -30,7 +30,7 @@ from vits_trainer.utils.files import Kind, is_ours, others_files
 from vits_trainer.utils.records import Amount, Count
 from vits_trainer.utils.strings import csv_cell, one_line, printable
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 _NOT_IN_SETTINGS = {"dataset", "output_dir", "processes", "part", "push_to_hub", "check_texts"}
 """Fields that dataset.json has elsewhere, or that do not affect the files that are written."""

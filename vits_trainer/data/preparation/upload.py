@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, errors
 from vits_trainer.data.shards import FOLDER, MANIFEST, Manifest, verify_shards
 from vits_trainer.utils.errors import DataError
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 _FILES = (MANIFEST, "dataset.json", "rejected.csv", CARD)

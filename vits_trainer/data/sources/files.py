@@ -226,7 +226,7 @@ def paired_files(folder: Path) -> dict[str, list[Path]]:
     pairs: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         ending = path.suffix.casefold()
-        # macOS writes ._NAME beside NAME on other systems' disks.
+        # macOS writes ._NAME next to NAME on other systems' disks.
         if path.is_file() and not path.name.startswith("._") and (ending == ".txt" or ending in AUDIO_ENDINGS):
             pairs.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
     return dict(sorted(pairs.items()))

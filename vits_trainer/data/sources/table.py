@@ -25,7 +25,7 @@ from vits_trainer.data.sources.table_columns import Roles, describe, find_roles
 from vits_trainer.data.sources.table_rows import Table, read_table
 from vits_trainer.utils.errors import DataError
 
-logger = logging.getLogger("vits_trainer")
+logger = logging.getLogger(__name__)
 
 TABLES = ("metadata.csv", "metadata.tsv")
 """Names of tables; the first that exists is read."""
