@@ -20,8 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         if folder in MARKS:
             item.add_marker(MARKS[folder])
-    # The longest files first: at the end, no worker waits for another one.
-    items.sort(key=lambda item: not any(item.get_closest_marker(mark) for mark in MARKS.values()))
+    # The longest files first: at the end, no worker waits for another one. By name, so that files of ``ranks``, which
+    # wait for processes, run at the same time as others.
+    items.sort(key=lambda item: (not any(map(item.get_closest_marker, MARKS.values())), item.path.name))
 
 
 @pytest.fixture(scope="module")
