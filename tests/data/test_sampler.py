@@ -147,6 +147,23 @@ def test_dry_run_starts_with_the_longest_clips_and_synchronizes():
     assert longest.closes_update  # required by DDP with a static graph
 
 
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (2, 1), (1, 3)])
+def test_dry_run_has_the_most_frames_and_the_most_clips_of_any_epoch(world_size, accumulation):
+    """Decoder and discriminators need memory for a segment of each clip, so many short clips may need most."""
+    frames = np.random.default_rng(0).gamma(4, 60, 3000).astype(int).clip(40)
+    order = BucketBatchSampler(range(3000), frames, 1, 0, world_size, accumulation, batch_frames=3750)
+    most_frames, longest, most_clips, typical = order.dry_run_batches(rank=0)
+    batches = [batch for epoch in range(3) for batch in order.epoch(epoch, 0)]
+    assert max(len(batch.indices) for batch in batches) <= len(most_clips.indices) < 100
+    assert len(most_clips.indices) > 2 * len(typical.indices)
+    assert frames[list(longest.indices)].max() == frames.max()
+
+    def padded(batch):
+        return len(batch.indices) * bucket_length(frames[list(batch.indices)]).max()
+
+    assert max(map(padded, order.epoch(0, 0))) <= padded(most_frames)
+
+
 def test_validation_clips_are_split_in_a_fixed_order():
     shares = [validation_batches(range(10, 17), 2, rank, 2) for rank in range(2)]
     assert [[m.indices for m in share] for share in shares] == [[(10, 12), (14, 16)], [(11, 13), (15,)]]

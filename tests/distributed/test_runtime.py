@@ -38,14 +38,14 @@ def without_a_launcher(monkeypatch):
     ],
 )
 def test_precision(monkeypatch, requested, launched, on_gpu, precision):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     if launched:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
     assert resolve_precision(requested, on_gpu) == precision
 
 
 def test_auto_is_fp32_on_a_gpu_without_bf16(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert resolve_precision("auto", on_gpu=True) == "fp32"
 
 

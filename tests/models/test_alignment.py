@@ -1,6 +1,9 @@
 """Monotonic alignment search against the PyPI package and exhaustive search."""
 
 import itertools
+import subprocess
+import sys
+import types
 
 import monotonic_alignment_search
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from vits_trainer.models import alignment
 from vits_trainer.models.alignment import durations, expand, log_likelihoods, search
 from vits_trainer.models.spectrogram import frame_mask
 
@@ -143,3 +147,30 @@ def test_nan_scores_give_a_valid_path() -> None:
     path = search(scores, lengths(9), lengths(4))[0]
     assert path.min() >= 0
     assert path.max() < 4
+
+
+@pytest.mark.parametrize(
+    ("error", "falls_back"),
+    [
+        (RuntimeError("Failed to find C compiler. Please specify via CC environment variable"), True),
+        (subprocess.CalledProcessError(1, "gcc"), True),
+        (ImportError("No module named 'triton'"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_search_without_a_c_compiler_falls_back_to_the_cpu(monkeypatch, caplog, error, falls_back):
+    """Without a GPU: the error that Triton raises is ours."""
+
+    def fail(*_: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    module = types.ModuleType("vits_trainer.models.alignment_triton")
+    module.search_on_gpu = fail
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    compiles = alignment._triton_compiles.__wrapped__
+    if falls_back:
+        assert not compiles(torch.device("cpu"))
+        assert "Install gcc and Python's headers" in caplog.text
+    else:
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            compiles(torch.device("cpu"))

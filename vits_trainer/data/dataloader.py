@@ -12,15 +12,24 @@ from vits_trainer.data.dataset import Batch, ClipDataset
 from vits_trainer.data.sampler import MicroBatchSpec
 
 
-def build_dataloader(dataset: ClipDataset, specs: Iterable[MicroBatchSpec], workers: int) -> Iterator[Batch]:
-    """Reads the batches that ``specs`` schedule, in their order; ``workers`` processes read ahead."""
+def build_dataloader(
+    dataset: ClipDataset, specs: Iterable[MicroBatchSpec], workers: int, pin_memory: bool = False
+) -> Iterator[Batch]:
+    """Reads the batches that ``specs`` schedule, in their order; ``workers`` processes read ahead.
+
+    Args:
+        dataset: reads a batch.
+        specs: which clips.
+        workers: number of processes; 0 = this one.
+        pin_memory: for batches that go to a GPU. It opens a CUDA context, so a run on the CPU must not.
+    """
     loader = DataLoader(
         dataset,
         sampler=specs,
         batch_size=None,  # the dataset makes whole batches
         collate_fn=_unchanged,  # type: ignore[arg-type]
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         worker_init_fn=_ignore_group_signals,
         # Separate: creating the loader must not advance the global generator, or resuming would not be exact.
         generator=torch.Generator(),

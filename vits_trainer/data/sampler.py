@@ -90,7 +90,7 @@ class UpdateSampler(ABC):
 
     @abstractmethod
     def dry_run_batches(self, rank: int) -> list[MicroBatchSpec]:
-        """Two micro-batches that process ``rank`` tries first: the one with the longest clips, and a typical one.
+        """Micro-batches that process ``rank`` tries first: those that need most memory, and last a typical one.
 
         Each closes its update, as the processes' gradients are averaged in the first backward pass, or never.
         """
@@ -179,13 +179,12 @@ class BucketBatchSampler(UpdateSampler):
         """Yields the micro-batches of rank ``rank`` in epoch ``epoch``, after its first ``done`` updates."""
         number = 0
         for index, positions in enumerate(self.updates(epoch)):
-            micro_batches = self._micro_batches(positions)
-            shares = np.array_split(positions, micro_batches * self.world_size)[rank :: self.world_size]
+            shares = self._shares(positions)[rank :: self.world_size]
             for share in shares if index >= done else []:
                 rows = tuple(int(self.rows[position]) for position in share)
                 yield MicroBatchSpec(rows, epoch, number, closes_update=share is shares[-1])
                 number += 1
-            number += micro_batches if index < done else 0
+            number += len(shares) if index < done else 0
 
     def expected_counts(self, epoch: int) -> ClipPositions:
         """Returns how often each clip occurs in an epoch."""
@@ -196,24 +195,34 @@ class BucketBatchSampler(UpdateSampler):
         epoch, last = divmod(updates - 1, self.updates_per_epoch)
         return sum(len(positions) for positions in self.updates(epoch)[last + 1 :])
 
-    def dry_run_batches(self, rank: int) -> list[MicroBatchSpec]:
-        """Returns rank ``rank``'s micro-batches for the dry run: one with the longest clips, and a typical one.
+    def dry_run_batches(self, rank: int) -> list[MicroBatchSpec]:  # noqa: ARG002 - the same for all ranks
+        """Returns the micro-batches of the dry run: the one with most frames of all ranks, and last a typical one.
 
-        Each closes its update: DDP must synchronize gradients in the very first backward pass, or it never does.
+        With ``batch_frames`` also as many as possible of the longest clips, for attention, and of the shortest: decoder
+        and discriminators process a segment of equal length for each clip. Each batch closes its update: DDP must
+        synchronize gradients in the very first backward pass, or it never does.
         """
         updates = self.updates(0)
         if self.draw_epoch is not None:  # the first epoch may not contain the longest clips
             clips = np.repeat(np.arange(len(self.rows)), self.expected_counts(0).clip(min=1))
             updates.append(clips[np.argsort(self._sizes[clips])][-min(self.update_clips, self.epoch_clips) :])
-        batches = sorted((self._last_share(positions, rank) for positions in updates), key=self._padded_frames)
-        rows = (tuple(int(self.rows[position]) for position in batches[i]) for i in (-1, len(batches) // 2))
+        batches = sorted((share for update in updates for share in self._shares(update)), key=self._padded_frames)
+        tried = [batches[-1], batches[len(batches) // 2]]
+        if self.batch_frames:
+            longest_first = np.argsort(-self._sizes, kind="stable")
+            counts = [self._clips_that_fit(int(self._sizes[longest_first[end]])) for end in (0, -1)]
+            # One more: the clips of an update are divided evenly over its micro-batches, so their number is rounded.
+            tried[1:1] = [longest_first[: counts[0]], longest_first[-counts[1] - 1 :]]
+        rows = (tuple(int(self.rows[position]) for position in positions) for positions in tried)
         return [MicroBatchSpec(indices, 0, 0, closes_update=True) for indices in rows]
 
-    def _last_share(self, positions: ClipPositions, rank: int) -> ClipPositions:
-        """Returns the clips of a rank's last micro-batch, which are the longest of an update."""
-        shares = np.array_split(positions, self._micro_batches(positions) * self.world_size)
-        share: ClipPositions = shares[rank - self.world_size]
-        return share
+    def _clips_that_fit(self, frames: int) -> int:
+        """Number of clips of ``frames`` in a micro-batch with ``batch_frames``, at least one."""
+        return max(1, self.batch_frames // frames)
+
+    def _shares(self, positions: ClipPositions) -> list[ClipPositions]:
+        """Divides the clips of an update over its micro-batches and ranks, shortest first."""
+        return np.array_split(positions, self._micro_batches(positions) * self.world_size)
 
     def _padded_frames(self, positions: ClipPositions) -> int:
         return len(positions) * int(self._sizes[positions].max(initial=0))

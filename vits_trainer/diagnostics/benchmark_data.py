@@ -28,6 +28,7 @@ from vits_trainer.data.dataset import Batch, PreparedClipDataset
 from vits_trainer.data.preparation.pipeline import prepare
 from vits_trainer.data.prepared import open_prepared
 from vits_trainer.data.sampler import BucketBatchSampler, MicroBatchSpec
+from vits_trainer.distributed.launch_environment import uses_gpu
 from vits_trainer.models.alignment import search
 from vits_trainer.text.tokenizer import build_tokenizer
 from vits_trainer.utils.errors import InstallationError
@@ -41,7 +42,7 @@ _TEXT = "the old boat crossed the quiet river and came home before the rain "
 
 
 def benchmark_alignment(config: BenchmarkConfig) -> dict[str, float]:
-    """Times the alignment search, ours and the PyPI package's, per batch size of (clips, tokens, frames).
+    """Times the alignment search, ours on the run's device and the PyPI package's, per (clips, tokens, frames).
 
     Returns:
         Milliseconds of both, their ratio, and whether the paths are equal.
@@ -56,17 +57,19 @@ def benchmark_alignment(config: BenchmarkConfig) -> dict[str, float]:
             "--suite alignment needs the package monotonic-alignment-search: pip install it, or 'vits-trainer[dev]'."
         ) from error
     draw = torch.Generator().manual_seed(config.seed)
+    device = torch.device("cuda" if uses_gpu(os.environ) else "cpu")
     metrics: dict[str, float] = {}
     for clips, tokens, frames in _ALIGNMENT_SIZES:
         scores = torch.randn(clips, frames, tokens, generator=draw) * 30
+        on_device = [value.to(device) for value in (scores, *_lengths(clips, frames, tokens))]
         transposed, mask = scores.transpose(1, 2).contiguous(), torch.ones(clips, tokens, frames)
-        ours = partial(search, scores, torch.full((clips,), frames), torch.full((clips,), tokens))
+        ours = partial(_search, *on_device)
         theirs = partial(maximum_path, transposed, mask)
         durations_s = [(_timed(ours)[1], _timed(theirs)[1]) for _ in range(2 * config.updates + 1)]
         ours_s, theirs_s = map(statistics.median, zip(*durations_s[1:], strict=True))
         name = f"{clips}x{tokens}x{frames}"
         metrics |= {f"{name} ms": 1000 * ours_s, f"{name} ms_pypi": 1000 * theirs_s, f"{name} ratio": theirs_s / ours_s}
-        path = torch.nn.functional.one_hot(ours(), tokens).transpose(1, 2)
+        path = torch.nn.functional.one_hot(ours().cpu(), tokens).transpose(1, 2)
         metrics[f"{name} equal_paths"] = float(torch.equal(path, theirs().to(path.dtype)))
     return metrics
 
@@ -169,6 +172,18 @@ def _recordings(folder: Path, config: BenchmarkConfig) -> Path:
         lines.append(f"{number:04}|{_TEXT}\n")
     (folder / "metadata.csv").write_text("".join(lines), encoding="utf-8")
     return folder
+
+
+def _lengths(clips: int, frames: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.full((clips,), frames), torch.full((clips,), tokens)
+
+
+def _search(scores: torch.Tensor, frame_lengths: torch.Tensor, token_lengths: torch.Tensor) -> torch.Tensor:
+    """Searches, and waits for the device."""
+    path = search(scores, frame_lengths, token_lengths)
+    if path.is_cuda:
+        torch.cuda.synchronize(path.device)
+    return path
 
 
 def _timed(call: Callable[[], Result]) -> tuple[Result, float]:

@@ -5,6 +5,7 @@ nonfinite/update-<update>/
     rank<rank>.safetensors                                                    micro-batches of one rank
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -18,6 +19,7 @@ from vits_trainer.config import parser
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.dataset import Batch
 from vits_trainer.data.sampler import MicroBatchSpec
+from vits_trainer.distributed.launch_environment import uses_gpu
 from vits_trainer.distributed.runtime import Runtime, seed_all
 from vits_trainer.models import pretrained
 from vits_trainer.models.discriminator import Discriminator, load_discriminator
@@ -69,7 +71,7 @@ def replay(file: Path) -> Iterator[ReplayResult]:
     """
     batches, record = _read(file)
     config = parser.parse("train_vits", TrainConfig, ["--config", str(file.parent / "config.yaml")])
-    precision = "fp32" if config.precision == "fp16" and not torch.cuda.is_available() else config.precision
+    precision = "fp32" if config.precision == "fp16" and not uses_gpu(os.environ) else config.precision
     runtime = Runtime(precision, 1)
     generator, discriminator = _networks(file.parent, config)
     objective = Objective(

@@ -65,7 +65,7 @@ class Runtime:
         # The relative embeddings' gradients have a dimension of size 1, whose stride does not matter.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         launch_environment.check_no_fsdp_or_deepspeed(os.environ)
-        on_gpu = device != "cpu" and not launch_environment.asks_for_cpu(os.environ) and torch.cuda.is_available()
+        on_gpu = device != "cpu" and launch_environment.uses_gpu(os.environ)
         if device == "cuda" and not on_gpu:
             raise ConfigError("--device cuda: this machine has no GPU. Use --device cpu or auto.")
         if on_gpu:
@@ -338,7 +338,8 @@ def resolve_precision(requested: Precision, on_gpu: bool) -> Literal["fp32", "bf
             "--mixed_precision). Set the launcher's to 'no' and use --precision."
         )
     if requested == "auto" and launched == "no":
-        return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+        # GPUs before Ampere emulate bf16, which is slower than fp32.
+        return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     precision = launched if requested == "auto" else requested
     if precision == "fp16" and not on_gpu:
         raise ConfigError("fp16 needs a GPU, and this machine has none. Use --precision fp32, bf16 or auto.")

@@ -3,6 +3,7 @@
 import difflib
 import io
 import logging
+import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from transformers import VitsTokenizer
 
 from vits_trainer.config.options import SPEECH_FORMATS
 from vits_trainer.data.audio import to_pcm16
+from vits_trainer.distributed.launch_environment import uses_gpu
 from vits_trainer.models.pretrained import clamp_token_durations, load_for_inference
 from vits_trainer.text.normalization import is_spoken
 from vits_trainer.text.tokenizer import encode, load_tokenizer
@@ -90,7 +92,7 @@ class Voice:
             ModelError: it cannot be found or read, is not a VITS voice, or its weights do not match or are NaN or Inf.
         """
         self.name = name_or_dir
-        self.model = load_for_inference(name_or_dir).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_for_inference(name_or_dir).to("cuda" if uses_gpu(os.environ) else "cpu")
         self.tokenizer = load_tokenizer(name_or_dir)
         self.sampling_rate: int = self.model.config.sampling_rate
 

@@ -3,7 +3,10 @@
 Finds the most likely alignment that assigns one token to each frame, in order and without skipping a token.
 """
 
+import logging
 import math
+import subprocess
+from functools import cache
 from typing import Any
 
 import numba
@@ -13,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vits_trainer.models.precision import at_least_float32
+
+logger = logging.getLogger(__name__)
 
 
 def log_likelihoods(latents: Tensor, means: Tensor, log_stds: Tensor) -> Tensor:
@@ -49,13 +54,33 @@ def search(scores: Tensor, frame_lengths: Tensor, token_lengths: Tensor) -> Tens
         (B, T) int64, token index of each frame, on the device of ``scores``; 0 after a clip's last frame.
     """
     scores = at_least_float32(scores.detach()).contiguous()
-    if scores.is_cuda:
+    if scores.is_cuda and _triton_compiles(scores.device):
         from vits_trainer.models.alignment_triton import search_on_gpu  # noqa: PLC0415 - Triton comes with CUDA only
 
         return search_on_gpu(scores, frame_lengths, token_lengths)
     token_of_frame = np.zeros(scores.shape[:2], dtype=np.int64)
     _search_batch(scores.cpu().numpy(), frame_lengths.cpu().numpy(), token_lengths.cpu().numpy(), token_of_frame)
     return torch.from_numpy(token_of_frame).to(scores.device)
+
+
+@cache
+def _triton_compiles(device: torch.device) -> bool:
+    """Returns whether Triton can compile: it needs a C compiler and Python's headers. Logs a warning if not."""
+    try:
+        from vits_trainer.models.alignment_triton import search_on_gpu  # noqa: PLC0415 - Triton comes with CUDA only
+
+        one = torch.ones(1, dtype=torch.int64, device=device)
+        search_on_gpu(torch.zeros(1, 1, 1, device=device), one, one)
+    except (ImportError, RuntimeError, subprocess.CalledProcessError) as error:
+        if isinstance(error, RuntimeError) and "C compiler" not in str(error):
+            raise
+        logger.warning(
+            "The alignment is searched on the CPU, which takes some 5 to 10 ms per update: Triton cannot compile (%s). "
+            "Install gcc and Python's headers (Debian, Ubuntu: apt install gcc python3-dev).",
+            " ".join(str(error).split())[:200],
+        )
+        return False
+    return True
 
 
 def durations(token_of_frame: Tensor, frame_mask: Tensor, tokens: int) -> Tensor:
