@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from vits_trainer.distributed import launch_environment
 from vits_trainer.distributed.runtime import Runtime, resolve_precision
 from vits_trainer.utils.errors import ConfigError
 
@@ -64,11 +65,11 @@ def test_unsupported_launcher_precision_is_rejected(monkeypatch):
         resolve_precision("auto", on_gpu=True)
 
 
-@pytest.mark.parametrize(("requested", "launched"), [("fp16", None), ("auto", "fp16")])
-def test_fp16_without_a_gpu_is_rejected(monkeypatch, requested, launched):
+@pytest.mark.parametrize(("requested", "launched"), [("fp16", None), ("auto", "fp16"), ("tf32", None)])
+def test_precision_of_gpus_without_a_gpu_is_rejected(monkeypatch, requested, launched):
     if launched:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+    with pytest.raises(ConfigError, match=r"(fp16|tf32) needs a GPU"):
         resolve_precision(requested, on_gpu=False)
 
 
@@ -145,3 +146,17 @@ def test_random_numbers_are_a_function_of_the_seed_numbers():
 
     assert drawn(1234, 5) == drawn(1234, 5)
     assert len({drawn(*numbers) for numbers in ((1234, 5), (1234, 6), (1235, 5), (5, 1234))}) == 4
+
+
+@pytest.mark.parametrize(("environment", "uses"), [({}, True), ({"ACCELERATE_USE_CPU": "true"}, False)])
+def test_gpu_is_not_used_if_the_cpu_is_selected(monkeypatch, environment, uses):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert launch_environment.uses_gpu(environment) is uses
+
+
+def test_fp32_is_exact(monkeypatch):
+    """PyTorch's default for convolutions is TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    Runtime("fp32", 1)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -57,7 +57,7 @@ class FeedbackConfig:
     validation_max_clips: int = limited(64, 0)
     """As in training; only for voices that do not store it."""
     precision: Precision = "auto"
-    """fp32, bf16, fp16 or auto (bf16 on GPUs that support it, else fp32). --fp16 is short for --precision fp16."""
+    """fp32, tf32, bf16, fp16 or auto (bf16 on GPUs that have it, else fp32). --fp16 is short for --precision fp16."""
     seed: int = limited(1234, 0, MAX_SEED)
     """Random seed. As in training, also determines which clips of data_dir are validation clips."""
     run_name: str | None = None

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 ObjectiveKind = Literal["vits", "mel"]
 Schedule = Literal["exponential", "cosine", "constant"]
 

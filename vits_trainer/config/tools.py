@@ -69,7 +69,7 @@ class BenchmarkConfig:
     updates: int = limited(5, 1)
     """Number of measured updates, after one warm-up update. Medians are reported."""
     precision: Precision = "auto"
-    """fp32, bf16, fp16 or auto (bf16 on GPUs that support it, else fp32)."""
+    """fp32, tf32, bf16, fp16 or auto (bf16 on GPUs that have it, else fp32)."""
     size: Literal["mms", "tiny"] = "mms"
     """mms: the size of MMS-TTS and VITS (36 M and 47 M parameters). tiny: for a quick try."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

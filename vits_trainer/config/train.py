@@ -174,7 +174,8 @@ class TrainConfig:
     with randomly initialized discriminators; else 0)."""
 
     precision: Precision = "auto"
-    """fp32, bf16, fp16 or auto (bf16 on GPUs that support it, else fp32). --fp16 is short for --precision fp16."""
+    """fp32; tf32: TF32 convolutions and matrix products, on NVIDIA GPUs since Ampere; bf16; fp16; or auto: bf16 on GPUs
+    that have it, else fp32. --fp16 is short for --precision fp16."""
     seed: int = limited(1234, 0, MAX_SEED)
     """Random seed of the clip order, segments, noise, dropout and initial weights."""
     deterministic: bool = False

@@ -76,8 +76,8 @@ def run_self_checks(folder: Path, train: Train) -> Iterator[tuple[str, str]]:
     resumed = _train_and_hash(train, prepared, folder / "halves", updates=4, resume="latest")
     if resumed != uninterrupted:
         raise CheckFailedError(
-            "A run resumed at update 2 ended with different weights than the uninterrupted run: kernels here are not "
-            "deterministic. Resuming works, but not bit for bit; on a GPU set CUBLAS_WORKSPACE_CONFIG=:4096:8."
+            "A run with --deterministic, resumed at update 2, ended with different weights than the uninterrupted run: "
+            "kernels here are not deterministic. Resuming works, but not bit for bit."
         )
     yield "saving and resuming", "stopped at update 2 and resumed, same weights"
     yield "Weights & Biases", _offline_run(prepared / "runs" / "whole")
@@ -204,6 +204,7 @@ def _train_and_hash(train: Train, prepared: Path, folder: Path, updates: int, re
             data_workers=0,
             resume_from_checkpoint=resume,
             precision="fp32",
+            deterministic=True,
         )
     )
     checkpoint = folder / "checkpoints" / f"checkpoint-{updates}"

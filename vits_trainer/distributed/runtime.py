@@ -66,14 +66,19 @@ class Runtime:
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         launch_environment.check_no_fsdp_or_deepspeed(os.environ)
         on_gpu = device != "cpu" and launch_environment.uses_gpu(os.environ)
+        # NCCL's collectives do not block the host, and its watchdog aborts the process: the exchange on the host, which
+        # starts later and names the missing rank, must end first.
+        device_timeout = timeout + timedelta(seconds=60 if on_gpu else 0)
         if device == "cuda" and not on_gpu:
             raise ConfigError("--device cuda: this machine has no GPU. Use --device cpu or auto.")
         if on_gpu:
             launch_environment.check_gpu_count(os.environ, torch.cuda.device_count())
         self.precision = resolve_precision(precision, on_gpu)
+        # PyTorch's default is TF32 in convolutions, but not in matrix products.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.precision == "tf32"
         _check_accumulation(accumulation)
         if is_restarted() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
-            _init_process_group_after_restart(on_gpu, timeout)
+            _init_process_group_after_restart(on_gpu, device_timeout)
         try:
             self.accelerator = Accelerator(
                 cpu=not on_gpu,
@@ -84,7 +89,7 @@ class Runtime:
                 # backward pass to synchronize gradients (torch 2.14): Trainer.dry_run does.
                 kwargs_handlers=[
                     DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=True),
-                    InitProcessGroupKwargs(timeout=timeout),
+                    InitProcessGroupKwargs(timeout=device_timeout),
                 ],
             )
         except (ValueError, torch.distributed.DistError) as error:
@@ -322,7 +327,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def resolve_precision(requested: Precision, on_gpu: bool) -> Literal["fp32", "bf16", "fp16"]:
+def resolve_precision(requested: Precision, on_gpu: bool) -> Literal["fp32", "tf32", "bf16", "fp16"]:
     """Returns the precision of the computation.
 
     Raises:
@@ -341,8 +346,8 @@ def resolve_precision(requested: Precision, on_gpu: bool) -> Literal["fp32", "bf
         # GPUs before Ampere emulate bf16, which is slower than fp32.
         return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     precision = launched if requested == "auto" else requested
-    if precision == "fp16" and not on_gpu:
-        raise ConfigError("fp16 needs a GPU, and this machine has none. Use --precision fp32, bf16 or auto.")
+    if precision in ("fp16", "tf32") and not on_gpu:
+        raise ConfigError(f"{precision} needs a GPU, and this run has none. Use --precision fp32, bf16 or auto.")
     return precision  # type: ignore[return-value]
 
 

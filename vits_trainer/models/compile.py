@@ -39,6 +39,8 @@ def compile_fixed_shapes(generator: Generator, discriminator: Discriminator | No
     """
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._dynamo.config.recompile_limit = 32  # grad mode, frozen parameters, full and partial batches
+    # DDP would split the compiled parts at the limits of its buckets, which it does not support with a static graph.
+    torch._dynamo.config.optimize_ddp = False
     _with_plain_weight_norm(generator.model.decoder)
     generator.compiled_decoder = torch.compile(generator.model.decoder.forward)
     if discriminator is not None:
