@@ -164,6 +164,7 @@ def test_unknown_flag_suggests_the_closest(args, expected):
             "loss_weights:\n  mell: 4",
             "loss_weights.mel?",
         ),
+        ('"\\e[2J": 1', r"unknown key '\x1b[2J': must be one of"),
         pytest.param("- a list", "settings.yaml"),
         pytest.param("batch_size: [", "settings.yaml"),
     ],

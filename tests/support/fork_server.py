@@ -39,7 +39,7 @@ LIBRARIES = (
     "transformers.models.vits.modeling_vits",
     "transformers.models.vits.tokenization_vits",
     "vits_trainer.cli.train_vits",
-    "wandb",
+    "wandb.sdk.launch",  # imported at the start of a run
 )
 LIMITS = [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]
 PROGRAM = """import json, os, resource, signal, socket, sys
@@ -81,8 +81,14 @@ def python() -> str:
 
 def serve(path: str) -> None:
     """Forks once for each connection, until the process is terminated."""
+    import torch
+
+    from vits_trainer.models.alignment import search
+
     for library in LIBRARIES:
         __import__(library)
+    one = torch.ones(1, dtype=torch.int64)
+    search(torch.zeros(1, 1, 1), one, one)  # loads numba's compiled code
     # wandb's folder for media is removed at the end of the server, not of the first fork.
     media = sys.modules["wandb.sdk.data_types._private"].MEDIA_TMP
     atexit.unregister(media.cleanup)

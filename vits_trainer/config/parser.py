@@ -142,7 +142,8 @@ def _close_matches(name: str, known: Sequence[str]) -> list[str]:
 def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
     """Returns ``unknown key batch_sise: did you mean batch_size?``, or lists ``known`` if none is close."""
     near = _close_matches(name, known)
-    return f"unknown {kind} {name}: " + (f"did you mean {near[0]}?" if near else f"must be one of {', '.join(known)}.")
+    shown = name if name.isprintable() and len(name) < 100 else ascii(name[:100])
+    return f"unknown {kind} {shown}: " + (f"did you mean {near[0]}?" if near else f"must be one of {', '.join(known)}.")
 
 
 def unknown_flag_message(command: str, flag: str, value: str, known: Sequence[str]) -> str:
