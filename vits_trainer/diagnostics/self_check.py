@@ -7,22 +7,24 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 
 import torch
 import wandb
-from torch import nn
+from torch import Tensor, nn
 from transformers import VitsConfig, VitsModel, pipeline
 
 from vits_trainer.config.architecture import Architecture, DiscriminatorShape
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.data.dataset import PreparedClipDataset
+from vits_trainer.data.dataset import Batch, PreparedClipDataset
 from vits_trainer.data.preparation.espeak_corpus import speak_corpus
 from vits_trainer.data.preparation.pipeline import prepare
 from vits_trainer.data.prepared import open_prepared
 from vits_trainer.data.sampler import MicroBatchSpec
+from vits_trainer.distributed.launch_environment import uses_gpu
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.models.initialization import new_model
@@ -70,6 +72,7 @@ def run_self_checks(folder: Path, train: Train) -> Iterator[tuple[str, str]]:
     summary = prepare(PrepareConfig(dataset=str(corpus), output_dir=str(prepared), max_samples=12, processes=1))
     yield "data", f"{summary.accepted} spoken sentences prepared"
     yield "gradients and update", _gradients(prepared)
+    yield "GPU against CPU", _device_parity(prepared, torch.device("cuda" if uses_gpu(os.environ) else "cpu"))
     uninterrupted = _train_and_hash(train, prepared, folder / "whole", updates=4)
     yield "training", f"4 updates, final weights sha256 {uninterrupted[:16]}"
     _train_and_hash(train, prepared, folder / "halves", updates=2)
@@ -146,27 +149,83 @@ def _forward() -> str:
     return f"arguments: {arguments}; outputs: {', '.join(output.keys())}, no loss; {labels}"
 
 
+@dataclass
+class _Update:
+    """Untrained networks, the same at each construction, and a batch of real clips."""
+
+    generator: Generator
+    discriminator: Discriminator
+    objective: Objective
+    batch: Batch
+
+    @classmethod
+    def of(cls, prepared_dir: Path) -> "_Update":
+        prepared = open_prepared(prepared_dir)
+        tokenizer = build_tokenizer(prepared.texts)
+        torch.manual_seed(0)
+        generator = Generator(new_model(SMALL, tokenizer, []), "posterior", 32)
+        spec = audio_spec(generator.model.config)
+        batch = PreparedClipDataset(prepared, tokenizer, spec, None)[MicroBatchSpec((0, 1, 2, 3), 0, 0, True)]
+        objective = Objective("vits", TrainConfig().loss_weights, spec, 32)
+        return cls(generator, Discriminator(DISCRIMINATOR), objective, batch.to(torch.device("cpu")))
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {name: getattr(self.generator.model, name) for name in PARTS} | {"discriminator": self.discriminator}
+
+    def backward(self, segment_starts: Tensor | None = None) -> dict[str, float]:
+        """Adds the gradients of an update; returns its losses."""
+        pair = self.objective.generator_forward(self.generator, self.batch, segment_starts)
+        of_discriminator = self.objective.discriminator_losses(self.discriminator, pair)
+        of_discriminator["total"].backward()  # type: ignore[no-untyped-call]
+        with frozen(self.discriminator):
+            of_generator = self.objective.generator_losses(self.discriminator, pair)
+        of_generator["total"].backward()  # type: ignore[no-untyped-call]
+        named = {"generator": of_generator, "discriminator": of_discriminator}
+        return {f"{network}/{name}": float(loss) for network, values in named.items() for name, loss in values.items()}
+
+    def values_on(self, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+        """Returns losses and gradient norms in eval mode, without noise, with fixed segments."""
+        self.generator.noise = torch.zeros_like
+        for network in (self.generator, self.discriminator):
+            network.to(device, dtype).eval()
+        self.batch = self.batch.to(device)
+        self.batch = replace(self.batch, waveform=self.batch.waveform.to(dtype))
+        losses = self.backward(torch.zeros_like(self.batch.frame_lengths))
+        return losses | {f"gradient norm of {name}": _gradient_norm(part) for name, part in self.parts().items()}
+
+
+def _device_parity(prepared_dir: Path, device: torch.device) -> str:
+    """Compares losses and gradients on ``device`` with those on the CPU, in float64 and float32 (without TF32).
+
+    In float32 only the losses: gradients of leaky ReLUs are discontinuous, so the last bit changes norms by percents.
+    """
+    if device.type == "cpu":
+        return "not compared: no GPU is used"
+    lines = []
+    for dtype, bound in ((torch.float64, 1e-5), (torch.float32, 1e-3)):
+        expected, found = (_Update.of(prepared_dir).values_on(d, dtype) for d in (torch.device("cpu"), device))
+        names = [name for name in expected if dtype == torch.float64 or not name.startswith("gradient")]
+        errors = {name: abs(found[name] - expected[name]) / max(abs(expected[name]), 1e-9) for name in names}
+        worst = max(errors, key=lambda name: errors[name])
+        if not errors[worst] <= bound:
+            raise CheckFailedError(
+                f"{worst} is {found[worst]:.9g} on {device} and {expected[worst]:.9g} on the CPU ({dtype}, at most "
+                f"{bound:g} apart): this GPU, its driver or this PyTorch computes another loss. Do not train with it."
+            )
+        lines.append(f"{str(dtype).removeprefix('torch.')} within {errors[worst]:.1e} ({worst})")
+    return "; ".join(lines)
+
+
 def _gradients(prepared_dir: Path) -> str:
-    prepared = open_prepared(prepared_dir)
-    tokenizer = build_tokenizer(prepared.texts)
-    torch.manual_seed(0)
-    generator = Generator(new_model(SMALL, tokenizer, []), "posterior", 32).train()
-    spec = audio_spec(generator.model.config)
-    discriminator = Discriminator(DISCRIMINATOR)
-    objective = Objective("vits", TrainConfig().loss_weights, spec, 32)
-    dataset = PreparedClipDataset(prepared, tokenizer, spec, None)
-    batch = dataset[MicroBatchSpec((0, 1, 2, 3), 0, 0, closes_update=True)]
-    parts = {name: getattr(generator.model, name) for name in PARTS} | {"discriminator": discriminator}
+    update = _Update.of(prepared_dir)
+    update.generator.train()
+    parts = update.parts()
     before = {name: [p.detach().clone() for p in part.parameters()] for name, part in parts.items()}
-    optimizer = torch.optim.AdamW([*generator.parameters(), *discriminator.parameters()], lr=1e-3)
+    optimizer = torch.optim.AdamW([*update.generator.parameters(), *update.discriminator.parameters()], lr=1e-3)
     norms: dict[str, float] = {}
     for _ in range(2):  # zero-initialised layers pass no gradient before their first step
         optimizer.zero_grad()
-        segments = objective.generator_forward(generator, batch.to(torch.device("cpu")))
-        objective.discriminator_losses(discriminator, segments)["total"].backward()  # type: ignore[no-untyped-call]
-        with frozen(discriminator):
-            losses = objective.generator_losses(discriminator, segments)
-        losses["total"].backward()  # type: ignore[no-untyped-call]
+        update.backward()
         norms = {name: _gradient_norm(part) for name, part in parts.items()}
         optimizer.step()
     dead = [name for name, norm in norms.items() if not 0 < norm < float("inf")]
@@ -185,7 +244,7 @@ def _gradients(prepared_dir: Path) -> str:
 
 def _gradient_norm(part: nn.Module) -> float:
     gradients = [torch.zeros(()) if p.grad is None else p.grad.norm() for p in part.parameters()]
-    return float(torch.stack(gradients).norm())
+    return float(torch.stack([gradient.double().cpu() for gradient in gradients]).norm())
 
 
 def _train_and_hash(train: Train, prepared: Path, folder: Path, updates: int, resume: str | None = None) -> str:
