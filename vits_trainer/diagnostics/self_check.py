@@ -181,7 +181,11 @@ class _Update:
             of_generator = self.objective.generator_losses(self.discriminator, pair)
         of_generator["total"].backward()  # type: ignore[no-untyped-call]
         named = {"generator": of_generator, "discriminator": of_discriminator}
-        return {f"{network}/{name}": float(loss) for network, values in named.items() for name, loss in values.items()}
+        return {
+            f"{network}/{name}": float(loss.detach())
+            for network, values in named.items()
+            for name, loss in values.items()
+        }
 
     def values_on(self, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
         """Returns losses and gradient norms in eval mode, without noise, with fixed segments."""
