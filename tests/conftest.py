@@ -8,6 +8,8 @@ import pytest
 
 # Before torch is loaded: the tests' tensors are so small that more threads only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# W&B parses the metadata of all installed packages at the start of each run, for a third of a second.
+os.environ.setdefault("WANDB_X_SAVE_REQUIREMENTS", "false")
 
 from tests.support.voices import prepared_folder
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.clip_accounting import ClipAccounting
 from vits_trainer.data.dataloader import build_dataloader, group_by_update
 from vits_trainer.data.dataset import Batch, ClipDataset
-from vits_trainer.data.sampler import MicroBatchSpec, UpdateSampler
+from vits_trainer.data.sampler import UpdateSampler
 from vits_trainer.distributed.runtime import Runtime, is_out_of_memory
 from vits_trainer.distributed.shutdown import ShutdownRequest
 from vits_trainer.distributed.stragglers import RankInfo, StragglerDetector
@@ -134,7 +134,8 @@ class Trainer:
         watchdog = StallWatchdog(self.config.rank_timeout_s, lambda message: self.tracker.alert("Stalled", message))
         with logging_redirect_tqdm(), self._progress_bar() as progress, self._save_on_fatal_error(), watchdog:
             # Only now: workers that a signal reaches while they start have the handlers of this process.
-            updates = group_by_update(self._read(specs, self.config.data_workers))
+            pin = self.runtime.device.type == "cuda"
+            updates = group_by_update(build_dataloader(self.dataset, specs, self.config.data_workers, pin))
             if self.plan.validates_before(self.state.update):
                 self._log({}, self._validate())
             for update in self.metrics.time_data_wait(updates):
@@ -217,7 +218,7 @@ class Trainer:
         """
         self.generator.train()
         specs = self.sampler.dry_run_batches(self.runtime.process_index)
-        *largest, typical = self._read(specs, workers=0)
+        *largest, typical = build_dataloader(self.dataset, specs, workers=0)
         self._time_pass_s(typical)
         for optimizer in self.train_step.optimizers:
             optimizer.rehearse_step()
@@ -231,9 +232,6 @@ class Trainer:
         seconds_per_update = float(max(self.runtime.all_gather_object(took_s))) * self.sampler.accumulation
         self.plan = self.plan.with_speed(seconds_per_update)
         return seconds_per_update
-
-    def _read(self, specs: Iterable[MicroBatchSpec], workers: int) -> Iterator[Batch]:
-        return build_dataloader(self.dataset, specs, workers, pin_memory=self.runtime.device.type == "cuda")
 
     # Before an update
 
