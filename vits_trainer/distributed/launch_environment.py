@@ -26,11 +26,16 @@ def how_to_launch(count: int = 2) -> str:
     return f"Start with {line}, or cpu_2proc.yaml without a GPU."
 
 
+def selects_cpu(environment: Mapping[str, str]) -> bool:
+    """Returns whether the launcher or the environment selects the CPU, even if there is a GPU."""
+    return _is_true(environment, "ACCELERATE_USE_CPU")
+
+
 def uses_gpu(environment: Mapping[str, str]) -> bool:
     """Returns whether this process uses a GPU: there is one, and ACCELERATE_USE_CPU is not set."""
     import torch  # noqa: PLC0415 - takes seconds
 
-    return not _is_true(environment, "ACCELERATE_USE_CPU") and torch.cuda.is_available()
+    return not selects_cpu(environment) and torch.cuda.is_available()
 
 
 def check_no_fsdp_or_deepspeed(environment: Mapping[str, str]) -> None:

@@ -1,6 +1,7 @@
 """A training run, from its configuration to the exported voice."""
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from transformers import VitsModel
 from vits_trainer.config.framing import AudioSpec, check_segment
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.training_data import TrainingData, open_training_data
+from vits_trainer.distributed import launch_environment
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.shutdown import ShutdownRequest
 from vits_trainer.distributed.stragglers import describe_topology
@@ -302,6 +304,12 @@ def _log_introduction(
     tracker.update_summary({"ranks": ranks})
     threads = f", {torch.get_num_threads()} CPU thread(s)" if trainer.runtime.device.type == "cpu" else ""
     logger.info("%s%s", ranks, threads)
+    if threads and not launch_environment.selects_cpu(os.environ):
+        logger.warning(
+            "No GPU is visible: this run trains on the CPU. If there is one, nvidia-smi must list it, its driver must "
+            "support CUDA %s, and CUDA_VISIBLE_DEVICES must not hide it. ACCELERATE_USE_CPU=true selects the CPU.",
+            torch.version.cuda,
+        )
     logger.info("%s", plan)
     balance = data.speaker_balance
     if balance is not None and balance.speaker_count > 1:
