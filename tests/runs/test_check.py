@@ -17,7 +17,7 @@ def test_all_self_checks_pass(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out.splitlines()
     names = [line[4:].partition(":")[0] for line in shown if line.startswith("ok  ")]
     assert names == [
-        *("versions", "machine", "VitsModel.forward", "data", "gradients and update", "training"),
+        *("versions", "machine", "VitsModel.forward", "data", "gradients and update", "GPU against CPU", "training"),
         *("saving and resuming", "Weights & Biases", "export"),
     ]
     assert shown[-1] == "ALL TESTS PASSED"
