@@ -15,12 +15,20 @@ AVERAGED_UPDATES = "averaged_updates"
 """Key of a checkpoint's averages: the number of updates in them."""
 
 
+class _AdamW(torch.optim.AdamW):
+    """AdamW that opens no CUDA context for parameters on the CPU: torch's own check for graph capture does (2.14)."""
+
+    def _accelerator_graph_capture_health_check(self) -> None:
+        if any(parameter.device.type != "cpu" for group in self.param_groups for parameter in group["params"]):
+            super()._accelerator_graph_capture_health_check()
+
+
 def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
     """Returns the AdamW of VITS (betas 0.8 and 0.99, epsilon 1e-9) over the trainable parameters.
 
     Fused, as only the fused one skips a step by a flag on the device (see :meth:`NetworkOptimizer.step`).
     """
-    return torch.optim.AdamW(
+    return _AdamW(
         [parameter for parameter in parameters if parameter.requires_grad],
         lr=config.learning_rate,
         betas=config.adam_betas,
