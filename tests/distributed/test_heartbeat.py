@@ -8,7 +8,7 @@ from torch.distributed import HashStore
 
 from tests.support.limits import start_s
 from vits_trainer.distributed import heartbeat
-from vits_trainer.distributed.heartbeat import RankHeartbeats, call_with_timeout
+from vits_trainer.distributed.heartbeat import DaemonThread, RankHeartbeats
 from vits_trainer.utils.errors import OtherRankError
 
 CABLE_PULLED = threading.Event()
@@ -67,9 +67,19 @@ def test_unresponsive_store_is_reported_as_rank_0s_machine(monkeypatch):
     assert time.monotonic() - start_time_s < 5 * start_s()
 
 
-def test_call_with_timeout_raises_the_functions_error():
+def test_thread_raises_the_functions_error():
     def refuse():
         raise RuntimeError("refused")
 
     with pytest.raises(RuntimeError, match="refused"):
-        call_with_timeout(refuse, 5)
+        DaemonThread().call(refuse, 5)
+
+
+def test_one_thread_serves_all_calls_until_one_does_not_return():
+    thread, never = DaemonThread(), threading.Event()
+    first, second = (thread.call(threading.get_ident, 30) for _ in range(2))
+    assert first == second != threading.get_ident()
+    with pytest.raises(TimeoutError, match=r"no answer within 0.1 s"):
+        thread.call(never.wait, 0.1)
+    assert thread.call(threading.get_ident, 30) != first
+    never.set()
