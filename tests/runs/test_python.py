@@ -11,12 +11,15 @@ import vits_trainer
 from tests.support.audio import encode, voice
 from tests.support.models import SMALL
 from vits_trainer import PrepareConfig, VitsTrainerError, prepare
+from vits_trainer.config.architecture import DiscriminatorShape
 from vits_trainer.data.prepared import open_prepared
+from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.initialization import new_model
 from vits_trainer.models.pretrained import export
 from vits_trainer.text.tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
+DISCRIMINATOR = DiscriminatorShape(periods=(2, 3), channels_divisor=8)
 
 
 def write_clips(folder: Path) -> tuple[list[str], list[str]]:
@@ -32,7 +35,7 @@ def test_example_of_the_docs_runs(
 ) -> None:
     audio_files, texts = write_clips(tmp_path / "audio")
     tokenizer = build_tokenizer(texts)
-    export(new_model(SMALL, tokenizer, []), tokenizer, None, tmp_path / "base")
+    export(new_model(SMALL, tokenizer, []), tokenizer, Discriminator(DISCRIMINATOR), tmp_path / "base")
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text("utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names = {"audio_files": audio_files, "texts": texts, "base_voice": str(tmp_path / "base")}
