@@ -23,7 +23,7 @@ def test_spline_equals_transformers_inside_and_the_identity_outside() -> None:
     draw = torch.Generator().manual_seed(3)
     inputs = (torch.randn(2, 1, 50, dtype=torch.float64, generator=draw) * 4).requires_grad_()
     shape = [torch.randn(2, 1, 50, n, dtype=torch.float64, generator=draw).requires_grad_() for n in (10, 10, 9)]
-    actual = rational_quadratic_spline(inputs, *shape, 5.0)
+    actual = rational_quadratic_spline(inputs, *stacked(shape), 5.0)
     expected = transformers_spline(inputs, *shape, tail_bound=5.0)
     beyond = inputs.abs() > 5
     assert 0 < beyond.sum() < 50
@@ -39,16 +39,22 @@ def test_spline_equals_transformers_inside_and_the_identity_outside() -> None:
     assert torch.equal(actual[0][beyond], inputs[beyond])
 
 
+def stacked(shape):
+    """Returns bins and derivatives for widths, heights and derivatives."""
+    widths, heights, derivatives = shape
+    return torch.stack([widths, heights], dim=-2), derivatives
+
+
 def test_inverse_spline_equals_transformers_and_inverts() -> None:
     from transformers.models.vits.modeling_vits import _unconstrained_rational_quadratic_spline as transformers_spline
 
     draw = torch.Generator().manual_seed(4)
     outputs = torch.randn(2, 1, 50, dtype=torch.float64, generator=draw) * 4
     shape = [torch.randn(2, 1, 50, n, dtype=torch.float64, generator=draw) for n in (10, 10, 9)]
-    actual = inverse_spline(outputs, *shape, 5.0)
+    actual = inverse_spline(outputs, *stacked(shape), 5.0)
     expected = transformers_spline(outputs, *shape, reverse=True, tail_bound=5.0)[0]
     assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-5)
-    assert torch.allclose(rational_quadratic_spline(actual, *shape, 5.0)[0], outputs, atol=1e-9)
+    assert torch.allclose(rational_quadratic_spline(actual, *stacked(shape), 5.0)[0], outputs, atol=1e-9)
     assert torch.equal(actual[outputs.abs() > 5], outputs[outputs.abs() > 5])
 
 
