@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is loaded: the tests' tensors are so small that more threads only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +13,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_X_SAVE_REQUIREMENTS", "false")
 
 from tests.support.voices import prepared_folder
+
+# Tests by Hypothesis hold on slow and busy machines: no limit of time.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 MARKS = {"runs": "run", "ranks": "ranks", "reliability": "reliability"}
 """Of a folder's tests, for ``pytest -m``."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.audio import encode, voice
@@ -26,7 +26,7 @@ from vits_trainer.utils.files import MARKER
 from vits_trainer.utils.strings import one_line
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
-FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FUZZ = settings(max_examples=EXAMPLES)
 SLOW_FUZZ = settings(FUZZ, max_examples=EXAMPLES // 3)
 
 WORDS = st.text(st.characters(codec="utf-8"), max_size=20)
