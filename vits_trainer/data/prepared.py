@@ -17,7 +17,7 @@ from vits_trainer.data.shards import MANIFEST, Manifest, RateHz
 from vits_trainer.utils import records
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.records import Amount, Count, HexDigits
-from vits_trainer.utils.strings import comparable_text, join_names
+from vits_trainer.utils.strings import comparable_texts, join_names
 
 logger = logging.getLogger(__name__)
 
@@ -252,8 +252,9 @@ def _open_wavs(data_dir: Path, max_samples: int) -> PreparedData:
             raise DataError(
                 f"{path} line {number}: {fields[0]} is already in line {lines_of[fields[0]]}. Remove one of the two."
             )
-        for column, value in zip((names, texts, speakers), [*fields, ""], strict=False):
-            column.append(value)
+        names.append(fields[0])
+        texts.append(fields[1])
+        speakers.append(fields[2] if len(fields) == 3 else "")
         if max_samples and len(names) == max_samples:
             break
     if not names:
@@ -352,7 +353,7 @@ def equal_clips(names: Sequence[str], texts: Sequence[str], copies: Sequence[Seq
 
     A text of more than :data:`MAX_EQUAL_TEXTS` clips is not counted: word lists consist of such texts.
     """
-    comparable = [comparable_text(text) for text in texts]
+    comparable = comparable_texts(texts)
     counts = Counter(comparable)
     by_text: dict[str, list[int]] = {text: [] for text, count in counts.items() if 1 < count <= MAX_EQUAL_TEXTS}
     for row, text in enumerate(comparable if by_text else ()):

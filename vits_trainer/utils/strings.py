@@ -41,13 +41,16 @@ def ordinary_spaces(text: str) -> str:
     return _GROUP_OR_SPACE.sub(lambda match: match[1] or " ", text)
 
 
+_LINE_FEED = ord("\n")
+
+
 class _WordCharacters(dict[int, str]):
-    """Maps the characters of words to themselves and others to spaces; for str.translate, which is fast."""
+    """Maps the characters of words and line feeds to themselves, others to spaces; for str.translate, which is fast."""
 
     def __missing__(self, code: int) -> str:
         # Marks belong to letters in many scripts.
         is_word = chr(code).isalnum() or unicodedata.category(chr(code))[0] == "M"
-        self[code] = chr(code) if is_word else " "
+        self[code] = chr(code) if is_word or code == _LINE_FEED else " "
         return self[code]
 
 
@@ -59,6 +62,16 @@ def comparable_text(text: str) -> str:
     folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
     words = folded.translate(_WORD_CHARACTERS)
     return " ".join(words.split()) or folded
+
+
+def comparable_texts(texts: Sequence[str]) -> list[str]:
+    """Returns :func:`comparable_text` of each; all at once, which takes a third less time for millions."""
+    joined = "\n".join(texts)
+    folded = joined.lower() if joined.isascii() else unicodedata.normalize("NFKC", joined).casefold()
+    lines = folded.translate(_WORD_CHARACTERS).split("\n")
+    if len(lines) != len(texts):  # one contains a line feed
+        return [comparable_text(text) for text in texts]
+    return [" ".join(words.split()) or text for words, text in zip(lines, folded.split("\n"), strict=True)]
 
 
 def csv_cell(value: str) -> str:
