@@ -9,6 +9,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
+import numpy as np
+
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.selection import ClipSelection
 from vits_trainer.data.audio import PCM16_BYTES, WAV_HEADER_BYTES, RecordingError
@@ -195,7 +197,7 @@ def select_speakers(prepared: PreparedData, only: str, max_clips: int, seed: int
         )
     selected: Counter[str] = Counter()
     rows = []
-    for row in sorted(range(len(names)), key=lambda row: _random_key(seed, names[row])):
+    for row in _random_order(seed, names):
         speaker = speakers[row]
         if speaker in wanted and (not max_clips or selected[speaker] < max_clips):
             selected[speaker] += 1
@@ -204,8 +206,13 @@ def select_speakers(prepared: PreparedData, only: str, max_clips: int, seed: int
     return prepared.subset(rows)
 
 
-def _random_key(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+def _random_order(seed: int, names: Sequence[str]) -> list[int]:
+    """Returns the indices of ``names`` in the order of the SHA-256 of ``SEED:NAME``."""
+    prefix, sha256 = f"{seed}:".encode(), hashlib.sha256
+    digests = b"".join([sha256(prefix + name.encode()).digest() for name in names])
+    words = np.frombuffer(digests, dtype=">u8").reshape(-1, 4)
+    order: list[int] = np.lexsort(words.T[::-1]).tolist()
+    return order
 
 
 def _open_shards(data_dir: Path, max_samples: int) -> PreparedData:
@@ -326,9 +333,9 @@ def train_validation_split(
             "Prepare more clips, or pass --validation_fraction 0."
         )
     names, texts, speakers = prepared.rows.filename, prepared.rows.text, prepared.rows.speaker
-    shuffled_speakers = sorted(set(speakers), key=lambda speaker: _random_key(seed, speaker))
-    by_speaker: dict[str, list[int]] = {speaker: [] for speaker in shuffled_speakers}
-    for row in sorted(range(clips), key=lambda row: _random_key(seed, names[row])):
+    present = sorted(set(speakers))
+    by_speaker: dict[str, list[int]] = {present[index]: [] for index in _random_order(seed, present)}
+    for row in _random_order(seed, names):
         by_speaker[speakers[row]].append(row)
     rounds = zip_longest(*(rows[:-1] for rows in by_speaker.values()))
     candidates = [row for one_each in rounds for row in one_each if row is not None]

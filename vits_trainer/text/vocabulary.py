@@ -64,6 +64,8 @@ def missing_characters(
     examples: dict[str, str] = {}
     for text in islice(texts, at_most) if tokenizer.rewrites else texts:
         missing = tokenizer.resolve(text)[1]
+        if not missing:
+            continue
         counts.update(missing)
         for character in set(missing) - examples.keys():
             examples[character] = text[:_EXAMPLE_CHARACTERS]
