@@ -5,7 +5,7 @@ Finds the most likely alignment that assigns one token to each frame, in order a
 
 import logging
 import math
-import subprocess  # nosec B404 - only its exception: Triton runs the compiler
+import subprocess  # nosec B404
 from functools import cache
 from typing import Any
 
