@@ -105,11 +105,10 @@ def main(config: BenchmarkConfig) -> None:
     for part, number in parts.counted.most_common():
         print(f"{number:6d}  {part}")
     predictor: nn.Module = network.model.duration_predictor
-    batch = benchmark.workload(config).to(runtime.device)
     mask = torch.ones(config.batch_size, 1, config.tokens, device=runtime.device)
     hidden = torch.zeros(config.batch_size, network.model.config.hidden_size, config.tokens, device=runtime.device)
     arguments = (predictor, hidden, mask, None, torch.ones_like(mask), torch.randn_like)
-    print(f"{gradient_of(generator.duration_loss, *arguments):6d}  duration predictor, backward", len(batch.clip_ids))
+    print(f"{gradient_of(generator.duration_loss, *arguments):6d}  duration predictor, backward")
 
 
 if __name__ == "__main__":

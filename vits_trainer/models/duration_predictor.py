@@ -128,7 +128,7 @@ def _predict_spline(flow: VitsConvFlow, first: Tensor, mask: Tensor, condition: 
 
 
 def _separable_convolutions(module: VitsDilatedDepthSeparableConv, hidden: Tensor, mask: Tensor) -> Tensor:
-    """Returns ``module(hidden, mask)``, (B, C, S), with a third fewer operations on the device.
+    """Returns ``module(hidden, mask)``, (B, C, S), with fewer operations on the device.
 
     The layer norms, which need the channels last, are followed by a linear layer instead of a convolution of size 1,
     which needs them first.

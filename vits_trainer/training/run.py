@@ -305,10 +305,11 @@ def _log_introduction(
     threads = f", {torch.get_num_threads()} CPU thread(s)" if trainer.runtime.device.type == "cpu" else ""
     logger.info("%s%s", ranks, threads)
     if threads and not launch_environment.selects_cpu(os.environ):
+        cuda = torch.version.cuda
         logger.warning(
-            "No GPU is visible: this run trains on the CPU. If there is one, nvidia-smi must list it, its driver must "
-            "support CUDA %s, and CUDA_VISIBLE_DEVICES must not hide it. ACCELERATE_USE_CPU=true selects the CPU.",
-            torch.version.cuda,
+            "No GPU is visible: this run trains on the CPU. If there is one, nvidia-smi must list it, %s, and "
+            "CUDA_VISIBLE_DEVICES must not hide it. ACCELERATE_USE_CPU=true selects the CPU.",
+            f"its driver must support CUDA {cuda}" if cuda else "PyTorch must be a build with CUDA (this one is not)",
         )
     logger.info("%s", plan)
     balance = data.speaker_balance
