@@ -10,6 +10,7 @@ import collections
 import ctypes
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from torch import nn
 from vits_trainer.config.tools import BenchmarkConfig
 from vits_trainer.diagnostics import benchmark
 from vits_trainer.distributed.runtime import Runtime
-from vits_trainer.models import alignment, generator
+from vits_trainer.models import alignment
+from vits_trainer.models.duration_predictor import duration_loss
+from vits_trainer.models.generator import ForwardParts
 from vits_trainer.training.optim import NetworkOptimizer
 
 COUNTERS = (
@@ -91,11 +94,11 @@ def main(config: BenchmarkConfig) -> None:
         return
     parts = Parts()
     network: Any = step.generator_optimizer.network
-    parts.count(generator, "encode_text", "text encoder")
-    parts.count(generator, "duration_loss", "duration predictor")
+    by_name = SimpleNamespace(**network.parts._asdict())
+    for name in vars(by_name):
+        parts.count(by_name, name, name)
+    network.parts = ForwardParts(**vars(by_name))
     parts.count(alignment, "search", "alignment")
-    parts.count(network, "_posterior", "posterior encoder and flow")
-    parts.count(network.model.decoder, "forward", "decoder")
     parts.count(step.objective, "generator_forward", "spectrograms, segments")
     parts.count(step.objective, "discriminator_losses", "discriminator's losses")
     parts.count(step.objective, "generator_losses", "generator's losses")
@@ -108,7 +111,7 @@ def main(config: BenchmarkConfig) -> None:
     mask = torch.ones(config.batch_size, 1, config.tokens, device=runtime.device)
     hidden = torch.zeros(config.batch_size, network.model.config.hidden_size, config.tokens, device=runtime.device)
     arguments = (predictor, hidden, mask, None, torch.ones_like(mask), torch.randn_like)
-    print(f"{gradient_of(generator.duration_loss, *arguments):6d}  duration predictor, backward")
+    print(f"{gradient_of(duration_loss, *arguments):6d}  duration predictor, backward")
 
 
 if __name__ == "__main__":

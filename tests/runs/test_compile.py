@@ -15,7 +15,7 @@ from tests.support.voices import metrics, prepared_folder, train_flags
 from vits_trainer.cli.main import main
 from vits_trainer.config.architecture import Architecture, DiscriminatorShape
 from vits_trainer.models import initialization
-from vits_trainer.models.compile import compile_fixed_shapes
+from vits_trainer.models.compile import compile_networks
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.text.tokenizer import build_tokenizer
@@ -38,8 +38,8 @@ def test_compiled_kernels_agree_with_eager_ones() -> None:
         generator = Generator(initialization.new_model(architecture, build_tokenizer(["abc"]), []), "posterior", 8)
         discriminator = Discriminator(DiscriminatorShape(periods=(3,), channels_divisor=16))
         if compiled:
-            compile_fixed_shapes(generator, discriminator)
-        speech = (generator.compiled_decoder or generator.model.decoder)(torch.randn(2, 16, 8), None)
+            compile_networks(generator, discriminator)
+        speech = generator.parts.decode(generator.model.decoder, torch.randn(2, 16, 8), None)
         scores = discriminator(speech).scores
         sum(score.square().sum() for score in scores).backward()
         networks = (generator.model.decoder, discriminator)

@@ -18,7 +18,7 @@ from vits_trainer.data.dataset import Batch
 from vits_trainer.data.sampler import MicroBatchSpec
 from vits_trainer.distributed.runtime import Runtime, seed_all
 from vits_trainer.models import alignment, initialization, pretrained
-from vits_trainer.models.compile import compile_fixed_shapes
+from vits_trainer.models.compile import compile_networks
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.text.tokenizer import build_tokenizer
@@ -147,7 +147,7 @@ def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[GanTrainStep,
     generator, discriminator = networks(config)
     generator.gradient_checkpointing = config.gradient_checkpointing
     if config.compile:
-        compile_fixed_shapes(generator, discriminator)
+        compile_networks(generator, discriminator)
     spec = pretrained.audio_spec(generator.model.config)
     training = TrainConfig(model_name="none")
     objective = Objective("vits", training.loss_weights, spec, segment_frames=32)

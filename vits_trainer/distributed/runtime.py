@@ -141,6 +141,11 @@ class Runtime:
         wrapped: nn.Module = self.accelerator.prepare_model(network)
         return wrapped
 
+    @property
+    def autocasts(self) -> bool:
+        """Whether forward passes run in another precision than float32."""
+        return self.precision in _DTYPES
+
     @contextmanager
     def autocast(self) -> Iterator[None]:
         """Runs the forward pass in the run's precision; losses, STFT and alignment stay in float32."""

@@ -1,7 +1,4 @@
-"""Compiles the parts of an update with fixed shapes: decoder and discriminators, which receive segments of one length.
-
-Text encoder, posterior encoder and flow stay eager: their input length differs per batch and would cause recompilation.
-"""
+"""Compiles the networks: on a GPU, launching the operations of an eager update takes longer than executing them."""
 
 from typing import cast
 
@@ -10,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vits_trainer.models.discriminator import Discriminator
-from vits_trainer.models.generator import Generator
+from vits_trainer.models.generator import ForwardParts, Generator
 from vits_trainer.utils.errors import ConfigError
 
 
@@ -31,18 +28,22 @@ class PlainWeightNorm(nn.Module):
         return weight.square().sum(tuple(range(1, weight.dim())), keepdim=True).sqrt(), weight
 
 
-def compile_fixed_shapes(generator: Generator, discriminator: Discriminator | None) -> None:
-    """Compiles the decoder, for training only, and the discriminators on their first calls. Modifies both in place.
+def compile_networks(generator: Generator, discriminator: Discriminator | None) -> None:
+    """Compiles the parts of the generator, for training only, and the discriminators, on their first calls.
 
-    A batch of another size triggers one recompilation with dynamic size. Exceeding
-    ``torch._dynamo.config.recompile_limit`` raises instead of silently falling back to eager mode.
+    Decoder and discriminators receive segments of one length and are compiled for it; a batch of another size triggers
+    one recompilation. The other parts are compiled once for any length of text and speech. Modifies both networks in
+    place. Exceeding ``torch._dynamo.config.recompile_limit`` raises instead of silently falling back to eager mode.
     """
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._dynamo.config.recompile_limit = 32  # grad mode, frozen parameters, full and partial batches
     # DDP would split the compiled parts at the limits of its buckets, which it does not support with a static graph.
     torch._dynamo.config.optimize_ddp = False
-    _with_plain_weight_norm(generator.model.decoder)
-    generator.compiled_decoder = torch.compile(generator.model.decoder.forward)
+    # Noise and dropout as in eager mode.
+    torch._inductor.config.fallback_random = True
+    _with_plain_weight_norm(generator)
+    parts = {name: torch.compile(part, dynamic=name != "decode") for name, part in generator.parts._asdict().items()}
+    generator.parts = ForwardParts(**parts)
     if discriminator is not None:
         _with_plain_weight_norm(discriminator)
         discriminator.compile()

@@ -1,7 +1,6 @@
 """Training direction and branch-free inference of the duration predictors, on transformers' modules."""
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +11,11 @@ from transformers.models.vits.modeling_vits import (
     VitsStochasticDurationPredictor,
 )
 
-from vits_trainer.models.precision import at_least_float32
+from vits_trainer.models.precision import Noise, at_least_float32
 
 LOG_2_PI = math.log(2 * math.pi)
 MIN_BIN, MIN_DERIVATIVE = 1e-3, 1e-3
 """Minimum bin size as a fraction of the spline's interval, and minimum derivative at a knot, as in VITS."""
-
-Noise = Callable[[Tensor], Tensor]
-"""Returns noise with the shape, dtype and device of its argument: ``torch.randn_like``, or zeros in comparisons."""
 
 
 def duration_loss(

@@ -13,11 +13,14 @@ from torch import Tensor
 from transformers.models.vits.modeling_vits import (
     VitsAttention,
     VitsEncoderLayer,
+    VitsPosteriorEncoder,
     VitsResidualCouplingBlock,
     VitsResidualCouplingLayer,
     VitsTextEncoder,
     VitsWaveNet,
 )
+
+from vits_trainer.models.precision import Noise, at_least_float32
 
 
 def encode_text(encoder: VitsTextEncoder, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,6 +123,25 @@ def wavenet(net: VitsWaveNet, hidden: Tensor, mask: Tensor, speaker: Tensor | No
         skip_sum = mixed if skip_sum is None else skip_sum + mixed
     masked: Tensor = skip_sum * mask  # type: ignore[operator]
     return masked
+
+
+def sample_posterior(
+    encoder: VitsPosteriorEncoder, spectrogram: Tensor, mask: Tensor, speaker: Tensor | None, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """Returns a sample of the posterior ``z`` and its log standard deviation, (B, C, T) each (VITS section 2.1.3).
+
+    ``encoder(...)`` would draw the noise itself.
+
+    Args:
+        encoder: provides the parameters.
+        spectrogram: (B, F, T) magnitudes.
+        mask: (B, 1, T).
+        speaker: (B, E, 1), or None.
+        noise: noise source.
+    """
+    hidden = wavenet(encoder.wavenet, encoder.conv_pre(spectrogram) * mask, mask, speaker)
+    mean, log_std = at_least_float32(encoder.conv_proj(hidden) * mask).chunk(2, dim=1)
+    return (mean + noise(mean) * torch.exp(log_std)) * mask, log_std
 
 
 def flow(block: VitsResidualCouplingBlock, latents: Tensor, mask: Tensor, speaker: Tensor | None) -> Tensor:

@@ -10,9 +10,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import VitsModel
 
 from vits_trainer.models import alignment
-from vits_trainer.models.duration_predictor import Noise, duration_loss
-from vits_trainer.models.encoders import encode_text, flow, reversed_flow, wavenet
-from vits_trainer.models.precision import at_least_float32
+from vits_trainer.models.decoder import autocast_modules, decode
+from vits_trainer.models.duration_predictor import duration_loss
+from vits_trainer.models.encoders import encode_text, flow, reversed_flow, sample_posterior
+from vits_trainer.models.precision import Noise, at_least_float32
 from vits_trainer.models.spectrogram import cut_segments, frame_mask, random_segment_starts
 
 
@@ -46,6 +47,21 @@ class GeneratorOutput(NamedTuple):
     """(B, 1, T)."""
 
 
+class ForwardParts(NamedTuple):
+    """Functions of the forward pass, which ``--compile`` replaces."""
+
+    encode_text: Callable[..., Any]
+    sample_posterior: Callable[..., Any]
+    flow: Callable[..., Any]
+    decode: Callable[..., Any]
+    duration_loss: Callable[..., Any]
+
+    @classmethod
+    def eager(cls) -> "ForwardParts":
+        """Returns the functions as they are."""
+        return cls(encode_text, sample_posterior, flow, decode, duration_loss)
+
+
 class Generator(nn.Module):
     """Trainable wrapper of a ``VitsModel``: maps text and spectrogram to decoded segments and the inputs of the losses.
 
@@ -62,7 +78,7 @@ class Generator(nn.Module):
         self.segment_frames = segment_frames
         self.noise: Noise = torch.randn_like
         self.gradient_checkpointing = False
-        self.compiled_decoder: Callable[..., Tensor] | None = None
+        self.parts = ForwardParts.eager()
         if decode_from == "prior":
             model.posterior_encoder.requires_grad_(False)
 
@@ -71,8 +87,16 @@ class Generator(nn.Module):
         other = copy.copy(self)  # a new one would freeze the posterior encoder
         other.segment_frames = segment_frames
         other.decode_from = decode_from
-        other.compiled_decoder = None  # compiled for segments of training
+        other.parts = ForwardParts.eager()  # compiled ones are for training
         return other
+
+    @property
+    def autocast_networks(self) -> list[nn.Module]:
+        """Networks whose weights autocast would cast; none if they are cast again in the backward pass."""
+        if self.gradient_checkpointing:
+            return []
+        model = self.model
+        return [model.text_encoder, model.posterior_encoder, model.flow, autocast_modules(model.decoder)]
 
     def forward(
         self,
@@ -97,7 +121,9 @@ class Generator(nn.Module):
         frames = frame_mask(frame_lengths, spectrogram.shape[2])
         speaker = None if speaker_ids is None else self.model.embed_speaker(speaker_ids)[:, :, None]
 
-        hidden, token_mean, token_log_std = self._run(encode_text, self.model.text_encoder, tokens, text_mask)
+        hidden, token_mean, token_log_std = self._run(
+            self.parts.encode_text, self.model.text_encoder, tokens, text_mask
+        )
         token_mean, token_log_std = at_least_float32(token_mean), at_least_float32(token_log_std)
 
         posterior, posterior_log_std, latents = self._posterior(spectrogram, frames, speaker)
@@ -116,9 +142,9 @@ class Generator(nn.Module):
             segment_starts = random_segment_starts(frame_lengths, self.segment_frames)
         segment = cut_segments(decoded * frames, segment_starts, self.segment_frames)
         return GeneratorOutput(
-            waveform=self._run(self.compiled_decoder or self.model.decoder, segment, speaker),
+            waveform=self._run(self.parts.decode, self.model.decoder, segment, speaker),
             segment_starts=segment_starts,
-            duration_loss=duration_loss(
+            duration_loss=self.parts.duration_loss(
                 self.model.duration_predictor, hidden, text_mask, speaker, token_durations, self.noise
             ),
             posterior=posterior,
@@ -134,15 +160,10 @@ class Generator(nn.Module):
     def _posterior(self, spectrogram: Tensor, frames: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the posterior sample, its log standard deviation, and the sample after the flow, (B, C, T) each."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.decode_from == "posterior"):
-            sample, log_std = self._sample(spectrogram, frames, speaker)
-            return sample, log_std, at_least_float32(self._run(flow, self.model.flow, sample, frames, speaker))
-
-    def _sample(self, spectrogram: Tensor, frames: Tensor, speaker: Tensor | None) -> tuple[Tensor, Tensor]:
-        # ``encoder(...)`` would draw the noise itself.
-        encoder = self.model.posterior_encoder
-        hidden = self._run(wavenet, encoder.wavenet, encoder.conv_pre(spectrogram) * frames, frames, speaker)
-        mean, log_std = at_least_float32(encoder.conv_proj(hidden) * frames).chunk(2, dim=1)
-        return (mean + self.noise(mean) * torch.exp(log_std)) * frames, log_std
+            encoder, part = self.model.posterior_encoder, self.parts.sample_posterior
+            sample, log_std = self._run(part, encoder, spectrogram, frames, speaker, self.noise)
+            latents = self._run(self.parts.flow, self.model.flow, sample, frames, speaker)
+            return sample, log_std, at_least_float32(latents)
 
     def _run(self, module: Callable[..., Any], *args: Any) -> Any:
         if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -1,19 +1,24 @@
 """One GAN training step on a micro-batch: discriminator update, then generator update."""
 
-from contextlib import nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
-from torch.nn.utils import parametrize
+from torch import Tensor, nn
 
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.data.dataset import Batch
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.stragglers import ComputeTimer
 from vits_trainer.models.discriminator import Discriminator
+from vits_trainer.models.weight_cast import cast_weights
 from vits_trainer.training.objective import LossDenominators, Objective, frozen
 from vits_trainer.training.optim import NetworkOptimizer
 from vits_trainer.utils.errors import OutOfMemoryError
+
+if TYPE_CHECKING:
+    from vits_trainer.models.generator import Generator
 
 
 class GanTrainStep:
@@ -34,8 +39,7 @@ class GanTrainStep:
         generator_optimizer: of the generator.
         discriminator: the unwrapped network; None for the mel objective.
         discriminator_optimizer: of the discriminator; None for the mel objective.
-        compiled: whether the networks are compiled. If so, weight norm is not cached: each state of the cache would
-            trigger a recompilation.
+        compiled: whether the networks are compiled. If so, the compiled code casts the weights.
         """
         self.runtime = runtime
         self.objective = objective
@@ -76,22 +80,25 @@ class GanTrainStep:
         networks = [optimizer.network for optimizer in self.optimizers]
         with self.runtime.accumulate(*networks, sync_gradients=sync_gradients):
             batch = batch.to(self.runtime.device)
-            with self.runtime.autocast(), torch.set_grad_enabled(not discriminator_only):
+            with (
+                self.runtime.autocast(),
+                torch.set_grad_enabled(not discriminator_only),
+                self._cast(self._generator_networks),
+            ):
                 pair = self.objective.generator_forward(
                     self.generator_optimizer.network, batch, denominators=denominators
                 )
             if self.discriminator_optimizer is not None:
-                with self.runtime.autocast():
+                with self.runtime.autocast(), self._cast(self._discriminators):
                     d_losses = self.objective.discriminator_losses(self.discriminator_optimizer.network, pair)
                 values |= _prefixed("discriminator", d_losses) | self._update_network(
                     self.discriminator_optimizer, d_losses, sync_gradients, learning_rate
                 )
             without_gradients = frozen(self.discriminator) if self.discriminator else nullcontext()
-            cached_weights = nullcontext() if self.compiled else parametrize.cached()
             with (
                 self.runtime.autocast(),
                 without_gradients,
-                cached_weights,
+                self._cast(self._discriminators),
                 torch.set_grad_enabled(not discriminator_only),
             ):
                 g_losses = self.objective.generator_losses(self.discriminator, pair)
@@ -99,6 +106,19 @@ class GanTrainStep:
             if not discriminator_only:
                 values |= self._update_network(self.generator_optimizer, g_losses, sync_gradients, learning_rate)
         return values
+
+    @property
+    def _generator_networks(self) -> list[nn.Module]:
+        """Those whose weights are worth casting together."""
+        generator = cast("Generator", self.runtime.accelerator.unwrap_model(self.generator_optimizer.network))
+        return generator.autocast_networks if self.runtime.autocasts else []
+
+    @property
+    def _discriminators(self) -> Iterable[nn.Module]:
+        return self.discriminator.discriminators if self.discriminator else ()
+
+    def _cast(self, networks: Iterable[nn.Module]) -> AbstractContextManager[None]:
+        return nullcontext() if self.compiled else cast_weights(networks)
 
     def _update_network(
         self, optimizer: NetworkOptimizer, losses: dict[str, Tensor], sync_gradients: bool, learning_rate: float | None

@@ -23,7 +23,7 @@ from vits_trainer.distributed.shutdown import ShutdownRequest
 from vits_trainer.distributed.stragglers import RankInfo, StragglerDetector
 from vits_trainer.distributed.watchdog import StallWatchdog
 from vits_trainer.evaluation.speakers import worst
-from vits_trainer.models.compile import as_compile_error, compile_fixed_shapes
+from vits_trainer.models.compile import as_compile_error, compile_networks
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.text.tokenizer import VoiceTokenizer
@@ -97,7 +97,7 @@ class Trainer:
         self.tokenizer = tokenizer
         generator.gradient_checkpointing = config.gradient_checkpointing
         if config.compile:
-            compile_fixed_shapes(generator, discriminator)
+            compile_networks(generator, discriminator)
         d_optimizer = None if discriminator is None else self._network_optimizer("discriminator", discriminator)
         g_optimizer = self._network_optimizer("generator", generator)
         self.train_step = GanTrainStep(runtime, objective, g_optimizer, discriminator, d_optimizer, config.compile)
