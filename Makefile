@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test test-fast chaos scaling streaming corrections extension benchmark check fix clean
+.PHONY: help demo test test-fast chaos scaling streaming corrections extension gpu benchmark check fix clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -34,6 +34,9 @@ corrections: $(INSTALLED) ## train a small voice on digits and on corrections: w
 
 extension: $(INSTALLED) ## extend a voice of one speaker of real digits by five more (needs ../shared)
 	$(BIN)/python -m experiments.extension extension
+
+gpu: $(INSTALLED) ## check and measure everything on one GPU: PASS or FAIL, figures in benchmark/gpu.json (8 min)
+	$(BIN)/python -m experiments.gpu
 
 benchmark: $(INSTALLED) ## run all benchmarks, results as JSON in benchmark/ (GPU: 5 min; for a trial: FLAGS="--size tiny")
 	@mkdir -p benchmark

@@ -38,7 +38,7 @@ def test_another_loss_or_gradient_on_the_gpu_is_an_error(
 
     monkeypatch.setattr(self_check._Update, "values_on", on_another_device)
     if expected is None:
-        assert self_check._device_parity(prepared, torch.device("cuda")).startswith("float64 within 0.0e+00")
+        assert self_check.device_parity(prepared, torch.device("cuda")).startswith("float64 within 0.0e+00")
         return
     with pytest.raises(CheckFailedError, match=expected):
-        self_check._device_parity(prepared, torch.device("cuda"))
+        self_check.device_parity(prepared, torch.device("cuda"))

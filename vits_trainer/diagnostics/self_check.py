@@ -72,7 +72,7 @@ def run_self_checks(folder: Path, train: Train) -> Iterator[tuple[str, str]]:
     summary = prepare(PrepareConfig(dataset=str(corpus), output_dir=str(prepared), max_samples=12, processes=1))
     yield "data", f"{summary.accepted} spoken sentences prepared"
     yield "gradients and update", _gradients(prepared)
-    yield "GPU against CPU", _device_parity(prepared, torch.device("cuda" if uses_gpu(os.environ) else "cpu"))
+    yield "GPU against CPU", device_parity(prepared, torch.device("cuda" if uses_gpu(os.environ) else "cpu"))
     uninterrupted = _train_and_hash(train, prepared, folder / "whole", updates=4)
     yield "training", f"4 updates, final weights sha256 {uninterrupted[:16]}"
     _train_and_hash(train, prepared, folder / "halves", updates=2)
@@ -198,7 +198,7 @@ class _Update:
         return losses | {f"gradient norm of {name}": _gradient_norm(part) for name, part in self.parts().items()}
 
 
-def _device_parity(prepared_dir: Path, device: torch.device) -> str:
+def device_parity(prepared_dir: Path, device: torch.device) -> str:
     """Compares losses and gradients on ``device`` with those on the CPU, in float64 and float32 (without TF32).
 
     In float32 only the losses: gradients of leaky ReLUs are discontinuous, so the last bit changes norms by percents.
