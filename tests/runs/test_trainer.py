@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tests.support.voices import metrics, prepared_folder, train_flags
 from vits_trainer.cli.main import main
 from vits_trainer.data.dataset import Batch
+from vits_trainer.training.meter import TrainingMetrics
 from vits_trainer.training.objective import Objective
 from vits_trainer.training.trainer import Trainer
 
@@ -78,3 +79,16 @@ def test_out_of_memory_error_has_the_clips_and_the_flags(
     message = capsys.readouterr().err
     assert "on cpu with 3 clips of 1.0, 1.0, 1.1 s" in message
     assert "--batch_size" in message
+
+
+def test_target_hours_follow_the_measured_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dry run expects an update per hour, so one epoch; the first two take 36 s each, so ten updates fit."""
+    monkeypatch.setattr(Trainer, "_time_pass_s", lambda self, batch: 3600.0)
+    monkeypatch.setattr(
+        TrainingMetrics, "speed_of_first_updates_s", property(lambda self: 36.0 if self._done == 2 else None)
+    )
+    prepared_folder(tmp_path, clips=9)  # 8 for training
+    assert main(["train_vits", *train_flags(tmp_path, max_updates=0, target_hours=0.1)]) == 0
+    assert metrics(tmp_path)[-1]["update"] == 10
+    state = json.loads((tmp_path / "checkpoints/checkpoint-10/state.json").read_text())
+    assert state["plan"]["total_updates"] == 10

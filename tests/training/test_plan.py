@@ -38,6 +38,15 @@ def test_target_hours_become_whole_epochs(hours: float, updates: int) -> None:
     assert plan(seconds_per_update=10, target_hours=hours).total_updates == updates
 
 
+@pytest.mark.parametrize(("seconds_per_update", "done", "updates"), [(2, 20, 1800), (1000, 21, 22), (1, 20, 3600)])
+def test_measured_speed_corrects_the_plan(seconds_per_update: float, done: int, updates: int) -> None:
+    """At most 22 updates if 21 are done: epochs are whole. The warm-up of the plan stays."""
+    planned = plan(seconds_per_update=10, fresh_discriminator=True, target_hours=1.0)
+    corrected = planned.corrected(seconds_per_update, done)
+    assert corrected.total_updates == updates
+    assert corrected.discriminator_warmup_updates == planned.discriminator_warmup_updates == 36
+
+
 def test_when_to_log_validate_and_save() -> None:
     result = plan(max_updates=25, log_every_updates=10, validate_every_updates=12, save_every_updates=0)
     every = range(1, 26)

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from vits_trainer.training.early_stopping import Selection
 from vits_trainer.training.meter import DeviceMeansState
-from vits_trainer.utils.errors import CheckpointError
+from vits_trainer.utils.errors import CheckpointError, NothingTrainedError
 from vits_trainer.utils.files import MARKER, Kind, sha256
 from vits_trainer.utils.records import Count, RelativePath, Sha256, parse_json, read_bytes, read_json
 from vits_trainer.utils.strings import FILE_NAME, is_file_name
@@ -52,6 +52,16 @@ class TrainState:
     accounts: dict[str, Any] = field(default_factory=dict)
     """Accounting of the epoch's clips; set when the state is saved."""
     selection: Selection = field(default_factory=Selection)
+
+    def require_trained(self) -> None:
+        """Raises :class:`NothingTrainedError` if no update of the run reached the weights."""
+        if not self.clips_trained:
+            raise NothingTrainedError(
+                f"Nothing was trained in {self.update} update(s): {self.clips_masked} clips were in masked updates "
+                f"and {self.clips_rejected} were rejected; the run's rejected.jsonl lists them. No voice was written, "
+                "and an earlier one is unchanged. Correct the data (run prepare_data again), or lower "
+                "--learning_rate, and start again with another --checkpoint_dir."
+            )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,12 @@ from vits_trainer.data.dataset import Batch
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.stragglers import ComputeTimer, RankTiming, rank_metrics
 
+_LOSSES = (("mel", "generator/mel", 3), ("G", "generator/total", 2), ("D", "discriminator/total", 2))
+_SPEED = (("clips/s", "throughput/utterances_per_s", 1), ("GiB", "memory/max_allocated_gib", 1))
+"""Of a log line: label, metric, decimals."""
+FIRST_UPDATES = 20
+"""Whose time corrects the plan; the first one, which allocates memory, is not counted."""
+
 
 class DeviceMeansState(TypedDict):
     """Contents of :class:`DeviceMeans` in a checkpoint."""
@@ -108,6 +114,9 @@ class TrainingMetrics:
         """Of each rank, as of the last :meth:`read`."""
         self._all_updates, self._all_paused_s = 0, 0.0
         """Since the start."""
+        self._first_done_s: float | None = None
+        """When the first update had ended, later by the pauses since."""
+        self._done = 0
         self._requested_s = time.perf_counter()
         """When the current update was requested from the dataloader."""
         self._restart()
@@ -137,6 +146,8 @@ class TrainingMetrics:
         self._own_clips += sum(len(batch.clip_ids) for batch in update)
         self._audio_s += sum(batch.audio_s for batch in update)
         self._updates += 1
+        self._done += 1
+        self._first_done_s = self._first_done_s or time.perf_counter()
         self.slowest_update_s = max(self.slowest_update_s, time.perf_counter() - self._requested_s)
 
     @contextmanager
@@ -147,6 +158,8 @@ class TrainingMetrics:
         paused_s = time.perf_counter() - start_s
         self._paused_s += paused_s
         self._all_paused_s += paused_s
+        if self._first_done_s is not None:
+            self._first_done_s += paused_s
 
     def read(self) -> dict[str, float]:
         """Returns the metrics of all ranks since the last call. Runs on every rank. A CPU-GPU sync point."""
@@ -177,6 +190,13 @@ class TrainingMetrics:
         """
         return updates * (self.seconds_per_update + self._all_paused_s / max(self._all_updates, 1))
 
+    @property
+    def speed_of_first_updates_s(self) -> float | None:
+        """Seconds per update of the first :data:`FIRST_UPDATES`, right after the last of them; else None."""
+        if self._done != FIRST_UPDATES or self._first_done_s is None:
+            return None
+        return (time.perf_counter() - self._first_done_s) / (FIRST_UPDATES - 1)
+
     def save(self) -> DeviceMeansState:
         """Returns this rank's losses since the last log point, which a resumed run continues."""
         return self.means.save()
@@ -193,6 +213,12 @@ class TrainingMetrics:
         self._clips, self._own_clips, self._updates = 0.0, 0, 0
         self._audio_s, self._waited_s, self._paused_s = 0.0, 0.0, 0.0
         self._started = time.perf_counter()
+
+
+def losses_and_speed(metrics: Mapping[str, float]) -> str:
+    """Returns the losses and the throughput for a log line."""
+    losses = "  ".join(f"{label} {metrics[name]:.{digits}f}" for label, name, digits in _LOSSES if name in metrics)
+    return losses + " | " + "  ".join(f"{metrics[name]:.{digits}f} {label}" for label, name, digits in _SPEED)
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -82,6 +82,12 @@ class TrainingPlan:
         epochs = max(1, int(self.target_hours * 3600 / (seconds_per_update * self.updates_per_epoch)))
         return self.with_total(epochs * self.updates_per_epoch)
 
+    def corrected(self, seconds_per_update: float, done_updates: int) -> "TrainingPlan":
+        """Returns the plan for a measured speed. The discriminator's warm-up, which may have ended, stays."""
+        whole = -(-done_updates // self.updates_per_epoch) * self.updates_per_epoch
+        total_updates = max(whole, self.with_speed(seconds_per_update).total_updates)
+        return replace(self, total_updates=total_updates)
+
     def with_total(self, total_updates: int) -> "TrainingPlan":
         """Returns the plan with another number of updates."""
         warmup = min(_MAX_WARMUP_UPDATES, total_updates // 10)

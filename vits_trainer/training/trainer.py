@@ -32,7 +32,7 @@ from vits_trainer.training import agreement
 from vits_trainer.training.checkpoint import CheckpointManager, checkpoint_gib, write_networks
 from vits_trainer.training.checkpoint_record import TrainState
 from vits_trainer.training.early_stopping import BestCheckpointTracker
-from vits_trainer.training.meter import TrainingMetrics, format_duration
+from vits_trainer.training.meter import TrainingMetrics, format_duration, losses_and_speed
 from vits_trainer.training.nonfinite_guard import LocalReports, NonFiniteGuard, StateChange
 from vits_trainer.training.objective import LossDenominators, Objective
 from vits_trainer.training.optim import Ema, NetworkOptimizer, build_optimizer, learning_rate_at
@@ -41,7 +41,6 @@ from vits_trainer.training.train_step import GanTrainStep, out_of_memory_error
 from vits_trainer.training.validation import Validation, ValidationResult
 from vits_trainer.utils.errors import (
     NonFiniteLossError,
-    NothingTrainedError,
     TooManyRejectedError,
     UnreadableShardError,
     is_disk_full,
@@ -50,9 +49,8 @@ from vits_trainer.utils.files import discard
 
 logger = logging.getLogger(__name__)
 
-_SHOWN_LOSSES = (("mel", "generator/mel", 3), ("G", "generator/total", 2), ("D", "discriminator/total", 2))
-_SHOWN_SPEED = (("clips/s", "throughput/utterances_per_s", 1), ("GiB", "memory/max_allocated_gib", 1))
-"""Of a log line: label, metric, decimals."""
+_NO_END = 2**62
+"""Last update of a run whose length follows from its speed."""
 
 
 class _Agreement(NamedTuple):
@@ -130,7 +128,8 @@ class Trainer:
             last, done = self.plan.total_updates, self.state.update
             logger.info("Nothing left to train: the run ends at update %d, and %d are done.", last, done)
         self.generator.train()
-        specs = self.sampler.after(self.state.update, self.plan.total_updates, self.runtime.process_index)
+        last_update = _NO_END if self.plan.target_hours else self.plan.total_updates
+        specs = self.sampler.after(self.state.update, last_update, self.runtime.process_index)
         watchdog = StallWatchdog(self.config.rank_timeout_s, lambda message: self.tracker.alert("Stalled", message))
         with logging_redirect_tqdm(), self._progress_bar() as progress, self._save_on_fatal_error(), watchdog:
             # Only now: workers that a signal reaches while they start have the handlers of this process.
@@ -152,12 +151,13 @@ class Trainer:
                 self.state.update += 1
                 self.state.epoch = update[0].spec.epoch
                 progress.update()
+                self._correct_plan()
                 self._run_periodic_actions(progress)
                 watchdog.reset()
                 if self.state.update == self.plan.total_updates:  # early stopping shortens the plan
                     break
         agreement.require_same_weights((optimizer.network for optimizer in self.train_step.optimizers), self.runtime)
-        self._require_trained()
+        self.state.require_trained()
         return True
 
     def step(self, update: Sequence[Batch], denominators: LossDenominators) -> None:
@@ -335,6 +335,16 @@ class Trainer:
             if self.plan.saves_at(update) or self._is_best_now:
                 self._save()
 
+    def _correct_plan(self) -> None:
+        """Fits the epochs into ``--target_hours`` by the time of the first updates, once. Runs on every rank."""
+        own_s = self.metrics.speed_of_first_updates_s
+        if own_s is None or not self.plan.target_hours:
+            return
+        seconds_per_update = max(self.runtime.all_gather_object(own_s))
+        self.plan = self.plan.corrected(seconds_per_update, self.state.update)
+        total, hours = self.plan.total_updates, self.plan.target_hours
+        logger.info("%.2f s/update: %d updates in total for --target_hours %g", seconds_per_update, total, hours)
+
     def _flush_guard(self) -> None:
         """Counts the reports of all updates done. Runs on every rank. A CPU-GPU sync point."""
         state = self.state
@@ -351,10 +361,8 @@ class Trainer:
         scalars["optim/learning_rate"] = self._learning_rate(state.epoch, state.update - 1)
         eta_s = self.metrics.eta_s(self.plan.total_updates - state.update)
         scalars["time/eta_h"] = eta_s / 3600
-        losses = "  ".join(f"{label} {scalars[n]:.{digits}f}" for label, n, digits in _SHOWN_LOSSES if n in scalars)
-        speed = "  ".join(f"{scalars[n]:.{digits}f} {label}" for label, n, digits in _SHOWN_SPEED)
         eta = f"{format_duration(eta_s)} left"
-        logger.info("update %d/%d  %s | %s  %s", state.update, self.plan.total_updates, losses, speed, eta)
+        logger.info("update %d/%d  %s  %s", state.update, self.plan.total_updates, losses_and_speed(scalars), eta)
         progress.set_postfix_str(eta)
         return scalars
 
@@ -478,17 +486,6 @@ class Trainer:
         if self.runtime.is_main_process:
             discard(self.shutdown.stop_file)
         logger.info("%s. Resume with --resume_from_checkpoint auto", status)
-
-    def _require_trained(self) -> None:
-        """Raises :class:`NothingTrainedError` if no update of the run reached the weights. Same on every rank."""
-        state = self.state
-        if not state.clips_trained:
-            raise NothingTrainedError(
-                f"Nothing was trained in {state.update} update(s): {state.clips_masked} clips were in masked updates "
-                f"and {state.clips_rejected} were rejected; the run's rejected.jsonl lists them. No voice was written, "
-                "and an earlier one is unchanged. Correct the data (run prepare_data again), or lower "
-                "--learning_rate, and start again with another --checkpoint_dir."
-            )
 
     def _progress_bar(self) -> "tqdm[NoReturn]":
         return tqdm(
