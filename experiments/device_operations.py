@@ -1,6 +1,6 @@
 """Counts what an update asks of a CUDA device, by part: launches, host synchronization, peak memory.
 
-``../shared/tools/fakecuda/run.sh python -m experiments.device_operations [--batch_size 16] [--compile true]``
+``../shared/tools/fakecuda/run.sh python -m experiments.device_operations [--compile true]``
 
 Runs on the stand-in for a device, which executes no kernel: counts and memory are real, values and times are not.
 """
@@ -90,7 +90,7 @@ def main(config: BenchmarkConfig) -> None:
     spent = {name: after[name] - before[name] for name in COUNTERS}
     print(f"{sum(spent[name] for name in OPERATIONS)} operations: {spent}")
     print(f"peak {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB allocated")
-    if config.compile:
+    if config.compile or config.cuda_graphs:
         return
     parts = Parts()
     network: Any = step.generator_optimizer.network
@@ -119,6 +119,7 @@ if __name__ == "__main__":
     parser.add_argument("--size", default="mms")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--compile", type=lambda value: value == "true", default=False)
+    for flag in ("--compile", "--cuda_graphs"):
+        parser.add_argument(flag, type=lambda value: value == "true", default=False)
     arguments = vars(parser.parse_args())
     main(BenchmarkConfig(clip_s=6.0, tokens=180, **arguments))

@@ -214,26 +214,34 @@ def check(step: Step) -> None:
     require(vits_trainer(["check"]) == 0, "vits-trainer check failed")
 
 
+def graphs(step: Step) -> None:
+    """Compares five updates by CUDA graphs with eager ones."""
+    _compare_updates(step, "by CUDA graphs", cuda_graphs=True)
+
+
 def compiled(step: Step) -> None:
     """Compares five compiled updates with eager ones."""
+    _compare_updates(step, "compiled", compile=True)
+
+
+def _compare_updates(step: Step, title: str, **settings: Any) -> None:
     config = replace(step.config(batch_size=4, clip_s=2.0, tokens=40, precision="bf16"), size="tiny")
     results = []
-    for compile_ in (False, True):
-        _, update = benchmark.our_update(replace(config, compile=compile_), Runtime("bf16", 1))
+    for changed in ({}, settings):
+        _, update = benchmark.our_update(replace(config, **changed), Runtime("bf16", 1))
         began_s = time.perf_counter()
         for number in range(5):
             seed_all(number)
             losses = {name: float(value) for name, value in update().items()}
             if not number:
-                step.report(
-                    f"first update, {'compiled' if compile_ else 'eager'}, s", round(time.perf_counter() - began_s, 1)
-                )
+                took_s = round(time.perf_counter() - began_s, 1)
+                step.report(f"first update, {title if changed else 'eager'}, s", took_s)
         results.append(losses)
     eager, ours = results
     errors = relative_errors(ours, eager)
     worst = max(errors, key=lambda name: errors[name])
-    step.report("compiled against eager", f"{errors[worst]:.1e} ({worst})")
-    require(errors[worst] < 0.05, f"{worst} is {ours[worst]:.6g} compiled and {eager[worst]:.6g} eager")
+    step.report(f"{title} against eager", f"{errors[worst]:.1e} ({worst})")
+    require(errors[worst] < 0.05, f"{worst} is {ours[worst]:.6g} {title} and {eager[worst]:.6g} eager")
 
 
 def figures(step: Step) -> None:
@@ -250,6 +258,8 @@ def figures(step: Step) -> None:
 
     measure("16, eager", batch_size=16)
     measure("64, eager", batch_size=64)
+    measure("16, CUDA graphs", batch_size=16, cuda_graphs=True)
+    measure("64, CUDA graphs", batch_size=64, cuda_graphs=True)
     stages, decoder.FLOAT32_STAGES = decoder.FLOAT32_STAGES, 0
     measure("64, eager, whole decoder in bf16", batch_size=64)
     decoder.FLOAT32_STAGES = stages
@@ -257,6 +267,7 @@ def figures(step: Step) -> None:
     measure("64, eager, cudnn.benchmark", batch_size=64)
     torch.backends.cudnn.benchmark = False
     measure("64, compiled", batch_size=64, compile=True)
+    measure("64, compiled, CUDA graphs", batch_size=64, compile=True, cuda_graphs=True)
     measure("16, compiled", batch_size=16, compile=True)
     measure("16, eager, beside the reference", batch_size=16, compare=True)
 
@@ -285,6 +296,7 @@ STEPS: dict[str, tuple[Callable[[Step], None], int]] = {
     "mechanics": (mechanics, 60),
     "runs": (runs, 120),
     "check": (check, 90),
+    "graphs": (graphs, 60),
     "figures": (figures, 240),
     "compiled": (compiled, 120),
     "ranks": (ranks, 90),

@@ -32,18 +32,21 @@ sys.exit(main(["train_vits", *sys.argv[1:]]))
         {"precision": "bf16", "ema_decay": 0.9, "max_grad_norm": 10, "data_workers": 1},
         {"precision": "fp16", "gradient_checkpointing": True, "gradient_accumulation_steps": 2},
         {"precision": "tf32", "objective": "mel"},
+        {"precision": "bf16", "cuda_graphs": True, "batch_size": 8, "max_updates": 6},
         {"precision": "fp32", "deterministic": True, "freeze": "text_encoder", "batch_seconds": 4, "batch_size": 4},
     ],
-    ids=lambda changes: changes["precision"],
+    ids=lambda changes: f"{changes['precision']}{' CUDA graphs' * ('cuda_graphs' in changes)}",
 )
 def test_run_reaches_its_end(tmp_path: Path, prepared: Path, changes: dict[str, object]) -> None:
     """Devices and dtypes match in training, validation, checkpoint and export. No samples: their length is a value."""
     settings = {"data_dir": prepared, "runs_dir": tmp_path / "runs", "max_updates": 2, "report_to": "none", **changes}
-    ended = stand_in.run("-c", WITHOUT_CHECKS_OF_VALUES, *train_flags(tmp_path, **settings))
+    graphs = stand_in.with_graphs(tmp_path) if "cuda_graphs" in changes else None
+    ended = stand_in.run("-c", WITHOUT_CHECKS_OF_VALUES, *train_flags(tmp_path, **settings), preload=graphs)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert re.search(rf"1 process\(es\) on (?!CPU).*, {changes['precision']}\n", ended.stderr)
     assert "No GPU is visible" not in ended.stderr
-    assert (tmp_path / "checkpoints/checkpoint-2/generator.safetensors").is_file()
+    last = tmp_path / f"checkpoints/checkpoint-{settings['max_updates']}"
+    assert (last / "generator.safetensors").is_file()
 
 
 @pytest.mark.parametrize(("capability", "precision"), [(75, "fp32"), (80, "bf16"), (90, "bf16")])
@@ -112,3 +115,23 @@ print(json.dumps([rehearsed, real]))
         assert max(rehearsed.values()) >= 0.99 * max(real.values())
     else:  # the longest clips alone, as before
         assert rehearsed["3"] < max(real.values())
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["an update", "an update that waits"])
+def test_whole_update_can_be_captured(tmp_path: Path, waits: bool) -> None:
+    """Torch's host code captures all of it; an operation for which the host waits is an error."""
+    code = f"""
+from vits_trainer.config.tools import BenchmarkConfig
+from vits_trainer.diagnostics import benchmark
+from vits_trainer.distributed.runtime import Runtime
+from vits_trainer.training.train_step import GanTrainStep
+if {waits}:
+    call = GanTrainStep.__call__
+    GanTrainStep.__call__ = lambda *args: {{name: value * value.item() for name, value in call(*args).items()}}
+config = BenchmarkConfig(size="tiny", batch_size=2, clip_s=2.0, tokens=30, precision="bf16", cuda_graphs=True)
+update = benchmark.our_update(config, Runtime("bf16", 1))[1]
+print([len(update()) for _ in range(3)])
+"""
+    ended = stand_in.run("-c", code, preload=stand_in.with_graphs(tmp_path))
+    assert ("an update cannot be captured" in ended.stderr) == waits, ended.stderr
+    assert ("[11, 11, 11]" in ended.stdout) == (not waits), ended.stdout

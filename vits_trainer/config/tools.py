@@ -75,7 +75,9 @@ class BenchmarkConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one, else the CPU."""
     compile: bool = False
-    """As in training: compile the decoder and the discriminators."""
+    """As in training: compile the networks."""
+    cuda_graphs: bool = False
+    """As in training: record the update as a CUDA graph. Needs a GPU."""
     gradient_checkpointing: bool = False
     """As in training: recompute the generator's activations in the backward pass."""
     seed: int = limited(1234, 0, MAX_SEED)

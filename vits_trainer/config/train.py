@@ -182,8 +182,9 @@ class TrainConfig:
     """Use deterministic GPU kernels, which are slower: a resumed run then ends with exactly the weights of an
     uninterrupted one. On a CPU this always holds."""
     compile: bool = False
-    """Compile the decoder and the discriminators, which have fixed shapes. The first updates take minutes, later ones
-    are faster."""
+    """Compile the networks. The first updates take minutes, later ones are faster."""
+    cuda_graphs: bool = False
+    """On one GPU, record the updates of each batch shape as a CUDA graph, which is launched at once. Experimental."""
     gradient_checkpointing: bool = False
     """Recompute the generator's activations in the backward pass: less memory, slower."""
     data_workers: int = limited(2, 0, 1024)
@@ -275,6 +276,13 @@ class TrainConfig:
             f"--layerdrop {self.layerdrop} and --gradient_checkpointing exclude each other: the recomputed layers "
             "would be others than those of the forward pass. Leave out one of them.",
         )
+        off = {"gradient_accumulation_steps": 1, "gradient_checkpointing": False, "layerdrop": 0.0}
+        for name, value in off.items() if self.cuda_graphs else ():
+            require(
+                getattr(self, name) == value,
+                f"--cuda_graphs and --{name} {getattr(self, name)} exclude each other. Set --{name} {value}, or omit "
+                "--cuda_graphs.",
+            )
         self._check_selection()
         self._check_start()
 

@@ -22,6 +22,7 @@ from vits_trainer.models.compile import compile_networks
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.text.tokenizer import build_tokenizer
+from vits_trainer.training.graphed_step import CudaGraphs, GraphedTrainStep
 from vits_trainer.training.meter import DeviceMeans, peak_memory_gib
 from vits_trainer.training.objective import Objective
 from vits_trainer.training.optim import NetworkOptimizer, build_optimizer
@@ -159,13 +160,14 @@ def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[GanTrainStep,
             NetworkOptimizer(name, network, optimizer, runtime.accelerator, runtime.gradient_scaler(), 0.0)
         )
     train_step = GanTrainStep(runtime, objective, optimizers[0], discriminator, optimizers[1], config.compile)
+    run_step = GraphedTrainStep(train_step, CudaGraphs()) if config.cuda_graphs else train_step
     batch = workload(config)
     denominators = objective.denominators(batch)
 
     means = DeviceMeans()
 
     def update() -> dict[str, Tensor]:
-        losses = train_step(
+        losses = run_step(
             batch, denominators, discriminator_only=False, sync_gradients=True, learning_rate=training.learning_rate
         )
         norms = torch.stack([value for name, value in losses.items() if name.startswith("grad_norm/")])
@@ -178,7 +180,7 @@ def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[GanTrainStep,
 def measure_update(config: BenchmarkConfig, runtime: Runtime) -> dict[str, float]:
     """Returns all metrics of our update except the comparison. Counters and the time per part use separate updates.
 
-    Operations of a compiled update are counted in an eager one, after peak memory has been read.
+    Operations are counted in an eager update, after peak memory has been read.
     """
     train_step, update = our_update(config, runtime)
     start = time.perf_counter()
@@ -192,7 +194,7 @@ def measure_update(config: BenchmarkConfig, runtime: Runtime) -> dict[str, float
         peak = matmul_tflop_per_s(runtime, clock)
     parts = {f"ms_{name}": 1000 * spent_s / config.updates for name, spent_s in clock.spent_s.items()}
     memory_gib = peak_memory_gib(runtime.device)
-    counts = _count_operations(our_update(replace(config, compile=False), runtime)[1] if config.compile else update)
+    counts = _count_operations(our_update(replace(config, compile=False, cuda_graphs=False), runtime)[1])
     return {
         **throughput(config, update_s),
         **parts,

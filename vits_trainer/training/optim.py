@@ -144,7 +144,7 @@ class NetworkOptimizer:
         """
         self.accelerator.backward(self.scaler.scale(loss * (1 + 0 * loss.detach())))
 
-    def step(self, learning_rate: float) -> Tensor:
+    def step(self, learning_rate: float | Tensor) -> Tensor:
         """Unscales and clips the gradient, steps AdamW and zeroes the gradient; returns the norm before clipping.
 
         If the norm is NaN or Inf, weights and moments stay unchanged; the flag stays on the device, so that the host

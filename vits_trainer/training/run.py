@@ -78,7 +78,7 @@ def train(config: TrainConfig, data: TrainingData | None = None) -> TrainingResu
     log_to_console(runtime.is_main_process)
     with runtime.report_failure_to_peers():
         agreement.require_same_run(config, data, runtime)
-        _require_no_layerdrop(config, runtime)
+        _check_processes(config, runtime)
         # Only the machine of the main rank has to be logged in.
         runtime.on_main_then_broadcast(lambda: hub.check_can_push(config))
         with runtime.on_main(lambda: _exclusive_outputs(config)):
@@ -267,7 +267,13 @@ def _exclusive_outputs(config: TrainConfig) -> Iterator[None]:
         yield
 
 
-def _require_no_layerdrop(config: TrainConfig, runtime: Runtime) -> None:
+def _check_processes(config: TrainConfig, runtime: Runtime) -> None:
+    """Raises ConfigError for settings that the device or the number of processes excludes."""
+    if config.cuda_graphs and (runtime.device.type != "cuda" or runtime.num_processes > 1):
+        raise ConfigError(
+            f"--cuda_graphs needs one process on a GPU, and this run has {runtime.num_processes} on "
+            f"{runtime.device_name}. Omit it."
+        )
     if config.layerdrop and runtime.num_processes > 1:
         raise ConfigError(
             f"--layerdrop {config.layerdrop} with {runtime.num_processes} processes: a layer that one process drops "

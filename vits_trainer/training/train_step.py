@@ -61,7 +61,7 @@ class GanTrainStep:
         denominators: LossDenominators,
         discriminator_only: bool,
         sync_gradients: bool,
-        learning_rate: float | None,
+        learning_rate: float | Tensor | None,
     ) -> dict[str, Tensor]:
         """Trains both networks on a micro-batch. Runs on every rank.
 
@@ -121,7 +121,11 @@ class GanTrainStep:
         return nullcontext() if self.compiled else cast_weights(networks)
 
     def _update_network(
-        self, optimizer: NetworkOptimizer, losses: dict[str, Tensor], sync_gradients: bool, learning_rate: float | None
+        self,
+        optimizer: NetworkOptimizer,
+        losses: dict[str, Tensor],
+        sync_gradients: bool,
+        learning_rate: float | Tensor | None,
     ) -> dict[str, Tensor]:
         """Runs the backward pass of one network, and its optimizer step if ``learning_rate`` is given.
 

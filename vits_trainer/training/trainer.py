@@ -32,6 +32,7 @@ from vits_trainer.training import agreement
 from vits_trainer.training.checkpoint import CheckpointManager, checkpoint_gib, write_networks
 from vits_trainer.training.checkpoint_record import TrainState
 from vits_trainer.training.early_stopping import BestCheckpointTracker
+from vits_trainer.training.graphed_step import CudaGraphs, GraphedTrainStep
 from vits_trainer.training.meter import TrainingMetrics, format_duration, losses_and_speed
 from vits_trainer.training.nonfinite_guard import LocalReports, NonFiniteGuard, StateChange
 from vits_trainer.training.objective import LossDenominators, Objective
@@ -99,6 +100,7 @@ class Trainer:
         d_optimizer = None if discriminator is None else self._network_optimizer("discriminator", discriminator)
         g_optimizer = self._network_optimizer("generator", generator)
         self.train_step = GanTrainStep(runtime, objective, g_optimizer, discriminator, d_optimizer, config.compile)
+        self._run_step = GraphedTrainStep(self.train_step, CudaGraphs()) if config.cuda_graphs else self.train_step
         # Data
         self.sampler = sampler
         self.dataset = dataset
@@ -273,7 +275,7 @@ class Trainer:
     ) -> dict[str, Tensor]:
         """Calls :class:`GanTrainStep`; explains out-of-memory errors and failed collectives. Runs on every rank."""
         try:
-            return self.train_step(batch, denominators, discriminator_only, sync_gradients, learning_rate)
+            return self._run_step(batch, denominators, discriminator_only, sync_gradients, learning_rate)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise out_of_memory_error(batch, self.objective.spec, self.runtime.device) from error
