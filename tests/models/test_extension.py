@@ -10,14 +10,14 @@ from torch import Tensor
 from transformers import VitsModel
 
 from tests.support.models import SMALL, TOKENIZER, new_voice
-from vits_trainer.config.architecture import Architecture
-from vits_trainer.models.extension import add_characters, add_speakers
+from vits_trainer.config.architecture import Architecture, DecoderShape
+from vits_trainer.models.extension import add_characters, add_speakers, replace_decoder
 from vits_trainer.models.generator import Generator, GeneratorOutput
 from vits_trainer.models.pretrained import export, load_model, speaker_ids
 from vits_trainer.models.spectrogram import frame_mask
 from vits_trainer.text import tokenizer as tokenizer_module
 from vits_trainer.text.tokenizer import _create, build_tokenizer, encode
-from vits_trainer.utils.errors import ModelError
+from vits_trainer.utils.errors import ConfigError, ModelError
 
 PLAIN = replace(SMALL, use_stochastic_duration_prediction=False)
 
@@ -180,3 +180,37 @@ def test_new_letters_do_not_reuse_existing_ids():
     larger = add_characters(voice, gaps, ["abçd"])
     assert {sign: larger.encoder[sign] for sign in "_abcçd"} == {"_": 0, "a": 1, "b": 5, "c": 5, "d": 6, "ç": 7}
     assert torch.equal(voice.text_encoder.embed_tokens.weight[:6], old[:6])
+
+
+LIGHT = DecoderShape(32, (8, 8, 4), (16, 16, 8), (3, 5, 7), ((1, 3), (1, 3), (1, 3)))
+
+
+@pytest.mark.parametrize("speakers", [(), ("ava", "bo")], ids=["one speaker", "two speakers"])
+def test_voice_with_a_new_decoder_keeps_the_rest_and_is_loaded_again(speakers: tuple[str, ...], tmp_path: Path) -> None:
+    old = trained_voice(*speakers)
+    new = replace_decoder(old, LIGHT)
+    kept = {name: weight for name, weight in old.state_dict().items() if not name.startswith("decoder.")}
+    assert all(torch.equal(new.state_dict()[name], weight) for name, weight in kept.items())
+    assert [tuple(layer.weight.shape) for layer in new.decoder.upsampler] == [(32, 16, 16), (16, 8, 16), (8, 4, 8)]
+    assert {block.convs1[0].kernel_size for block in new.decoder.resblocks} == {(3,), (5,), (7,)}
+    ids = [1, 0] if speakers else None
+    before, after = training_forward(old, ids), training_forward(new, ids)
+    assert torch.equal(before.latents, after.latents)
+    assert before.waveform.shape == after.waveform.shape
+    assert not torch.equal(before.waveform, after.waveform)
+    export(new, TOKENIZER, None, tmp_path / "voice", 0)
+    assert torch.allclose(synthesize(load_model(str(tmp_path / "voice"))), synthesize(new), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"upsample_rates": (8, 4, 4), "upsample_kernel_sizes": (16, 8, 8)}, "their product is 128 samples"),
+        ({"upsample_rates": (8, 8), "upsample_kernel_sizes": (16, 16, 8)}, "one kernel size per rate"),
+        ({"upsample_initial_channel": 12}, "--decoder.upsample_initial_channel 12: must be a multiple of 8"),
+        ({"resblock_kernel_sizes": (3, 5)}, "--decoder.resblock_kernel_sizes"),
+    ],
+)
+def test_decoder_that_does_not_fit_is_rejected(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace_decoder(trained_voice(), replace(LIGHT, **changes))

@@ -145,3 +145,22 @@ def test_single_speaker_of_the_data_has_the_name_in_dataset_json(
     summary.write_text(json.dumps({"sampling_rate": 16000}))
     assert train(tmp_path, **{**flags, **again}) == 2
     assert "the data has clips without a speaker name" in capsys.readouterr().err
+
+
+def test_trained_voice_gets_a_new_decoder_and_is_resumed(start: Path, tmp_path: Path) -> None:
+    """Everything else is frozen; the decoder alone changes."""
+    folder = copied_data(start, tmp_path)
+    voice = start / "ava"
+    sizes = "{upsample_initial_channel: 16, upsample_rates: [8, 8, 4], upsample_kernel_sizes: [16, 16, 8], "
+    sizes += "resblock_kernel_sizes: [3], resblock_dilation_sizes: [[1]]}"
+    frozen = "text_encoder,posterior_encoder,flow,duration_predictor"
+    changes = {**FINE, "extend_speakers": "false", "model_name": voice, "decoder": sizes, "freeze": frozen}
+    changes |= {"discriminator_warmup_updates": 1, "only_speakers": "ava"}
+    assert train(folder, **changes | {"max_updates": 2}) == 0
+    assert train(folder, **changes, resume_from_checkpoint="latest") == 0
+    old, new = (VitsModel.from_pretrained(path) for path in (voice, folder / "final_model"))
+    assert new.config.upsample_rates == [8, 8, 4]
+    for name, weight in new.state_dict().items():
+        assert name.startswith("decoder.") or torch.equal(weight, old.state_dict()[name]), name
+    lines = [line for line in metrics(folder) if "generator/mel" in line]
+    assert [line["update"] for line in lines] == [1, 2, 3, 4]

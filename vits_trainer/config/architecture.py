@@ -8,7 +8,31 @@ from vits_trainer.utils.errors import require
 
 
 @dataclass(frozen=True)
-class Architecture:
+class DecoderShape:
+    """Sizes of the decoder, named as in ``transformers.VitsConfig``. The defaults are those of MMS-TTS."""
+
+    upsample_initial_channel: int = limited(512, 1, 2**16)
+    """Channels at the decoder's input."""
+    upsample_rates: tuple[int, ...] = limited((8, 8, 2, 2), 1, 1024)
+    """Upsampling factors of the decoder's stages. Their product is the hop length, in samples."""
+    upsample_kernel_sizes: tuple[int, ...] = limited((16, 16, 4, 4), 0, 1024)
+    """Kernel size of each upsampling stage."""
+    resblock_kernel_sizes: tuple[int, ...] = limited((3, 7, 11), 1, 1024)
+    """Kernel sizes of the decoder's residual blocks."""
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = limited(((1, 3, 5), (1, 3, 5), (1, 3, 5)), 1, 1024)
+    """Dilations of the decoder's residual blocks."""
+
+    def check_blocks(self, flag: str) -> None:
+        """Raises :class:`ConfigError`, with the name of ``flag``, if the residual blocks' sizes are incompatible."""
+        require(
+            len(self.resblock_kernel_sizes) == len(self.resblock_dilation_sizes),
+            f"--{flag}.resblock_kernel_sizes {list(self.resblock_kernel_sizes)}: resblock_dilation_sizes must "
+            f"have the same length, but has {len(self.resblock_dilation_sizes)}.",
+        )
+
+
+@dataclass(frozen=True)
+class Architecture(DecoderShape):
     """Generator sizes, named as in ``transformers.VitsConfig``. The defaults are those of MMS-TTS."""
 
     sampling_rate: int = limited(16000, 1000, 192_000)
@@ -33,16 +57,6 @@ class Architecture:
     """Use the stochastic duration predictor of VITS instead of the deterministic one."""
     duration_predictor_num_flows: int = limited(4, 1, 256)
     """Spline flows of the stochastic duration predictor."""
-    upsample_initial_channel: int = limited(512, 1, 2**16)
-    """Channels at the decoder's input."""
-    upsample_rates: tuple[int, ...] = limited((8, 8, 2, 2), 1, 1024)
-    """Upsampling factors of the decoder's stages. Their product is the hop length, in samples."""
-    upsample_kernel_sizes: tuple[int, ...] = limited((16, 16, 4, 4), 0, 1024)
-    """Kernel size of each upsampling stage."""
-    resblock_kernel_sizes: tuple[int, ...] = limited((3, 7, 11), 1, 1024)
-    """Kernel sizes of the decoder's residual blocks."""
-    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = limited(((1, 3, 5), (1, 3, 5), (1, 3, 5)), 1, 1024)
-    """Dilations of the decoder's residual blocks."""
 
     def check(self) -> None:
         """Raises :class:`ConfigError` if the sizes are incompatible.
@@ -62,11 +76,7 @@ class Architecture:
             f"--architecture.hidden_size {self.hidden_size}: must be even (the flow splits it in half) and a multiple "
             f"of num_attention_heads ({self.num_attention_heads}).",
         )
-        require(
-            len(self.resblock_kernel_sizes) == len(self.resblock_dilation_sizes),
-            f"--architecture.resblock_kernel_sizes {list(self.resblock_kernel_sizes)}: resblock_dilation_sizes must "
-            f"have the same length, but has {len(self.resblock_dilation_sizes)}.",
-        )
+        self.check_blocks("architecture")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ class Framing:
         )
 
 
-def check_framing(rate_hz: int, bins: int, rates: Sequence[int], kernels: Sequence[int], channels: int) -> None:
+def check_framing(
+    rate_hz: int, bins: int, rates: Sequence[int], kernels: Sequence[int], channels: int, flag: str = "architecture"
+) -> None:
     """Checks that the sizes are compatible.
 
     Args:
@@ -52,6 +54,7 @@ def check_framing(rate_hz: int, bins: int, rates: Sequence[int], kernels: Sequen
         rates: upsampling factors of the decoder's stages. Their product is the hop length.
         kernels: kernel sizes of these stages.
         channels: channels at the decoder's input. Each stage halves them.
+        flag: that sets the sizes.
 
     Raises:
         ConfigError: the sizes are incompatible. The message suggests sizes that fit the sampling rate.
@@ -59,6 +62,7 @@ def check_framing(rate_hz: int, bins: int, rates: Sequence[int], kernels: Sequen
     good = Framing.for_rate(rate_hz)
     given = f"upsample_rates {list(rates)}, upsample_kernel_sizes {list(kernels)}"
     _require(
+        flag,
         len(rates) == len(kernels) > 0 and min(rates) > 0,
         f"{given}: needs one kernel size per rate, and rates of at least 1",
         good,
@@ -66,15 +70,17 @@ def check_framing(rate_hz: int, bins: int, rates: Sequence[int], kernels: Sequen
     hop, n_fft = math.prod(rates), 2 * (bins - 1)
     # Under this condition the output of a transposed convolution is exactly `rate` times as long as its input.
     whole = all(kernel >= rate and (kernel - rate) % 2 == 0 for rate, kernel in zip(rates, kernels, strict=True))
-    _require(whole, f"{given}: each kernel size minus its rate must be an even number of at least 0", good)
+    _require(flag, whole, f"{given}: each kernel size minus its rate must be an even number of at least 0", good)
     frame_ms = 1000 * hop / rate_hz
     _require(
+        flag,
         FRAME_MS[0] <= frame_ms <= FRAME_MS[1],
         f"sampling_rate {rate_hz} with upsample_rates {list(rates)}: the hop length, their product, is {hop} samples "
         f"or {frame_ms:.1f} ms, but must be {FRAME_MS[0]:g} to {FRAME_MS[1]:g} ms",
         good,
     )
     _require(
+        flag,
         2 * hop <= n_fft <= 8 * hop and hop % 2 == 0,
         f"spectrogram_bins {bins}: gives n_fft {n_fft} with a hop length of {hop} (product of upsample_rates "
         f"{list(rates)}). n_fft must be 2 to 8 times the hop length, which must be even; {2 * hop + 1} bins give 4 "
@@ -82,6 +88,7 @@ def check_framing(rate_hz: int, bins: int, rates: Sequence[int], kernels: Sequen
         good,
     )
     _require(
+        flag,
         channels > 0 and channels % 2 ** len(rates) == 0,
         f"upsample_initial_channel {channels}: must be a multiple of {2 ** len(rates)}, as each of the {len(rates)} "
         "stages halves it",
@@ -97,9 +104,9 @@ def check_segment(frames: int, rate_hz: int, n_fft: int, hop: int) -> None:
         )
 
 
-def _require(holds: bool, what: str, good: Framing | None = None) -> None:
+def _require(flag: str, holds: bool, what: str, good: Framing | None = None) -> None:
     if not holds:
-        raise ConfigError(f"--architecture.{what}." + (f" Sizes for this rate: {good}." if good else ""))
+        raise ConfigError(f"--{flag}.{what}." + (f" Sizes for this rate: {good}." if good else ""))
 
 
 @dataclass(frozen=True)

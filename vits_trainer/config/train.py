@@ -8,7 +8,7 @@ Imports no torch, so that invalid flags fail immediately. The docstring under a 
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from vits_trainer.config.architecture import Architecture, DiscriminatorShape
+from vits_trainer.config.architecture import Architecture, DecoderShape, DiscriminatorShape
 from vits_trainer.config.options import PARTS, SCORES, TRACKERS, ObjectiveKind, Precision, Schedule
 from vits_trainer.config.ranges import MAX_SEED, check_ranges, limited
 from vits_trainer.config.serialization import require_run_name, split_names
@@ -164,6 +164,8 @@ class TrainConfig:
 
     architecture: Architecture | None = None
     """Generator to train from scratch. Requires model_name null."""
+    decoder: DecoderShape | None = None
+    """Decoder of another size, initialized randomly, that replaces that of model_name (--config swap_decoder)."""
     discriminator: DiscriminatorShape = DiscriminatorShape()  # noqa: RUF009 - it is frozen
     """Size of the discriminators, if they are initialized randomly."""
     discriminator_from: str | None = None
@@ -287,6 +289,15 @@ class TrainConfig:
         self._check_start()
 
     def _check_start(self) -> None:
+        require(
+            self.decoder is None or "decoder" not in self.frozen_parts,
+            f"--decoder and --freeze {self.freeze} exclude each other: the new decoder must be trained.",
+        )
+        require(
+            self.decoder is None or self.architecture is None,
+            "--decoder and an architecture exclude each other: the decoder replaces that of a trained voice. Give its "
+            "sizes as --architecture.",
+        )
         if self.architecture is None:
             require(
                 bool(self.model_name),

@@ -1,6 +1,7 @@
-"""Adds speakers and characters to an existing voice; its output is unchanged before the first update."""
+"""Extends a trained voice by speakers and characters, without a change of its output, and replaces its decoder."""
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -8,11 +9,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import VitsModel
 
-from vits_trainer.models.pretrained import EMBEDDED_SPEAKER_SIZE, speaker_names, with_weight_norm
+from vits_trainer.config.architecture import DecoderShape
+from vits_trainer.config.framing import check_framing
+from vits_trainer.config.serialization import to_dict
+from vits_trainer.models.initialization import init_vits_weights
+from vits_trainer.models.pretrained import EMBEDDED_SPEAKER_SIZE, audio_spec, speaker_names, with_weight_norm
 from vits_trainer.text.tokenizer import VoiceTokenizer
 from vits_trainer.text.tokenizer import with_characters as extended_tokenizer
 from vits_trainer.text.vocabulary import missing_characters
-from vits_trainer.utils.errors import ModelError
+from vits_trainer.utils.errors import ModelError, require
 
 
 def add_speakers(model: VitsModel, speakers: Sequence[str]) -> VitsModel:
@@ -64,6 +69,40 @@ def add_speakers(model: VitsModel, speakers: Sequence[str]) -> VitsModel:
             f"--extend_speakers: weights without a match: {', '.join([*unmatched, *mismatch.unexpected_keys][:10])}."
         )
     return extended.eval()
+
+
+def replace_decoder(model: VitsModel, shape: DecoderShape) -> VitsModel:
+    """Returns a copy of ``model`` with a new decoder, initialized as in VITS, in training form and eval mode.
+
+    Args:
+        model: in training form; not modified.
+        shape: of the new decoder.
+
+    Raises:
+        ConfigError: its sizes are incompatible with each other or with the voice's frames.
+    """
+    spec = audio_spec(model.config)
+    sizes = shape.upsample_rates, shape.upsample_kernel_sizes, shape.upsample_initial_channel
+    check_framing(spec.sampling_rate, model.config.spectrogram_bins, *sizes, flag="decoder")
+    shape.check_blocks("decoder")
+    hop = math.prod(shape.upsample_rates)
+    require(
+        hop == spec.hop,
+        f"--decoder.upsample_rates {list(shape.upsample_rates)}: their product is {hop} samples, but a frame of the "
+        f"voice has {spec.hop}. Choose rates with that product.",
+    )
+    config = copy.deepcopy(model.config)
+    config.update(to_dict(shape))
+    replaced = with_weight_norm(VitsModel(config))
+    init_vits_weights(replaced)
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith("decoder.")}
+    mismatch = replaced.load_state_dict(kept, strict=False)
+    unmatched = [name for name in mismatch.missing_keys if not name.startswith("decoder.")]
+    if unmatched or mismatch.unexpected_keys:
+        raise ModelError(
+            f"--decoder: weights without a match: {', '.join([*unmatched, *mismatch.unexpected_keys][:10])}."
+        )
+    return replaced.eval()
 
 
 def _zero_conditioning(model: VitsModel) -> None:

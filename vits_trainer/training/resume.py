@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _FIXED = (
     "seed", "objective", "model_name", "architecture", "discriminator", "layerdrop", "best_metric",
-    "speaker_temperature", "freeze", "extend_speakers", "extend_vocabulary", "language", "phonemes",
+    "speaker_temperature", "freeze", "extend_speakers", "extend_vocabulary", "decoder", "language", "phonemes",
 )  # fmt: skip
 """Settings that must not change when a run is resumed."""
 

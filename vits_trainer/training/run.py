@@ -183,6 +183,8 @@ def _load_voice(config: TrainConfig, data: TrainingData, resume_from: Path | Non
         tokenizer = build_tokenizer(data.texts, config.language, config.phonemes)
         return initialization.new_model(config.architecture, tokenizer, data.speakers, config.layerdrop), tokenizer
     model = pretrained.load_model(str(config.model_name), config.layerdrop)
+    if config.decoder is not None:
+        model = extension.replace_decoder(model, config.decoder)
     if config.extend_speakers:
         model = extension.add_speakers(model, data.speakers)
     tokenizer = load_tokenizer(str(config.model_name), config.language)
