@@ -5,7 +5,8 @@ from pathlib import Path
 from vits_trainer.config.voices import ConvertConfig
 from vits_trainer.models import pretrained
 from vits_trainer.models.conversion import export_original, importer
-from vits_trainer.models.conversion.onnx import compare_onnx, export_onnx, require_packages
+from vits_trainer.models.conversion.onnx import compare_onnx, export_onnx
+from vits_trainer.models.conversion.onnx_packages import require_packages
 from vits_trainer.models.voice_versions import check_voice_destination, exclusive
 from vits_trainer.utils import files
 from vits_trainer.utils.errors import ConfigError
@@ -65,7 +66,7 @@ def _output(config: ConvertConfig) -> Path:
         output = Path(config.output)
     else:
         source = Path(config.input.rstrip("/"))
-        name = (source.stem if source.suffix in (".pth", ".ckpt", ".safetensors") else source.name) or "voice"
+        name = (source.stem if source.suffix in (".pth", ".ckpt", ".onnx", ".safetensors") else source.name) or "voice"
         output = Path(f"{name}.onnx" if config.to == "onnx" else f"{name}-{config.to}")
     if config.to == "onnx" and output.suffix != ".onnx":
         raise ConfigError(f"--output {output}: must end with .onnx.")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import VitsModel
 
-from vits_trainer.models.pretrained import EMBEDDED_SPEAKER_SIZE, speaker_names, with_weight_norm
+from vits_trainer.models.pretrained import EMBEDDED_SPEAKER_SIZE, speaker_names, untrained
 from vits_trainer.text.tokenizer import VoiceTokenizer
 from vits_trainer.text.tokenizer import with_characters as extended_tokenizer
 from vits_trainer.text.vocabulary import missing_characters
@@ -46,7 +46,7 @@ def add_speakers(model: VitsModel, speakers: Sequence[str]) -> VitsModel:
     config.speakers = known + new
     config.num_speakers = len(config.speakers)
     config.speaker_embedding_size = config.speaker_embedding_size or EMBEDDED_SPEAKER_SIZE
-    extended = with_weight_norm(VitsModel(config))
+    extended = untrained(config)
     weights = model.state_dict()
     if is_single:
         nn.init.normal_(extended.embed_speaker.weight)

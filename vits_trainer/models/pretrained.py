@@ -12,10 +12,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import VitsConfig, VitsModel, VitsTokenizer
+from transformers.models.vits.modeling_vits import VitsHifiGan
 
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.models import parameter_names
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE, Discriminator, save_discriminator
+from vits_trainer.models.type2_decoder import Type2Decoder, doubled_weights, has_type2_blocks, with_type2_decoder
 from vits_trainer.models.voice_config import require_size, voice_config
 from vits_trainer.models.voice_versions import replace_voice
 from vits_trainer.utils import records
@@ -79,6 +81,11 @@ def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
             or are NaN or Inf.
     """
     model, unfit = _from_pretrained(name_or_dir, layerdrop)
+    if has_type2_blocks(model.config) and not unfit:
+        try:
+            model = with_type2_decoder(model)
+        except ModelError as error:
+            raise ModelError(f"{name_or_dir}: {error}") from error
     model = with_weight_norm(model)
     if unfit:
         weights = _load_weights(name_or_dir)
@@ -173,7 +180,19 @@ def _weights_path(name_or_dir: str) -> Path | None:
 def with_weight_norm(model: VitsModel) -> VitsModel:
     """Restores the decoder's weight norm, which is folded in Hugging Face checkpoints. Modifies ``model``."""
     model.decoder.apply_weight_norm()
+    for module in model.decoder.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parts = module.parametrizations.weight
+            parts.original0.data, parts.original1.data = parameter_names.split_weight(parts.original1.data)
     return model
+
+
+def untrained(config: VitsConfig) -> VitsModel:
+    """Creates a voice in training form with transformers' initialisation."""
+    model = VitsModel(config)
+    if has_type2_blocks(config):
+        model.decoder = Type2Decoder(config)
+    return with_weight_norm(model)
 
 
 def model_from_config(directory: Path) -> VitsModel:
@@ -185,7 +204,7 @@ def model_from_config(directory: Path) -> VitsModel:
     config = read_config(str(directory))
     weights = directory.parent / "generator.safetensors"
     require_size(config, records.read_tensor_header(weights, ModelError, _COPY_AGAIN), weights)
-    return with_weight_norm(VitsModel(config))
+    return untrained(config)
 
 
 @contextmanager
@@ -219,14 +238,34 @@ def audio_spec(config: VitsConfig) -> AudioSpec:
 def fold_weight_norm(model: VitsModel) -> VitsModel:
     """Returns a copy on the CPU with the decoder's weight norm folded, as in transformers' checkpoints.
 
+    Residual blocks of type 2 are doubled (``models/type2_decoder``).
+
+    Raises:
+        ModelError: a weight is NaN or Inf.
+    """
+    folded = inference_form(model)
+    if has_type2_blocks(model.config):
+        state = doubled_weights(folded.decoder.state_dict(), model.config)
+        with torch.device("meta"):
+            folded.decoder = VitsHifiGan(folded.config).eval()
+        folded.decoder.load_state_dict(state, assign=True)
+    return folded
+
+
+def inference_form(model: VitsModel) -> VitsModel:
+    """Returns a copy on the CPU with the decoder's weight norm folded and its own residual blocks.
+
     Not a deep copy: parametrized layers share a class with their copies, so folding one breaks the other.
 
     Raises:
         ModelError: a weight is NaN or Inf.
     """
     require_finite(weights_of(model), "The voice to export", _NONFINITE_REMEDY)
+    config = copy.deepcopy(model.config)
     with torch.device("meta"):
-        exported = VitsModel(copy.deepcopy(model.config))
+        exported = VitsModel(config)
+        if has_type2_blocks(config):
+            exported.decoder = Type2Decoder(config)
     names = exported.state_dict().keys()
     state = {name: tensor for name, tensor in state_on_cpu(model).items() if name in names}
     for name, module in model.decoder.named_modules():

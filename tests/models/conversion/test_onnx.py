@@ -14,7 +14,7 @@ from vits_trainer.models.conversion import onnx as onnx_conversion
 from vits_trainer.models.conversion.onnx import OnnxVoice
 from vits_trainer.models.pretrained import fold_weight_norm, with_weight_norm
 from vits_trainer.text.tokenizer import build_tokenizer
-from vits_trainer.utils.errors import InstallationError, ModelError
+from vits_trainer.utils.errors import ModelError
 
 pytestmark = pytest.mark.slow
 
@@ -125,12 +125,6 @@ def test_comparison_reports_times_and_difference(exported: tuple[VitsModel, Path
     other = voice_of(names, model.config.use_stochastic_duration_prediction, seed=2)
     with pytest.raises(ModelError, match="output differs from the voice"):
         onnx_conversion.compare_onnx(other, path, tokens=40, rounds=1)
-
-
-def test_missing_packages_are_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_conversion, "find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(InstallationError, match=r"needs onnxscript: pip install 'vits-trainer\[onnx\]'"):
-        onnx_conversion.require_packages()
 
 
 def test_failed_export_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

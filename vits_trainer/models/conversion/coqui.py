@@ -45,7 +45,7 @@ def read_coqui(
             f"{path}: flow and posterior encoder have different dilation rates; VitsModel supports only one."
         )
     try:
-        config_values = _config_values(args, path) | {
+        config_values = _config_values(args) | {
             "sampling_rate": audio["sample_rate"],
             "spectrogram_bins": audio["fft_size"] // 2 + 1,
             "hop": audio["hop_length"],
@@ -88,12 +88,7 @@ def read_coqui(
     )
 
 
-def _config_values(args: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    if str(args.get("resblock_type_decoder", "1")) != "1":
-        raise ModelError(
-            f"{path}: the decoder has residual blocks of type 2, which VitsModel does not support. Convert a voice "
-            "with type 1."
-        )
+def _config_values(args: Mapping[str, Any]) -> dict[str, Any]:
     names = {
         "hidden_channels": "hidden_size",
         "hidden_channels_ffn_text_encoder": "ffn_dim",

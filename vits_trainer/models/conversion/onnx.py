@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import VitsModel, VitsTokenizer
 
+from vits_trainer.models.conversion.onnx_packages import open_session, require_packages
 from vits_trainer.models.duration_predictor import log_durations
 from vits_trainer.models.encoders import encode_text, reversed_flow
-from vits_trainer.models.pretrained import MAX_TOKEN_S, audio_spec, clamp_token_durations, fold_weight_norm
-from vits_trainer.utils.errors import InstallationError, ModelError
+from vits_trainer.models.pretrained import (
+    MAX_TOKEN_S,
+    audio_spec,
+    clamp_token_durations,
+    fold_weight_norm,
+    inference_form,
+)
+from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.files import replace_file, temporary_sibling_dir
 from vits_trainer.utils.records import parse_json
 
@@ -102,13 +108,6 @@ class OnnxComparison:
         )
 
 
-def require_packages() -> None:
-    """Raises :class:`InstallationError` if packages for ONNX are not installed."""
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise InstallationError(f"ONNX needs {', '.join(missing)}: pip install 'vits-trainer[onnx]'.")
-
-
 def export_onnx(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
     """Writes a voice to ``path`` atomically.
 
@@ -127,7 +126,7 @@ def export_onnx(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
     require_packages()
     import onnx  # noqa: PLC0415 - optional
 
-    voice = InferenceModule(fold_weight_norm(model)).eval()
+    voice = InferenceModule(inference_form(model)).eval()
     example: dict[str, Tensor] = {
         "tokens": torch.arange(24)[None] % model.config.vocab_size,
         "noise_scale": torch.tensor(model.config.noise_scale),
@@ -187,16 +186,7 @@ class OnnxVoice:
             InstallationError: onnxruntime is missing.
             ModelError: the file cannot be loaded.
         """
-        require_packages()
-        import onnxruntime  # noqa: PLC0415 - optional
-
-        load_errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, OSError, *_onnxruntime_errors())
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except load_errors as error:
-            raise ModelError(f"{path}: onnxruntime cannot load it ({' '.join(str(error).split())[:200]}).") from error
+        self.session = open_session(path)
         metadata = self.session.get_modelmeta().custom_metadata_map
         remedy = "Convert the voice again."
         self.metadata: dict[str, Any] = {
@@ -230,14 +220,6 @@ class OnnxVoice:
             0
         ]
         return speech
-
-
-def _onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """Returns onnxruntime's exceptions for invalid files, which derive directly from Exception."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state  # noqa: PLC0415 - optional
-
-    errors: tuple[type[Exception], ...] = (state.InvalidProtobuf, state.Fail, state.InvalidGraph, state.NoSuchFile)
-    return errors
 
 
 def compare_onnx(model: VitsModel, path: Path, tokens: int = 150, rounds: int = 3) -> OnnxComparison:
