@@ -1,9 +1,9 @@
 """HiFi-GAN decoder with residual blocks of type 2, as in Piper's low and medium quality, and its form in transformers.
 
-transformers only has blocks of type 1, ``x + c2(lrelu(c1(lrelu(x))))``; type 2 is ``x + c(lrelu(x))`` (HiFi-GAN V3). For
-a leaky ReLU of slope s, ``y = (lrelu(y) - lrelu(-y)) / (1 + s)``: a block of type 2 equals a block of type 1 with twice
-the channels, in which ``c1`` gives y and -y, and ``c2`` is the identity times 1 / (1 + s) and -1 / (1 + s). A voice is
-trained with its own blocks, which are 7 times cheaper, and saved with doubled ones.
+transformers only has blocks of type 1, ``x + c2(lrelu(c1(lrelu(x))))``; type 2 is ``x + c(lrelu(x))`` (HiFi-GAN V3).
+For a leaky ReLU of slope s, ``y = (lrelu(y) - lrelu(-y)) / (1 + s)``: a block of type 2 equals a block of type 1 with
+twice the channels, in which ``c1`` gives y and -y, and ``c2`` is the identity times 1 / (1 + s) and -1 / (1 + s). A
+voice is trained with its own blocks, which are 7 times cheaper, and saved with doubled ones.
 """
 
 import copy
@@ -54,8 +54,8 @@ class Type2Decoder(VitsHifiGan):  # type: ignore[misc]
         narrow = copy.deepcopy(config)
         narrow.upsample_initial_channel //= 2
         super().__init__(narrow)
-        slope, sizes = narrow.leaky_relu_slope, zip(narrow.resblock_kernel_sizes, narrow.resblock_dilation_sizes)
-        blocks = [(kernel_size, list(dilations)) for kernel_size, dilations in sizes]
+        slope, sizes = narrow.leaky_relu_slope, (narrow.resblock_kernel_sizes, narrow.resblock_dilation_sizes)
+        blocks = [(kernel_size, list(dilations)) for kernel_size, dilations in zip(*sizes, strict=True)]
         self.resblocks = nn.ModuleList(
             Type2ResidualBlock(upsampling.out_channels, kernel_size, dilations, slope)
             for upsampling in self.upsampler

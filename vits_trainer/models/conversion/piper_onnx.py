@@ -30,14 +30,7 @@ MAX_DIFFERENCE = 1e-3
 """Of a sample (full scale 1) between the file and the voice made of it, without noise. Usual: 1e-5."""
 _INPUTS = ("input", "input_lengths", "scales", "sid")
 _PARAMETER = re.compile(r"(enc_p|dp|flow|dec|emb_g)\.")
-_NEEDED = (
-    "enc_p.emb",
-    "enc_p.proj",
-    "flow.flows.0.pre",
-    "flow.flows.0.enc.in_layers.0",
-    "dec.conv_pre",
-    "dec.conv_post",
-)
+_NEEDED = ("enc_p.emb", "enc_p.proj", "flow.flows.0.pre", "dec.conv_pre", "dec.conv_post")
 _QUANTIZED = ("Quantize", "Integer", "QLinear", "QAttention", "QGemm")
 _PUBLISHED = "Pass the file as Piper exported or published it."
 
@@ -93,7 +86,7 @@ def _load(path: Path) -> Any:
     """Returns the file as ``onnx.ModelProto`` with all its weights."""
     require_packages("onnx")
     import onnx  # noqa: PLC0415 - optional
-    from google.protobuf.message import DecodeError  # noqa: PLC0415 - comes with onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # noqa: PLC0415
 
     try:
         model = onnx.load(path, load_external_data=False)
