@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import VitsConfig, VitsModel, VitsTokenizer
-from transformers.models.vits.modeling_vits import VitsHifiGan
 
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.models import parameter_names
@@ -236,24 +235,27 @@ def audio_spec(config: VitsConfig) -> AudioSpec:
 
 
 def fold_weight_norm(model: VitsModel) -> VitsModel:
-    """Returns a copy on the CPU with the decoder's weight norm folded, as in transformers' checkpoints.
+    """Returns a copy on the CPU in the form of transformers' checkpoints, from training form.
 
-    Residual blocks of type 2 are doubled (``models/type2_decoder``).
+    The decoder's weight norm is folded, and its residual blocks of type 2 are doubled (``models/type2_decoder``).
 
     Raises:
         ModelError: a weight is NaN or Inf.
     """
-    folded = inference_form(model)
+    decoder = inference_form(model).decoder.state_dict()
     if has_type2_blocks(model.config):
-        state = doubled_weights(folded.decoder.state_dict(), model.config)
-        with torch.device("meta"):
-            folded.decoder = VitsHifiGan(folded.config).eval()
-        folded.decoder.load_state_dict(state, assign=True)
-    return folded
+        decoder = doubled_weights(decoder, model.config)
+    with torch.device("meta"):
+        exported = VitsModel(copy.deepcopy(model.config))
+    names = exported.state_dict().keys()
+    state = {name: tensor for name, tensor in state_on_cpu(model).items() if name in names}
+    state |= {f"decoder.{name}": tensor for name, tensor in decoder.items()}
+    exported.load_state_dict(state, assign=True)
+    return exported.eval()
 
 
 def inference_form(model: VitsModel) -> VitsModel:
-    """Returns a copy on the CPU with the decoder's weight norm folded and its own residual blocks.
+    """Returns a copy on the CPU without any weight norm, with its own residual blocks.
 
     Not a deep copy: parametrized layers share a class with their copies, so folding one breaks the other.
 
@@ -263,16 +265,19 @@ def inference_form(model: VitsModel) -> VitsModel:
     require_finite(weights_of(model), "The voice to export", _NONFINITE_REMEDY)
     config = copy.deepcopy(model.config)
     with torch.device("meta"):
-        exported = VitsModel(config)
+        form = VitsModel(config)
         if has_type2_blocks(config):
-            exported.decoder = Type2Decoder(config)
-    names = exported.state_dict().keys()
-    state = {name: tensor for name, tensor in state_on_cpu(model).items() if name in names}
-    for name, module in model.decoder.named_modules():
+            form.decoder = Type2Decoder(config)
+    for module in form.modules():
         if parametrize.is_parametrized(module, "weight"):
-            state[f"decoder.{name}.weight"] = module.weight.detach().cpu().contiguous()
-    exported.load_state_dict(state, assign=True)
-    return exported.eval()
+            parametrize.remove_parametrizations(module, "weight")
+    modules = dict(model.named_modules())
+    state = {}
+    for name in form.state_dict():
+        layer, _, attribute = name.rpartition(".")
+        state[name] = getattr(modules[layer], attribute).detach().cpu().clone()
+    form.load_state_dict(state, assign=True)
+    return form.eval()
 
 
 def export(
