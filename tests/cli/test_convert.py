@@ -205,7 +205,7 @@ def test_onnx_file_with_different_output_is_deleted(
     def differs(model: VitsModel, path: Path) -> None:
         raise ModelError(f"{path} output differs")
 
-    monkeypatch.setattr(convert_command, "export_onnx", lambda model, tokenizer, path: path.write_bytes(b"a voice"))
+    monkeypatch.setattr(convert_command, "export_onnx", lambda model, tokenizer, path, half: path.write_bytes(b""))
     monkeypatch.setattr(convert_command, "compare_onnx", differs)
     assert convert(source, "--to", "onnx", "--output", tmp_path / "voice.onnx") == 2
     assert "output differs" in capsys.readouterr().err

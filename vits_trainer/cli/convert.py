@@ -86,7 +86,8 @@ def _write_for_player(
     language = config.language or voice.tokenizer.language
     if language is None:
         raise ConfigError("The voice does not state its language, which players need: give --language, such as ku.")
-    file = directory / f"{file_stem(model, language, name)}.onnx"
+    stem = file_stem(model, language, name.removesuffix(f"-{config.to}"))
+    file = directory / f"{stem}.onnx"
     export_player_file(model, voice.tokenizer, language, file, config.precision == "fp16")
     if config.to == "piper":
         write_piper_settings(model, voice.tokenizer, language, file)

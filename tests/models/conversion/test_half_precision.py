@@ -21,12 +21,12 @@ TOKENIZER = build_tokenizer(["silav dinya"])
 def test_weights_are_those_of_float16() -> None:
     model = loud_voice(TOKENIZER, [], True)
     rounded = rounded_to_half(model)
-    exact = inference_form(model).decoder.state_dict()
-    for name, weight in rounded.decoder.state_dict().items():
+    exact = inference_form(model).state_dict()
+    for name, weight in rounded.state_dict().items():
         assert weight.dtype == torch.float32
         assert torch.equal(weight, exact[name].half().float())
-        assert not torch.equal(weight, exact[name])
-    assert "float16 changes" in describe_rounding(model, rounded)
+        assert name.endswith("bias") or weight.numel() < 64 or not torch.equal(weight, exact[name])
+    assert "what float16 changes is" in describe_rounding(model, rounded)
     assert model.state_dict().keys() == loud_voice(TOKENIZER, [], True).state_dict().keys()
 
 
