@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vits_trainer.config.options import SCORES, SPEECH_FORMATS
+from vits_trainer.config.options import SCORES, SPEECH_FORMATS, TIMING_FORMATS
 from vits_trainer.config.ranges import MAX_SEED, check_ranges, limited
 from vits_trainer.config.serialization import split_names
 from vits_trainer.utils.errors import require
@@ -26,6 +26,9 @@ class SynthesizeConfig:
     """UTF-8 file with the text to speak."""
     output: str = "speech.wav"
     """Path of the audio file; an existing file is overwritten. Extensions: .wav (16 bits), .flac, .mp3, .ogg."""
+    timings: str | None = None
+    """File for the times of sentences, words and tokens: .json, or .srt for subtitles. An existing file is
+    overwritten."""
     speaker: str | None = None
     """Name or number of the speaker of a multi-speaker voice (null = the first)."""
     speaking_rate: float | None = None
@@ -46,6 +49,10 @@ class SynthesizeConfig:
         require(
             Path(self.output).suffix.lower() in SPEECH_FORMATS,
             f"--output {self.output}: must end with one of {', '.join(SPEECH_FORMATS)}.",
+        )
+        require(
+            self.timings is None or Path(self.timings).suffix.lower() in TIMING_FORMATS,
+            f"--timings {self.timings}: must end with {' or '.join(TIMING_FORMATS)}.",
         )
         require(
             self.speaking_rate is None or 0.1 <= self.speaking_rate <= 10,

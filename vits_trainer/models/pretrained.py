@@ -207,20 +207,25 @@ def model_from_config(directory: Path) -> VitsModel:
 
 
 @contextmanager
-def clamp_token_durations(model: VitsModel) -> Iterator[None]:
+def clamp_token_durations(model: VitsModel) -> Iterator[list[Tensor]]:
     """Limits token durations to :data:`MAX_TOKEN_S` during synthesis in this context.
 
     Durations are exponentials: a diverged voice would generate hours of speech and exhaust memory.
+
+    Yields:
+        The log durations in frames, (B, 1, S), of each text synthesized so far.
     """
     spec = audio_spec(model.config)
     maximum = math.log(MAX_TOKEN_S * spec.sampling_rate / spec.hop)
 
     def cap(module: nn.Module, arguments: object, log_durations: Tensor) -> Tensor:  # noqa: ARG001 - hook signature
-        return log_durations.nan_to_num(0.0).clamp(max=maximum)
+        clamped.append(log_durations.nan_to_num(0.0).clamp(max=maximum))
+        return clamped[-1]
 
+    clamped: list[Tensor] = []
     hook = model.duration_predictor.register_forward_hook(cap)
     try:
-        yield
+        yield clamped
     finally:
         hook.remove()
 
