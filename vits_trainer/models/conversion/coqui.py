@@ -111,6 +111,7 @@ def _config_values(args: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{ours: args[source_name] for source_name, ours in names.items() if source_name in args},
         **dropout,
+        **({"resblock_type": int(args["resblock_type_decoder"])} if "resblock_type_decoder" in args else {}),
         "upsample_rates": args["upsample_rates_decoder"],
         "resblock_dilation_sizes": args["resblock_dilation_sizes_decoder"],
         "speaking_rate": 1 / args.get("length_scale", 1.0),

@@ -238,8 +238,8 @@ def infer_config(
         )
     rest = {name: value for name, value in stated.items() if name not in sizes and name not in ("hop", "speakers")}
     values = {**sizes, **rest, "layerdrop": 0.0, "speakers": list(stated.get("speakers", ())) or None}
-    if any(".convs." in name for name in weights if name.startswith("dec.resblocks.")):
-        values |= {"resblock_type": 2, "upsample_initial_channel": 2 * values["upsample_initial_channel"]}
+    if sizes["resblock_type"] == 2:
+        values["upsample_initial_channel"] *= 2  # that of the doubled decoder
     return voice_config(values, source, _CONFIG_REMEDY)
 
 
@@ -282,7 +282,8 @@ def _sizes(weights: Mapping[str, Tensor], has_posterior: bool) -> dict[str, Any]
     ffn_dim, _, ffn_kernel_size = shapes.of("enc_p.encoder.ffn_layers.0.conv_1")
     upsamplings = shapes.count(r"dec\.ups\.(\d+)\.")
     blocks = shapes.count(r"dec\.resblocks\.(\d+)\.convs1?\.") // upsamplings
-    convs = "convs1" if any(".convs1." in name for name in weights) else "convs"
+    resblock_type = 1 if any(".convs1." in name for name in weights) else 2
+    convs = "convs1" if resblock_type == 1 else "convs"
     speakers = shapes.of("emb_g", 2) if "emb_g.weight" in weights else (1, 0)
     return {
         "vocab_size": vocab_size,
@@ -296,6 +297,7 @@ def _sizes(weights: Mapping[str, Tensor], has_posterior: bool) -> dict[str, Any]
         "prior_encoder_num_flows": shapes.count(r"flow\.flows\.(\d+)\.pre\."),
         "prior_encoder_num_wavenet_layers": shapes.count(r"flow\.flows\.0\.enc\.in_layers\.(\d+)\."),
         "wavenet_kernel_size": shapes.of("flow.flows.0.enc.in_layers.0")[2],
+        "resblock_type": resblock_type,
         "upsample_initial_channel": shapes.of("dec.conv_pre")[0],
         "upsample_kernel_sizes": [shapes.of(f"dec.ups.{i}")[2] for i in range(upsamplings)],
         "resblock_kernel_sizes": [shapes.of(f"dec.resblocks.{i}.{convs}.0")[2] for i in range(blocks)],

@@ -89,6 +89,7 @@ def original_config_values(model: Mapping[str, Any], path: Path) -> dict[str, An
     return {
         **{name: model[source_name] for source_name, name in names.items() if source_name in model},
         **dropout,
+        **({"resblock_type": int(model["resblock"])} if "resblock" in model else {}),
         "upsample_rates": model["upsample_rates"],
         "resblock_dilation_sizes": model["resblock_dilation_sizes"],
     }
