@@ -10,6 +10,7 @@ from transformers import VitsModel
 from transformers.models.vits.modeling_vits import VitsHifiGan
 
 from tests.support.models import SMALL, TOKENIZER
+from vits_trainer.models.decoder import decode
 from vits_trainer.models.extension import add_speakers
 from vits_trainer.models.initialization import init_vits_weights, new_model
 from vits_trainer.models.pretrained import export, fold_weight_norm, inference_form, load_model, untrained
@@ -42,6 +43,20 @@ def test_doubled_decoder_computes_the_same(speakers: tuple[str, ...]) -> None:
     assert one.abs().max() > 0.01
     torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
     torch.testing.assert_close(one, trained, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("speakers", [(), ("ava", "bo")])
+def test_decode_in_training_equals_the_module(speakers: tuple[str, ...]) -> None:
+    model = type2_voice(*speakers)
+    latents = torch.randn(2, model.config.flow_size, 9)
+    speaker = torch.randn(2, model.config.speaker_embedding_size, 1) if speakers else None
+    assert torch.equal(decode(model.decoder, latents, speaker), model.decoder(latents, speaker))
+    streams = []
+    for block in model.decoder.resblocks:
+        block.convs[1].register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert decode(model.decoder, latents, speaker).dtype == torch.float32
+    assert set(streams) == {torch.float32}
 
 
 def test_blocks_are_those_of_hifi_gan(monkeypatch: pytest.MonkeyPatch) -> None:
