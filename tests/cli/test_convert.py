@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import VitsModel, pipeline
 
 from tests.support.foreign_checkpoints import golden_weights, write_coqui, write_original
 from tests.support.golden import read_case
+from tests.support.random_voice import save_voice
 from vits_trainer.cli import convert as convert_command
 from vits_trainer.cli.main import main
 from vits_trainer.config.architecture import DiscriminatorShape
@@ -205,7 +207,7 @@ def test_onnx_file_with_different_output_is_deleted(
     def differs(model: VitsModel, path: Path) -> None:
         raise ModelError(f"{path} output differs")
 
-    monkeypatch.setattr(convert_command, "export_onnx", lambda model, tokenizer, path: path.write_bytes(b"a voice"))
+    monkeypatch.setattr(convert_command, "export_onnx", lambda model, tokenizer, path, half: path.write_bytes(b""))
     monkeypatch.setattr(convert_command, "compare_onnx", differs)
     assert convert(source, "--to", "onnx", "--output", tmp_path / "voice.onnx") == 2
     assert "output differs" in capsys.readouterr().err
@@ -213,3 +215,41 @@ def test_onnx_file_with_different_output_is_deleted(
     monkeypatch.setattr(convert_command, "compare_onnx", lambda model, path: "real-time factor 0.5")
     assert convert(source, "--to", "onnx", "--output", tmp_path / "voice.onnx") == 0
     assert "real-time factor 0.5" in capsys.readouterr().out
+
+
+def test_voice_is_written_for_piper_and_played_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    piper = pytest.importorskip("piper")
+    source = save_voice(tmp_path / "voice")
+    output = tmp_path / "Dengê min"
+    assert convert(source, "--to", "piper", "--language", "ku", "--precision", "fp16", "--output", output) == 0
+    printed = capsys.readouterr().out
+    assert "note: players do not write out numbers" in printed
+    assert re.search(r"ku-dengê_min-high\.onnx: \d+\.\d MB; .*maximum sample difference", printed)
+    assert "note: what float16 changes is" in printed
+    assert sorted(path.name for path in output.iterdir()) == ["ku-dengê_min-high.onnx", "ku-dengê_min-high.onnx.json"]
+    chunks = piper.PiperVoice.load(output / "ku-dengê_min-high.onnx").synthesize("Silav dinya. Çawa yî?")
+    assert sum(len(chunk.audio_float_array) for chunk in chunks) > 1000
+    # What this package wrote is no voice of Piper's layout; the folder is still there.
+    assert convert(output / "ku-dengê_min-high.onnx", "--output", tmp_path / "again") == 2
+    assert "was exported by vits_trainer. Pass the folder" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
+def test_unknown_language_and_idle_flags_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = save_voice(tmp_path / "voice")
+    assert convert(source, "--to", "sherpa", "--output", tmp_path / "out") == 2
+    assert "give --language, such as ku" in capsys.readouterr().err
+    assert convert(source, "--precision", "fp16", "--output", tmp_path / "out") == 2
+    assert "--precision fp16: only for --to onnx, piper, sherpa" in capsys.readouterr().err
+    assert convert(source, "--to", "onnx", "--language", "ku", "--output", tmp_path / "out.onnx") == 2
+    assert "--language ku: only for --to piper and sherpa" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["voice"]
+
+
+def test_unusable_onnx_gives_a_one_line_error_and_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "voice.onnx").write_bytes(b"no protobuf")
+    assert convert(tmp_path / "voice.onnx", "--output", tmp_path / "voice") == 2
+    message = capsys.readouterr().err
+    assert "voice.onnx: is not an ONNX file, or is damaged" in message
+    assert message.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["voice.onnx"]

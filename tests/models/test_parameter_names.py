@@ -22,6 +22,7 @@ from vits_trainer.models.parameter_names import (
     has_stochastic_durations,
     match_state_dict,
     original_generator_name,
+    split_weight,
     to_original_discriminator,
     to_original_generator,
 )
@@ -184,3 +185,13 @@ def test_discriminator_sizes_are_inferred_from_shapes():
 def test_other_weights_are_rejected_as_discriminators():
     with pytest.raises(ModelError, match=r"not VITS discriminators .*enc_p\.emb"):
         discriminator_shape({"enc_p.emb.weight": (3, 4)})
+
+
+def test_zero_rows_stay_zero_with_weight_norm() -> None:
+    weight = torch.randn(4, 3, 2)
+    weight[1] = 0
+    norm, direction = split_weight(weight)
+    again = torch._weight_norm(direction, norm, 0)
+    torch.testing.assert_close(again, weight)
+    assert not again[1].any()
+    assert norm.shape == (4, 1, 1)

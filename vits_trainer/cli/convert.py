@@ -2,10 +2,22 @@
 
 from pathlib import Path
 
-from vits_trainer.config.voices import ConvertConfig
+from transformers import VitsModel
+
+from vits_trainer.config.voices import ONNX_FORMATS, ConvertConfig
 from vits_trainer.models import pretrained
 from vits_trainer.models.conversion import export_original, importer
-from vits_trainer.models.conversion.onnx import compare_onnx, export_onnx, require_packages
+from vits_trainer.models.conversion.half_precision import describe_rounding, rounded_to_half
+from vits_trainer.models.conversion.onnx import compare_onnx, export_onnx
+from vits_trainer.models.conversion.onnx_packages import require_packages
+from vits_trainer.models.conversion.players import (
+    compare_player_file,
+    export_player_file,
+    file_stem,
+    player_notes,
+    write_piper_settings,
+    write_sherpa_tokens,
+)
 from vits_trainer.models.voice_versions import check_voice_destination, exclusive
 from vits_trainer.utils import files
 from vits_trainer.utils.errors import ConfigError
@@ -20,7 +32,7 @@ def run(config: ConvertConfig) -> int:
         ModelError: the input cannot be read, or has parts that cannot be converted. The message names them.
     """
     output = _output(config)
-    if config.to == "onnx":
+    if config.to in ONNX_FORMATS:
         require_packages()
     voice = importer.import_voice(
         config.input,
@@ -37,23 +49,53 @@ def run(config: ConvertConfig) -> int:
     with exclusive(output):
         _require_absent(output)  # again, now that the path is locked
         try:
-            _write(voice, config.to, output)
+            _write(voice, config, output)
         except OSError as error:
             raise _unwritable(output, error) from error
     print(f"Converted voice: {output}")
     return 0
 
 
-def _write(voice: importer.ImportedVoice, kind: str, output: Path) -> None:
-    if kind == "hf":
+def _write(voice: importer.ImportedVoice, config: ConvertConfig, output: Path) -> None:
+    if config.to == "hf":
         pretrained.export(voice.model, voice.tokenizer, voice.discriminator, output)
-    elif kind == "original":
+        return
+    if config.to == "original":
         export_original.write_original(voice.model, voice.tokenizer, voice.discriminator, output)
+        return
+    stores_half = config.precision == "fp16"
+    model = rounded_to_half(voice.model) if stores_half else voice.model
+    with files.temporary_sibling_dir(output) as directory:
+        if config.to == "onnx":
+            written, file = directory / output.name, directory / output.name
+            export_onnx(model, voice.tokenizer, file, stores_half)
+            comparison = compare_onnx(model, file)
+        else:
+            written = directory
+            file = _write_for_player(voice, model, config, directory, output.name)
+            comparison = compare_player_file(model, file)
+        print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB; {comparison}")
+        if stores_half:
+            print(f"note: {describe_rounding(voice.model, model)}")
+        files.put(written, output)
+
+
+def _write_for_player(
+    voice: importer.ImportedVoice, model: VitsModel, config: ConvertConfig, directory: Path, name: str
+) -> Path:
+    language = config.language or voice.tokenizer.language
+    if language is None:
+        raise ConfigError("The voice does not state its language, which players need: give --language, such as ku.")
+    stem = file_stem(model, language, name.removesuffix(f"-{config.to}"))
+    file = directory / f"{stem}.onnx"
+    export_player_file(model, voice.tokenizer, language, file, config.precision == "fp16")
+    if config.to == "piper":
+        write_piper_settings(model, voice.tokenizer, language, file)
     else:
-        with files.temporary_sibling_dir(output) as directory:
-            export_onnx(voice.model, voice.tokenizer, directory / output.name)
-            print(compare_onnx(voice.model, directory / output.name))
-            files.put(directory / output.name, output)
+        write_sherpa_tokens(model, voice.tokenizer, directory / "tokens.txt")
+    for note in player_notes(voice.tokenizer, config.to):
+        print(f"note: {note}")
+    return file
 
 
 def _unwritable(output: Path, error: OSError) -> ConfigError:
@@ -65,7 +107,7 @@ def _output(config: ConvertConfig) -> Path:
         output = Path(config.output)
     else:
         source = Path(config.input.rstrip("/"))
-        name = (source.stem if source.suffix in (".pth", ".ckpt", ".safetensors") else source.name) or "voice"
+        name = (source.stem if source.suffix in (".pth", ".ckpt", ".onnx", ".safetensors") else source.name) or "voice"
         output = Path(f"{name}.onnx" if config.to == "onnx" else f"{name}-{config.to}")
     if config.to == "onnx" and output.suffix != ".onnx":
         raise ConfigError(f"--output {output}: must end with .onnx.")

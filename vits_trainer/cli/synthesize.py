@@ -7,7 +7,7 @@ from pathlib import Path
 import transformers
 
 from vits_trainer.config.voices import SynthesizeConfig
-from vits_trainer.evaluation.synthesis import SynthesisOptions, Voice, join, write_speech
+from vits_trainer.evaluation.synthesis import SynthesisOptions, Voice, join, join_timings, write_speech
 from vits_trainer.utils.errors import ConfigError, DataError
 
 
@@ -24,10 +24,12 @@ def run(config: SynthesizeConfig) -> int:
         seed=config.seed,
     )
     start_s = time.perf_counter()
-    pieces = list(voice.synthesize_pieces(text, options))
+    pieces = list(voice.speak_pieces(text, options))
     elapsed_s = time.perf_counter() - start_s
-    samples = join(pieces, voice.sampling_rate)
+    samples = join([piece.samples for piece in pieces], voice.sampling_rate)
     write_speech(Path(config.output), samples, voice.sampling_rate)
+    if config.timings is not None:
+        join_timings(pieces, voice.sampling_rate).save(config.timings)
     audio_s = len(samples) / voice.sampling_rate
     count = f"{len(pieces)} piece{'s' if len(pieces) > 1 else ''}"
     print(f"{config.output}: {audio_s:.2f} s of audio, real-time factor {elapsed_s / audio_s:.3f}, {count}")

@@ -25,3 +25,5 @@ TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tenso
 
 SPEECH_FORMATS = {".wav": "WAV", ".flac": "FLAC", ".mp3": "MP3", ".ogg": "OGG"}
 """File extensions that synthesize writes, and libsndfile's names of the formats."""
+TIMING_FORMATS = (".json", ".srt")
+"""File extensions of the times of words and tokens."""

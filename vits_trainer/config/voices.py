@@ -4,10 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vits_trainer.config.options import SCORES, SPEECH_FORMATS
+from vits_trainer.config.options import SCORES, SPEECH_FORMATS, TIMING_FORMATS
 from vits_trainer.config.ranges import MAX_SEED, check_ranges, limited
 from vits_trainer.config.serialization import split_names
 from vits_trainer.utils.errors import require
+
+PLAYERS = ("piper", "sherpa")
+"""Formats of convert for players."""
+ONNX_FORMATS = ("onnx", *PLAYERS)
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class SynthesizeConfig:
     """UTF-8 file with the text to speak."""
     output: str = "speech.wav"
     """Path of the audio file; an existing file is overwritten. Extensions: .wav (16 bits), .flac, .mp3, .ogg."""
+    timings: str | None = None
+    """File for the times of sentences, words and tokens: .json, or .srt for subtitles. An existing file is
+    overwritten."""
     speaker: str | None = None
     """Name or number of the speaker of a multi-speaker voice (null = the first)."""
     speaking_rate: float | None = None
@@ -42,6 +49,10 @@ class SynthesizeConfig:
         require(
             Path(self.output).suffix.lower() in SPEECH_FORMATS,
             f"--output {self.output}: must end with one of {', '.join(SPEECH_FORMATS)}.",
+        )
+        require(
+            self.timings is None or Path(self.timings).suffix.lower() in TIMING_FORMATS,
+            f"--timings {self.timings}: must end with {' or '.join(TIMING_FORMATS)}.",
         )
         require(
             self.speaking_rate is None or 0.1 <= self.speaking_rate <= 10,
@@ -129,22 +140,37 @@ class ConvertConfig:
     """
 
     input: str = field(metadata={"example": "G_100000.pth"})
-    """A checkpoint (G_*.pth, model_file.pth, *.ckpt), a folder with one, or a transformers voice (folder or Hub
-    name)."""
+    """A checkpoint (G_*.pth, model_file.pth, *.ckpt), a Piper voice (*.onnx), a folder with one, or a transformers
+    voice (folder or Hub name)."""
     output: str | None = None
-    """Path of the result, which must not exist (null = the input's name with -hf, -original or .onnx, in the current
-    folder)."""
+    """Path of the result, which must not exist (null = the input's name with .onnx, or with - and the format, in the
+    current folder)."""
     from_format: Literal["auto", "hf", "original", "coqui", "piper"] = field(default="auto", metadata={"short": "from"})
     """Layout of the input, also spelled --from. original: VITS and MMS-TTS. hf: transformers and finetune-hf-vits.
     auto: detect it."""
-    to: Literal["hf", "original", "onnx"] = "hf"
-    """hf: a folder for transformers and train_vits. original: G_0.pth with config.json. onnx: one file for onnxruntime,
-    whose output is compared with PyTorch's."""
+    to: Literal["hf", "original", "onnx", "piper", "sherpa"] = "hf"
+    """hf: a folder for transformers and train_vits. original: G_0.pth with config.json. onnx: one file for onnxruntime.
+    piper: a folder with .onnx and .onnx.json, for Piper and Home Assistant. sherpa: with tokens.txt, for sherpa-onnx.
+    The output of .onnx files is compared with PyTorch's."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """Of the weights in an .onnx file. fp16 halves the file; it is computed in float32 all the same."""
+    language: str | None = None
+    """Language of the voice for piper and sherpa, such as ku, eng or en_US (null = the one that the voice states)."""
     config_file: str | None = None
-    """Configuration of the input (null = config.json next to it)."""
+    """Configuration of the input (null = config.json, or of an .onnx file its .onnx.json, next to it)."""
     vocab: str | None = None
     """Symbols of the input if its own files lack them: vocab.txt (one per line, in the order of their ids) or
     vocab.json (null = the one next to it)."""
     discriminator: str | None = None
     """Discriminators of the input: a D_*.pth, a discriminator.safetensors or a voice that contains them (null = the D_*
     of the same number next to the input, or those inside it)."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.precision == "fp32" or self.to in ONNX_FORMATS,
+            f"--precision {self.precision}: only for --to {', '.join(ONNX_FORMATS)}.",
+        )
+        require(
+            self.language is None or self.to in PLAYERS,
+            f"--language {self.language}: only for --to {' and '.join(PLAYERS)}; others keep the voice's.",
+        )

@@ -20,7 +20,8 @@ from transformers import VitsTokenizer
 from vits_trainer.config.options import SPEECH_FORMATS
 from vits_trainer.data.audio import to_pcm16
 from vits_trainer.distributed.launch_environment import uses_gpu
-from vits_trainer.models.pretrained import clamp_token_durations, load_for_inference
+from vits_trainer.evaluation.timings import SpeechTimings, piece_timings
+from vits_trainer.models.pretrained import audio_spec, clamp_token_durations, load_for_inference
 from vits_trainer.text.normalization import is_spoken
 from vits_trainer.text.tokenizer import encode, load_tokenizer
 from vits_trainer.text.vocabulary import unread_characters
@@ -76,10 +77,21 @@ class Speech(NamedTuple):
     """(T,), full scale at 1."""
     sampling_rate: int
     """In Hz."""
+    timings: SpeechTimings
+    """Of its sentences, words and tokens."""
 
     def save(self, path: str | Path) -> None:
         """Writes an audio file in the format of its suffix: .wav, .flac, .ogg or .mp3."""
         write_speech(Path(path), self.samples, self.sampling_rate)
+
+
+class SpokenPiece(NamedTuple):
+    """Speech of one piece of a text, for :func:`join` and :func:`join_timings`."""
+
+    samples: NDArray[np.float32]
+    """(T,), full scale at 1."""
+    timings: SpeechTimings
+    """From the start of the piece."""
 
 
 class Voice:
@@ -118,7 +130,9 @@ class Voice:
             DataError: the vocabulary has no character of the text.
         """
         options = SynthesisOptions(speaker, speaking_rate, noise_scale, noise_scale_duration, seed)
-        return Speech(self.synthesize(text, options), self.sampling_rate)
+        pieces = list(self.speak_pieces(text, options))
+        samples = join([piece.samples for piece in pieces], self.sampling_rate)
+        return Speech(samples, self.sampling_rate, join_timings(pieces, self.sampling_rate))
 
     def synthesize(self, text: str, options: SynthesisOptions = DEFAULT_OPTIONS) -> NDArray[np.float32]:
         """Synthesizes ``text``: samples, (T,), full scale at 1. Raises the errors of :meth:`synthesize_pieces`."""
@@ -129,6 +143,13 @@ class Voice:
     ) -> Iterator[NDArray[np.float32]]:
         """Synthesizes ``text`` lazily, sentence by sentence: yields samples, (T,), for :func:`join`.
 
+        Raises the errors of :meth:`speak_pieces`.
+        """
+        return (piece.samples for piece in self.speak_pieces(text, options))
+
+    def speak_pieces(self, text: str, options: SynthesisOptions = DEFAULT_OPTIONS) -> Iterator[SpokenPiece]:
+        """Synthesizes ``text`` lazily, sentence by sentence.
+
         The noise of each piece depends only on the seed and the piece's index, not on earlier pieces. The caller's
         random state is not changed.
 
@@ -137,8 +158,9 @@ class Voice:
             DataError: the vocabulary has no character of the text.
         """
         speaker_id = self.speaker_id(options.speaker)
-        for index, token_ids in enumerate(self._encoded_pieces(text)):
-            yield self._synthesize_tokens(token_ids, speaker_id, options, index)
+        for index, (piece, token_ids) in enumerate(self._encoded_pieces(text)):
+            samples, token_s = self._synthesize_tokens(token_ids, speaker_id, options, index)
+            yield SpokenPiece(samples, piece_timings(self.tokenizer, piece, token_ids, token_s))
 
     def speaker_id(self, speaker: str | None) -> int | None:
         """Returns the id of a speaker, given by name or id (None is the first). None for a single-speaker voice.
@@ -163,13 +185,13 @@ class Voice:
         known = f", or a name: {join_names(names)}." if names else "."
         raise ConfigError(f"{self.name}: no speaker {speaker}: {hint} a number from 0 to {count - 1}{known}")
 
-    def _encoded_pieces(self, text: str) -> list[NDArray[np.int64]]:
-        """Returns token ids, (S,), of each piece that has known characters."""
+    def _encoded_pieces(self, text: str) -> list[tuple[str, NDArray[np.int64]]]:
+        """Returns each piece that has known characters, and its token ids, (S,)."""
         pieces = [piece for piece in split_sentences(text) if any(map(is_spoken, piece))]
         if not pieces:
             raise DataError("There is nothing to say: the text has no letters, digits or symbols.")
-        encoded = [encode(self.tokenizer, piece) for piece in pieces]
-        known = [token_ids for token_ids in encoded if _has_known_tokens(self.tokenizer, token_ids)]
+        encoded = [(piece, encode(self.tokenizer, piece)) for piece in pieces]
+        known = [(piece, ids) for piece, ids in encoded if _has_known_tokens(self.tokenizer, ids)]
         unknown = unread_characters(self.tokenizer, pieces)
         if not known:
             raise DataError(f"{self.name} knows no character of the text ({unknown}). Use text in the voice's script.")
@@ -182,18 +204,25 @@ class Voice:
     @torch.inference_mode()
     def _synthesize_tokens(
         self, token_ids: NDArray[np.int64], speaker_id: int | None, options: SynthesisOptions, index: int
-    ) -> NDArray[np.float32]:
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Returns samples, (T,), and the duration of each token in seconds, (S,)."""
         model, config = self.model, self.model.config
         model.noise_scale = config.noise_scale if options.noise_scale is None else options.noise_scale
         model.noise_scale_duration = (
             config.noise_scale_duration if options.noise_scale_duration is None else options.noise_scale_duration
         )
         tokens = torch.from_numpy(token_ids)[None].to(model.device)  # (1, S)
-        with clamp_token_durations(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with (
+            clamp_token_durations(model) as log_durations,
+            torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        ):
             torch.manual_seed(int(np.random.SeedSequence((options.seed, index)).generate_state(1)[0]))
             waveform = model(tokens, speaker_id=speaker_id, speaking_rate=options.speaking_rate).waveform  # (1, T)
         samples: NDArray[np.float32] = waveform[0].float().cpu().numpy()
-        return samples
+        length_scale = 1 / (config.speaking_rate if options.speaking_rate is None else options.speaking_rate)
+        frames = torch.ceil(torch.exp(log_durations[-1][0, 0]) * length_scale)
+        token_s: NDArray[np.float64] = frames.double().cpu().numpy() * audio_spec(config).hop / self.sampling_rate
+        return samples, token_s
 
 
 def split_sentences(text: str, max_characters: int = MAX_PIECE_CHARACTERS) -> list[str]:
@@ -216,6 +245,15 @@ def join(pieces: Sequence[NDArray[np.float32]], rate_hz: int) -> NDArray[np.floa
     silence = np.zeros(round(PAUSE_S * rate_hz), dtype=np.float32)
     parts = [part for piece in pieces for part in (_fade(piece, round(FADE_S * rate_hz)), silence)]
     return np.concatenate(parts[:-1])
+
+
+def join_timings(pieces: Sequence[SpokenPiece], rate_hz: int) -> SpeechTimings:
+    """Joins the timings of pieces that :func:`join` joins."""
+    joined, start_s = SpeechTimings(), 0.0
+    for piece in pieces:
+        joined += piece.timings.shifted(start_s)
+        start_s += (len(piece.samples) + round(PAUSE_S * rate_hz)) / rate_hz
+    return joined
 
 
 def write_speech(path: Path, samples: NDArray[np.float32], rate_hz: int) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers.models.vits.modeling_vits import HifiGanResidualBlock, VitsHifiGan
 
 from vits_trainer.models.precision import at_least_float32
+from vits_trainer.models.type2_decoder import Type2ResidualBlock
 
 FLOAT32_STAGES = 2
 """Last upsampling stages that are computed in float32. The gradient of the mel loss is ``1/mel``, which is large where
@@ -59,7 +60,10 @@ def _upsample(decoder: VitsHifiGan, stage: int, hidden: Tensor) -> Tensor:
     return mean
 
 
-def _residual_block(block: HifiGanResidualBlock, hidden: Tensor) -> Tensor:
+def _residual_block(block: HifiGanResidualBlock | Type2ResidualBlock, hidden: Tensor) -> Tensor:
+    if isinstance(block, Type2ResidualBlock):
+        summed: Tensor = block(hidden)
+        return summed
     slope = block.leaky_relu_slope
     for dilated, plain in zip(block.convs1, block.convs2, strict=True):
         hidden = plain(F.leaky_relu(dilated(F.leaky_relu(hidden, slope)), slope)) + hidden

@@ -13,7 +13,8 @@ from vits_trainer.config.architecture import DecoderShape
 from vits_trainer.config.framing import check_framing
 from vits_trainer.config.serialization import to_dict
 from vits_trainer.models.initialization import init_vits_weights
-from vits_trainer.models.pretrained import EMBEDDED_SPEAKER_SIZE, audio_spec, speaker_names, with_weight_norm
+from vits_trainer.models.pretrained import EMBEDDED_SPEAKER_SIZE, audio_spec, speaker_names, untrained
+from vits_trainer.models.type2_decoder import has_type2_blocks
 from vits_trainer.text.tokenizer import VoiceTokenizer
 from vits_trainer.text.tokenizer import with_characters as extended_tokenizer
 from vits_trainer.text.vocabulary import missing_characters
@@ -51,7 +52,7 @@ def add_speakers(model: VitsModel, speakers: Sequence[str]) -> VitsModel:
     config.speakers = known + new
     config.num_speakers = len(config.speakers)
     config.speaker_embedding_size = config.speaker_embedding_size or EMBEDDED_SPEAKER_SIZE
-    extended = with_weight_norm(VitsModel(config))
+    extended = untrained(config)
     weights = model.state_dict()
     if is_single:
         nn.init.normal_(extended.embed_speaker.weight)
@@ -93,7 +94,9 @@ def replace_decoder(model: VitsModel, shape: DecoderShape) -> VitsModel:
     )
     config = copy.deepcopy(model.config)
     config.update(to_dict(shape))
-    replaced = with_weight_norm(VitsModel(config))
+    if has_type2_blocks(config):
+        config.resblock_type = 1
+    replaced = untrained(config)
     init_vits_weights(replaced)
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith("decoder.")}
     mismatch = replaced.load_state_dict(kept, strict=False)

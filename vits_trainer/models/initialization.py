@@ -10,7 +10,7 @@ from transformers.models.vits.modeling_vits import VitsAttention, VitsStochastic
 
 from vits_trainer.config.architecture import Architecture
 from vits_trainer.config.serialization import to_dict
-from vits_trainer.models.pretrained import EMBEDDED_SPEAKER_SIZE, with_weight_norm
+from vits_trainer.models.pretrained import EMBEDDED_SPEAKER_SIZE, untrained
 from vits_trainer.utils.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ def new_model(
     )
     if len(speakers) > 1:
         config.speakers = speakers
-    model = with_weight_norm(VitsModel(config))
+    model = untrained(config)
     init_vits_weights(model)
     return model
 

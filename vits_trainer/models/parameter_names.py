@@ -217,6 +217,12 @@ def match_state_dict(weights: Mapping[str, Tensor], shapes: Mapping[str, Tensor]
     return {name: weight.reshape(shapes[name].shape) for name, weight in weights.items()}
 
 
+def split_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits a weight into weight norm's g, its norm, and v, itself; v is 1 where the norm is 0, to divide by it."""
+    norm = torch.norm_except_dim(weight, 2, 0)
+    return norm, torch.where(norm == 0, 1.0, weight)
+
+
 def _squeezed_shape(weight: Tensor) -> list[int]:
     """Returns the shape without dimensions of size 1, whose number may differ between implementations."""
     return [size for size in weight.shape if size > 1]
@@ -227,8 +233,7 @@ def _with_weight_norm_as_in(shapes: Mapping[str, Tensor], weights: Mapping[str, 
     for layer in {name.removesuffix(_G) for name in shapes if name.endswith(_G)}:
         if f"{layer}.weight" in adapted and f"{layer}{_G}" not in adapted:
             weight = adapted.pop(f"{layer}.weight")
-            adapted[f"{layer}{_V}"] = weight
-            adapted[f"{layer}{_G}"] = torch.norm_except_dim(weight, 2, 0)
+            adapted[f"{layer}{_G}"], adapted[f"{layer}{_V}"] = split_weight(weight)
     for layer in {name.removesuffix(_G) for name in weights if name.endswith(_G)}:
         if f"{layer}.weight" in shapes and f"{layer}{_V}" in adapted:
             adapted[f"{layer}.weight"] = torch._weight_norm(adapted.pop(f"{layer}{_V}"), adapted.pop(f"{layer}{_G}"), 0)

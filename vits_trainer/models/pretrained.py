@@ -16,6 +16,7 @@ from transformers import VitsConfig, VitsModel, VitsTokenizer
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.models import parameter_names
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE, Discriminator, save_discriminator
+from vits_trainer.models.type2_decoder import Type2Decoder, doubled_weights, has_type2_blocks, with_type2_decoder
 from vits_trainer.models.voice_config import require_size, voice_config
 from vits_trainer.models.voice_versions import replace_voice
 from vits_trainer.utils import records
@@ -79,6 +80,11 @@ def load_model(name_or_dir: str, layerdrop: float = 0.0) -> VitsModel:
             or are NaN or Inf.
     """
     model, unfit = _from_pretrained(name_or_dir, layerdrop)
+    if has_type2_blocks(model.config) and not unfit:
+        try:
+            model = with_type2_decoder(model)
+        except ModelError as error:
+            raise ModelError(f"{name_or_dir}: {error}") from error
     model = with_weight_norm(model)
     if unfit:
         weights = _load_weights(name_or_dir)
@@ -173,7 +179,19 @@ def _weights_path(name_or_dir: str) -> Path | None:
 def with_weight_norm(model: VitsModel) -> VitsModel:
     """Restores the decoder's weight norm, which is folded in Hugging Face checkpoints. Modifies ``model``."""
     model.decoder.apply_weight_norm()
+    for module in model.decoder.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parts = module.parametrizations.weight
+            parts.original0.data, parts.original1.data = parameter_names.split_weight(parts.original1.data)
     return model
+
+
+def untrained(config: VitsConfig) -> VitsModel:
+    """Creates a voice in training form with transformers' initialisation."""
+    model = VitsModel(config)
+    if has_type2_blocks(config):
+        model.decoder = Type2Decoder(config)
+    return with_weight_norm(model)
 
 
 def model_from_config(directory: Path) -> VitsModel:
@@ -185,24 +203,29 @@ def model_from_config(directory: Path) -> VitsModel:
     config = read_config(str(directory))
     weights = directory.parent / "generator.safetensors"
     require_size(config, records.read_tensor_header(weights, ModelError, _COPY_AGAIN), weights)
-    return with_weight_norm(VitsModel(config))
+    return untrained(config)
 
 
 @contextmanager
-def clamp_token_durations(model: VitsModel) -> Iterator[None]:
+def clamp_token_durations(model: VitsModel) -> Iterator[list[Tensor]]:
     """Limits token durations to :data:`MAX_TOKEN_S` during synthesis in this context.
 
     Durations are exponentials: a diverged voice would generate hours of speech and exhaust memory.
+
+    Yields:
+        The log durations in frames, (B, 1, S), of each text synthesized so far.
     """
     spec = audio_spec(model.config)
     maximum = math.log(MAX_TOKEN_S * spec.sampling_rate / spec.hop)
 
     def cap(module: nn.Module, arguments: object, log_durations: Tensor) -> Tensor:  # noqa: ARG001 - hook signature
-        return log_durations.nan_to_num(0.0).clamp(max=maximum)
+        clamped.append(log_durations.nan_to_num(0.0).clamp(max=maximum))
+        return clamped[-1]
 
+    clamped: list[Tensor] = []
     hook = model.duration_predictor.register_forward_hook(cap)
     try:
-        yield
+        yield clamped
     finally:
         hook.remove()
 
@@ -217,7 +240,27 @@ def audio_spec(config: VitsConfig) -> AudioSpec:
 
 
 def fold_weight_norm(model: VitsModel) -> VitsModel:
-    """Returns a copy on the CPU with the decoder's weight norm folded, as in transformers' checkpoints.
+    """Returns a copy on the CPU in the form of transformers' checkpoints, from training form.
+
+    The decoder's weight norm is folded, and its residual blocks of type 2 are doubled (``models/type2_decoder``).
+
+    Raises:
+        ModelError: a weight is NaN or Inf.
+    """
+    decoder = inference_form(model).decoder.state_dict()
+    if has_type2_blocks(model.config):
+        decoder = doubled_weights(decoder, model.config)
+    with torch.device("meta"):
+        exported = VitsModel(copy.deepcopy(model.config))
+    names = exported.state_dict().keys()
+    state = {name: tensor for name, tensor in state_on_cpu(model).items() if name in names}
+    state |= {f"decoder.{name}": tensor for name, tensor in decoder.items()}
+    exported.load_state_dict(state, assign=True)
+    return exported.eval()
+
+
+def inference_form(model: VitsModel) -> VitsModel:
+    """Returns a copy on the CPU without any weight norm, with its own residual blocks.
 
     Not a deep copy: parametrized layers share a class with their copies, so folding one breaks the other.
 
@@ -225,15 +268,21 @@ def fold_weight_norm(model: VitsModel) -> VitsModel:
         ModelError: a weight is NaN or Inf.
     """
     require_finite(weights_of(model), "The voice to export", _NONFINITE_REMEDY)
+    config = copy.deepcopy(model.config)
     with torch.device("meta"):
-        exported = VitsModel(copy.deepcopy(model.config))
-    names = exported.state_dict().keys()
-    state = {name: tensor for name, tensor in state_on_cpu(model).items() if name in names}
-    for name, module in model.decoder.named_modules():
+        form = VitsModel(config)
+        if has_type2_blocks(config):
+            form.decoder = Type2Decoder(config)
+    for module in form.modules():
         if parametrize.is_parametrized(module, "weight"):
-            state[f"decoder.{name}.weight"] = module.weight.detach().cpu().contiguous()
-    exported.load_state_dict(state, assign=True)
-    return exported.eval()
+            parametrize.remove_parametrizations(module, "weight")
+    modules = dict(model.named_modules())
+    state = {}
+    for name in form.state_dict():
+        layer, _, attribute = name.rpartition(".")
+        state[name] = getattr(modules[layer], attribute).detach().cpu().clone()
+    form.load_state_dict(state, assign=True)
+    return form.eval()
 
 
 def export(

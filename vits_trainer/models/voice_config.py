@@ -24,7 +24,7 @@ _UNSAVED_VALUES = 2**20
 
 
 class VoiceConfig(TypedDict, total=False):
-    """Fields of ``transformers.VitsConfig``, which describes them, and the speakers' names. The ranges are wide."""
+    """Fields of ``transformers.VitsConfig``, which describes them, and two of this package. The ranges are wide."""
 
     vocab_size: Annotated[int, Meta(ge=1, le=2**20)]
     hidden_size: Channels
@@ -74,6 +74,8 @@ class VoiceConfig(TypedDict, total=False):
     sampling_rate: Annotated[int, Meta(ge=1000, le=192_000)]
     pad_token_id: Annotated[int, Meta(ge=0, le=2**20)] | None
     speakers: Annotated[list[str], Meta(max_length=2**20)] | None
+    resblock_type: Annotated[int, Meta(ge=1, le=2)]
+    """2: the decoder's blocks are doubled blocks of type 2 (``models/type2_decoder``), and are trained as these."""
 
 
 def voice_config(values: Mapping[str, Any], source: object, remedy: str) -> VitsConfig:
@@ -88,13 +90,15 @@ def voice_config(values: Mapping[str, Any], source: object, remedy: str) -> Vits
         ModelError: a value has another type, is out of range, or does not fit the others.
     """
     known = check(dict(values), source, VoiceConfig, ModelError, remedy)
-    speakers = known.pop("speakers", None)
+    speakers, resblock_type = known.pop("speakers", None), known.pop("resblock_type", 1)
     try:
         config = VitsConfig(**known)
     except (StrictDataclassError, ValueError, TypeError) as error:
         raise ModelError(f"{source}: {' '.join(str(error).split())[:200]}. {remedy}") from error
     if speakers:
         config.speakers = speakers
+    if resblock_type != 1:
+        config.resblock_type = resblock_type
     problem = _conflict(config)
     if problem:
         raise ModelError(f"{source}: {problem}. {remedy}")

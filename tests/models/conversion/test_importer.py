@@ -39,8 +39,8 @@ def test_missing_symbols_are_reported_with_the_remedy(tmp_path: Path) -> None:
         ("model", "hidden_channels", 192, "hidden_size is 192 in the configuration but 16 in the weights"),
         ("model", "n_heads", 4, "num_attention_heads is 4 in the configuration but 2 in the weights"),
         ("model", "upsample_rates", [8, 8, 4, 2], "upsample_rates give 512 samples per frame, but the hop is 256"),
+        ("model", "resblock", "2", "resblock_type is 2 in the configuration but 1 in the weights"),
         ("data", "filter_length", 2048, "spectrogram_bins is 1025 in the configuration but 513 in the weights"),
-        ("model", "resblock", "2", "residual blocks of type 2"),
     ],
 )
 def test_mismatched_configuration_values_are_reported(tmp_path, part, name, value, message) -> None:

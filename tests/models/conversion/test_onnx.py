@@ -7,14 +7,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from torch import nn
-from transformers import VitsConfig, VitsModel
+from transformers import VitsModel
 
+from tests.support.loud_voices import loud_voice
 from vits_trainer.models.conversion import onnx as onnx_conversion
 from vits_trainer.models.conversion.onnx import OnnxVoice
-from vits_trainer.models.pretrained import fold_weight_norm, with_weight_norm
+from vits_trainer.models.pretrained import fold_weight_norm
 from vits_trainer.text.tokenizer import build_tokenizer
-from vits_trainer.utils.errors import InstallationError, ModelError
+from vits_trainer.utils.errors import ModelError
 
 pytestmark = pytest.mark.slow
 
@@ -27,34 +27,9 @@ VOICES = {
 }
 
 
-def voice_of(speakers: list[str], stochastic: bool, seed: int = 1) -> VitsModel:
-    """Returns a voice as after training: loud, zero-initialised layers filled, a few frames per token."""
-    torch.manual_seed(seed)
-    config = VitsConfig(
-        vocab_size=len(TOKENIZER), hidden_size=16, flow_size=16, num_hidden_layers=1, ffn_dim=32,
-        upsample_rates=[16, 16], upsample_kernel_sizes=[32, 32], upsample_initial_channel=32,
-        resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]], prior_encoder_num_flows=2,
-        prior_encoder_num_wavenet_layers=1, posterior_encoder_num_wavenet_layers=1, duration_predictor_num_flows=3,
-        duration_predictor_filter_channels=24, use_stochastic_duration_prediction=stochastic,
-        num_speakers=max(1, len(speakers)), speaker_embedding_size=8 if speakers else 0,
-    )  # fmt: skip
-    config.speakers = speakers
-    model = with_weight_norm(VitsModel(config))  # Kaiming initialisation
-    for name, parameter in model.named_parameters():
-        if name.endswith("cond.weight"):
-            nn.init.normal_(parameter, std=0.3)
-        if name.endswith("log_scale"):
-            nn.init.constant_(parameter, 0.7)  # halves the spread of log durations
-        if name.endswith("translate") or name == "duration_predictor.proj.bias":
-            nn.init.constant_(parameter, 0.7)
-        if name == "duration_predictor.proj.weight":
-            nn.init.normal_(parameter, std=0.1)
-    return model.eval()
-
-
 @pytest.fixture(scope="module", params=VOICES)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[VitsModel, Path]:
-    model = voice_of(*VOICES[request.param])
+    model = loud_voice(TOKENIZER, *VOICES[request.param])
     path = tmp_path_factory.mktemp("onnx") / "voice.onnx"
     onnx_conversion.export_onnx(model, TOKENIZER, path)
     return model, path
@@ -122,15 +97,9 @@ def test_comparison_reports_times_and_difference(exported: tuple[VitsModel, Path
     assert min(compared.audio_s, compared.onnx_s, compared.torch_s) > 0
     assert "real-time factor" in str(compared)
     names = ["x", "y", "z"] if model.config.num_speakers > 1 else []
-    other = voice_of(names, model.config.use_stochastic_duration_prediction, seed=2)
+    other = loud_voice(TOKENIZER, names, model.config.use_stochastic_duration_prediction, seed=2)
     with pytest.raises(ModelError, match="output differs from the voice"):
         onnx_conversion.compare_onnx(other, path, tokens=40, rounds=1)
-
-
-def test_missing_packages_are_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_conversion, "find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(InstallationError, match=r"needs onnxscript: pip install 'vits-trainer\[onnx\]'"):
-        onnx_conversion.require_packages()
 
 
 def test_failed_export_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +109,7 @@ def test_failed_export_leaves_no_files(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch.onnx, "export", full)
     with pytest.raises(OSError, match="No space"):
-        onnx_conversion.export_onnx(voice_of([], False), TOKENIZER, tmp_path / "voice.onnx")
+        onnx_conversion.export_onnx(loud_voice(TOKENIZER, [], False), TOKENIZER, tmp_path / "voice.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

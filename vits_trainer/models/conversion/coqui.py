@@ -45,7 +45,7 @@ def read_coqui(
             f"{path}: flow and posterior encoder have different dilation rates; VitsModel supports only one."
         )
     try:
-        config_values = _config_values(args, path) | {
+        config_values = _config_values(args) | {
             "sampling_rate": audio["sample_rate"],
             "spectrogram_bins": audio["fft_size"] // 2 + 1,
             "hop": audio["hop_length"],
@@ -88,12 +88,7 @@ def read_coqui(
     )
 
 
-def _config_values(args: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    if str(args.get("resblock_type_decoder", "1")) != "1":
-        raise ModelError(
-            f"{path}: the decoder has residual blocks of type 2, which VitsModel does not support. Convert a voice "
-            "with type 1."
-        )
+def _config_values(args: Mapping[str, Any]) -> dict[str, Any]:
     names = {
         "hidden_channels": "hidden_size",
         "hidden_channels_ffn_text_encoder": "ffn_dim",
@@ -116,6 +111,7 @@ def _config_values(args: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {
         **{ours: args[source_name] for source_name, ours in names.items() if source_name in args},
         **dropout,
+        **({"resblock_type": int(args["resblock_type_decoder"])} if "resblock_type_decoder" in args else {}),
         "upsample_rates": args["upsample_rates_decoder"],
         "resblock_dilation_sizes": args["resblock_dilation_sizes_decoder"],
         "speaking_rate": 1 / args.get("length_scale", 1.0),

@@ -126,11 +126,11 @@ def _configuration(model: VitsModel, tokenizer: VitsTokenizer) -> dict[str, Any]
             "n_layers": config.num_hidden_layers,
             "kernel_size": config.ffn_kernel_size,
             "p_dropout": config.hidden_dropout,
-            "resblock": "1",
+            "resblock": str(getattr(config, "resblock_type", 1)),
             "resblock_kernel_sizes": config.resblock_kernel_sizes,
             "resblock_dilation_sizes": config.resblock_dilation_sizes,
             "upsample_rates": config.upsample_rates,
-            "upsample_initial_channel": config.upsample_initial_channel,
+            "upsample_initial_channel": model.decoder.conv_pre.out_channels,
             "upsample_kernel_sizes": config.upsample_kernel_sizes,
             "n_layers_q": 3,  # not read by the original's code
             "use_spectral_norm": False,

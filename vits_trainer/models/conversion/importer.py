@@ -14,10 +14,16 @@ from torch import Tensor
 from transformers import VitsConfig, VitsModel, VitsTokenizer
 
 from vits_trainer.models import pretrained, pretrained_discriminator
-from vits_trainer.models.conversion import coqui, original, piper
-from vits_trainer.models.conversion.layout import ForeignCheckpoint
+from vits_trainer.models.conversion import coqui, original, piper, piper_onnx
+from vits_trainer.models.conversion.layout import ForeignCheckpoint, config_path
 from vits_trainer.models.discriminator import Discriminator
-from vits_trainer.models.parameter_names import from_original_generator, has_stochastic_durations
+from vits_trainer.models.initialization import init_vits_weights
+from vits_trainer.models.parameter_names import (
+    from_original_generator,
+    has_stochastic_durations,
+    original_generator_name,
+)
+from vits_trainer.models.type2_decoder import has_type2_blocks
 from vits_trainer.models.voice_config import voice_config
 from vits_trainer.text.tokenizer import load_tokenizer, tokenizer_from_symbols
 from vits_trainer.utils import safe_pickle
@@ -31,7 +37,7 @@ _CONFIG_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, Value
 """Exceptions caused by configuration values of unexpected types."""
 _CONFIG_REMEDY = "Pass the right --config_file."
 _Rates = Annotated[list[Annotated[int, Meta(ge=1, le=1024)]], Meta(min_length=1, max_length=16)]
-_CHECKPOINT_PATTERNS = ("G_*.pth", "*.ckpt", "model_file.pth", "best_model*.pth", "checkpoint_*.pth")
+_CHECKPOINT_PATTERNS = ("G_*.pth", "*.ckpt", "model_file.pth", "best_model*.pth", "checkpoint_*.pth", "*.onnx")
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ def import_voice(
         if kind not in ("auto", "hf"):
             raise ModelError(f"{source}: no {kind} checkpoint found. Pass the file itself.")
         return _hugging_face(source, discriminator)
+    if path.suffix == ".onnx":
+        return _piper_onnx(path, kind, config_file, vocab, discriminator)
     content = safe_pickle.load(path)
     weights = content.get("state_dict", content.get("model")) if isinstance(content, dict) else None
     if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
@@ -93,9 +101,23 @@ def import_voice(
     return _build_voice(parts, path, layout.name, config_file, discriminator)
 
 
+def _piper_onnx(
+    path: Path, kind: str, config_file: Path | None, vocab: Path | None, discriminator: str | None
+) -> ImportedVoice:
+    if kind not in ("auto", piper.LAYOUT.name):
+        raise ModelError(f"{path}: only Piper's .onnx files can be read. Pass the checkpoint of the {kind} voice.")
+    try:
+        parts = piper_onnx.read_piper_onnx(path, config_file, vocab)
+    except _CONFIG_ERRORS as error:
+        raise _config_error(path, config_file, error) from error
+    voice = _build_voice(parts, path, piper.LAYOUT.name, config_file, discriminator)
+    voice.notes.append(piper_onnx.compare_with_file(voice.model, path))
+    return voice
+
+
 def _config_error(path: Path, config_file: Path | None, error: Exception) -> ModelError:
     return ModelError(
-        f"{config_file or path.with_name('config.json')} or {path} has unexpected configuration values "
+        f"{config_path(path, config_file)} or {path} has unexpected configuration values "
         f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Pass the files of the same training run."
     )
 
@@ -127,12 +149,14 @@ def _build_voice(
     parts: ForeignCheckpoint, path: Path, kind: str, config_file: Path | None, discriminator: str | None
 ) -> ImportedVoice:
     try:
-        config = infer_config(parts.weights, parts.config_values, config_file or path.with_name("config.json"))
+        config = infer_config(parts.weights, parts.config_values, config_path(path, config_file), parts.fresh)
         with torch.device("meta"):  # compares the shapes before it allocates memory
-            expected = pretrained.with_weight_norm(VitsModel(config)).state_dict()
-        state = from_original_generator(parts.weights, expected)
-        model = pretrained.with_weight_norm(VitsModel(config))
-        model.load_state_dict(state)
+            expected = pretrained.untrained(config).state_dict()
+        state = from_original_generator(
+            parts.weights, {name: t for name, t in expected.items() if not _is_fresh(name, parts)}
+        )
+        model = _with_fresh_weights(config) if parts.fresh else pretrained.untrained(config)
+        model.load_state_dict({**model.state_dict(), **state})
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     except _CONFIG_ERRORS as error:
@@ -146,6 +170,8 @@ def _build_voice(
     notes = list(parts.notes)
     if len(parts.symbols) < config.vocab_size:
         notes.append(f"{config.vocab_size - len(parts.symbols)} of its {config.vocab_size} embeddings have no symbol")
+    if has_type2_blocks(config):
+        notes.append("its residual blocks of type 2 are doubled for transformers, and stay of type 2 in training")
     if not any(name.endswith("dec.ups.0.weight_g") for name in parts.weights):
         notes.append("its folded weight norm was split again: output is unchanged, training differs slightly")
     if discriminator is not None:
@@ -161,8 +187,24 @@ def _build_voice(
     )
 
 
+def _is_fresh(name: str, parts: ForeignCheckpoint) -> bool:
+    return bool(parts.fresh) and original_generator_name(name).startswith(parts.fresh)
+
+
+def _with_fresh_weights(config: VitsConfig) -> VitsModel:
+    """Returns a voice with VITS's initialisation, the same in each conversion."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = pretrained.untrained(config)
+        init_vits_weights(model)
+    return model
+
+
 def infer_config(
-    weights: Mapping[str, Tensor], stated: Mapping[str, Any], source: object = "the configuration"
+    weights: Mapping[str, Tensor],
+    stated: Mapping[str, Any],
+    source: object = "the configuration",
+    fresh: tuple[str, ...] = (),
 ) -> VitsConfig:
     """Infers a voice's configuration: sizes from the shapes of its weights, other values as stated.
 
@@ -170,11 +212,12 @@ def infer_config(
         weights: weights under the original's names.
         stated: values under the names of ``VitsConfig``, with ``hop`` in samples; sizes must match the weights.
         source: file of the stated values, for messages.
+        fresh: prefixes of weights that are missing; ``stated`` then has their sizes.
 
     Raises:
         ModelError: a weight is missing, or stated sizes differ from those of the weights; lists each.
     """
-    sizes = _sizes(weights)
+    sizes = _sizes(weights, has_posterior="enc_q." not in fresh)
     # The product of rates that are not checked yet may be astronomical.
     rates = check(stated["upsample_rates"], f"{source}: upsample_rates", _Rates, ModelError, _CONFIG_REMEDY)
     hop = math.prod(rates)
@@ -195,6 +238,8 @@ def infer_config(
         )
     rest = {name: value for name, value in stated.items() if name not in sizes and name not in ("hop", "speakers")}
     values = {**sizes, **rest, "layerdrop": 0.0, "speakers": list(stated.get("speakers", ())) or None}
+    if sizes["resblock_type"] == 2:
+        values["upsample_initial_channel"] *= 2  # that of the doubled decoder
     return voice_config(values, source, _CONFIG_REMEDY)
 
 
@@ -219,20 +264,26 @@ class _Shapes:
 
     def count(self, pattern: str) -> int:
         """Counts the distinct indices that match the group of a pattern; at least one."""
-        matches = {match[1] for match in map(re.compile(pattern).match, self.weights) if match}
+        return len(self.indices(pattern))
+
+    def indices(self, pattern: str) -> set[int]:
+        """Returns the distinct indices that match the group of a pattern; at least one."""
+        matches = {int(match[1]) for match in map(re.compile(pattern).match, self.weights) if match}
         if not matches:
             layer = pattern.replace(r"(\d+)", "0").replace("\\", "").rstrip(".")
             raise ModelError(f"{layer}.weight is missing: the weights of the voice are incomplete.")
-        return len(matches)
+        return matches
 
 
-def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def _sizes(weights: Mapping[str, Tensor], has_posterior: bool) -> dict[str, Any]:
     shapes = _Shapes(weights)
     vocab_size, hidden_size = shapes.of("enc_p.emb", 2)
     _, band, head_width = shapes.of("enc_p.encoder.attn_layers.0.emb_rel_k")
     ffn_dim, _, ffn_kernel_size = shapes.of("enc_p.encoder.ffn_layers.0.conv_1")
     upsamplings = shapes.count(r"dec\.ups\.(\d+)\.")
-    blocks = shapes.count(r"dec\.resblocks\.(\d+)\.convs1\.") // upsamplings
+    blocks = shapes.count(r"dec\.resblocks\.(\d+)\.convs1?\.") // upsamplings
+    resblock_type = 1 if any(".convs1." in name for name in weights) else 2
+    convs = "convs1" if resblock_type == 1 else "convs"
     speakers = shapes.of("emb_g", 2) if "emb_g.weight" in weights else (1, 0)
     return {
         "vocab_size": vocab_size,
@@ -243,17 +294,24 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "ffn_dim": ffn_dim,
         "ffn_kernel_size": ffn_kernel_size,
         "flow_size": shapes.of("enc_p.proj")[0] // 2,
-        "spectrogram_bins": shapes.of("enc_q.pre")[1],
-        "posterior_encoder_num_wavenet_layers": shapes.count(r"enc_q\.enc\.in_layers\.(\d+)\."),
         "prior_encoder_num_flows": shapes.count(r"flow\.flows\.(\d+)\.pre\."),
         "prior_encoder_num_wavenet_layers": shapes.count(r"flow\.flows\.0\.enc\.in_layers\.(\d+)\."),
-        "wavenet_kernel_size": shapes.of("enc_q.enc.in_layers.0")[2],
+        "wavenet_kernel_size": shapes.of("flow.flows.0.enc.in_layers.0")[2],
+        "resblock_type": resblock_type,
         "upsample_initial_channel": shapes.of("dec.conv_pre")[0],
         "upsample_kernel_sizes": [shapes.of(f"dec.ups.{i}")[2] for i in range(upsamplings)],
-        "resblock_kernel_sizes": [shapes.of(f"dec.resblocks.{i}.convs1.0")[2] for i in range(blocks)],
+        "resblock_kernel_sizes": [shapes.of(f"dec.resblocks.{i}.{convs}.0")[2] for i in range(blocks)],
         "num_speakers": speakers[0],
         "speaker_embedding_size": speakers[1],
         **_duration_predictor_sizes(weights, shapes),
+        **(_posterior_encoder_sizes(shapes) if has_posterior else {}),
+    }
+
+
+def _posterior_encoder_sizes(shapes: _Shapes) -> dict[str, Any]:
+    return {
+        "spectrogram_bins": shapes.of("enc_q.pre")[1],
+        "posterior_encoder_num_wavenet_layers": shapes.count(r"enc_q\.enc\.in_layers\.(\d+)\."),
     }
 
 
@@ -265,10 +323,11 @@ def _duration_predictor_sizes(weights: Mapping[str, Tensor], shapes: _Shapes) ->
             "duration_predictor_filter_channels": width,
             "duration_predictor_kernel_size": kernel_size,
         }
+    last = max(shapes.indices(r"dp\.flows\.(\d+)\.pre\."))  # the first flow may be missing
     return {
         "use_stochastic_duration_prediction": True,
-        "duration_predictor_num_flows": shapes.count(r"dp\.flows\.(\d+)\.pre\."),
+        "duration_predictor_num_flows": (last + 1) // 2,
         "duration_predictor_kernel_size": shapes.of("dp.convs.convs_sep.0")[2],
-        "duration_predictor_flow_bins": (shapes.of("dp.flows.1.proj")[0] + 1) // 3,
+        "duration_predictor_flow_bins": (shapes.of(f"dp.flows.{last}.proj")[0] + 1) // 3,
         "depth_separable_num_layers": shapes.count(r"dp\.convs\.convs_sep\.(\d+)\."),
     }

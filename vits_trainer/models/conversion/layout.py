@@ -37,6 +37,8 @@ class ForeignCheckpoint:
     """Notes for the user about lost or changed properties."""
     periods: tuple[int, ...] | None = None
     """Periods of the discriminators, if the configuration states them."""
+    fresh: tuple[str, ...] = ()
+    """Prefixes of the original's weight names that the file lacks; new weights take their place."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,14 @@ class Layout:
     """Prefix of weight names that only this layout has."""
     read: Callable[[Mapping[str, Any], Path, Path | None, Path | None], ForeignCheckpoint]
     """Reads the content of a checkpoint: content, path, configuration file, file of symbols."""
+
+
+def config_path(checkpoint: Path, config_file: Path | None) -> Path:
+    """Returns ``config_file``, or else the configuration next to a checkpoint: VOICE.onnx.json or config.json."""
+    own = checkpoint.with_name(f"{checkpoint.name}.json")
+    if config_file is None and checkpoint.suffix == ".onnx" and own.is_file():
+        return own
+    return config_file or checkpoint.with_name("config.json")
 
 
 def read_json(path: Path, purpose: str) -> dict[str, Any]:

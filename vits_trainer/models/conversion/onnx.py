@@ -8,9 +8,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import VitsModel, VitsTokenizer
 
+from vits_trainer.models.conversion.half_precision import store_as_half
+from vits_trainer.models.conversion.onnx_packages import open_session, require_packages
 from vits_trainer.models.duration_predictor import log_durations
 from vits_trainer.models.encoders import encode_text, reversed_flow
-from vits_trainer.models.pretrained import MAX_TOKEN_S, audio_spec, clamp_token_durations, fold_weight_norm
-from vits_trainer.utils.errors import InstallationError, ModelError
+from vits_trainer.models.pretrained import (
+    MAX_TOKEN_S,
+    audio_spec,
+    clamp_token_durations,
+    inference_form,
+)
+from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.files import replace_file, temporary_sibling_dir
 from vits_trainer.utils.records import parse_json
 
@@ -51,8 +57,8 @@ class InferenceModule(nn.Module):
         length_scale: Tensor,
         noise_scale_duration: Tensor,
         speaker_id: Tensor | None = None,
-    ) -> Tensor:
-        """Returns speech, (1, T) samples.
+    ) -> tuple[Tensor, Tensor]:
+        """Returns speech, (1, T) samples, and the duration of each token in frames, (1, S).
 
         Args:
             tokens: (1, S) ids.
@@ -69,7 +75,8 @@ class InferenceModule(nn.Module):
         durations = log_durations(model.duration_predictor, hidden, mask, speaker, noise).clamp(
             max=self.max_log_duration
         )
-        ends = torch.ceil(torch.exp(durations) * length_scale)[0, 0].cumsum(0)  # (S,) exclusive end of each token
+        token_frames = torch.ceil(torch.exp(durations) * length_scale)[0]  # (1, S)
+        ends = token_frames[0].cumsum(0)  # (S,) exclusive end of each token
         frames: Any = ends[-1].clamp(min=1).long().item()  # symbolic in the exporter; int() would need its value
         torch._check(frames >= 1)
         is_after_end = torch.arange(frames, device=tokens.device)[:, None] >= ends  # (T, S)
@@ -78,7 +85,7 @@ class InferenceModule(nn.Module):
         latents = mean + torch.randn_like(mean) * torch.exp(log_std) * noise_scale
         latents = reversed_flow(model.flow, latents, torch.ones_like(latents[:, :1]), speaker)
         speech: Tensor = model.decoder(latents, speaker)[:, 0]
-        return speech
+        return speech, token_frames.long()
 
 
 @dataclass(frozen=True)
@@ -102,32 +109,22 @@ class OnnxComparison:
         )
 
 
-def require_packages() -> None:
-    """Raises :class:`InstallationError` if packages for ONNX are not installed."""
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise InstallationError(f"ONNX needs {', '.join(missing)}: pip install 'vits-trainer[onnx]'.")
-
-
-def export_onnx(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
+def export_onnx(model: VitsModel, tokenizer: VitsTokenizer, path: Path, stores_half: bool = False) -> None:
     """Writes a voice to ``path`` atomically.
 
-    The inputs are those of :class:`InferenceModule`, the output is ``waveform``. Metadata values are JSON:
-    sampling_rate, vocabulary (ids by symbol), add_blank (id 0 around each symbol), phonemize, is_uroman, speakers
-    (names by id) and the voice's defaults of noise_scale, noise_scale_duration and length_scale.
+    The inputs are those of :class:`InferenceModule`, the outputs ``waveform`` and ``durations``. Metadata values are
+    JSON: sampling_rate, hop, vocabulary (ids by symbol), add_blank (id 0 around each symbol), phonemize, is_uroman,
+    speakers (names by id) and the voice's defaults of noise_scale, noise_scale_duration and length_scale.
 
     Args:
-        model: in training form.
+        model: in training form, or from :func:`~vits_trainer.models.conversion.half_precision.rounded_to_half`.
         tokenizer: tokenizer of the voice.
         path: output file; an existing file is overwritten.
+        stores_half: store weights as float16 that have its precision.
 
     Raises:
         InstallationError: packages are missing.
     """
-    require_packages()
-    import onnx  # noqa: PLC0415 - optional
-
-    voice = InferenceModule(fold_weight_norm(model)).eval()
     example: dict[str, Tensor] = {
         "tokens": torch.arange(24)[None] % model.config.vocab_size,
         "noise_scale": torch.tensor(model.config.noise_scale),
@@ -136,36 +133,71 @@ def export_onnx(model: VitsModel, tokenizer: VitsTokenizer, path: Path) -> None:
     }
     if model.config.num_speakers > 1:
         example["speaker_id"] = torch.zeros(1, dtype=torch.long)
-    dynamic_shapes: dict[str, Any] = dict.fromkeys(example)
-    dynamic_shapes["tokens"] = {1: torch.export.Dim("text", min=2, max=_MAX_TEXT_TOKENS)}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns about missing torchvision, which is not needed
+    module = InferenceModule(inference_form(model)).eval()
+    metadata = {name: json.dumps(value, ensure_ascii=False) for name, value in _metadata(model, tokenizer).items()}
     with temporary_sibling_dir(path) as folder:
-        part = folder / path.name
-        with torch.no_grad():
-            torch.onnx.export(
-                voice,
-                kwargs=example,
-                f=part,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(example),
-                output_names=["waveform"],
-                dynamic_shapes=dynamic_shapes,
-                external_data=False,
-                verbose=False,
-            )
-        file = onnx.load(part)
-        for name, value in _metadata(model, tokenizer).items():
-            entry = file.metadata_props.add()
-            entry.key, entry.value = name, json.dumps(value, ensure_ascii=False)
-        onnx.save(file, part)
-        replace_file(part, path)
+        file = export_graph(module, example, tuple(example), ("waveform", "durations"), folder / path.name)
+        save_graph(file, metadata, folder / path.name, stores_half)
+        replace_file(folder / path.name, path)
+
+
+def export_graph(
+    module: nn.Module, example: dict[str, Tensor], inputs: tuple[str, ...], outputs: tuple[str, ...], path: Path
+) -> Any:
+    """Exports a module of one text.
+
+    Args:
+        module: its first argument is the tokens, (1, S).
+        example: arguments by name.
+        inputs: names of the arguments in the file.
+        outputs: names of the results in the file.
+        path: file for PyTorch to write to.
+
+    Returns:
+        The file as ``onnx.ModelProto``.
+
+    Raises:
+        InstallationError: packages are missing.
+    """
+    require_packages()
+    import onnx  # noqa: PLC0415 - optional
+
+    dynamic_shapes: dict[str, Any] = dict.fromkeys(example)
+    dynamic_shapes[next(iter(example))] = {1: torch.export.Dim("text", min=2, max=_MAX_TEXT_TOKENS)}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns about missing torchvision, which is not needed
+    with torch.no_grad():
+        torch.onnx.export(
+            module,
+            kwargs=example,
+            f=path,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=dynamic_shapes,
+            external_data=False,
+            verbose=False,
+        )
+    return onnx.load(path)
+
+
+def save_graph(file: Any, metadata: Mapping[str, str], path: Path, stores_half: bool) -> None:
+    """Writes an ``onnx.ModelProto`` with metadata, and with ``stores_half`` its weights as float16 where exact."""
+    import onnx  # noqa: PLC0415 - optional
+
+    if stores_half:
+        store_as_half(file.graph)
+    for name, value in metadata.items():
+        entry = file.metadata_props.add()
+        entry.key, entry.value = name, value
+    onnx.save(file, path)
 
 
 def _metadata(model: VitsModel, tokenizer: VitsTokenizer) -> dict[str, Any]:
     config = model.config
     return {
         "sampling_rate": config.sampling_rate,
+        "hop": audio_spec(config).hop,
         "vocabulary": tokenizer.encoder,
         "add_blank": tokenizer.add_blank,
         "phonemize": tokenizer.phonemize,
@@ -187,16 +219,7 @@ class OnnxVoice:
             InstallationError: onnxruntime is missing.
             ModelError: the file cannot be loaded.
         """
-        require_packages()
-        import onnxruntime  # noqa: PLC0415 - optional
-
-        load_errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, OSError, *_onnxruntime_errors())
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except load_errors as error:
-            raise ModelError(f"{path}: onnxruntime cannot load it ({' '.join(str(error).split())[:200]}).") from error
+        self.session = open_session(path)
         metadata = self.session.get_modelmeta().custom_metadata_map
         remedy = "Convert the voice again."
         self.metadata: dict[str, Any] = {
@@ -226,33 +249,41 @@ class OnnxVoice:
         }
         inputs |= {"tokens": token_ids[None], "speaker_id": np.array([speaker_id])}
         input_names = {entry.name for entry in self.session.get_inputs()}
-        speech: NDArray[np.float32] = self.session.run(None, {n: v for n, v in inputs.items() if n in input_names})[0][
-            0
-        ]
+        known = {name: value for name, value in inputs.items() if name in input_names}
+        speech: NDArray[np.float32] = self.session.run(["waveform"], known)[0][0]
         return speech
 
 
-def _onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """Returns onnxruntime's exceptions for invalid files, which derive directly from Exception."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state  # noqa: PLC0415 - optional
+def compare_onnx(model: VitsModel, path: Path, tokens: int = 151, rounds: int = 3) -> OnnxComparison:
+    """Compares output and speed of a file of :func:`export_onnx` and PyTorch: see :func:`compare_speech`."""
+    voice = OnnxVoice(path)
 
-    errors: tuple[type[Exception], ...] = (state.InvalidProtobuf, state.Fail, state.InvalidGraph, state.NoSuchFile)
-    return errors
+    def by_onnx(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        return voice.speak(ids, noise_scale=0.0, length_scale=1.0, noise_scale_duration=0.0)
+
+    return compare_speech(model, path, by_onnx, tokens, rounds)
 
 
-def compare_onnx(model: VitsModel, path: Path, tokens: int = 150, rounds: int = 3) -> OnnxComparison:
+def compare_speech(
+    model: VitsModel,
+    path: Path,
+    by_onnx: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    tokens: int = 151,
+    rounds: int = 3,
+) -> OnnxComparison:
     """Compares output and speed of both on one synthetic text, without noise, after one warm-up round.
 
     Args:
-        model: in training form.
-        path: file written by :func:`export_onnx`.
-        tokens: number of token ids in the text, including blanks.
+        model: in training form, or rounded.
+        path: the ONNX file, for messages.
+        by_onnx: returns its speech, (T,), of token ids, (S,), without noise.
+        tokens: number of token ids in the text, including blanks; odd.
         rounds: number of timed rounds.
 
     Raises:
         ModelError: the outputs differ by more than :data:`TOLERANCE`, or in length.
     """
-    torch_voice, onnx_voice = fold_weight_norm(model), OnnxVoice(path)
+    torch_voice = inference_form(model)
     torch_voice.noise_scale = torch_voice.noise_scale_duration = 0.0
     ids = np.zeros(tokens, dtype=np.int64)
     ids[1::2] = 1 + np.arange(len(ids[1::2])) % max(1, model.config.vocab_size - 1)
@@ -264,10 +295,7 @@ def compare_onnx(model: VitsModel, path: Path, tokens: int = 150, rounds: int = 
         samples: NDArray[np.float32] = spoken[0].numpy()
         return samples
 
-    def by_onnx() -> NDArray[np.float32]:
-        return onnx_voice.speak(ids, noise_scale=0.0, length_scale=1.0, noise_scale_duration=0.0)
-
-    expected, spoken = by_torch(), by_onnx()
+    expected, spoken = by_torch(), by_onnx(ids)
     difference = float(np.abs(expected - spoken).max()) if expected.shape == spoken.shape else math.inf
     if not difference <= TOLERANCE:
         raise ModelError(
@@ -275,9 +303,8 @@ def compare_onnx(model: VitsModel, path: Path, tokens: int = 150, rounds: int = 
             f"difference {difference:.1e}. Do not use it. Try another version of torch or onnxruntime."
         )
     audio_s = len(expected) / model.config.sampling_rate
-    return OnnxComparison(
-        difference, audio_s, _median_s(by_onnx, rounds), _median_s(by_torch, rounds), torch.get_num_threads()
-    )
+    onnx_s, torch_s = _median_s(lambda: by_onnx(ids), rounds), _median_s(by_torch, rounds)
+    return OnnxComparison(difference, audio_s, onnx_s, torch_s, torch.get_num_threads())
 
 
 def _median_s(speak: Callable[[], object], rounds: int) -> float:

@@ -68,11 +68,6 @@ def read_original(
 
 def original_config_values(model: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Returns the sizes of the original's ``SynthesizerTrn``, also used by Piper; ``path`` is for error messages."""
-    if str(model.get("resblock", "1")) != "1":
-        raise ModelError(
-            f"{path}: the decoder has residual blocks of type 2 (as in Piper's low and medium quality), which "
-            "transformers' VitsModel does not support. Convert a voice with type 1 (resblock 1; Piper's high quality)."
-        )
     if model.get("use_spectral_norm"):
         raise ModelError(
             f"{path}: discriminators with spectral norm are not supported. Set use_spectral_norm to false in this file "
@@ -94,6 +89,7 @@ def original_config_values(model: Mapping[str, Any], path: Path) -> dict[str, An
     return {
         **{name: model[source_name] for source_name, name in names.items() if source_name in model},
         **dropout,
+        **({"resblock_type": int(model["resblock"])} if "resblock" in model else {}),
         "upsample_rates": model["upsample_rates"],
         "resblock_dilation_sizes": model["resblock_dilation_sizes"],
     }
