@@ -5,6 +5,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
+# The tests start hundreds of processes, which read the bytecode that the first one has written.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-fast chaos scaling streaming corrections extension gpu benchmark check fix clean
 
 help: ## list the targets

@@ -1,5 +1,6 @@
 """What all tests share: one thread a process, prepared clips, and marks by folder."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The longest files first: at the end, no worker waits for another one. By name, so that files of ``ranks``, which
     # wait for processes, run at the same time as others.
     items.sort(key=lambda item: (not any(map(item.get_closest_marker, MARKS.values())), item.path.name))
+
+
+def pytest_collection_finish() -> None:
+    """Excludes what is imported, millions of objects, from garbage collection: each run collects several times."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

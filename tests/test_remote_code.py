@@ -11,7 +11,6 @@ import os
 import pty
 import select
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pytest
 
 import vits_trainer
 from tests.reliability.rows import write_voice
+from tests.support.fork_server import python
 from tests.support.limits import HANG_S
 from tests.support.voices import prepared_folder
 
@@ -98,12 +98,12 @@ def planted(folder: Path, mark: Path, files: tuple[str, ...], kind: str | None =
 
 def at_a_terminal(words: list[str], folder: Path) -> tuple[int, str]:
     """A command at a terminal whose user answers each question with y: its exit code, and what it said."""
+    program = python()
     process, terminal = pty.fork()
     if process == 0:
-        os.environ.update(OMP_NUM_THREADS="1", WANDB_MODE="offline", HF_MODULES_CACHE=str(folder / "modules"))
-        os.environ["PYTHONPATH"] = str(PACKAGE.parent)
+        os.environ.update(OMP_NUM_THREADS="1", WANDB_MODE="offline", PYTHONPATH=str(PACKAGE.parent))
         os.chdir(folder)
-        os.execv(sys.executable, [sys.executable, "-m", "vits_trainer", *words])  # noqa: S606
+        os.execv(program, [program, "-m", "vits_trainer", *words])  # noqa: S606
     said, end = b"", time.monotonic() + HANG_S
     while time.monotonic() < end:
         if not select.select([terminal], [], [], 0.5)[0]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.support.golden import read_case
+from tests.support.golden import read_case, scale_only_case
 from vits_trainer.cli.main import main
 from vits_trainer.diagnostics import golden
 from vits_trainer.models import alignment, generator
@@ -36,15 +36,6 @@ def test_formulas_and_golden_values_match_the_reference(name):
     bounds = {"losses": 1e-11, "generator_gradient_norms": 1e-8, "discriminator_gradient_norms": 1e-8}
     for key, rounding in bounds.items():
         assert case.content[key] == pytest.approx(reference.content[key], rel=rounding, abs=0), key
-
-
-def scale_only_case(name: str) -> golden.Case:
-    """Returns a case with only the scale discriminator; values that depend on all discriminators no longer agree."""
-    case = read_case(name)
-    content = dict(case.content)
-    for key in ("discriminator_shapes", "discriminator_gradient_norms"):
-        content[key] = {name: value for name, value in content[key].items() if name.startswith("discriminators.0.")}
-    return golden.Case(case.name, content, case.tensors)
 
 
 def compare(case: golden.Case) -> dict[str, golden.ComparedValue]:

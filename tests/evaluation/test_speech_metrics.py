@@ -56,9 +56,9 @@ def test_speech_compared_with_itself_is_perfect(speech):
 
 
 def test_more_noise_worsens_spectrum_and_intelligibility(speech):
-    by_noise = [with_noise(speech, noise_db) for noise_db in (20, 10, 0)]
+    by_noise = [with_noise(speech[:2], noise_db) for noise_db in (20, 5)]
     for metric in ("mcd_db", "cer"):
-        assert by_noise[0][metric] < by_noise[1][metric] < by_noise[2][metric]
+        assert by_noise[0][metric] < by_noise[1][metric]
 
 
 @pytest.mark.skipif(not LJSPEECH.is_dir(), reason="../shared/data/ljspeech does not exist")
@@ -68,7 +68,7 @@ def test_natural_speech_is_recognized_and_noise_lowers_accuracy():
     names_and_texts = [(line.split("|")[0], line.split("|")[-1]) for line in lines]
     shortest = sorted(names_and_texts, key=lambda pair: files[pair[0]].stat().st_size)[:2]
     natural = [(text, *sf.read(files[name], dtype="float32")) for name, text in shortest]
-    by_noise = [with_noise(natural, noise_db) for noise_db in (None, 20, 10, 0)]
+    by_noise = [with_noise(natural, noise_db) for noise_db in (None, 15, 0)]
     assert by_noise[0]["mcd_db"] == 0
     assert by_noise[0]["cer"] < 0.25
     for better, worse in pairwise(by_noise):

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -95,8 +94,6 @@ def test_signals_and_stop_file_stop_both_ranks_at_the_same_update(data: Path, tm
 def test_restart_by_the_launcher_resumes_automatically(data: Path, tmp_path: Path) -> None:
     script = str(ROOT / "tests/ranks/programs/crash_in_step.py")
     options = {"batch_size": 2, "max_updates": 6, "save_every_updates": 2}
-    # Not forks of a server: a rank's parent must be the launcher, by which the restarted one knows its checkpoints.
-    options["ranks_program"] = sys.executable
     code, output = finish(start(tmp_path, data, "cpu_2proc", "--max_restarts", "1", script=script, **options))
     assert code == 0, output
     assert re.search(r"Resumed from \S+checkpoint-2 at update 2", output)

@@ -134,7 +134,7 @@ def test_unsupported_launcher_exits_with_2(
 
 
 def test_one_process(prepared: Path, tmp_path: Path) -> None:
-    ended = launch("cpu", ["-m", "vits_trainer"], flags_for(prepared, tmp_path, max_updates=2), sys.executable)
+    ended = launch("cpu", ["-m", "vits_trainer"], flags_for(prepared, tmp_path, max_updates=2))
     assert ended.returncode == 0, ended.stderr
     assert "weights of all 1 rank(s)" in ended.stderr
     assert (tmp_path / "final_model/model.safetensors").is_file()

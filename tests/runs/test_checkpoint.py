@@ -61,17 +61,26 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_damaged_checkpoint_is_reported_and_the_previous_one_resumed(
-    what: str, trained: Path, folder: Path, caplog: pytest.LogCaptureFixture
+def test_damaged_checkpoint_is_reported_and_the_previous_one_selected(
+    what: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     damaged = folder / "checkpoints/checkpoint-3"
     DAMAGE[what](damaged)
-    flags = train_flags(folder, save_every_updates=1, keep_checkpoints=0, validate_every_updates=2)
-    assert main(["train_vits", *flags, "--resume_from_checkpoint", "latest"]) == 0
+    assert resolve_checkpoint(folder / "checkpoints", "latest") == folder / "checkpoints/checkpoint-2"
     (message,) = [r.message for r in caplog.records if "is damaged" in r.message]
     assert what in message
     assert str(damaged) in message
     assert "RESUMING FROM THE PREVIOUS ONE" in message
+    assert damaged.is_dir()
+
+
+def test_run_resumed_before_a_damaged_checkpoint_ends_with_the_same_weights(
+    trained: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flip_a_bit(folder / "checkpoints/checkpoint-3")
+    flags = train_flags(folder, save_every_updates=1, keep_checkpoints=0, validate_every_updates=2)
+    assert main(["train_vits", *flags, "--resume_from_checkpoint", "latest"]) == 0
+    assert "RESUMING FROM THE PREVIOUS ONE" in caplog.text
     assert weights(folder, 4) == weights(trained, 4)
     assert [line["update"] for line in metrics(folder)] == [1, 2, 3, 4]
     assert (folder / "checkpoints/set-aside-checkpoint-3").is_dir()  # not deleted

@@ -35,11 +35,11 @@ def changed_parts(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[st
     return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
 
 
-@pytest.mark.parametrize("frozen", [*PARTS, "decoder, text_encoder"])
+@pytest.mark.parametrize("frozen", ["decoder, text_encoder", "posterior_encoder,duration_predictor", "flow"])
 def test_all_parts_except_frozen_ones_change(frozen: str, folder: Path) -> None:
     flags = train_flags(folder, freeze=frozen, save_every_updates=1, max_updates=2)
     assert main(["train_vits", *flags]) == 0
-    parts = set(frozen.split(", "))
+    parts = {name.strip() for name in frozen.split(",")}
     assert changed_parts(saved(folder, 1), saved(folder, 2)) == set(PARTS) - parts
     moments = {name.split(".")[1] for name in saved(folder, 2, "optimizer_generator")}
     assert moments == set(PARTS) - parts

@@ -26,7 +26,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     prepared_folder(folder)
-    assert main(["train_vits", *train_flags(folder)]) == 0
+    assert main(["train_vits", *train_flags(folder, save_every_updates=2)]) == 0
     return folder
 
 
@@ -74,10 +74,12 @@ def test_signal_saves_and_exits_with_its_code_and_the_run_resumes(
     records = ended_wandb_run(run)
     assert "preempting" in [record.WhichOneof("record_type") for record in records]
     assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [128 + number]
-
-    assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="latest")]) == 0
-    assert weights(folder, 4) == weights(uninterrupted, 4)
-    assert comparable(folder) == comparable(uninterrupted)
+    assert weights(folder, 2) == weights(uninterrupted, 2)
+    assert comparable(folder) == comparable(uninterrupted)[:2]
+    if number == signal.SIGTERM:  # the checkpoints of all signals are equal
+        assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="latest")]) == 0
+        assert weights(folder, 4) == weights(uninterrupted, 4)
+        assert comparable(folder) == comparable(uninterrupted)
 
 
 def test_further_signals_do_not_interrupt_the_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

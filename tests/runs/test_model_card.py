@@ -1,16 +1,12 @@
 """The model card of a run's voice, and its upload to a local Hub server by the real client."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 from tests.support.hub import TOKEN, client_of, hub_on_this_machine
-from tests.support.limits import HANG_S
 from tests.support.voices import metrics, train_flags
 from vits_trainer.cli.main import main
 from vits_trainer.config.parser import parse
@@ -18,23 +14,14 @@ from vits_trainer.config.train import TrainConfig
 from vits_trainer.utils.files import MARKER
 
 
-def train(hub_address: str, folder: Path, **changes: object) -> subprocess.CompletedProcess[str]:
-    """Trains in a separate process, because the client reads HF_ENDPOINT at import."""
-    environment = {
-        **os.environ, "HF_ENDPOINT": hub_address, "HF_HOME": str(folder / "home"), "HF_TOKEN": TOKEN,
-        "HF_HUB_DISABLE_XET": "1",  # the local server supports LFS only
-    }  # fmt: skip
-    environment.pop("HF_HUB_OFFLINE", None)
-    flags = train_flags(folder, max_updates=1, **changes)
-    command = [sys.executable, "-m", "vits_trainer", "train_vits", *flags]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S)
-
-
-def test_voice_is_uploaded_completely_and_privately(folder: Path) -> None:
+def test_voice_is_uploaded_completely_and_privately(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     with hub_on_this_machine() as hub:
-        ended = train(hub.address, folder, push_to_hub="owner/name", validation_samples=1)
-    assert ended.returncode == 0, ended.stderr
-    assert f"Pushed the voice to {hub.address}/owner/name/commit/c0" in ended.stderr
+        client_of(monkeypatch, hub.address)
+        flags = train_flags(folder, max_updates=1, push_to_hub="owner/name", validation_samples=1)
+        assert main(["train_vits", *flags]) == 0
+    assert f"Pushed the voice to {hub.address}/owner/name/commit/c0" in caplog.text
     (made,) = hub.made
     assert (made["name"], made["organization"]) == ("name", "owner")
     assert made.get("private") is True or made.get("visibility") == "private"
@@ -48,14 +35,13 @@ def test_voice_is_uploaded_completely_and_privately(folder: Path) -> None:
     assert expected <= set(written)
     # The token is sent to the Hub only.
     assert hub.tokens == {f"Bearer {TOKEN}"}
-    assert TOKEN not in ended.stdout + ended.stderr
+    assert TOKEN not in "".join(capfd.readouterr()) + caplog.text
     assert not [path for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
 
 def test_failed_upload_keeps_the_voice_and_fails_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
     with hub_on_this_machine("commit/main") as hub:
         client_of(monkeypatch, hub.address)
         assert main(["train_vits", *train_flags(folder, max_updates=1, push_to_hub="owner/name")]) == 1

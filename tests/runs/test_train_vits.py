@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from tests.support.fork_server import python
 from tests.support.voices import metrics, prepared_folder, train_flags, wandb_history, wandb_records, weights
 from vits_trainer.cli.main import main
 from vits_trainer.config.framing import AudioSpec
@@ -326,27 +327,46 @@ def test_unreadable_validation_clip_is_recorded_and_excluded_from_metrics(folder
     assert last["validation/constant_frame_mel"] == expected.constant_frame_mel
 
 
-def train_with_free_threads(folder: Path, *flags: str) -> str:
-    """Returns the log of a run in a separate process, in which nothing sets the number of threads."""
+FREE_THREADS = """
+import torch
+from vits_trainer.cli.main import entry_point
+torch.set_num_threads(2)
+entry_point()
+"""
+
+
+def train_with_free_threads(folder: Path, command: list[str], *flags: str) -> str:
+    """Returns the log of a run in a separate process, in whose environment nothing sets the number of threads."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-    command = [sys.executable, "-m", "vits_trainer", "train_vits", *train_flags(folder), *flags]
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [*command, "train_vits", *train_flags(folder), *flags]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr
 
 
 @pytest.mark.skipif(available_cpus() < 2, reason="needs two CPUs")
 def test_number_of_cpu_threads_is_measured_once_and_kept_on_resume(folder: Path) -> None:
-    log = train_with_free_threads(folder, "--max_updates", "1", "--save_every_updates", "1")
+    new = [sys.executable, "-m", "vits_trainer"]
+    log = train_with_free_threads(folder, new, "--max_updates", "1", "--save_every_updates", "1")
     chosen = int(re.search(r"CPU threads: (\d+) \(a micro-batch takes .* s with one\)", log)[1])
     assert f"on CPU, fp32, {chosen} CPU thread(s)" in log
     state = folder / "checkpoints/checkpoint-1/state.json"
     assert json.loads(state.read_text("utf-8"))["fingerprint"]["may_change"]["cpu_threads"] == chosen
-    resumed = train_with_free_threads(folder, "--max_updates", "2", "--resume_from_checkpoint", "latest")
+    resume = ["--max_updates", "2", "--resume_from_checkpoint", "latest"]
+    resumed = train_with_free_threads(folder, forked(folder), *resume)
     assert "CPU threads:" not in resumed
     assert f"on CPU, fp32, {chosen} CPU thread(s)" in resumed
     changed = "Settings changed since the checkpoint (was -> now): max_updates 1 -> 2; save_every_updates 1 -> 500\n"
     assert changed in resumed
 
 
+def forked(folder: Path) -> list[str]:
+    """Returns a command that starts with two threads, as a new process on two CPUs does."""
+    (folder / "free_threads.py").write_text(FREE_THREADS)
+    return [python(), str(folder / "free_threads.py")]
+
+
 @pytest.mark.skipif(available_cpus() < 2, reason="needs two CPUs")
-def test_deterministic_runs_do_not_measure_threads(folder: Path) -> None:
-    assert "CPU threads:" not in train_with_free_threads(folder, "--max_updates", "1", "--deterministic", "true")
+@pytest.mark.parametrize("deterministic", ["false", "true"])
+def test_deterministic_runs_do_not_measure_threads(folder: Path, deterministic: str) -> None:
+    log = train_with_free_threads(folder, forked(folder), "--max_updates", "1", "--deterministic", deterministic)
+    assert ("CPU threads:" in log) == (deterministic == "false")

@@ -3,8 +3,8 @@
 ``accelerate launch`` of two ranks starts three interpreters, each of which imports torch, transformers and datasets for
 6 s of CPU time. :func:`python` returns a program that takes the same arguments as ``sys.executable`` (``-m`` or a
 script), and runs them in a fork of a server that has imported these libraries. Arguments, environment, directory, open
-files, network namespace, resource limits, signals and exit codes are those of a new process; only variables that a
-library reads while it is imported have no effect. Tests of these and of terminals use ``sys.executable``.
+files, network namespace, resource limits, parent, signals and exit codes are those of a new process; only variables
+that a library reads while it is imported have no effect. Tests of these and of terminals use ``sys.executable``.
 """
 
 import atexit
@@ -28,18 +28,22 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
 LIBRARIES = (
     "accelerate.commands.launch",
     "datasets",
     "matplotlib",
     "numba",
+    "opentelemetry.exporter.otlp.proto.http._log_exporter",  # at the start of a W&B run
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
     "soundfile",
     "torch.distributed.run",
     "transformers.models.vits.modeling_vits",
     "transformers.models.vits.tokenization_vits",
     "vits_trainer.cli.train_vits",
-    "wandb.sdk.launch",  # imported at the start of a run
+    "wandb.sdk.launch.inputs.internal",
 )
 LIMITS = [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]
 PROGRAM = """import json, os, resource, signal, socket, sys
@@ -49,7 +53,8 @@ connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
 connection.connect(sys.argv[1])
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, lambda number, _: connection.send(str(number).encode()))
-request = [sys.argv[3:], dict(os.environ), os.getcwd(), list(limits.items()), sorted(os.sched_getaffinity(0))]
+place = [os.getcwd(), list(limits.items()), sorted(os.sched_getaffinity(0))]
+request = [os.getpid(), sys.argv[3:], dict(os.environ), *place]
 socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2, os.open("/proc/self/ns/net", os.O_RDONLY)])
 code = int(connection.recv(64) or 1)
 if code < 0:
@@ -141,10 +146,21 @@ def enter_network(file: int) -> None:
     os.close(file)
 
 
+def adopt_parent_of(program: int) -> None:
+    """Makes this process, but not its own forks, report the parent of process ``program`` as its parent."""
+    parent_of, parent_here = psutil.Process.ppid, os.getppid
+    stat = Path(f"/proc/{program}/stat")
+    os.getppid = lambda: int(stat.read_text().rpartition(")")[2].split()[1])
+    os.register_at_fork(after_in_child=lambda: setattr(os, "getppid", parent_here))
+    psutil.Process.ppid = lambda process: os.getppid() if process.pid == os.getpid() else parent_of(process)
+
+
 def become(
-    words: list[str], variables: dict[str, str], directory: str, limits: list[list], cpus: list[int], files: list[int]
-) -> None:
-    """Runs ``python *words`` in this process. Does not return."""
+    program: int, words: list[str], variables: dict[str, str], directory: str, limits: list[list], cpus: list[int],
+    files: list[int],
+) -> None:  # fmt: skip
+    """Runs ``python *words`` in this process, in the place of process ``program``. Does not return."""
+    adopt_parent_of(program)
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)

@@ -62,3 +62,12 @@ def read_case(name: str) -> golden.Case:
     tensors = {f"generator.{key}": weight for key, weight in weights_by_formula(case).items()}
     tensors |= {f"input.{key}": value for key, value in inputs_by_formula(case).items()}
     return golden.Case(name, case, tensors | {"output.z": torch.tensor(case["z"], dtype=torch.float64)})
+
+
+def scale_only_case(name: str) -> golden.Case:
+    """Returns a case with only the scale discriminator; values that depend on all discriminators no longer agree."""
+    case = read_case(name)
+    content = dict(case.content)
+    for key in ("discriminator_shapes", "discriminator_gradient_norms"):
+        content[key] = {name: value for name, value in content[key].items() if name.startswith("discriminators.0.")}
+    return golden.Case(case.name, content, case.tensors)

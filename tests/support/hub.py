@@ -12,9 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from huggingface_hub import HfApi, constants
-
-from vits_trainer.tracking import hub as hub_upload
+from huggingface_hub import constants
 
 TOKEN = "hf_" + "notarealtoken" * 2
 
@@ -113,8 +111,8 @@ def hub_on_this_machine(fails_at: str = "", is_public: bool = False) -> Iterator
 
 
 def client_of(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    """Directs the real client to another address."""
-    monkeypatch.setattr(hub_upload, "HfApi", lambda: HfApi(endpoint=address, token=TOKEN))
+    """Directs the real client to another address, with a login there."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the local server supports LFS only

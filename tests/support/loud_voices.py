@@ -16,7 +16,7 @@ def loud_voice(
         vocab_size=len(tokenizer), hidden_size=16, flow_size=16, num_hidden_layers=1, ffn_dim=32,
         upsample_rates=[16, 16], upsample_kernel_sizes=[32, 32], upsample_initial_channel=32,
         resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]], prior_encoder_num_flows=2,
-        prior_encoder_num_wavenet_layers=1, posterior_encoder_num_wavenet_layers=1, duration_predictor_num_flows=3,
+        prior_encoder_num_wavenet_layers=1, posterior_encoder_num_wavenet_layers=1, duration_predictor_num_flows=2,
         duration_predictor_filter_channels=24, use_stochastic_duration_prediction=stochastic,
         num_speakers=max(1, len(speakers)), speaker_embedding_size=8 if speakers else 0,
     )  # fmt: skip

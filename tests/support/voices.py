@@ -1,8 +1,12 @@
 """Prepared folders and run configurations small enough to train in a test."""
 
+import atexit
+import functools
 import hashlib
 import json
+import shutil
 import struct
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -27,10 +31,13 @@ MINIATURE: dict[str, Any] = {
         "prior_encoder_num_wavenet_layers": 1,
         "duration_predictor_num_flows": 2,
         "upsample_initial_channel": 16,
+        "upsample_rates": [16, 16],
+        "upsample_kernel_sizes": [32, 32],
         "resblock_kernel_sizes": [3],
         "resblock_dilation_sizes": [[1, 3]],
     },
-    "discriminator": {"periods": [2, 3], "channels_divisor": 8},
+    "discriminator": {"periods": [2], "channels_divisor": 16},
+    "segment_frames": 16,
     "batch_size": 4,
     "gradient_accumulation_steps": 1,
     "learning_rate": 1e-3,
@@ -43,7 +50,15 @@ MINIATURE: dict[str, Any] = {
 
 
 def prepared_folder(folder: Path, clips: int = 10, rate_hz: int = 16000, longest_s: float = 9.9) -> Path:
-    """Prepares ``clips`` synthetic clips."""
+    """Writes ``source``, synthetic clips, and ``training``, prepared from them. Returns the latter."""
+    return shutil.copytree(_prepared(clips, rate_hz, longest_s), folder, dirs_exist_ok=True) / "training"
+
+
+@functools.cache
+def _prepared(clips: int, rate_hz: int, longest_s: float) -> Path:
+    """Prepares the clips once a process, in a folder to be copied."""
+    folder = Path(tempfile.mkdtemp(prefix="prepared-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     names = [f"clip{n}" for n in range(clips)]
     lengths_s = [min(0.8 + 0.05 * n, longest_s) for n in range(clips)]
     # Clips of equal length differ in pitch: they are no copies of one another.
@@ -54,7 +69,7 @@ def prepared_folder(folder: Path, clips: int = 10, rate_hz: int = 16000, longest
     source = write_lj_speech(folder / "source", lines, audio)
     argv = ["--dataset", str(source), "--output_dir", str(folder / "training"), "--target_sr", str(rate_hz)]
     assert main(["prepare_data", *argv, "--processes", "1"]) == 0
-    return folder / "training"
+    return folder
 
 
 def many_speakers(folder: Path, sizes: Mapping[str, int]) -> Path:

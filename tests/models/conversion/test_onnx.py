@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 
 TOKENIZER = build_tokenizer(["silav dinya"])
 
+# test_players exports a voice of one speaker with stochastic durations.
 VOICES = {
-    "one speaker, stochastic": ([], True),
     "three speakers, stochastic": (["ava", "bo", "cem"], True),
     "one speaker, plain": ([], False),
 }
