@@ -23,7 +23,7 @@ chaos: $(INSTALLED) ## kill a run at 25 random times, resume, compare with an un
 test: $(INSTALLED) ## run all tests (those that need a GPU or ../shared are skipped)
 	$(BIN)/python -m pytest
 
-test-fast: $(INSTALLED) ## run the module tests, without whole trainings and launches (3 min)
+test-fast: $(INSTALLED) ## run the module tests, without whole trainings and launches (2 min)
 	$(BIN)/python -m pytest -m "not run and not ranks and not reliability and not slow"
 
 scaling: $(INSTALLED) ## measure scaling from one rank to two, and the cost of gradient exchange (5 min)

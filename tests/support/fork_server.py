@@ -13,6 +13,7 @@ import ctypes
 import functools
 import gc
 import json
+import multiprocessing
 import os
 import resource
 import runpy
@@ -98,6 +99,9 @@ def serve(path: str) -> None:
     media = sys.modules["wandb.sdk.data_types._private"].MEDIA_TMP
     atexit.unregister(media.cleanup)
     media._finalizer.atexit = False
+    # What a program starts with its own interpreter is forked, too, except workers of multiprocessing.
+    multiprocessing.set_executable(sys.executable)
+    sys.executable = str(Path(path).with_name("python"))
     gc.freeze()  # a collection of all imported objects at the end of each fork takes two seconds
     # The signals of a terminal's process group are for the programs, which pass them on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
