@@ -567,7 +567,7 @@ def _full_disk(root: Path) -> subprocess.CompletedProcess[str] | str:
 
     small = root / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", str(small)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], capture_output=True)
     if mounted.returncode:
         return "needs root, to mount a small file system"
     try:

@@ -23,8 +23,8 @@ from vits_trainer.utils.files import sha256
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     prepared_folder(folder)
-    flags = train_flags(folder, save_every_updates=1, keep_checkpoints=0, validate_every_updates=2)
-    assert main(["train_vits", *flags]) == 0
+    settings = {"save_every_updates": 1, "keep_checkpoints": 0, "validate_every_updates": 2, "report_to": "none"}
+    assert main(["train_vits", *train_flags(folder, **settings)]) == 0
     return folder
 
 

@@ -24,6 +24,14 @@ from vits_trainer.text.tokenizer import build_tokenizer
 from vits_trainer.training.train_step import GanTrainStep
 from vits_trainer.training.trainer import Trainer
 
+SHALLOW = {
+    "architecture.posterior_encoder_num_wavenet_layers": 1,
+    "architecture.prior_encoder_num_flows": 1,
+    "architecture.duration_predictor_num_flows": 1,
+    "architecture.resblock_dilation_sizes": [[1]],
+}
+"""Tracing takes a time proportional to the number of operations, for each part and its gradients."""
+
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler (g++)")
 def test_compiled_kernels_agree_with_eager_ones() -> None:
@@ -67,7 +75,7 @@ def test_compiled_run_has_the_metrics_of_the_eager_run(tmp_path: Path, monkeypat
         folder = tmp_path / compiled
         folder.mkdir()
         prepared_folder(folder, clips=10)
-        assert main(["train_vits", *train_flags(folder, compile=compiled, max_updates=4)]) == 0
+        assert main(["train_vits", *train_flags(folder, **SHALLOW, compile=compiled, max_updates=4)]) == 0
         results.append(metrics(folder))
     for eager, ours in zip(*results, strict=True):
         for name in ("generator/mel", "generator/total", "discriminator/total", "grad_norm/discriminator"):
@@ -79,8 +87,8 @@ def test_compiled_run_has_the_metrics_of_the_eager_run(tmp_path: Path, monkeypat
 
 
 def test_compile_time_is_excluded_from_the_time_per_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--target_hours divides by the time per update; here, two batch sizes compile for 3 s each."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    """--target_hours divides by the time per update; here, two batch sizes seem to compile for 3 s each."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     train_step, dry_run, calls, results = GanTrainStep.__call__, Trainer.dry_run, [], []
 
     def slow(self: GanTrainStep, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:

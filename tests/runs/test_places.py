@@ -28,7 +28,7 @@ ROOT = Path(voice_versions.__file__).parents[1]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     prepared_folder(folder)
-    assert main(["train_vits", *train_flags(folder, max_updates=2)]) == 0
+    assert main(["train_vits", *train_flags(folder, max_updates=2, report_to="none")]) == 0
     return folder
 
 

@@ -39,6 +39,8 @@ def compile_networks(generator: Generator, discriminator: Discriminator | None) 
     torch._dynamo.config.recompile_limit = 32  # grad mode, frozen parameters, full and partial batches
     # DDP would split the compiled parts at the limits of its buckets, which it does not support with a static graph.
     torch._dynamo.config.optimize_ddp = False
+    # With ``dynamic``, constants such as epsilons would become symbols, and each part would be traced twice.
+    torch._dynamo.config.specialize_float = True
     # Noise and dropout as in eager mode.
     torch._inductor.config.fallback_random = True
     _with_plain_weight_norm(generator)
