@@ -97,4 +97,26 @@ def test_frozen_multi_speaker_voice_still_trains_speaker_embeddings() -> None:
 
 
 def test_freezable_parts_cover_all_modules() -> None:
-    assert {name.split(".")[0] for name, _ in new_voice().named_parameters()} == set(PARTS)
+    names = {name.split(".")[0] for name, _ in new_voice().named_parameters()}
+    assert names == set(PARTS) - {"duration_synthesis"}
+
+
+def test_what_synthesis_does_not_use_of_the_durations_can_be_trained_alone() -> None:
+    """Any change of the trained half leaves the speech as it is; a change of the frozen one does not."""
+    model = new_voice()
+    with torch.no_grad():
+        for parameter in model.duration_predictor.parameters():  # zero-initialized layers hide changes
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    before = speech(model)
+    freeze(model, ["duration_synthesis"])
+    frozen = [p for p in model.duration_predictor.parameters() if not p.requires_grad]
+    trained = [p for p in model.duration_predictor.parameters() if p.requires_grad]
+    assert min(len(frozen), len(trained)) > 20
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(torch.randn_like(parameter))
+    assert torch.equal(speech(model), before)
+    with torch.no_grad():
+        for parameter in frozen:
+            parameter.add_(torch.randn_like(parameter))
+    assert not torch.equal(speech(model), before)

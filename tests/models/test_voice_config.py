@@ -9,7 +9,8 @@ from vits_trainer.utils.records import TensorFile
 
 
 def test_every_field_of_transformers_is_declared() -> None:
-    assert set(VitsConfig.__annotations__) - {"model_type"} | {"speakers", "resblock_type"} == set(VoiceConfig.__annotations__)
+    ours = {"speakers", "resblock_type"}
+    assert set(VitsConfig.__annotations__) - {"model_type"} | ours == set(VoiceConfig.__annotations__)
 
 
 def test_defaults_of_transformers_are_valid() -> None:

@@ -106,7 +106,7 @@ class TrainConfig:
     """Updates of linear learning rate warm-up, for both networks (0 = none)."""
     freeze: str = ""
     """Parts of the generator to freeze, separated by commas: text_encoder, posterior_encoder, flow, decoder,
-    duration_predictor."""
+    duration_predictor; or of the last one only what synthesis uses, duration_synthesis."""
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the generator's weights, such as 0.999. Validation and the exported
     voice use the average; training continues with the raw weights (0 = no average)."""

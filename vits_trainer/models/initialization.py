@@ -92,9 +92,21 @@ def freeze(model: VitsModel, parts: Iterable[str]) -> None:
     """
     parts = list(parts)
     for part in parts:
-        getattr(model, part).requires_grad_(False)
+        for module in _modules_of(model, part):
+            module.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
             f"--freeze {','.join(parts)} leaves no trainable parameters (--objective mel also freezes the posterior "
             "encoder). Remove a part from the list."
         )
+
+
+def _modules_of(model: VitsModel, part: str) -> list[nn.Module]:
+    if part != "duration_synthesis":
+        return [getattr(model, part)]
+    predictor = model.duration_predictor
+    if not isinstance(predictor, VitsStochasticDurationPredictor):
+        return [predictor]
+    used = [module for name, module in predictor.named_children() if name != "flows" and not name.startswith("post_")]
+    affine, _, *splines = predictor.flows  # the first spline only affects the channel that synthesis discards
+    return [*used, affine, *splines]
