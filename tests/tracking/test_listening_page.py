@@ -19,7 +19,7 @@ from tests.support.audio import encode, voice
 from tests.support.random_voice import RATE_HZ, save_voice
 from tests.support.voices import many_speakers
 from vits_trainer.cli.main import main
-from vits_trainer.tracking.listening_page import SpokenSentence, Take, equally_loud, render_listening_page
+from vits_trainer.tracking.listening_page import SpokenSentence, Take, equally_loud, render_listening_page, short_names
 
 EVIL = "</script><script>alert(1)</script><b onload='alert(2)'>\"=cmd"
 VOICES = ("base", "tuned", EVIL)
@@ -117,10 +117,10 @@ def test_runs_are_compared_by_the_sentences_that_they_have_in_common(
     assert main(["report", "--compare", *runs, "--output", str(output)]) == 0
     assert "2 voices, 2 sentences" in capsys.readouterr().out
     found = sounds(output.read_text(encoding="utf-8"))
-    assert list(found) == [f"{who}: {text}" for text in ("One.", "Two.") for who in (*runs, "recording")]
+    assert list(found) == [f"{who}: {text}" for text in ("One.", "Two.") for who in ("a", "b", "recording")]
     assert all(samples.any() for samples, _ in found.values())
     # of the sentence, not of the number: One. is the second of both, Two. the third of a and the first of b
-    assert [len(found[f"{run}: Two."][0]) for run in runs] == [int(0.4 * 16000), int(0.2 * 16000)]
+    assert [len(found[f"{run}: Two."][0]) for run in "ab"] == [int(0.4 * 16000), int(0.2 * 16000)]
 
 
 def test_voices_speak_the_sentences_of_a_file_of_validation_clips_or_of_a_run(runs: list[str], tmp_path: Path) -> None:
@@ -136,11 +136,17 @@ def test_voices_speak_the_sentences_of_a_file_of_validation_clips_or_of_a_run(ru
         output = tmp_path / f"{name}.html"
         assert main(["report", "--output", str(output), "--compare", *words]) == 0
         found = sounds(output.read_text(encoding="utf-8"))
-        spoken = [label.partition(": ")[2] for label in found if label.startswith(voices[0])]
+        spoken = [label.partition(": ")[2] for label in found if label.startswith("one: ")]
         assert spoken == (texts or spoken)
         assert spoken
         assert any(label.startswith("recording") for label in found) == has_recording
-        assert {rate for label, (_, rate) in found.items() if label.startswith(voices[0])} == {RATE_HZ}
+        assert {rate for label, (_, rate) in found.items() if label.startswith("one: ")} == {RATE_HZ}
+
+
+def test_names_on_the_page_are_the_shortest_that_differ() -> None:
+    names = ["/home/ann/one/final_model", "two/final_model", "voices/joe/", "facebook/mms-tts-eng"]
+    assert short_names(names) == ["one/final_model", "two/final_model", "joe", "mms-tts-eng"]
+    assert short_names(["../final_model", "final_model"]) == ["../final_model", "final_model"]
 
 
 @pytest.mark.parametrize(
@@ -168,21 +174,6 @@ def test_invalid_calls_are_reported(
     (tmp_path / "nothing.txt").write_text(" \n")
     assert main(["report", *(word.format(**names) for word in words)]) == 2
     assert expected in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium as installed on this machine, driven by Playwright."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("Chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        )
-        yield launched
-        launched.close()
 
 
 @pytest.fixture

@@ -33,11 +33,12 @@ def _report(config: ReportConfig, run_dir: Path) -> int:
 def _compare(config: ReportConfig) -> int:
     import transformers  # noqa: PLC0415 - torch: the page of a run does not need it
 
-    from vits_trainer.tracking.listening_page import render_listening_page, speak_all  # noqa: PLC0415
+    from vits_trainer.tracking.listening_page import render_listening_page, short_names, speak_all  # noqa: PLC0415
 
     transformers.utils.logging.disable_progress_bar()
     sentences = speak_all(config)
-    page = render_listening_page(" / ".join(config.compare), config.compare, sentences)
+    names = short_names(config.compare)
+    page = render_listening_page(" / ".join(names), names, sentences)
     output = _write(config.output or "listening.html", page)
     print(
         f"Listening page: {output} ({len(page.encode()) / 1e6:.1f} MB, {len(config.compare)} voices, "

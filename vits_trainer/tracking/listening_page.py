@@ -70,6 +70,17 @@ def is_run(name: str) -> bool:
     return (Path(name) / "metrics.jsonl").is_file() or (Path(name) / "config.yaml").is_file()
 
 
+def short_names(names: Sequence[str]) -> list[str]:
+    """Returns the last parts of paths, as few as make them differ: a page is shared, and its paths are private."""
+    parts = [Path(name).parts for name in names]
+    endings = [["/".join(one[-count:]) for count in range(1, len(one) + 1)] for one in parts]
+    of_others = [{ending for other in endings if other is not mine for ending in other} for mine in endings]
+    return [
+        next((ending for ending in mine if ending not in others), name)
+        for name, mine, others in zip(names, endings, of_others, strict=True)
+    ]
+
+
 def speak_all(config: ReportConfig) -> list[SpokenSentence]:
     """Collects the sentences of ``config.compare``: runs contribute the samples of their last validation.
 
