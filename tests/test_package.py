@@ -45,6 +45,7 @@ TESTED_ELSEWHERE = {
     "diagnostics/benchmark_data": "tests/runs/test_benchmark.py",
     "evaluation/comparison": "tests/runs/test_evaluate.py",
     "evaluation/evaluate": "tests/runs/test_evaluate.py",
+    "evaluation/optional_packages": "tests/evaluation/test_recognizers.py, test_speech_metrics.py",
     "config/selection": "tests/runs/test_train_feedback.py",
     "data/decoding": "tests/data/test_audio.py, tests/data/test_containers.py",
     "data/rejections": "a test of each reason",

@@ -22,7 +22,6 @@ from tests.support.voices import prepared_folder, train_flags
 from vits_trainer.cli.main import main
 from vits_trainer.tracking import html_report
 
-CHROMIUM = Path("/usr/bin/chromium")
 EVIL = "<script>alert(1)</script><img src=https://evil.example/x.png onerror=alert(2)>\"'>&amp;"
 VOID = {"meta", "img", "wbr", "br", "hr", "input", "link"}
 HUB_KEY = "hf_abcdefghijklmnopqrstuvwx"
@@ -523,20 +522,6 @@ def test_text_and_curves_have_sufficient_contrast(tmp_path: Path, scheme: int) -
     assert [pair for pair in texts if contrast(*(colours[name] for name in pair)) < 4.5] == []
     shapes = [(kind, "card") for kind in ("training", "validation", "level")]
     assert [pair for pair in shapes if contrast(*(colours[name] for name in pair)) < 3] == []
-
-
-@pytest.fixture(scope="module")
-def browser() -> Any:
-    if not CHROMIUM.is_file():
-        pytest.skip(f"{CHROMIUM} is not installed")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
-    with api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=[*flags, "--disable-component-update"]
-        )
-        yield started
-        started.close()
 
 
 def crowded(run: Path) -> Path:

@@ -32,7 +32,10 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "export": (ExportConfig, "export a checkpoint as a voice"),
     "synthesize": (SynthesizeConfig, "synthesize a text to an audio file"),
     "evaluate": (EvaluateConfig, "compare voices with objective metrics on validation clips"),
-    "report": (ReportConfig, "write a run as an HTML page: curves, audio samples, errors, settings"),
+    "report": (
+        ReportConfig,
+        "write a run as an HTML page, or a blind listening test of voices",
+    ),
     "demo": (DemoConfig, "try everything in minutes on a synthetic corpus"),
     "check": (CheckConfig, "verify on this machine that training works correctly"),
     "benchmark": (BenchmarkConfig, "measure the speed of updates, alignment search and data loading"),

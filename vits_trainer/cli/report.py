@@ -1,4 +1,4 @@
-"""``report``: writes a run as one self-contained HTML page."""
+"""``report``: writes a run, or a comparison by ear, as one self-contained HTML page."""
 
 from pathlib import Path
 
@@ -13,12 +13,42 @@ def run(config: ReportConfig) -> int:
 
     Raises:
         ConfigError: the page cannot be written.
-        DataError: the folder is not that of a run.
+        DataError: the folder is not that of a run, or there is nothing to compare.
+        ModelError: a voice cannot be loaded.
     """
-    run_dir = Path(config.run_dir)
+    return _compare(config) if config.run_dir is None else _report(config, Path(config.run_dir))
+
+
+def _report(config: ReportConfig, run_dir: Path) -> int:
     result = read_run(run_dir)
     page = render(result)
-    output = Path(config.output) if config.output else run_dir / "report.html"
+    output = _write(config.output or str(run_dir / "report.html"), page)
+    for sentence in result.missing:
+        print(f"  {sentence}")
+    size_mb, media_mb = (size / 1e6 for size in (len(page.encode()), media_bytes(result.sentences)))
+    print(f"Report: {output} ({size_mb:.1f} MB, including {media_mb:.1f} MB of speech and images)")
+    return 0
+
+
+def _compare(config: ReportConfig) -> int:
+    import transformers  # noqa: PLC0415 - torch: the page of a run does not need it
+
+    from vits_trainer.tracking.listening_page import render_listening_page, short_names, speak_all  # noqa: PLC0415
+
+    transformers.utils.logging.disable_progress_bar()
+    sentences = speak_all(config)
+    names = short_names(config.compare)
+    page = render_listening_page(" / ".join(names), names, sentences)
+    output = _write(config.output or "listening.html", page)
+    print(
+        f"Listening page: {output} ({len(page.encode()) / 1e6:.1f} MB, {len(config.compare)} voices, "
+        f"{len(sentences)} sentences). Open it in a browser."
+    )
+    return 0
+
+
+def _write(path: str, page: str) -> Path:
+    output = Path(path)
     if output.is_dir():
         raise ConfigError(f"--output {output}: cannot be written, as it is a folder. Give a file.")
     try:
@@ -26,8 +56,4 @@ def run(config: ReportConfig) -> int:
         atomic_write(output, page)
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written ({error.strerror}). Choose another path.") from error
-    for sentence in result.missing:
-        print(f"  {sentence}")
-    size_mb, media_mb = (size / 1e6 for size in (len(page.encode()), media_bytes(result.sentences)))
-    print(f"Report: {output} ({size_mb:.1f} MB, including {media_mb:.1f} MB of speech and images)")
-    return 0
+    return output

@@ -15,12 +15,17 @@ SCORES = {
     "f0": ("log_f0_rmse", "voicing_error"),
     "duration": ("duration_error",),
     "cer": ("cer", "wer"),
+    "dnsmos": ("dnsmos", "dnsmos_signal", "dnsmos_background"),
     "utmos": ("utmos",),
     "similarity": ("speaker_similarity",),
 }
 """Speech scores, and the metrics that each computes."""
-HIGHER_IS_BETTER = frozenset({"utmos", "speaker_similarity"})
+HIGHER_IS_BETTER = frozenset({*SCORES["dnsmos"], "utmos", "speaker_similarity"})
 """Metrics where higher is better. For all other metrics and for losses, lower is better."""
+AUTO = "auto"
+POCKETSPHINX = "pocketsphinx"
+WHISPER = "whisper-tiny.en"
+"""Recognizer of the extra ``asr``, whose packages contain the weights."""
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 """All that Accelerate knows."""
 

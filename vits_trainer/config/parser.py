@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
@@ -70,6 +71,7 @@ def parse(command: str, config_class: type[Config], argv: Sequence[str]) -> Conf
         parser.add_argument("--fp16", type=bool, default=False, help="Same as --precision fp16.")
     _accept_short_forms(parser, fields)
     files, flags = _split_config(argv)
+    flags = _join_several(flags, fields)
     _reject_unknown_flags(command, parser, flags)
     for file in files:  # jsonargparse expands aliases without a limit
         _reject_unknown_keys(command, parser, file, read_yaml(Path(file), ConfigError, "Correct the file."))
@@ -168,6 +170,8 @@ def _accept_short_forms(parser: jsonargparse.ArgumentParser, fields: Mapping[str
             action.nargs, action.const = "?", True
         elif action.dest == "push_to_hub":  # without a name, as transformers takes it: the configuration refuses it
             action.nargs, action.const = "?", ""
+        if field is not None and "several" in field.metadata:
+            action.metavar = "A B ..."
         if field is not None and "short" in field.metadata:
             parser._option_string_actions[f"--{field.metadata['short']}"] = action
 
@@ -221,16 +225,37 @@ def _names(parser: jsonargparse.ArgumentParser) -> list[str]:
     return sorted(names)
 
 
+def _join_several(argv: Sequence[str], fields: Mapping[str, Any]) -> list[str]:
+    """Turns ``--flag A B`` into ``--flag ["A", "B"]`` for the fields that take several words."""
+    flags = {f"--{name}" for name, field in fields.items() if field.metadata.get("several")}
+    joined: list[str] = []
+    words: list[str] | None = None
+    for arg in argv:
+        if words is not None and not arg.startswith("-"):
+            words.append(arg)
+            joined[-1] = json.dumps(words, ensure_ascii=False)
+        elif arg in flags:
+            words = []
+            joined += [arg, "[]"]
+        else:
+            words = None
+            joined.append(arg)
+    return joined
+
+
 def _expand_positional(argv: list[str], fields: Mapping[str, Any]) -> list[str]:
-    """Turns a leading positional argument into the flag of the only field without a default."""
-    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
-    if not required:
+    """Turns a leading positional argument into the flag of the only field that has an example or no default."""
+    leading = [
+        name for name, field in fields.items() if "example" in field.metadata or field.default is dataclasses.MISSING
+    ]
+    if not leading:
         return argv
+    name, field = leading[0], fields[leading[0]]
     if argv and not argv[0].startswith("-"):
-        return [f"--{required[0]}", *argv]
-    if not {f"--{required[0]}", "--help", "-h"} & {arg.partition("=")[0] for arg in argv}:
-        example = fields[required[0]].metadata.get("example", required[0].upper())
-        raise ConfigError(f"give the {required[0]} first, such as {example}.")
+        return [f"--{name}", *argv]
+    is_required = field.default is dataclasses.MISSING
+    if is_required and not {f"--{name}", "--help", "-h"} & {arg.partition("=")[0] for arg in argv}:
+        raise ConfigError(f"give the {name} first, such as {field.metadata.get('example', name.upper())}.")
     return argv
 
 

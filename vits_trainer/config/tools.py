@@ -25,12 +25,39 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write a run as one self-contained HTML page: vits-trainer report RUN_DIR."""
+    """Write a run as one self-contained HTML page: vits-trainer report RUN_DIR.
 
-    run_dir: str = field(metadata={"example": "training/runs/demo"})
+    report --compare A B writes a page to compare voices by ear instead: it has the same sentences by each voice, and a
+    blind test whose tally can be saved.
+    """
+
+    run_dir: str | None = field(default=None, metadata={"example": "training/runs/demo"})
     """The run's folder, runs/<run_name>."""
     output: str | None = None
-    """Path of the page; an existing file is overwritten (null = report.html in the run's folder)."""
+    """Path of the page; an existing file is overwritten (null = report.html in the run's folder, or listening.html in
+    the current folder for --compare)."""
+    compare: tuple[str, ...] = field(default=(), metadata={"several": True})
+    """Two or more voices (folders or Hub names) or runs, separated by spaces. Of a run, the samples of its last
+    validation are used."""
+    sentences: str | None = None
+    """--compare: UTF-8 file with one sentence per line (null = validation sentences that the runs have in common, or
+    those of data_dir)."""
+    data_dir: str = "training"
+    """--compare: prepared folder with the validation sentences and their recordings."""
+    max_sentences: int = limited(10, 1, 200)
+    """--compare: maximum number of sentences. Each adds about 0.1 MB per voice to the page."""
+    seed: int = limited(1234, 0, MAX_SEED)
+    """--compare: seed of the synthesis."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(
+            bool(self.run_dir) or bool(self.compare),
+            "give the run_dir first, such as training/runs/demo; or two voices or runs, as --compare A B.",
+        )
+        require(not (self.run_dir and self.compare), f"{self.run_dir} and --compare exclude each other: give only one.")
+        require(len(self.compare) != 1, f"--compare {' '.join(self.compare)}: give two or more voices or runs.")
+        require(len(set(self.compare)) == len(self.compare), "--compare: contains a voice twice.")
 
 
 @dataclass(frozen=True)

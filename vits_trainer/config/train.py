@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from vits_trainer.config.architecture import Architecture, DecoderShape, DiscriminatorShape
-from vits_trainer.config.options import PARTS, SCORES, TRACKERS, ObjectiveKind, Precision, Schedule
+from vits_trainer.config.options import AUTO, PARTS, SCORES, TRACKERS, ObjectiveKind, Precision, Schedule
 from vits_trainer.config.ranges import MAX_SEED, check_ranges, limited
 from vits_trainer.config.serialization import require_run_name, split_names
 from vits_trainer.utils.errors import require
@@ -216,8 +216,9 @@ class TrainConfig:
     synthesized and compared with their recordings (see evaluate)."""
     validation_score_clips: int = limited(16, 0)
     """Number of validation sentences to synthesize for these scores."""
-    asr: str = "pocketsphinx"
-    """Speech recognizer for cer: pocketsphinx (English, offline) or a transformers model."""
+    asr: str = AUTO
+    """Speech recognizer for cer. auto, for English: whisper-tiny.en where vits-trainer[asr] is installed, else
+    pocketsphinx. Or whisper-SIZE, or a model of transformers or faster-whisper (folder or Hub name)."""
     best_metric: str = "mel"
     """Validation metric that selects the best checkpoint: a loss ({losses}), or a metric of a
     score ({metrics})."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vits_trainer.config.options import SCORES, SPEECH_FORMATS, TIMING_FORMATS
+from vits_trainer.config.options import AUTO, SCORES, SPEECH_FORMATS, TIMING_FORMATS
 from vits_trainer.config.ranges import MAX_SEED, check_ranges, limited
 from vits_trainer.config.serialization import split_names
 from vits_trainer.utils.errors import require
@@ -85,8 +85,11 @@ class EvaluateConfig:
     scores: str = "mcd,f0,duration,cer"
     """Scores to compute, separated by commas, of {scores}. docs/metrics.md explains them; utmos and similarity need
     their packages (utmos-pytorch, resemblyzer)."""
-    asr: str = "pocketsphinx"
-    """Speech recognizer for cer: pocketsphinx (English, offline) or a transformers model."""
+    asr: str = AUTO
+    """Speech recognizer for cer. auto, for English: whisper-tiny.en where vits-trainer[asr] is installed, else
+    pocketsphinx. Or whisper-SIZE, or a model of transformers or faster-whisper (folder or Hub name)."""
+    language: str | None = None
+    """Language of the texts, such as de or deu (null = that of the first voice)."""
     output_dir: str = "evaluation"
     """Folder for scores.json and the synthesized speech."""
     report_to: Literal["none", "wandb"] = "none"

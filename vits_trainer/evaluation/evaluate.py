@@ -27,6 +27,7 @@ from vits_trainer.evaluation.comparison import (
 )
 from vits_trainer.evaluation.speech_metrics import SpeechMetrics, means
 from vits_trainer.evaluation.synthesis import Voice
+from vits_trainer.text.tokenizer import load_tokenizer
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import atomic_write
 
@@ -57,22 +58,31 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """Measures the recordings themselves, then each voice, and writes scores.json.
 
     Raises:
+        ConfigError: a metric's package or model is missing, or the recognizer does not know the language.
         DataError: a voice and the recordings have different rates.
+        ModelError: a voice cannot be loaded.
     """
     prepared = open_prepared(Path(config.data_dir))
     rows = _rows(config, prepared)
     output = _writable_folder(config.output_dir)
-    scorer = SpeechMetrics(split_names("scores", config.scores, SCORES), prepared.sampling_rate, config.asr)
+    scores = split_names("scores", config.scores, SCORES)
+    scorer = SpeechMetrics(scores, prepared.sampling_rate, config.asr, config.language or _language(config.names))
     recorded = evaluate_voice(RECORDED, lambda row: read_prepared_clip(prepared, row), prepared, rows, scorer, False)
-    _check_recognizer(recorded, config.asr)
+    _check_recognizer(recorded, scorer.recognizer)
     voices = [recorded]
     for number, name in enumerate(config.names, start=1):
         synthesizer = _synthesizer(name, prepared, rows, config.seed)
         saving = saving_to_folder(synthesizer, output / f"speech_{number}", prepared)
         voices.append(evaluate_voice(name, saving, prepared, rows, scorer, not _is_speech(name)))
-    record = {"data": config.data_dir, "asr": config.asr, **to_record(voices, scorer.names)}
+    record = {"data": config.data_dir, "asr": scorer.recognizer, **to_record(voices, scorer.names)}
     atomic_write(output / "scores.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return EvaluationResult(voices, scorer.names, record, output)
+
+
+def _language(names: Sequence[str]) -> str | None:
+    """Returns the language of the first voice that names one; None if no voice does."""
+    languages = (load_tokenizer(name).language for name in names if not _is_speech(name))
+    return next((language for language in languages if language), None)
 
 
 def _writable_folder(path: str) -> Path:
@@ -118,7 +128,7 @@ def _is_speech(name: str) -> bool:
     return Path(name).is_dir() and not (Path(name) / "config.json").is_file()
 
 
-def _check_recognizer(recorded: VoiceEvaluation, asr: str) -> None:
+def _check_recognizer(recorded: VoiceEvaluation, asr: str | None) -> None:
     cer = means(recorded.clips).get("cer")
     if cer is not None and cer > _UNRELIABLE_CER:
         logger.warning(

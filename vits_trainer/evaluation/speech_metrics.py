@@ -8,8 +8,6 @@ import importlib
 import logging
 import math
 import tempfile
-import unicodedata
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,26 +16,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import soxr
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from vits_trainer.config.options import HIGHER_IS_BETTER, SCORES
+from vits_trainer.config.options import AUTO, HIGHER_IS_BETTER, POCKETSPHINX, SCORES
 from vits_trainer.data.audio import to_pcm16, write_pcm16_wav
-from vits_trainer.utils.errors import ConfigError
+from vits_trainer.evaluation.optional_packages import MODEL_RATE_HZ, load_optional_model, load_package
+from vits_trainer.evaluation.recognizers import choose_recognizer, knows_only_english, load_recognizer
+from vits_trainer.evaluation.transcripts import transcript_errors
+from vits_trainer.utils.errors import require
+
+logger = logging.getLogger(__name__)
 
 Samples = NDArray[np.float32]
 
-POCKETSPHINX = "pocketsphinx"
 _STEP_MS = 8
-_MODEL_RATE_HZ = 16000
-"""Sampling rate of speech recognition, UTMOS and speaker embedding models."""
-_PACKAGES = {
-    "mcd": ("mel_cepstral_distance", "vits-trainer[evaluate]"),
-    "f0": ("pyworld", "vits-trainer[evaluate]"),
-    "cer": ("jiwer", "vits-trainer[evaluate]"),
-    POCKETSPHINX: ("pocketsphinx", "vits-trainer[evaluate]"),
-    "utmos": ("utmos_pytorch", "utmos-pytorch"),
-    "similarity": ("resemblyzer", "resemblyzer"),
-}
 
 
 class ClipMetrics(NamedTuple):
@@ -85,12 +78,26 @@ def worst_first(clips: Sequence[ClipScore]) -> list[ClipScore]:
 Measure = Callable[[str, Samples, Samples], ClipMetrics]
 """Compares speech, (T',), with a recording of the same text, (T,), both with full scale at 1."""
 
-_MEASURES: dict[str, Callable[[int, str], Measure]] = {}
-"""By the keys of :data:`config.SCORES`: loads packages and models for a sampling rate and a recognizer."""
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """What metrics may depend on."""
+
+    rate_hz: int
+    """Sampling rate of the recordings and the speech."""
+    recognizer: str | None = None
+    """Name of the speech recognizer."""
+    language: str | None = None
+    """Of the texts, as named by voices."""
 
 
-def _registered(score: str) -> Callable[[Callable[[int, str], Measure]], Callable[[int, str], Measure]]:
-    def register(load: Callable[[int, str], Measure]) -> Callable[[int, str], Measure]:
+_Loader = Callable[[MetricSettings], Measure]
+_MEASURES: dict[str, _Loader] = {}
+"""By the keys of :data:`config.SCORES`: loads packages and models."""
+
+
+def _registered(score: str) -> Callable[[_Loader], _Loader]:
+    def register(load: _Loader) -> _Loader:
         _MEASURES[score] = load
         return load
 
@@ -100,17 +107,28 @@ def _registered(score: str) -> Callable[[Callable[[int, str], Measure]], Callabl
 class SpeechMetrics:
     """Computes the requested metrics; loads their packages and models once."""
 
-    def __init__(self, scores: Iterable[str], rate_hz: int, asr: str = POCKETSPHINX) -> None:
+    def __init__(self, scores: Iterable[str], rate_hz: int, asr: str = AUTO, language: str | None = None) -> None:
         """Args:
         scores: keys of :data:`config.SCORES`.
         rate_hz: sampling rate of the recordings and the speech.
-        asr: speech recognition for ``cer``: pocketsphinx (English, offline), or a model of transformers.
+        asr: speech recognizer for ``cer``. If it is ``auto`` and none knows the language, ``cer`` is left out with a
+            warning.
+        language: of the texts, as named by voices (None = unknown).
 
         Raises:
-            ConfigError: a package is not installed, or a model cannot be loaded.
+            ConfigError: a package is not installed, a model cannot be loaded, or the recognizer does not know the
+                language.
         """
-        self.scores = tuple(scores)
-        self._measures = [_MEASURES[score](rate_hz, asr) for score in self.scores]
+        requested = tuple(scores)
+        self.recognizer = choose_recognizer(asr, language) if "cer" in requested else None
+        is_left_out = "cer" in requested and self.recognizer is None
+        self.scores = tuple(score for score in requested if score != "cer" or not is_left_out)
+        if is_left_out:
+            remedy = f"no recognizer for {language} is installed. Give --asr a model of this language"
+            require(bool(self.scores), f"cer: {remedy}, or choose other scores.")
+            logger.warning("cer is left out: %s.", remedy)
+        settings = MetricSettings(rate_hz, self.recognizer, language)
+        self._measures = [_MEASURES[score](settings) for score in self.scores]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -126,34 +144,34 @@ class SpeechMetrics:
 
 
 @_registered("mcd")
-def _load_mel_cepstral_distance(rate_hz: int, asr: str) -> Measure:  # noqa: ARG001
+def _load_mel_cepstral_distance(settings: MetricSettings) -> Measure:
     """Mel-cepstral distance in dB, aligned by dynamic time warping (Kubichek 1993)."""
-    package = _package("mcd")
+    package = load_package("mcd")
     logging.getLogger("mel_cepstral_distance").setLevel(logging.ERROR)  # it warns of frame lengths not a power of 2
 
     def measure(text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:  # noqa: ARG001
-        with _as_files(recorded, spoken, rate_hz) as files:
+        with _as_files(recorded, spoken, settings.rate_hz) as files:
             return ClipMetrics({"mcd_db": float(package.compare_audio_files(*files, hop_len=_STEP_MS)[0])}, None)
 
     return measure
 
 
 @_registered("f0")
-def _load_pitch(rate_hz: int, asr: str) -> Measure:  # noqa: ARG001
+def _load_pitch(settings: MetricSettings) -> Measure:
     """Log F0 RMSE over the frames voiced in both, and the fraction of frames voiced in only one, aligned as above."""
-    pyworld = _package("f0")
-    _package("mcd")
+    pyworld = load_package("f0")
+    load_package("mcd")
 
     def measure(text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:  # noqa: ARG001
-        with _as_files(recorded, spoken, rate_hz) as files:
-            path = _warping(files, rate_hz)
-        return ClipMetrics(_pitch_metrics(pyworld, recorded, spoken, rate_hz, path), None)
+        with _as_files(recorded, spoken, settings.rate_hz) as files:
+            path = _warping(files, settings.rate_hz)
+        return ClipMetrics(_pitch_metrics(pyworld, recorded, spoken, settings.rate_hz, path), None)
 
     return measure
 
 
 @_registered("duration")
-def _load_duration(rate_hz: int, asr: str) -> Measure:  # noqa: ARG001
+def _load_duration(settings: MetricSettings) -> Measure:  # noqa: ARG001
     """Duration error |T' - T| / T."""
 
     def measure(text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:  # noqa: ARG001
@@ -163,40 +181,78 @@ def _load_duration(rate_hz: int, asr: str) -> Measure:  # noqa: ARG001
 
 
 @_registered("cer")
-def _load_error_rates(rate_hz: int, asr: str) -> Measure:
+def _load_error_rates(settings: MetricSettings) -> Measure:
     """Character and word error rates of the transcript."""
-    _package("cer")
-    recognize = _load_recognizer(asr)
+    load_package("cer")
+    recognizer = load_recognizer(settings.recognizer or POCKETSPHINX)
+    language = settings.language or ("en" if knows_only_english(recognizer.name) else None)
 
     def measure(text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:  # noqa: ARG001
         # Recognizers are trained on recordings, which have no digital silence.
-        transcript = recognize(_with_dither(_resample(spoken, rate_hz), _MODEL_RATE_HZ, noise_steps=8))
-        return ClipMetrics(transcript_errors(text, transcript), transcript)
+        heard = _with_dither(_resample(spoken, settings.rate_hz), MODEL_RATE_HZ, noise_steps=8)
+        transcript = recognizer.transcribe(heard)
+        return ClipMetrics(transcript_errors(text, transcript, language), transcript)
 
     return measure
 
 
-@_registered("utmos")
-def _load_utmos(rate_hz: int, asr: str) -> Measure:  # noqa: ARG001
-    """Predicted mean opinion score (Saeki et al. 2022)."""
-    package, torch = _package("utmos"), importlib.import_module("torch")
-    model = _load_model("utmos", lambda: package.UTMOSScoreScripted(None, "cpu"))
+@_registered("dnsmos")
+def _load_dnsmos(settings: MetricSettings) -> Measure:
+    """Predicted opinions of P.835: overall, signal, background (Reddy et al. 2022, DNSMOS), from 1 to 5."""
+    weights = Path(load_package("dnsmos").__path__[0]) / "dnsmos_models/sig_bak_ovr.onnx"
+    runtime = load_package("dnsmos_runtime")
+    session = load_optional_model("dnsmos", lambda: runtime.InferenceSession(str(weights)))
 
     def measure(text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:  # noqa: ARG001
-        samples = torch.from_numpy(_resample(spoken, rate_hz))
+        samples = np.clip(_resample(spoken, settings.rate_hz), -1, 1)
+        windows = _dnsmos_windows(np.pad(samples, (0, max(0, MODEL_RATE_HZ // 10 - len(samples)))))
+        # One by one: the activations of a window take 0.1 GB.
+        raw = np.stack([session.run(None, {"input_1": window[None]})[0][0] for window in windows])  # (windows, 3)
+        opinions = [float(np.polyval(p, x).mean()) for p, x in zip(_DNSMOS_POLYNOMIALS, raw.T, strict=True)]
+        return ClipMetrics(dict(zip(("dnsmos_signal", "dnsmos_background", "dnsmos"), opinions, strict=True)), None)
+
+    return measure
+
+
+_DNSMOS_POLYNOMIALS = (
+    (-0.08397278, 1.22083953, 0.0052439),
+    (-0.13166888, 1.60915514, -0.39604546),
+    (-0.06766283, 1.11546468, 0.04602535),
+)
+"""From the network's outputs to opinions, as in the package speechmos."""
+_DNSMOS_SAMPLES = int(9.01 * MODEL_RATE_HZ)
+
+
+def _dnsmos_windows(samples: Samples) -> NDArray[np.float32]:
+    """Returns windows of 9.01 s, one per second, (windows, samples); shorter speech is doubled until it fills one."""
+    while len(samples) < _DNSMOS_SAMPLES:
+        samples = np.concatenate([samples, samples])
+    count = int(len(samples) // MODEL_RATE_HZ - 9.01) + 1
+    windows: NDArray[np.float32] = sliding_window_view(samples, _DNSMOS_SAMPLES)[::MODEL_RATE_HZ][:count]
+    return windows
+
+
+@_registered("utmos")
+def _load_utmos(settings: MetricSettings) -> Measure:
+    """Predicted mean opinion score (Saeki et al. 2022)."""
+    package, torch = load_package("utmos"), importlib.import_module("torch")
+    model = load_optional_model("utmos", lambda: package.UTMOSScoreScripted(None, "cpu"))
+
+    def measure(text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:  # noqa: ARG001
+        samples = torch.from_numpy(_resample(spoken, settings.rate_hz))
         return ClipMetrics({"utmos": float(model.score(samples[None]).mean())}, None)
 
     return measure
 
 
 @_registered("similarity")
-def _load_speaker_similarity(rate_hz: int, asr: str) -> Measure:  # noqa: ARG001
+def _load_speaker_similarity(settings: MetricSettings) -> Measure:
     """Cosine of the angle between speaker embeddings."""
-    package = _package("similarity")
-    encoder = _load_model("similarity", lambda: package.VoiceEncoder("cpu", verbose=False))
+    package = load_package("similarity")
+    encoder = load_optional_model("similarity", lambda: package.VoiceEncoder("cpu", verbose=False))
 
     def measure(text: str, recorded: Samples, spoken: Samples) -> ClipMetrics:  # noqa: ARG001
-        a, b = (np.asarray(encoder.embed_utterance(_resample(s, rate_hz))) for s in (recorded, spoken))
+        a, b = (np.asarray(encoder.embed_utterance(_resample(s, settings.rate_hz))) for s in (recorded, spoken))
         return ClipMetrics({"speaker_similarity": float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))}, None)
 
     return measure
@@ -213,24 +269,6 @@ def _as_files(recorded: Samples, spoken: Samples, rate_hz: int) -> Iterator[list
         yield files
 
 
-def transcript_errors(text: str, transcript: str) -> dict[str, float]:
-    """Returns character and word error rate of ``transcript`` against ``text``, ignoring case and punctuation.
-
-    Empty if the text has no letters, as the rates are then undefined.
-    """
-    jiwer = _package("cer")
-    reference, hypothesis = spoken_form(text), spoken_form(transcript)
-    if not reference:
-        return {}
-    return {"cer": float(jiwer.cer(reference, hypothesis)), "wer": float(jiwer.wer(reference, hypothesis))}
-
-
-def spoken_form(text: str) -> str:
-    """Normalizes text: lower case, no apostrophes or punctuation, single spaces."""
-    kept = [character for character in unicodedata.normalize("NFKC", text).lower() if character not in "'’"]
-    return " ".join("".join(character if _is_spoken(character) else " " for character in kept).split())
-
-
 def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
     """Returns the 95 % confidence interval of the mean (Efron's percentile bootstrap)."""
     drawn = np.random.default_rng(seed).choice(np.asarray(values, dtype=np.float64), (resamples, len(values)))
@@ -238,54 +276,8 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 
     return float(low), float(high)
 
 
-def _is_spoken(character: str) -> bool:
-    return character.isalnum() or unicodedata.category(character).startswith("M")
-
-
-def _package(score: str) -> Any:
-    module, install = _PACKAGES[score]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # pyworld's, about how it finds its version
-            return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{score} needs an uninstalled package ({error}): pip install '{install}'.") from error
-
-
-def _load_model(name: str, load: Callable[[], Any]) -> Any:
-    try:
-        return load()
-    except (OSError, ValueError, RuntimeError) as error:
-        if "trust_remote_code" in str(error):
-            raise ConfigError(
-                f"{name} contains custom code, which is not executed. Use a model that transformers supports natively."
-            ) from error
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{name}: the model could not be loaded ({reason}). Omit it, or download it.") from error
-
-
-def _load_recognizer(name: str) -> Callable[[Samples], str]:
-    if name == POCKETSPHINX:
-        decoder = _package(POCKETSPHINX).Decoder(samprate=_MODEL_RATE_HZ, loglevel="FATAL")
-
-        def recognize(samples: Samples) -> str:
-            decoder.reinit_feat()  # resets the loudness estimate, so that results do not depend on earlier clips
-            decoder.start_utt()
-            decoder.process_raw(to_pcm16(samples).tobytes(), no_search=False, full_utt=True)
-            decoder.end_utt()
-            hypothesis = decoder.hyp()
-            return "" if hypothesis is None else str(hypothesis.hypstr)
-
-        return recognize
-    pipeline = importlib.import_module("transformers").pipeline
-    model = _load_model(
-        f"--asr {name}", lambda: pipeline("automatic-speech-recognition", model=name, trust_remote_code=False)
-    )
-    return lambda samples: str(model({"raw": samples, "sampling_rate": _MODEL_RATE_HZ})["text"])
-
-
 def _resample(samples: Samples, rate_hz: int) -> Samples:
-    resampled: Samples = soxr.resample(samples, rate_hz, _MODEL_RATE_HZ).astype(np.float32)
+    resampled: Samples = soxr.resample(samples, rate_hz, MODEL_RATE_HZ).astype(np.float32)
     return resampled
 
 
@@ -298,7 +290,7 @@ def _with_dither(samples: Samples, rate_hz: int, noise_steps: int) -> Samples:
 
 def _warping(files: Sequence[Path], rate_hz: int) -> NDArray[np.int64]:
     """Returns the indices of aligned frames, (2, P), by dynamic time warping of the cepstra."""
-    mcd, warp = _package("mcd"), importlib.import_module("fastdtw").fastdtw
+    mcd, warp = load_package("mcd"), importlib.import_module("fastdtw").fastdtw
     cepstra = []
     for file in files:
         magnitude = mcd.get_amplitude_spectrogram(file, hop_len=_STEP_MS)

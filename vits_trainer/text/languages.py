@@ -34,6 +34,11 @@ def espeak_name(language: str | None) -> str:
     return _OF_ISO_639.get(name, name)
 
 
+def is_english(language: str | None) -> bool:
+    """Returns whether a language, as named by voices, is English; False for None (unknown)."""
+    return bool(language) and espeak_name(language).split("-")[0] == "en"
+
+
 def romanize(text: str) -> str:
     """Converts ``text`` to Latin letters with uroman, which MMS's tokenizers of other scripts require.
 

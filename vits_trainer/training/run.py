@@ -109,7 +109,7 @@ def _train(config: TrainConfig, data: TrainingData, runtime: Runtime) -> Trainin
     speakers = data.speakers if model.config.num_speakers > 1 else []
     dataset = data.dataset(tokenizer, spec, pretrained.speaker_ids(model.config, speakers))
     agreement.require_same_recordings(data, dataset, config.seed, runtime)
-    scorer = SpeechMetrics(config.scores, spec.sampling_rate, config.asr) if config.scores else None
+    scorer = _speech_metrics(config, spec.sampling_rate, tokenizer.language)
     validation = Validation(
         runtime, networks.objective, dataset, data.validation_rows, config.seed, scorer,
         config.validation_score_clips,
@@ -173,6 +173,10 @@ def _build_networks(config: TrainConfig, data: TrainingData, resume_from: Path |
     generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
     initialization.freeze(model, config.frozen_parts)
     return _Networks(generator, discriminator, is_fresh, tokenizer, spec, objective)
+
+
+def _speech_metrics(config: TrainConfig, rate_hz: int, language: str | None) -> SpeechMetrics | None:
+    return SpeechMetrics(config.scores, rate_hz, config.asr, language) if config.scores else None
 
 
 def _load_voice(config: TrainConfig, data: TrainingData, resume_from: Path | None) -> tuple[VitsModel, VoiceTokenizer]:

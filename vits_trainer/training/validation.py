@@ -205,10 +205,14 @@ class Validation:
 
         Restores the networks' mode; leaves the random generators in another state.
         """
-        batches = build_dataloader(self.dataset, validation_batches(self.rows[:count], 1, 0, 1), workers=0)
+        rows = self.rows[:count]
+        batches = build_dataloader(self.dataset, validation_batches(rows, 1, 0, 1), workers=0)
         hop = self.objective.spec.hop
         with _evaluating(generator, self.seed):
-            return [self._sample(generator.model, batch.trimmed(hop).to(self.runtime.device)) for batch in batches]
+            return [
+                self._sample(generator.model, batch.trimmed(hop).to(self.runtime.device), self.dataset.text(row))
+                for row, batch in zip(rows, batches, strict=True)
+            ]
 
     def _scores(self, generator: Generator) -> list[ClipScore]:
         """Generates the first validation sentences from text and measures them, worst first. Runs on every rank.
@@ -238,7 +242,7 @@ class Validation:
         measured = metrics.measure(text, batch.waveform[0].cpu().numpy(), spoken)
         return ClipScore(batch.clip_ids[0], text, measured.transcript, measured.metrics)
 
-    def _sample(self, model: VitsModel, batch: Batch) -> Sample:
+    def _sample(self, model: VitsModel, batch: Batch, text: str) -> Sample:
         spec = self.objective.spec
         magnitude = spectrogram(batch.waveform, batch.frame_lengths, spec)
         whole = Generator(model, "posterior", int(batch.frame_lengths)).eval()
@@ -250,7 +254,7 @@ class Validation:
         waveforms = {"recorded": batch.waveform, "decoded": synthesis.waveform[:, 0], "spoken from text": speech}
         tokenizer = self.dataset.tokenizer
         return Sample(
-            text=tokenizer.decode(batch.tokens[0]),
+            text=text,
             recorded=batch.waveform[0].cpu().numpy(),
             speech=speech[0].cpu().numpy(),
             mels={title: self._mel(waveform) for title, waveform in waveforms.items()},
