@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.support.models import SMALL, TOKENIZER, new_voice, speech
-from vits_trainer.config.options import PARTS
+from vits_trainer.config.options import MODULES, PARTS
 from vits_trainer.models.initialization import freeze
 from vits_trainer.models.pretrained import audio_spec
 from vits_trainer.utils.errors import ConfigError
@@ -98,7 +98,7 @@ def test_frozen_multi_speaker_voice_still_trains_speaker_embeddings() -> None:
 
 def test_freezable_parts_cover_all_modules() -> None:
     names = {name.split(".")[0] for name, _ in new_voice().named_parameters()}
-    assert names == set(PARTS) - {"duration_synthesis"}
+    assert names == set(MODULES)
 
 
 def test_what_synthesis_does_not_use_of_the_durations_can_be_trained_alone() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.support.voices import metrics, train_flags, weights
 from vits_trainer.cli.main import main
-from vits_trainer.config.options import PARTS
+from vits_trainer.config.options import MODULES, PARTS
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def test_all_parts_except_frozen_ones_change(frozen: str, folder: Path) -> None:
     flags = train_flags(folder, freeze=frozen, save_every_updates=1, max_updates=2)
     assert main(["train_vits", *flags]) == 0
     parts = {name.strip() for name in frozen.split(",")}
-    assert changed_parts(saved(folder, 1), saved(folder, 2)) == set(PARTS) - parts
+    assert changed_parts(saved(folder, 1), saved(folder, 2)) == set(MODULES) - parts
     moments = {name.split(".")[1] for name in saved(folder, 2, "optimizer_generator")}
-    assert moments == set(PARTS) - parts
+    assert moments == set(MODULES) - parts
     assert saved(folder, 2).keys() >= {"decoder.conv_pre.weight", "text_encoder.project.weight"}
 
 
@@ -50,7 +50,7 @@ def test_resumed_run_keeps_frozen_parts(folder: Path, capsys: pytest.CaptureFixt
     assert main(["train_vits", *train_flags(folder, freeze="flow,decoder", max_updates=2)]) == 0
     again = {"resume_from_checkpoint": "latest", "max_updates": 3}
     assert main(["train_vits", *train_flags(folder, freeze="decoder,flow", **again)]) == 0
-    assert changed_parts(saved(folder, 2), saved(folder, 3)) == set(PARTS) - {"flow", "decoder"}
+    assert changed_parts(saved(folder, 2), saved(folder, 3)) == set(MODULES) - {"flow", "decoder"}
     capsys.readouterr()
     assert main(["train_vits", *train_flags(folder, freeze="decoder", **again)]) == 2
     assert "freeze flow,decoder -> decoder" in capsys.readouterr().err

@@ -6,9 +6,10 @@ Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 ObjectiveKind = Literal["vits", "mel"]
 Schedule = Literal["exponential", "cosine", "constant"]
 
-PARTS = ("text_encoder", "posterior_encoder", "flow", "decoder", "duration_predictor", "duration_synthesis")
-"""Parts of a generator that can be frozen, named as in transformers; ``duration_synthesis`` is what synthesis uses of
-the duration predictor. Multi-speaker voices also have an embedding."""
+MODULES = ("text_encoder", "posterior_encoder", "flow", "decoder", "duration_predictor")
+"""Parts of a generator, named as in transformers. Multi-speaker voices also have an embedding."""
+PARTS = (*MODULES, "duration_synthesis")
+"""What can be frozen; the last one is what synthesis uses of the duration predictor."""
 
 SCORES = {
     "mcd": ("mcd_db",),

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import jinja2
 import numpy as np
 import soundfile as sf
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from vits_trainer.config.selection import ClipSelection
@@ -219,11 +218,9 @@ def render_listening_page(title: str, voices: Sequence[str], sentences: Sequence
         "pairs": pairs,
         "texts": [s.text for s in sentences],
     }
-    # The script reads it as JSON; "<" could end the element.
-    data = json.dumps(content).replace("<", "\\u003c")
     return environment.get_template("listening.html.j2").render(
-        title=title, voices=voices, sentences=shown, script=Markup(script), digest=digest, data=Markup(data),  # noqa: S704
-    )  # fmt: skip
+        title=title, voices=voices, sentences=shown, script=script, digest=digest, content=content
+    )
 
 
 def _flac_uri(take: Take) -> str:
