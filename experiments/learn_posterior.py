@@ -1,6 +1,7 @@
 """Teaches a published Piper voice its missing parts, then tunes it.
 
-``python -m experiments.learn_posterior VOICE.onnx RECORDINGS FOLDER [--learn_updates 600] [--tune_updates 300]``
+``python -m experiments.learn_posterior VOICE.onnx RECORDINGS FOLDER [--learn_updates 600] [--tune_updates 300]
+[--channels_divisor 1]``
 
 Converts the voice, prepares the recordings (an LJ Speech folder), trains the voice's posterior encoder with the recipe
 ``learn_posterior``, fine-tunes the result, and evaluates the voice before and after. Prints the validation metrics by
@@ -40,14 +41,16 @@ def train(folder: Path, name: str, **flags: object) -> Path:
     return voice
 
 
-def compare(onnx: Path, recordings: Path, folder: Path, learn_updates: int, tune_updates: int) -> None:
+def compare(
+    onnx: Path, recordings: Path, folder: Path, learn_updates: int, tune_updates: int, channels_divisor: int
+) -> None:
     """Runs all steps that are not done yet."""
     original = folder / "original"
     if not original.is_dir():
         run("convert", input=onnx, output=original)
     if not (folder / "training/dataset.json").is_file():
         run("prepare_data", dataset=recordings, output_dir=folder / "training", target_sr=22050, processes=1)
-    batches = {"batch_size": 4, "gradient_accumulation_steps": 1}
+    batches = {"batch_size": 4, "gradient_accumulation_steps": 1, "discriminator.channels_divisor": channels_divisor}
     complete = train(
         folder, "complete", config="learn_posterior", model_name=original, max_updates=learn_updates,
         validate_every_updates=50, save_every_updates=50, **batches,
@@ -73,4 +76,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--learn_updates", type=int, default=600)
     parser.add_argument("--tune_updates", type=int, default=300)
+    # Discriminators of full size take most of an update's time on a CPU.
+    parser.add_argument("--channels_divisor", type=int, default=1)
     compare(**vars(parser.parse_args()))

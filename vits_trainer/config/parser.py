@@ -141,11 +141,12 @@ def _close_matches(name: str, known: Sequence[str]) -> list[str]:
     return difflib.get_close_matches(name, same_depth, n=1, cutoff=_CLOSE)
 
 
-def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
-    """Returns ``unknown key batch_sise: did you mean batch_size?``, or lists ``known`` if none is close."""
+def unknown_name_message(kind: str, name: str, known: Sequence[str], otherwise: str = "") -> str:
+    """Returns ``unknown key batch_sise: did you mean batch_size?``; if none is close, ``otherwise`` or all ``known``."""
     near = _close_matches(name, known)
-    shown = name if name.isprintable() and len(name) < 100 else ascii(name[:100])
-    return f"unknown {kind} {shown}: " + (f"did you mean {near[0]}?" if near else f"must be one of {', '.join(known)}.")
+    shown = name if name.isprintable() and 0 < len(name) < 100 else ascii(name[:100])
+    otherwise = otherwise or f"must be one of {', '.join(known)}."
+    return f"unknown {kind} {shown}: " + (f"did you mean {near[0]}?" if near else otherwise)
 
 
 def unknown_flag_message(command: str, flag: str, value: str, known: Sequence[str]) -> str:
@@ -205,7 +206,8 @@ def _reject_unknown_keys(
         if isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other in known):
             _reject_unknown_keys(command, parser, file, value, f"{name}.")
         elif not _is_known(name, parser):
-            raise ConfigError(f"{command}: {file}: {unknown_name_message('key', name, known)}")
+            otherwise = f"see vits-trainer {command} --help."  # the names fill a page
+            raise ConfigError(f"{command}: {file}: {unknown_name_message('key', name, known, otherwise)}")
 
 
 def _is_known(name: str, parser: jsonargparse.ArgumentParser) -> bool:

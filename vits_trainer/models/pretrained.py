@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
@@ -247,11 +247,13 @@ def fold_weight_norm(model: VitsModel) -> VitsModel:
     Raises:
         ModelError: a weight is NaN or Inf.
     """
-    decoder = inference_form(model).decoder.state_dict()
-    if has_type2_blocks(model.config):
-        decoder = doubled_weights(decoder, model.config)
+    require_finite(weights_of(model), "The voice to export", _NONFINITE_REMEDY)
     with torch.device("meta"):
         exported = VitsModel(copy.deepcopy(model.config))
+        form = Type2Decoder(model.config) if has_type2_blocks(model.config) else exported.decoder
+    decoder = _folded_state(model.decoder, form.state_dict())
+    if has_type2_blocks(model.config):
+        decoder = doubled_weights(decoder, model.config)
     names = exported.state_dict().keys()
     state = {name: tensor for name, tensor in state_on_cpu(model).items() if name in names}
     state |= {f"decoder.{name}": tensor for name, tensor in decoder.items()}
@@ -276,13 +278,15 @@ def inference_form(model: VitsModel) -> VitsModel:
     for module in form.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
-    modules = dict(model.named_modules())
-    state = {}
-    for name in form.state_dict():
-        layer, _, attribute = name.rpartition(".")
-        state[name] = getattr(modules[layer], attribute).detach().cpu().clone()
-    form.load_state_dict(state, assign=True)
+    form.load_state_dict(_folded_state(model, form.state_dict()), assign=True)
     return form.eval()
+
+
+def _folded_state(network: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Returns copies on the CPU of the network's tensors of these names, any weight norm folded."""
+    modules = dict(network.named_modules())
+    parts = {name: name.rpartition(".") for name in names}
+    return {name: getattr(modules[layer], key).detach().cpu().clone() for name, (layer, _, key) in parts.items()}
 
 
 def export(
