@@ -142,7 +142,7 @@ def _close_matches(name: str, known: Sequence[str]) -> list[str]:
 
 
 def unknown_name_message(kind: str, name: str, known: Sequence[str], otherwise: str = "") -> str:
-    """Returns ``unknown key batch_sise: did you mean batch_size?``; if none is close, ``otherwise`` or all ``known``."""
+    """Returns ``unknown key batch_sise: did you mean batch_size?``; if none is close, ``otherwise`` or all names."""
     near = _close_matches(name, known)
     shown = name if name.isprintable() and 0 < len(name) < 100 else ascii(name[:100])
     otherwise = otherwise or f"must be one of {', '.join(known)}."
