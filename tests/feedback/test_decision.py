@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vits_trainer.feedback.decision import Decision, MetricChange, student_quantile
+from vits_trainer.feedback.decision import Decision, ErrorRateChange, MetricChange, student_quantile
 
 SAME = [[0.5, 0.6], [0.7, 0.8]]
 
@@ -48,7 +48,45 @@ def test_unchanged_voice_is_rejected_and_the_interval_is_in_the_message() -> Non
 
 def test_decision_is_read_back(tmp_path) -> None:
     better = MetricChange.from_pairs(SAME, [[0.4, 0.5], [0.6, 0.7]])
-    decision = Decision.from_metrics({"mel_from_text": better}, {"mel_from_text": better}, 0.02, ["one"], 3)
+    understood = ErrorRateChange.from_pairs([[0.1]] * 6, [[0.1], [0.12], [0.1], [0.05], [0.1], [0.1]])
+    decision = Decision.from_metrics({"mel_from_text": better}, {"mel_from_text": better}, 0.02, ["one"], 3, understood)
     assert decision.accepted
     decision.write(tmp_path / "verdict.json")
     assert Decision.read(tmp_path / "verdict.json") == decision
+
+
+def test_change_of_the_error_rate_by_hand() -> None:
+    # differences of +-0.1: mean 0, deviation 0.1 * sqrt(6 / 5), t(5) = 2.015
+    after = [[0.3 + sign * 0.1] for sign in (1, -1, 1, -1, 1, -1)]
+    change = ErrorRateChange.from_pairs([[0.3]] * 6, after)
+    margin = 2.015 * 0.1 * (6 / 5) ** 0.5 / 6**0.5
+    assert (change.low, change.high) == (pytest.approx(-margin, rel=0.01), pytest.approx(margin, rel=0.01))
+    assert str(change).endswith("0.0 points, -9.0 to +9.0; 6 texts)")
+    assert not change.is_regression
+
+
+@pytest.mark.parametrize("texts", [1, 4, 16, 32])
+def test_voice_that_is_understood_equally_well_is_rejected_at_most_once_in_twenty_times(texts: int) -> None:
+    """Most texts are understood before and after; some are misheard by chance."""
+    rng = np.random.default_rng(texts)
+    seeds = max(1, -(-20 // texts))
+    rejected = 0
+    for _ in range(1000):
+        before, after = rng.choice([0, 0, 0, 0.05, 0.1, 0.3], (2, texts, seeds))
+        rejected += ErrorRateChange.from_pairs(before.tolist(), after.tolist()).is_regression
+    assert rejected / 1000 < 0.065
+
+
+def test_voice_that_became_harder_to_understand_is_rejected_although_its_mel_improved() -> None:
+    better = {"mel_from_text": MetricChange.from_pairs(SAME, [[0.4, 0.5], [0.6, 0.7]])}
+    before = [[0.0], [0.1], [0.0], [0.05], [0.0], [0.1], [0.0], [0.0]]
+    after = [[0.2], [0.3], [0.0], [0.35], [0.1], [0.4], [0.2], [0.0]]
+    understood = ErrorRateChange.from_pairs(before, after)
+    decision = Decision.from_metrics(better, None, 0.02, understood=understood)
+    assert not decision.accepted
+    assert decision.message.startswith(
+        "REJECTED: it is understood less well, beyond chance: character error rate 3.1% -> 19.4% (+16.2 points, "
+    )
+    unchanged = ErrorRateChange.from_pairs(before, before)
+    assert Decision.from_metrics(better, None, 0.02, understood=unchanged).accepted
+    assert (unchanged.low, unchanged.high) == (0, 0)

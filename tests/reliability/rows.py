@@ -466,7 +466,7 @@ EVALUATION = (
     CallRow("unknown metric in --scores", "exit 2", "mdc is not one of mcd, f0", _evaluated(scores="mdc")),
     CallRow("recordings with missing clips", "exit 2", "lacks 2 of 2 clips", _evaluated(models="{root}/training")),
     CallRow("nonexistent speech recognizer", "exit 2", "could not be loaded", _evaluated(scores="cer", asr="{root}/nowhere")),
-    CallRow("unknown --best_metric", "exit 2", "--best_metric quality: must be one of mel", _configured("best_metric: quality")),
+    CallRow("unknown --best_metric", "exit 2", "--best_metric quality: must be one of auto, mel", _configured("best_metric: quality")),
     CallRow("unknown tracker", "exit 2", "mlfow is not one of aim, clearml, comet_ml", _configured("report_to: mlfow")),
     CallRow("report of a folder that is not a run", "exit 2", "is not a run", lambda root: ["report", str(root)]),
     CallRow("feedback page on the network without a password", "exit 2", "--password_file", lambda root: ["feedback_app", "--host", "192.168.1.2"]),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from tests.support.voices import ended_wandb_run, metrics, prepared_folder, train_flags, wandb_records
 from vits_trainer.cli.main import main
 from vits_trainer.data.audio import read_pcm16_wav, to_pcm16, write_pcm16_wav
+from vits_trainer.evaluation import recognizers
+from vits_trainer.evaluation.recognizers import has_whisper
 
 pytest.importorskip("mel_cepstral_distance", reason="the extra 'evaluate' is not installed")
 
@@ -180,6 +183,33 @@ def test_early_stopping_ends_the_run_and_exports_the_best_checkpoint(tmp_path: P
     assert main(["train_vits", *resumed]) == 0
     assert f"checkpoint-{least}, the best checkpoint, does not exist" in caplog.text
     assert max(line["update"] for line in metrics(tmp_path)) == least + 2
+
+
+@pytest.mark.skipif(not has_whisper(), reason="the extra 'asr' is not installed")
+def test_error_rate_selects_the_checkpoint_of_an_english_voice_and_a_resume_keeps_it(
+    tmp_path: Path, monkeypatch, caplog
+) -> None:
+    prepared_folder(tmp_path)
+    settings = {"language": "en", "validate_every_updates": 1, "save_every_updates": 1, "validation_fraction": 0.2}
+    flags = train_flags(tmp_path, **settings, max_updates=2, report_to="none")
+    assert main(["train_vits", *flags]) == 0
+    assert "The character error rate (validation/cer, by whisper-tiny.en) selects the best checkpoint." in caplog.text
+    results = {line["update"]: line for line in metrics(tmp_path) if "validation/cer" in line}
+    assert list(results) == [1, 2]
+    # A miniature voice is not understood: the mel decides between such voices.
+    assert all(line["validation/cer"] > 0.5 for line in results.values())
+    least = min(results, key=lambda update: results[update]["validation/mel"])
+    expected = {"checkpoint": f"checkpoint-{least}", "validation/cer": results[least]["validation/cer"]}
+    assert best(tmp_path) == expected
+    config = json.loads((tmp_path / f"checkpoints/checkpoint-{least}/state.json").read_text())["fingerprint"]
+    assert config["must_match"]["best_metric"] == "cer"
+    # On a machine without the recognizer, a resumed run does not silently change the metric.
+    monkeypatch.setattr(recognizers, "is_installed", lambda need: False)
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    resumed = [*flags, "--resume_from_checkpoint", "latest", "--max_updates", "3"]
+    assert main(["train_vits", *resumed]) == 2
+    assert len({line["update"] for line in metrics(tmp_path)}) == 2
 
 
 def test_patience_starts_after_the_discriminators_warmup(tmp_path: Path) -> None:

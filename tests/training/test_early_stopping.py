@@ -48,3 +48,33 @@ def test_voice_before_training_is_no_best_checkpoint() -> None:
 @pytest.mark.parametrize("metrics", [{}, {"validation/kl": 1.0}])
 def test_missing_metric_changes_nothing(metrics: dict[str, float]) -> None:
     assert BestCheckpointTracker("log_f0_rmse", 1).update(5, Selection(), metrics) == (Selection(), "")
+
+
+def judged(values: list[tuple[float, float]], patience: int = 2) -> tuple[Selection, list[bool]]:
+    """Validates a voice by (CER, mel) of each update."""
+    tracker, selection, stops = BestCheckpointTracker("cer", patience), Selection(), []
+    for update, (cer, mel) in enumerate(values, start=1):
+        selection, _ = tracker.update(update, selection, {"validation/cer": cer, "validation/mel": mel})
+        stops.append(tracker.should_stop(selection))
+    return selection, stops
+
+
+def test_mel_decides_while_nothing_is_understood() -> None:
+    """From scratch: the CER is chance at first, and patience must not end the run."""
+    values = [(0.98, 2.0), (1.0, 1.5), (1.05, 1.2), (0.9, 1.0), (0.95, 0.9), (0.4, 0.95), (0.3, 0.97)]
+    selection, stops = judged(values)
+    assert not any(stops)
+    assert (selection.best_update, selection.best_score, selection.best_mel) == (7, 0.3, 0.97)
+
+
+def test_listener_decides_against_the_mel_and_the_mel_between_equals() -> None:
+    selection, stops = judged([(0.10, 0.5), (0.12, 0.4), (0.10, 0.45), (0.11, 0.3), (0.10, 0.45)])
+    assert (selection.best_update, selection.best_mel) == (3, 0.45)
+    assert stops == [False, False, False, False, True]
+
+
+def test_run_whose_metric_is_never_finite_says_so() -> None:
+    selection, _, stops = validated(BestCheckpointTracker("mel", 2), [float("nan")] * 2)
+    assert stops == [False, True]
+    reason = BestCheckpointTracker("mel", 2).reason_to_stop(2, selection)
+    assert reason == "Early stopping at update 2: validation/mel has not been finite for 2 validations"

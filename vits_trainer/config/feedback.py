@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vits_trainer.config.options import TRACKERS, Precision
+from vits_trainer.config.options import AUTO, TRACKERS, Precision
 from vits_trainer.config.ranges import MAX_SEED, check_ranges, limited
 from vits_trainer.config.serialization import require_run_name, split_names
 from vits_trainer.utils.errors import ConfigError, require
@@ -19,8 +19,8 @@ SHORTEST_PASSWORD = 8
 class FeedbackConfig:
     """Fine-tune a voice on users' corrections (NAME.wav with NAME.txt), mixed with clips of its training data.
 
-    The new voice replaces the old one only if it improves on the corrections and does not regress on the validation
-    clips.
+    The new voice replaces the old one only if it improves on the corrections, does not regress on the validation clips,
+    and is understood as well as the old one.
     """
 
     feedback_dir: str = "training/feedback"
@@ -47,6 +47,9 @@ class FeedbackConfig:
     """Fraction of the training examples that are replayed from data_dir, against forgetting (0 = none)."""
     max_regression: float = limited(0.02, 0, 1e6)
     """Reject the new voice if its mel loss on the validation clips is higher by more than this fraction."""
+    asr: str = AUTO
+    """Speech recognizer that must understand the new voice as well as the old one, on texts that were not trained on.
+    auto: whisper-tiny.en for English voices, where vits-trainer[asr] is installed. Or a recognizer as in evaluate."""
     rollback: bool = False
     """Only restore the previous version of the voice, without training. It lacks the corrections learnt since."""
     keep_versions: int = limited(5, 0)

@@ -23,6 +23,8 @@ SCORES = {
 """Speech scores, and the metrics that each computes."""
 HIGHER_IS_BETTER = frozenset({*SCORES["dnsmos"], "utmos", "speaker_similarity"})
 """Metrics where higher is better. For all other metrics and for losses, lower is better."""
+UNRELIABLE_CER = 0.5
+"""Above this error rate, a recognizer understands too little for differences to mean anything."""
 AUTO = "auto"
 POCKETSPHINX = "pocketsphinx"
 WHISPER = "whisper-tiny.en"

@@ -219,9 +219,10 @@ class TrainConfig:
     asr: str = AUTO
     """Speech recognizer for cer. auto, for English: whisper-tiny.en where vits-trainer[asr] is installed, else
     pocketsphinx. Or whisper-SIZE, or a model of transformers or faster-whisper (folder or Hub name)."""
-    best_metric: str = "mel"
+    best_metric: str = AUTO
     """Validation metric that selects the best checkpoint: a loss ({losses}), or a metric of a
-    score ({metrics})."""
+    score ({metrics}). auto: cer for English voices where vits-trainer[asr] is
+    installed, and with another asr; else mel."""
     patience: int = limited(0, 0)
     """Stop after this many consecutive validations without improvement of best_metric, and export the best checkpoint
     (0 = train to the end and export the last update)."""
@@ -376,12 +377,10 @@ class TrainConfig:
             "discriminators. Leave out one of these flags.",
         )
         score_metrics = [metric for metrics in SCORES.values() for metric in metrics]
+        known = (AUTO, *VALIDATION_LOSSES, *score_metrics)
+        require(self.best_metric in known, f"--best_metric {self.best_metric}: must be one of {', '.join(known)}.")
         require(
-            self.best_metric in (*VALIDATION_LOSSES, *score_metrics),
-            f"--best_metric {self.best_metric}: must be one of {', '.join((*VALIDATION_LOSSES, *score_metrics))}.",
-        )
-        require(
-            self.objective == "vits" or self.best_metric in ("mel", "total", "duration", *score_metrics),
+            self.objective == "vits" or self.best_metric in (AUTO, "mel", "total", "duration", *score_metrics),
             f"--best_metric {self.best_metric}: --objective mel does not compute it. Use mel, total, duration or the "
             "metric of a score.",
         )

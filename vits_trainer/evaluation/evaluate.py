@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vits_trainer.config.options import SCORES
+from vits_trainer.config.options import SCORES, UNRELIABLE_CER
 from vits_trainer.config.serialization import split_names
 from vits_trainer.config.voices import EvaluateConfig
 from vits_trainer.data.prepared import PreparedData, open_prepared, train_validation_split
@@ -32,8 +32,6 @@ from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
-
-_UNRELIABLE_CER = 0.5
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def _is_speech(name: str) -> bool:
 
 def _check_recognizer(recorded: VoiceEvaluation, asr: str | None) -> None:
     cer = means(recorded.clips).get("cer")
-    if cer is not None and cer > _UNRELIABLE_CER:
+    if cer is not None and cer > UNRELIABLE_CER:
         logger.warning(
             "%s recognizes too little of the recordings themselves (CER %.2f): CER and WER of voices are meaningless. "
             "Set --asr to a model of their language, or omit cer from --scores.",

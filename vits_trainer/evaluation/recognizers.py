@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,34 @@ def choose_recognizer(asr: str, language: str | None) -> str | None:
             "(such as whisper-small, downloaded from the Hub), or omit cer from the scores."
         )
     return asr
+
+
+class Judge(NamedTuple):
+    """The recognizer whose error rates decide which of two voices is better."""
+
+    recognizer: str | None
+    """Its name; None if there is none."""
+    reason: str = ""
+    """Why there is none."""
+
+
+def choose_judge(asr: str, language: str | None) -> Judge:
+    """Chooses the recognizer that judges voices. ``auto`` is whisper-tiny.en, and only if the voice speaks English.
+
+    Args:
+        asr: value of ``--asr``.
+        language: as named by voices (None = unknown).
+    """
+    needs_english = asr == AUTO or knows_only_english(asr)
+    if needs_english and language is None:
+        return Judge(None, "the voice names no language (language in its tokenizer_config.json)")
+    if needs_english and not is_english(language):
+        return Judge(None, f"the voice speaks {language}, for which --asr {asr} has no recognizer")
+    if asr != AUTO:
+        return Judge(asr)
+    if not (has_whisper() and is_installed("cer")):
+        return Judge(None, f"{WHISPER} is not installed (pip install 'vits-trainer[asr]')")
+    return Judge(WHISPER)
 
 
 def knows_only_english(recognizer: str) -> bool:

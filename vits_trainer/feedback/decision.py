@@ -44,16 +44,13 @@ class MetricChange:
             before: metric of each clip under several seeds, (clips, seeds).
             after: of the same clips and seeds.
         """
-        clips = [math.log(_mean(new) / _mean(old)) for old, new in zip(before, after, strict=True)]
-        if len(clips) < _ENOUGH_CLIPS:  # too few to vary: seeds of a clip count, too
-            pairs = zip(itertools.chain(*before), itertools.chain(*after), strict=True)
-            clips = [math.log(new / old) for old, new in pairs]
-        middle, margin = _mean(clips), math.inf
-        if len(clips) > 1:
-            deviation = math.sqrt(sum((value - middle) ** 2 for value in clips) / (len(clips) - 1))
-            margin = student_quantile(_QUANTILE, len(clips) - 1) * deviation / math.sqrt(len(clips))
-        old, new = (_mean(list(itertools.chain(*values))) for values in (before, after))
-        return cls(old, new, math.expm1(middle - margin), math.expm1(min(middle + margin, 700)))
+        middle, margin = _interval([math.log(new / old) for old, new in _pairs(before, after)])
+        return cls(
+            _mean_of_all(before),
+            _mean_of_all(after),
+            math.expm1(middle - margin),
+            math.expm1(min(middle + margin, 700)),
+        )
 
     @property
     def relative(self) -> float:
@@ -71,6 +68,57 @@ class MetricChange:
         return self.after < self.before and (self.high is None or self.high < 0)
 
 
+@dataclass(frozen=True)
+class ErrorRateChange:
+    """A character error rate before and after training, of texts that were not trained on; lower is better."""
+
+    before: float
+    after: float
+    low: float
+    """Bounds of the difference, each exceeded with a probability of 5 %."""
+    high: float
+    texts: Count
+
+    @classmethod
+    def from_pairs(cls, before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> "ErrorRateChange":
+        """Returns the change, with Student's interval of the paired differences.
+
+        Args:
+            before: error rate of each text under several seeds, (texts, seeds).
+            after: of the same texts and seeds.
+        """
+        middle, margin = _interval([new - old for old, new in _pairs(before, after)])
+        low, high = max(-1.0, middle - margin), min(1.0, middle + margin)
+        return cls(_mean_of_all(before), _mean_of_all(after), low, high, len(before))
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the rate rose by more than chance explains: by more than half of the interval."""
+        return self.low > 0
+
+    def __str__(self) -> str:
+        """For messages."""
+        difference, low, high = (100 * value for value in (self.after - self.before, self.low, self.high))
+        points = f"{difference:+.1f} points, {low:+.1f} to {high:+.1f}"
+        return f"{self.before:.1%} -> {self.after:.1%} ({points}; {self.texts} texts)"
+
+
+def _pairs(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """Returns the means over the seeds, before and after, of each clip; each seed, if the clips are too few to vary."""
+    if len(before) < _ENOUGH_CLIPS:
+        return list(zip(itertools.chain(*before), itertools.chain(*after), strict=True))
+    return [(_mean(old), _mean(new)) for old, new in zip(before, after, strict=True)]
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the mean, and how much it varies to either side with a probability of 5 % each."""
+    mean = _mean(values)
+    if len(values) < 2:
+        return mean, math.inf
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return mean, student_quantile(_QUANTILE, len(values) - 1) * deviation / math.sqrt(len(values))
+
+
 class _Verdict(TypedDict):
     """Content of verdict.json."""
 
@@ -78,6 +126,7 @@ class _Verdict(TypedDict):
     words: str
     corrections: NotRequired[MetricChange | None]
     held_out: NotRequired[MetricChange | None]
+    understood: NotRequired[ErrorRateChange | None]
     learnt: NotRequired[tuple[str, ...] | None]
     version: NotRequired[Count | None]
 
@@ -101,6 +150,8 @@ class Decision:
     """Names of the corrections that were trained on."""
     version: int | None = None
     """Of the new voice."""
+    understood: ErrorRateChange | None = None
+    """By a speech recognizer; None if there is none."""
     metrics: Mapping[str, Changes] = field(default_factory=dict, compare=False)
     """All metrics, by ``corrections`` and ``held_out``."""
 
@@ -112,6 +163,7 @@ class Decision:
         max_regression: float,
         learnt: Sequence[str] = (),
         version: int | None = None,
+        understood: ErrorRateChange | None = None,
     ) -> "Decision":
         """Decides.
 
@@ -121,13 +173,15 @@ class Decision:
             max_regression: relative increase of a metric on those that is tolerated.
             learnt: names of the corrections.
             version: of the new voice.
+            understood: character error rate, if a recognizer listened.
         """
-        reasons = reasons_to_reject(corrections, held_out or {}, max_regression)
+        reasons = reasons_to_reject(corrections, held_out or {}, max_regression, understood)
         return cls(
             accepted=not reasons,
-            message=_message(reasons, corrections, held_out or {}),
+            message=_message(reasons, corrections, held_out or {}, understood),
             corrections=corrections[_SHOWN],
             held_out=None if held_out is None else held_out[_SHOWN],
+            understood=understood,
             learnt=tuple(learnt),
             version=version,
             metrics={"corrections": corrections, "held_out": held_out or {}},
@@ -148,6 +202,7 @@ class Decision:
             message=" ".join(content["words"].split()),
             corrections=content.get("corrections"),
             held_out=content.get("held_out"),
+            understood=content.get("understood"),
             learnt=content.get("learnt") or (),
             version=content.get("version"),
         )
@@ -163,6 +218,7 @@ class Decision:
             "words": self.message,
             "corrections": None if self.corrections is None else asdict(self.corrections),
             "held_out": None if self.held_out is None else asdict(self.held_out),
+            "understood": None if self.understood is None else asdict(self.understood),
             "figures": {
                 name: {metric: asdict(change) for metric, change in changes.items()}
                 for name, changes in self.metrics.items()
@@ -172,9 +228,14 @@ class Decision:
         }
 
 
-def reasons_to_reject(corrections: Changes, held_out: Changes, max_regression: float) -> list[str]:
+def reasons_to_reject(
+    corrections: Changes, held_out: Changes, max_regression: float, understood: ErrorRateChange | None = None
+) -> list[str]:
     """Returns why a voice is rejected; empty if it is accepted."""
-    reasons = [
+    reasons = []
+    if understood and understood.is_regression:
+        reasons.append(f"it is understood less well, beyond chance: character error rate {understood}")
+    reasons += [
         f"{name} on the corrections did not improve beyond chance: {change}"
         for name, change in corrections.items()
         if not change.is_improvement
@@ -186,17 +247,25 @@ def reasons_to_reject(corrections: Changes, held_out: Changes, max_regression: f
     ]
 
 
-def _message(reasons: Sequence[str], corrections: Changes, held_out: Changes) -> str:
-    metrics = "; ".join(
+def _message(
+    reasons: Sequence[str], corrections: Changes, held_out: Changes, understood: ErrorRateChange | None
+) -> str:
+    parts = [f"character error rate {understood}"] if understood else []
+    parts += [
         f"{clips}: " + ", ".join(f"{name} {change}" for name, change in changes.items())
         for clips, changes in (("corrections", corrections), ("held-out clips", held_out))
         if changes
-    )
+    ]
+    metrics = "; ".join(parts)
     return f"REJECTED: {'; and '.join(reasons)}. {metrics}" if reasons else f"accepted. {metrics}"
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _mean_of_all(values: Sequence[Sequence[float]]) -> float:
+    return _mean(list(itertools.chain(*values)))
 
 
 def student_quantile(probability: float, freedom: int) -> float:

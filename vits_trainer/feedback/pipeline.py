@@ -27,7 +27,8 @@ from vits_trainer.data.prepared import (
 )
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.feedback import replay_mix
-from vits_trainer.feedback.decision import Changes, Decision, MetricChange
+from vits_trainer.feedback.decision import Changes, Decision, ErrorRateChange, MetricChange
+from vits_trainer.feedback.intelligibility import ListeningTest
 from vits_trainer.feedback.replay_mix import CorrectionFiles
 from vits_trainer.feedback.training_process import WORK, verdict_file, work_folder
 from vits_trainer.models import pretrained, voice_versions
@@ -157,10 +158,15 @@ def _learn(config: FeedbackConfig, served: Path) -> int:
         len(to_learn.rows), len(old), config.epochs, data.summary["replayed"],
     )  # fmt: skip
     before = _measure(voice.path, to_learn, known, config)
+    listening = _listening_test(config, voice, known)
+    heard_before = None if listening is None else listening.error_rates(voice.path)
     result = train(training, data)
     if result.voice is None:
         return result.exit_code
     after = _measure(config.output_dir, to_learn, known, config)
+    understood = None
+    if listening is not None and heard_before is not None:
+        understood = ErrorRateChange.from_pairs(heard_before, listening.error_rates(config.output_dir))
     changes = {clips: _changes(before[clips], after[clips]) for clips in before}
     rejected = _rejected_names(work / "corrections")
     learnt = {c.name: c.sha256 for c in new if csv_cell(c.name) not in rejected}
@@ -170,6 +176,7 @@ def _learn(config: FeedbackConfig, served: Path) -> int:
         config.max_regression,
         list(learnt),
         voice_versions.next_version(served),
+        understood,
     )
     decision.write(verdict_file(config.output_dir))
     if decision.accepted:
@@ -315,6 +322,14 @@ def _of_voice(prepared: PreparedData, names: Sequence[str]) -> PreparedData:
     return prepared.subset(rows)
 
 
+def _listening_test(config: FeedbackConfig, voice: _Voice, known: _KnownClips | None) -> ListeningTest | None:
+    held_out: list[tuple[str, str]] = []
+    if known is not None:
+        rows = known.prepared.rows
+        held_out = [(rows.text[row], rows.speaker[row]) for row in known.validation_rows]
+    return ListeningTest.create(config.asr, voice.tokenizer.language, voice.spec.sampling_rate, held_out, config.seed)
+
+
 def _measure(
     voice: str, to_learn: PreparedData, known: _KnownClips | None, config: FeedbackConfig
 ) -> dict[str, Metrics]:
@@ -371,6 +386,7 @@ def _training_config(config: FeedbackConfig, voice: str, work: Path) -> TrainCon
         keep_versions=config.keep_versions,
         validation_fraction=0,
         validate_on_training_clips=True,
+        best_metric="mel",  # the last update is exported
         report_to=config.report_to,
         wandb_project=config.wandb_project,
         wandb_entity=config.wandb_entity,

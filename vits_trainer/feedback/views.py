@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vits_trainer.feedback.corrections import Correction
-from vits_trainer.feedback.decision import MetricChange
 from vits_trainer.feedback.training_process import AT_WORK, Progress, Stage
 
 SHOWN_CORRECTIONS = 200
@@ -104,10 +103,14 @@ def _decision(progress: Progress) -> str:
     decision = progress.decision if progress.stage in (Stage.ACCEPTED, Stage.REFUSED) else None
     metrics = ""
     if decision:
-        changes = (("Corrections", decision.corrections), ("Validation clips", decision.held_out))
-        rows = "".join(_metric_row(name, change) for name, change in changes if change)
+        understood = decision.understood
+        mels = (("Mel loss, corrections", decision.corrections), ("Mel loss, validation clips", decision.held_out))
+        rows = "".join(_row_of_table(name, f"{one.before:.3f}", f"{one.after:.3f}") for name, one in mels if one)
+        if understood:
+            name = f"Characters misheard, {understood.texts} texts"
+            rows = _row_of_table(name, f"{understood.before:.1%}", f"{understood.after:.1%}") + rows
         if rows:
-            titles = ("Mel loss (lower is better)", "before", "after")
+            titles = ("Lower is better", "before", "after")
             head = "".join(f'<th scope="col">{title}</th>' for title in titles)
             metrics = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
         facts = [f"trained on {len(decision.learnt)} corrections"] if decision.learnt and decision.accepted else []
@@ -116,8 +119,8 @@ def _decision(progress: Progress) -> str:
     return f'<div class="notice {kind}" role="{role}"><h3>{title}</h3><p>{escape(progress.message)}</p>{metrics}</div>'
 
 
-def _metric_row(name: str, change: MetricChange) -> str:
-    return f'<tr><th scope="row">{name}</th><td>{change.before:.3f}</td><td>{change.after:.3f}</td></tr>'
+def _row_of_table(name: str, before: str, after: str) -> str:
+    return f'<tr><th scope="row">{name}</th><td>{before}</td><td>{after}</td></tr>'
 
 
 def _row(correction: Correction, folder: Path) -> str:

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 import jinja2
 
-from vits_trainer.config.options import HIGHER_IS_BETTER
 from vits_trainer.config.train import VALIDATION_LOSSES
+from vits_trainer.evaluation.ranking import rank
 from vits_trainer.tracking.svg_charts import Curve, Mark, format_number, panel
 from vits_trainer.utils import records
 from vits_trainer.utils.errors import DataError
@@ -389,9 +389,12 @@ def validation_table(curves: Mapping[str, Curve], metric: str = MEL) -> tuple[li
     if MEL not in curves:
         return [], []
     mel, selecting = curves[MEL], curves[metric]
-    higher_is_better = metric.partition("/")[2] in HIGHER_IS_BETTER
-    best = (max if higher_is_better else min)(range(len(selecting.values)), key=selecting.values.__getitem__)
-    columns = {"first": mel.updates[0], "best": selecting.updates[best], "last": mel.updates[-1]}
+    name = metric.partition("/")[2]
+    ranks = {
+        update: rank(name, value, mel.at(update) or 0.0)
+        for update, value in zip(selecting.updates, selecting.values, strict=True)
+    }
+    columns = {"first": mel.updates[0], "best": min(ranks, key=ranks.__getitem__), "last": mel.updates[-1]}
     rows = []
     for name in sorted((name for name in curves if name.startswith("validation/")), key=_rank):
         values = [curves[name].at(update) for update in columns.values()]

@@ -28,10 +28,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import VitsModel, VitsTokenizer
 
-from vits_trainer.config.options import HIGHER_IS_BETTER
 from vits_trainer.config.serialization import save_config
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.distributed.runtime import Runtime
+from vits_trainer.evaluation.ranking import rank
 from vits_trainer.models.discriminator import Discriminator, save_discriminator
 from vits_trainer.models.generator import Generator
 from vits_trainer.models.pretrained import state_on_cpu
@@ -223,10 +223,9 @@ class CheckpointManager:
         """Deletes all checkpoints but the newest ``keep``, the best, and ``written``, the one just completed."""
         scores = {path: score for path in list_newest_first(self.directory) if (score := _score(path)) is not None}
         metric = self.config.best_metric
-        sign = -1 if metric in HIGHER_IS_BETTER else 1
-        best = min(scores, key=lambda path: sign * scores[path], default=None)
+        best = min(scores, key=lambda path: rank(metric, *scores[path]), default=None)
         if best is not None:
-            pointer = {"checkpoint": best.name, f"validation/{metric}": scores[best]}
+            pointer = {"checkpoint": best.name, f"validation/{metric}": scores[best][0]}
             atomic_write(self.directory / BEST, json.dumps(pointer, indent=1) + "\n")
         for path in list_newest_first(self.directory)[self.keep :] if self.keep else []:
             if path not in (best, written) and is_ours(path, CHECKPOINT):  # other trainers use the same names
@@ -315,12 +314,13 @@ def exclusive_lock(directory: Path) -> Iterator[None]:
         yield
 
 
-def _score(checkpoint_dir: Path) -> float | None:
-    """Returns the value of the best metric; None if the update was not validated or the checkpoint is damaged."""
+def _score(checkpoint_dir: Path) -> tuple[float, float] | None:
+    """Returns value and mel for :func:`rank`; None if the update was not validated or the checkpoint is damaged."""
     try:
-        return read_record(checkpoint_dir).state.selection.score
+        selection = read_record(checkpoint_dir).state.selection
     except CheckpointError:  # reported when a run resumes from it
         return None
+    return None if selection.score is None else (selection.score, selection.mel)
 
 
 def _named_parameters(optimizer: NetworkOptimizer) -> list[tuple[str, nn.Parameter]]:

@@ -18,7 +18,6 @@ from vits_trainer.distributed import launch_environment
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.shutdown import ShutdownRequest
 from vits_trainer.distributed.stragglers import describe_topology
-from vits_trainer.evaluation.speech_metrics import SpeechMetrics
 from vits_trainer.models import extension, initialization, pretrained, pretrained_discriminator, voice_versions
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE, Discriminator, load_discriminator
 from vits_trainer.models.generator import Generator
@@ -34,6 +33,7 @@ from vits_trainer.training.checkpoint_record import CheckpointRecord, read_recor
 from vits_trainer.training.meter import format_duration
 from vits_trainer.training.objective import Objective
 from vits_trainer.training.plan import TrainingPlan
+from vits_trainer.training.selection_metric import choose_best_metric, validation_metrics
 from vits_trainer.training.trainer import Trainer
 from vits_trainer.training.validation import Validation
 from vits_trainer.utils.errors import ConfigError, DataError
@@ -102,6 +102,7 @@ def _train(config: TrainConfig, data: TrainingData, runtime: Runtime) -> Trainin
     torch.manual_seed(config.seed)  # for fresh weights; updates draw from seeds that follow from (seed, update, rank)
     networks = _build_networks(config, data, resume_from)
     model, tokenizer, spec = networks.generator.model, networks.tokenizer, networks.spec
+    config = choose_best_metric(config, len(data.validation_rows), tokenizer.language, record, runtime)
     sampler = data.sampler(spec, runtime.num_processes)
     restored = {} if record is None else resume.restored_plan(record, config)
     plan = TrainingPlan.from_config(config, sampler, len(data.validation_rows), networks.fresh_discriminator, restored)
@@ -109,7 +110,7 @@ def _train(config: TrainConfig, data: TrainingData, runtime: Runtime) -> Trainin
     speakers = data.speakers if model.config.num_speakers > 1 else []
     dataset = data.dataset(tokenizer, spec, pretrained.speaker_ids(model.config, speakers))
     agreement.require_same_recordings(data, dataset, config.seed, runtime)
-    scorer = _speech_metrics(config, spec.sampling_rate, tokenizer.language)
+    scorer = validation_metrics(config, spec.sampling_rate, tokenizer.language, runtime)
     validation = Validation(
         runtime, networks.objective, dataset, data.validation_rows, config.seed, scorer,
         config.validation_score_clips,
@@ -173,10 +174,6 @@ def _build_networks(config: TrainConfig, data: TrainingData, resume_from: Path |
     generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
     initialization.freeze(model, config.frozen_parts)
     return _Networks(generator, discriminator, is_fresh, tokenizer, spec, objective)
-
-
-def _speech_metrics(config: TrainConfig, rate_hz: int, language: str | None) -> SpeechMetrics | None:
-    return SpeechMetrics(config.scores, rate_hz, config.asr, language) if config.scores else None
 
 
 def _load_voice(config: TrainConfig, data: TrainingData, resume_from: Path | None) -> tuple[VitsModel, VoiceTokenizer]:

@@ -22,7 +22,6 @@ from vits_trainer.distributed.runtime import Runtime, is_out_of_memory
 from vits_trainer.distributed.shutdown import ShutdownRequest
 from vits_trainer.distributed.stragglers import RankInfo, StragglerDetector
 from vits_trainer.distributed.watchdog import StallWatchdog
-from vits_trainer.evaluation.speakers import worst
 from vits_trainer.models.compile import as_compile_error, compile_networks
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
@@ -403,38 +402,24 @@ class Trainer:
             scalars["validation/mel_raw"] = raw["validation/mel"]
         # The voice does not change during the discriminator's warm-up, and cannot improve.
         if not 0 < self.state.update <= self.plan.discriminator_warmup_updates:
-            improvement = self._select_best(scalars)
+            self.state.selection, improvement = self.best.update(self.state.update, self.state.selection, scalars)
             if improvement:
                 self.tracker.alert("Better than before", improvement, "INFO")
-        shown = {name.partition("/")[2]: value for name, value in scalars.items()}
-        message = " ".join(f"{name} {value:.4f}" for name, value in shown.items() if "/" not in name)
-        message += f"; the worst speaker: {worst(result.speakers)}" if result.speakers else ""
-        logger.info("update %d  validation: %s", self.state.update, message)
+        logger.info("update %d  validation: %s", self.state.update, result)
         return result
-
-    def _select_best(self, scalars: dict[str, float]) -> str:
-        """Updates the best score; returns a message if the voice became better than at the start."""
-        selected, improvement = self.best.update(self.state.update, self.state.selection, scalars)
-        self.state.selection = selected
-        return improvement
 
     @property
     def _is_best_now(self) -> bool:
-        return self.state.selection.score is not None and self.state.selection.best_update == self.state.update
+        return self.state.selection.is_best(self.state.update)
 
     def _check_early_stopping(self) -> None:
         """Makes this update the last one if nothing has improved for ``patience`` validations."""
-        update, selection = self.state.update, self.state.selection
-        if not self.best.should_stop(selection) or update >= self.plan.total_updates:
-            return
-        message = (
-            f"Early stopping at update {update}: validation/{self.best.metric} has not improved on "
-            f"{selection.best_score:.4f} (update {selection.best_update}) for {selection.validations_since_best} "
-            "validations"
-        )
-        logger.info("%s", message)
-        self.tracker.alert("Early stopping", message, "INFO")
-        self.plan = replace(self.plan, total_updates=update)
+        update = self.state.update
+        message = self.best.reason_to_stop(update, self.state.selection)
+        if message and update < self.plan.total_updates:
+            logger.info("%s", message)
+            self.tracker.alert("Early stopping", message, "INFO")
+            self.plan = replace(self.plan, total_updates=update)
 
     # Saving and ending
 
