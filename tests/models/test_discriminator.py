@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from vits_trainer.config.architecture import DiscriminatorShape
@@ -13,8 +16,12 @@ from vits_trainer.models.discriminator import (
     DiscriminatorOutput,
     PeriodDiscriminator,
     ScaleDiscriminator,
+    SpectrogramDiscriminator,
+    load_discriminator,
+    save_discriminator,
 )
 from vits_trainer.models.parameter_names import discriminator_name
+from vits_trainer.utils.errors import ConfigError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "single_sdp.json"
 
@@ -94,3 +101,53 @@ def test_first_layer_is_weight_normed_convolution_with_leaky_relu_of_slope_0_1()
     linear = nn.functional.conv1d(waveform, weight, scale.convs[0].bias, padding=7)
     torch.testing.assert_close(scale(waveform)[0], torch.maximum(linear, 0.1 * linear))
     assert not torch.allclose(scale(waveform)[0], F.relu(linear))
+
+
+RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
+
+
+def test_spectrogram_discriminators_have_the_papers_size() -> None:
+    with torch.device("meta"):
+        discriminators = [SpectrogramDiscriminator(*resolution, 1) for resolution in RESOLUTIONS]
+    assert 0.28e6 < sum(p.numel() for d in discriminators for p in d.parameters()) < 0.29e6
+
+
+def test_magnitudes_are_those_of_an_fft() -> None:
+    samples = torch.randn(1, 1, 4096, dtype=torch.float64)
+    for n_fft, hop, window in RESOLUTIONS:
+        magnitudes = SpectrogramDiscriminator(n_fft, hop, window, 16).magnitudes(samples)[0].numpy()
+        reflected = np.pad(samples[0, 0].numpy(), (n_fft - hop) // 2, mode="reflect")
+        before = (n_fft - window) // 2
+        hann = np.pad(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window), (before, n_fft - window - before))
+        frames = np.lib.stride_tricks.sliding_window_view(reflected, n_fft)[::hop]
+        expected = np.abs(np.fft.rfft(frames * hann)).T
+        np.testing.assert_allclose(magnitudes, np.sqrt(expected**2 + 1e-6), rtol=1e-9)
+
+
+def test_spectrogram_discriminators_are_added_to_known_ones_and_saved(tmp_path: Path) -> None:
+    discriminator = Discriminator(DiscriminatorShape((2,), 16))
+    waveform = torch.randn(2, 1, 4096)
+    before = discriminator(waveform).scores
+    assert discriminator.add_resolutions(RESOLUTIONS[:2])
+    assert not discriminator.add_resolutions(RESOLUTIONS[:2])
+    after = discriminator(waveform).scores
+    assert [score.shape[0] for score in after] == [2] * 4
+    assert all(map(torch.equal, before, after))
+    save_discriminator(discriminator, tmp_path / "discriminator.safetensors")
+    loaded = load_discriminator(tmp_path / "discriminator.safetensors")
+    assert loaded.shape == discriminator.shape
+    assert all(map(torch.equal, after, loaded(waveform).scores))
+
+
+def test_file_of_an_earlier_version_has_no_spectrogram_discriminators(tmp_path: Path) -> None:
+    discriminator = Discriminator(DiscriminatorShape((2,), 16))
+    path = tmp_path / "discriminator.safetensors"
+    shape = json.dumps({"periods": [2], "channels_divisor": 16})
+    save_file(dict(discriminator.state_dict()), path, metadata={"shape": shape})
+    assert load_discriminator(path).shape == discriminator.shape
+
+
+@pytest.mark.parametrize("resolution", [(8, 2, 4), (1024, 700, 600), (1024, 121, 600), (512, 50, 600), (9000, 2, 4)])
+def test_invalid_resolutions_are_rejected(resolution: tuple[int, int, int]) -> None:
+    with pytest.raises(ConfigError, match=r"--discriminator\.resolutions \["):
+        DiscriminatorShape(resolutions=(resolution,))

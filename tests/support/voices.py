@@ -48,6 +48,16 @@ MINIATURE: dict[str, Any] = {
     "wandb_tags": ["test"],
 }
 
+OBJECTIVE_OPTIONS: dict[str, Any] = {
+    "loss_weights.multi_scale_mel": 9,
+    "discriminator.resolutions": "[[512,50,240]]",
+    "discriminator_learning_rate": 5e-4,
+    "discriminator_betas": "[0.5,0.9]",
+    "kl_warmup_updates": 4,
+    "alignment_noise": 0.01,
+}
+"""All optional parts of the objective at once, for runs from scratch."""
+
 
 def prepared_folder(folder: Path, clips: int = 10, rate_hz: int = 16000, longest_s: float = 9.9) -> Path:
     """Writes ``source``, synthetic clips, and ``training``, prepared from them. Returns the latter."""

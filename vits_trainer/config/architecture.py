@@ -87,9 +87,23 @@ class DiscriminatorShape:
     """Periods of the multi-period discriminators, in samples."""
     channels_divisor: int = limited(1, 1, 16)
     """Divides all channel counts. Pretrained discriminators require 1, the size of VITS."""
+    resolutions: tuple[tuple[int, int, int], ...] = ()
+    """FFT size, hop length and window of further discriminators on spectrograms, in samples, such as
+    [[1024, 120, 600], [2048, 240, 1200], [512, 50, 240]] (UnivNet). Trained from random weights if pretrained
+    discriminators lack them."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "discriminator.")
+        require(
+            len(self.resolutions) <= 8,
+            f"--discriminator.resolutions: must be at most 8, found {len(self.resolutions)}.",
+        )
+        for n_fft, hop, window in self.resolutions:
+            require(
+                16 <= n_fft <= 8192 and 1 <= hop <= window <= n_fft and (n_fft - hop) % 2 == 0,
+                f"--discriminator.resolutions [{n_fft}, {hop}, {window}]: the FFT size must be 16 to 8192, the window "
+                "at most that, the hop length at most the window, and FFT size minus hop length even.",
+            )
         require(
             len(self.periods) <= 32, f"--discriminator.periods: must be at most 32 periods, found {len(self.periods)}."
         )

@@ -104,6 +104,15 @@ def check_segment(frames: int, rate_hz: int, n_fft: int, hop: int) -> None:
         )
 
 
+def check_reflection(segment_samples: int, n_fft: int, hop: int) -> None:
+    """Raises :class:`ConfigError` if a segment is too short to be reflected by a spectrogram discriminator."""
+    if (n_fft - hop) // 2 >= segment_samples:
+        raise ConfigError(
+            f"--discriminator.resolutions: an FFT of {n_fft} samples reflects {(n_fft - hop) // 2} at each end, and a "
+            f"segment has {segment_samples}. Raise --segment_frames, or choose a smaller FFT."
+        )
+
+
 def _require(flag: str, holds: bool, what: str, good: Framing | None = None) -> None:
     if not holds:
         raise ConfigError(f"--{flag}.{what}." + (f" Sizes for this rate: {good}." if good else ""))

@@ -40,6 +40,8 @@ class LossWeights:
     """Negative log-likelihood of the durations from the alignment search."""
     kl: float = limited(1.0, 0, 1e6)
     """KL divergence between posterior and prior."""
+    multi_scale_mel: float = limited(0.0, 0, 1e6)
+    """L1 between log-mel spectrograms with windows of 32 to 2048 samples (0 = not computed; the DAC codec: 91)."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "loss_weights.")
@@ -97,6 +99,8 @@ class TrainConfig:
     """Micro-batches per update."""
     learning_rate: float = limited(2e-5, 0, 1e100, above=True)
     """Initial learning rate of AdamW, for both networks."""
+    discriminator_learning_rate: float | None = limited(None, 0, 1e100, above=True)
+    """Initial learning rate of the discriminators, if another one (null = learning_rate)."""
     learning_rate_decay: float = 0.999875
     """Factor on the learning rate after each epoch (VITS: 0.999 ** (1/8)), for the exponential schedule."""
     schedule: Schedule = "exponential"
@@ -141,12 +145,19 @@ class TrainConfig:
     quick runs."""
     loss_weights: LossWeights = LossWeights()
     """Weight of each loss in the generator's total."""
+    kl_warmup_updates: int = limited(0, 0)
+    """Updates within which the weight of the KL divergence rises linearly from 0 (0 = full weight at once)."""
+    alignment_noise: float = limited(0.0, 0, 1)
+    """From scratch: noise on the scores of the alignment search, relative to their standard deviation. It falls by 2e-6
+    per update (0 = none; VITS 2: 0.01)."""
     segment_frames: int = limited(32, 1, 1024)
     """Length of the decoded training segments, in spectrogram frames."""
     max_grad_norm: float = limited(0.0, 0, 1e12)
     """Maximum gradient norm of each network (0 = no clipping, as in VITS; the norm is logged either way)."""
     adam_betas: tuple[float, float] = limited((0.8, 0.99), 0, 1, below=True)
     """AdamW's betas."""
+    discriminator_betas: tuple[float, float] | None = limited(None, 0, 1, below=True)
+    """AdamW's betas for the discriminators, if others (null = adam_betas)."""
     adam_eps: float = limited(1e-9, 0, 1, above=True)
     """AdamW's epsilon."""
     weight_decay: float = limited(0.01, 0, 1e6)
@@ -280,7 +291,14 @@ class TrainConfig:
             f"--layerdrop {self.layerdrop} and --gradient_checkpointing exclude each other: the recomputed layers "
             "would be others than those of the forward pass. Leave out one of them.",
         )
-        off = {"gradient_accumulation_steps": 1, "gradient_checkpointing": False, "layerdrop": 0.0}
+        require(
+            not self.alignment_noise or self.architecture is not None,
+            f"--alignment_noise {self.alignment_noise:g} requires training from scratch: a trained voice is aligned.",
+        )
+        off = {
+            "gradient_accumulation_steps": 1, "gradient_checkpointing": False, "layerdrop": 0.0, "kl_warmup_updates": 0,
+            "alignment_noise": 0.0,
+        }  # fmt: skip
         for name, value in off.items() if self.cuda_graphs else ():
             require(
                 getattr(self, name) == value,
@@ -380,7 +398,12 @@ class TrainConfig:
         known = (AUTO, *VALIDATION_LOSSES, *score_metrics)
         require(self.best_metric in known, f"--best_metric {self.best_metric}: must be one of {', '.join(known)}.")
         require(
-            self.objective == "vits" or self.best_metric in (AUTO, "mel", "total", "duration", *score_metrics),
+            self.best_metric != "multi_scale_mel" or self.loss_weights.multi_scale_mel > 0,
+            "--best_metric multi_scale_mel requires --loss_weights.multi_scale_mel above 0.",
+        )
+        computed = (AUTO, "mel", "multi_scale_mel", "total", "duration", *score_metrics)
+        require(
+            self.objective == "vits" or self.best_metric in computed,
             f"--best_metric {self.best_metric}: --objective mel does not compute it. Use mel, total, duration or the "
             "metric of a score.",
         )
@@ -406,6 +429,11 @@ class TrainConfig:
         requested = split_names("validation_scores", self.validation_scores, SCORES)
         needed = [score for score, metrics in SCORES.items() if self.best_metric in metrics and score not in requested]
         return (*requested, *needed)
+
+    @property
+    def discriminator_learning_rate_factor(self) -> float:
+        """Learning rate of the discriminators, relative to that of the generator."""
+        return (self.discriminator_learning_rate or self.learning_rate) / self.learning_rate
 
     @property
     def frozen_parts(self) -> tuple[str, ...]:

@@ -42,6 +42,20 @@ def log_likelihoods(latents: Tensor, means: Tensor, log_stds: Tensor) -> Tensor:
         return squares + products + constant[:, None, :]
 
 
+def score_std(scores: Tensor, frame_mask: Tensor, text_mask: Tensor) -> Tensor:
+    """Returns the standard deviation of each clip's scores, (B, 1, 1).
+
+    Args:
+        scores: (B, T, S).
+        frame_mask: (B, 1, T).
+        text_mask: (B, 1, S).
+    """
+    valid = frame_mask.transpose(1, 2) * text_mask
+    count = valid.sum((1, 2), keepdim=True)
+    mean = (scores * valid).sum((1, 2), keepdim=True) / count
+    return (((scores - mean).square() * valid).sum((1, 2), keepdim=True) / count).sqrt()
+
+
 def search(scores: Tensor, frame_lengths: Tensor, token_lengths: Tensor) -> Tensor:
     """Returns the monotonic alignment with the largest sum of scores.
 

@@ -1,11 +1,14 @@
 """VITS discriminators: one scale and five period discriminators (HiFi-GAN, Kong et al. 2020, section 2.3).
 
-Parameter names follow the original (``discriminators.0.convs.0`` ...), so that its checkpoints load.
+Optionally discriminators on spectrograms (UnivNet, Jang et al. 2021, section 2.2). Parameter names follow the original
+(``discriminators.0.convs.0`` ...), so that its checkpoints load.
 """
 
 import json
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypedDict
+from typing import Annotated, NamedTuple, NotRequired, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +19,9 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from vits_trainer.config.architecture import DiscriminatorShape
 from vits_trainer.config.serialization import to_dict
-from vits_trainer.utils.errors import ModelError
+from vits_trainer.models.precision import at_least_float32
+from vits_trainer.models.spectrogram import MAGNITUDE_EPS, hann_window
+from vits_trainer.utils.errors import ConfigError, ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
 from vits_trainer.utils.records import parse_json, read_tensor_header, read_tensors
 
@@ -82,6 +87,35 @@ class PeriodDiscriminator(nn.Module):
         return _activations(waveform.view(batch, channels, -1, self.period), self.convs, self.conv_post)
 
 
+class SpectrogramDiscriminator(nn.Module):
+    """Two-dimensional convolutions over magnitudes of an STFT (UnivNet, Jang et al. 2021, section 2.2)."""
+
+    def __init__(self, n_fft: int, hop: int, window: int, divisor: int) -> None:
+        super().__init__()
+        self.n_fft, self.hop, self.window = n_fft, hop, window
+        width = max(1, 32 // divisor)
+        kernels, strides = ((3, 9), (3, 9), (3, 9), (3, 9), (3, 3)), (1, 2, 2, 2, 1)
+        self.convs = nn.ModuleList(
+            weight_norm(
+                nn.Conv2d(width if layer else 1, width, kernel, (1, stride), padding=(kernel[0] // 2, kernel[1] // 2))
+            )
+            for layer, (kernel, stride) in enumerate(zip(kernels, strides, strict=True))
+        )
+        self.conv_post = weight_norm(nn.Conv2d(width, 1, (3, 3), padding=(1, 1)))
+
+    def forward(self, waveform: Tensor) -> list[Tensor]:
+        """Returns the activations of each layer for (B, 1, N); the last are the scores (B, 1, bins, positions)."""
+        return _activations(self.magnitudes(waveform)[:, None], self.convs, self.conv_post)
+
+    def magnitudes(self, waveform: Tensor) -> Tensor:
+        """Returns the STFT's magnitudes of (B, 1, N): (B, n_fft // 2 + 1, N // hop), in at least float32."""
+        samples = F.pad(at_least_float32(waveform), 2 * [(self.n_fft - self.hop) // 2], "reflect")[:, 0]
+        window = hann_window(self.window, samples.dtype, samples.device)
+        with torch.autocast(samples.device.type, enabled=False):
+            stft = torch.stft(samples, self.n_fft, self.hop, self.window, window, center=False, return_complex=True)
+            return torch.sqrt(stft.real.square() + stft.imag.square() + MAGNITUDE_EPS)
+
+
 class Discriminator(nn.Module):
     """All VITS discriminators, applied to the same waveforms."""
 
@@ -90,7 +124,16 @@ class Discriminator(nn.Module):
         self.shape = shape or DiscriminatorShape()
         divisor = self.shape.channels_divisor
         periods = (PeriodDiscriminator(period, divisor) for period in self.shape.periods)
-        self.discriminators = nn.ModuleList([ScaleDiscriminator(divisor), *periods])
+        spectrograms = (SpectrogramDiscriminator(*resolution, divisor) for resolution in self.shape.resolutions)
+        self.discriminators = nn.ModuleList([ScaleDiscriminator(divisor), *periods, *spectrograms])
+
+    def add_resolutions(self, resolutions: Iterable[tuple[int, int, int]]) -> bool:
+        """Adds spectrogram discriminators with random weights, where missing; returns whether any was."""
+        missing = [resolution for resolution in resolutions if resolution not in self.shape.resolutions]
+        divisor = self.shape.channels_divisor
+        self.discriminators.extend(SpectrogramDiscriminator(*resolution, divisor) for resolution in missing)
+        self.shape = replace(self.shape, resolutions=(*self.shape.resolutions, *missing))
+        return bool(missing)
 
     def forward(self, waveform: Tensor) -> DiscriminatorOutput:
         """Applies all discriminators to (B, 1, N) waveforms."""
@@ -111,6 +154,8 @@ class _Shape(TypedDict):
 
     periods: Annotated[tuple[Annotated[int, Meta(ge=1, le=1000)], ...], Meta(max_length=32)]
     channels_divisor: Annotated[int, Meta(ge=1, le=16)]
+    resolutions: NotRequired[Annotated[tuple[tuple[int, int, int], ...], Meta(max_length=8)]]
+    """Absent from files of earlier versions."""
 
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
@@ -131,17 +176,21 @@ def load_discriminator(path: Path) -> Discriminator:
     remedy = "Delete it to train new ones."
     header = read_tensor_header(path, ModelError, remedy)
     shape = parse_json(header.metadata.get("shape"), f"{path}: shape", _Shape, ModelError, remedy)
+    try:
+        sizes = DiscriminatorShape(shape["periods"], shape["channels_divisor"], shape.get("resolutions", ()))
+    except ConfigError as error:
+        raise ModelError(f"{path}: {error} {remedy}") from error
     with torch.device("meta"):
-        expected = Discriminator(DiscriminatorShape(shape["periods"], shape["channels_divisor"])).state_dict()
-    sizes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    if sizes != header.shapes:
+        expected = Discriminator(sizes).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    if shapes != header.shapes:
         found = header.shapes
-        name = min(name for name in sizes.keys() | found.keys() if sizes.get(name) != found.get(name))
+        name = min(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
         raise ModelError(
-            f"{path}: cannot load discriminators ({name}: expected {sizes.get(name)}, found {found.get(name)}). "
+            f"{path}: cannot load discriminators ({name}: expected {shapes.get(name)}, found {found.get(name)}). "
             f"{remedy}"
         )
-    discriminator = Discriminator(DiscriminatorShape(shape["periods"], shape["channels_divisor"]))
+    discriminator = Discriminator(sizes)
     discriminator.load_state_dict(read_tensors(path, ModelError, remedy))
     require_finite(weights_of(discriminator), path, "Delete it to train new discriminators.")
     return discriminator

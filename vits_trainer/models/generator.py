@@ -77,6 +77,8 @@ class Generator(nn.Module):
         self.decode_from = decode_from
         self.segment_frames = segment_frames
         self.noise: Noise = torch.randn_like
+        self.alignment_noise = 0.0
+        """Noise on the scores of the alignment search, relative to their standard deviation."""
         self.gradient_checkpointing = False
         self.parts = ForwardParts.eager()
         if decode_from == "prior":
@@ -129,6 +131,9 @@ class Generator(nn.Module):
         posterior, posterior_log_std, latents = self._posterior(spectrogram, frames, speaker)
         with torch.no_grad():
             scores = alignment.log_likelihoods(latents, token_mean, token_log_std)
+            if self.alignment_noise:
+                noise = self.noise(scores) * self.alignment_noise
+                scores = scores + noise * alignment.score_std(scores, frames, text_mask)
             token_of_frame = alignment.search(scores, frame_lengths, token_lengths)
             token_durations = alignment.durations(token_of_frame, frames, tokens.shape[1])
         prior_mean = alignment.expand(token_mean, token_of_frame, frames)

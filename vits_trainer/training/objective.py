@@ -21,6 +21,7 @@ from vits_trainer.models.generator import GeneratorOutput
 from vits_trainer.models.precision import at_least_float32
 from vits_trainer.models.spectrogram import cut_segments, frame_mask, log_mel, spectrogram
 from vits_trainer.training import losses
+from vits_trainer.training.multi_scale_mel import multi_scale_mel_l1
 
 
 class LossDenominators(NamedTuple):
@@ -51,6 +52,7 @@ class SegmentPair(NamedTuple):
     """(B, M, segment_frames), cut from the mel of the whole clip."""
     mel_mask: Tensor
     """(B, 1, segment_frames), zero after the end of short clips."""
+    spec: AudioSpec
 
 
 Term = Callable[[SegmentPair, Any, Any], Tensor]
@@ -80,20 +82,34 @@ def _feature_matching(pair: SegmentPair, real: Any, fake: Any) -> Tensor:
     return losses.feature_matching(real.feature_maps, fake.feature_maps) / pair.denominators.clips
 
 
+def _multi_scale_mel(pair: SegmentPair, real: Any, fake: Any) -> Tensor:  # noqa: ARG001
+    valid_samples = pair.mel_mask[:, 0].sum(1).long() * pair.spec.hop
+    distance = multi_scale_mel_l1(pair.generated, pair.recorded, valid_samples, pair.spec)
+    return distance / pair.denominators.segment_frames
+
+
 TERMS: dict[str, Term] = {"mel": _mel, "duration": _duration}
 """Losses of the generator, by the names of their weights in :class:`LossWeights`."""
 ADVERSARIAL_TERMS: dict[str, Term] = {"kl": _kl, "adversarial": _adversarial, "feature_matching": _feature_matching}
 """Further losses of the vits objective."""
+OPTIONAL_TERMS: dict[str, Term] = {"multi_scale_mel": _multi_scale_mel}
+"""Losses that are computed if their weight is above 0."""
 
 
 class Objective:
-    """``vits``: adversarial + feature matching + 45 mel + duration + KL. ``mel``: 45 mel + duration only."""
+    """``vits``: adversarial + feature matching + 45 mel + duration + KL. ``mel``: 45 mel + duration only.
+
+    Either with the optional losses whose weight is above 0.
+    """
 
     def __init__(self, kind: ObjectiveKind, weights: LossWeights, spec: AudioSpec, segment_frames: int) -> None:
         self.adversarial = kind == "vits"
-        self.terms = {**TERMS, **ADVERSARIAL_TERMS} if self.adversarial else TERMS
         self.loss_weights = weights
         self.weights: dict[str, float] = asdict(weights)
+        optional = {name: term for name, term in OPTIONAL_TERMS.items() if self.weights[name]}
+        self.terms = TERMS | (ADVERSARIAL_TERMS if self.adversarial else {}) | optional
+        self.kl_share = 1.0
+        """Share of the KL weight while it is annealed (``annealing``)."""
         self.spec = spec
         self.segment_frames = segment_frames
 
@@ -145,6 +161,7 @@ class Objective:
             generated_mel=log_mel(spectrogram(generated[:, 0], valid_frames, self.spec), self.spec),
             recorded_mel=cut_segments(whole_mel, starts, self.segment_frames),
             mel_mask=frame_mask(valid_frames, self.segment_frames),
+            spec=self.spec,
         )
 
     def discriminator_losses(self, discriminator: nn.Module, pair: SegmentPair) -> dict[str, Tensor]:
@@ -185,7 +202,8 @@ class Objective:
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Returns the weighted sum of the losses."""
-        return torch.stack([self.weights[name] * loss for name, loss in terms.items()]).sum()
+        weights = self.weights | {"kl": self.weights["kl"] * self.kl_share}
+        return torch.stack([weights[name] * loss for name, loss in terms.items()]).sum()
 
 
 @contextmanager

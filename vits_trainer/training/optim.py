@@ -23,7 +23,9 @@ class _AdamW(torch.optim.AdamW):
             super()._accelerator_graph_capture_health_check()
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], config: TrainConfig, betas: tuple[float, float] | None = None
+) -> torch.optim.AdamW:
     """Returns the AdamW of VITS (betas 0.8 and 0.99, epsilon 1e-9) over the trainable parameters.
 
     Fused, as only the fused one skips a step by a flag on the device (see :meth:`NetworkOptimizer.step`).
@@ -31,7 +33,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> 
     return _AdamW(
         [parameter for parameter in parameters if parameter.requires_grad],
         lr=config.learning_rate,
-        betas=config.adam_betas,
+        betas=betas or config.adam_betas,
         eps=config.adam_eps,
         weight_decay=config.weight_decay,
         fused=True,
@@ -135,6 +137,8 @@ class NetworkOptimizer:
     max_grad_norm: float
     """0: the norm is only measured."""
     ema: Ema | None = None
+    learning_rate_factor: float = 1.0
+    """Learning rate of this network, relative to that of the schedule."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulates the gradient of ``loss``.
@@ -151,7 +155,7 @@ class NetworkOptimizer:
         does not wait.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * self.learning_rate_factor
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm: Tensor = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import VitsModel
 
-from vits_trainer.config.framing import AudioSpec, check_segment
+from vits_trainer.config.framing import AudioSpec, check_reflection, check_segment
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.training_data import TrainingData, open_training_data
 from vits_trainer.distributed import launch_environment
@@ -169,6 +169,8 @@ def _build_networks(config: TrainConfig, data: TrainingData, resume_from: Path |
             f"again with --target_sr {spec.sampling_rate}."
         )
     check_segment(config.segment_frames, spec.sampling_rate, spec.n_fft, spec.hop)
+    for n_fft, hop, _ in config.discriminator.resolutions:
+        check_reflection(config.segment_frames * spec.hop, n_fft, hop)
     objective = Objective(config.objective, config.loss_weights, spec, config.segment_frames)
     discriminator, is_fresh = _load_discriminator(config, resume_from) if objective.adversarial else (None, False)
     generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
@@ -207,8 +209,11 @@ def _load_discriminator(config: TrainConfig, resume_from: Path | None) -> tuple[
     discriminator = pretrained_discriminator.load_or_create_discriminator(
         config.model_name, config.discriminator, config.discriminator_from
     )
-    belongs = config.discriminator_from is not None or config.model_name is None
-    return discriminator, not belongs and not pretrained_discriminator.has_discriminator(str(config.model_name))
+    extended = discriminator.add_resolutions(config.discriminator.resolutions)
+    if config.model_name is None:
+        return discriminator, False
+    trained = config.discriminator_from or pretrained_discriminator.has_discriminator(config.model_name)
+    return discriminator, extended or not trained
 
 
 def _export(trainer: Trainer, data: TrainingData, voice: Path) -> None:

@@ -28,6 +28,7 @@ from vits_trainer.models.generator import Generator
 from vits_trainer.text.tokenizer import VoiceTokenizer
 from vits_trainer.tracking.tracker import RunOutcome, Tracker
 from vits_trainer.training import agreement
+from vits_trainer.training.annealing import annealed
 from vits_trainer.training.checkpoint import CheckpointManager, checkpoint_gib, write_networks
 from vits_trainer.training.checkpoint_record import TrainState
 from vits_trainer.training.early_stopping import BestCheckpointTracker
@@ -176,13 +177,13 @@ class Trainer:
         learning_rate = self._learning_rate(update[0].spec.epoch, self.state.update)
         totals: dict[str, Tensor] = {}
         by_batch = []
-        for batch in update:
-            is_last = batch is update[-1]
-            shares = self._train_on_batch(
-                batch, denominators, discriminator_only, is_last, learning_rate if is_last else None
-            )
-            totals |= {name: totals[name] + share if name in totals else share for name, share in shares.items()}
-            by_batch.append(shares)
+        with annealed(self.config, self.state.update, self.objective, self.generator):
+            for batch in update:
+                is_last = batch is update[-1]
+                rate = learning_rate if is_last else None
+                shares = self._train_on_batch(batch, denominators, discriminator_only, is_last, rate)
+                totals |= {name: totals[name] + share if name in totals else share for name, share in shares.items()}
+                by_batch.append(shares)
         norms = [value for name, value in totals.items() if name.startswith("grad_norm/")]
         clips = int(denominators.clips)
         self.metrics.add(totals, update, denominators.clips, reached=torch.isfinite(torch.stack(norms)).all())
@@ -289,18 +290,18 @@ class Trainer:
 
     def _network_optimizer(self, name: str, network: Generator | Discriminator) -> NetworkOptimizer:
         network.to(self.runtime.device)
-        optimizer = build_optimizer(network.parameters(), self.config)
-        ema = None
-        if self.config.ema_decay and isinstance(network, Generator):
-            ema = Ema(network.model, self.config.ema_decay)
+        is_generator = isinstance(network, Generator)
+        betas = self.config.adam_betas if is_generator else self.config.discriminator_betas
+        ema = Ema(self.generator.model, self.config.ema_decay) if self.config.ema_decay and is_generator else None
         return NetworkOptimizer(
             name,
             self.runtime.prepare_model(network),
-            optimizer,
+            build_optimizer(network.parameters(), self.config, betas),
             self.runtime.accelerator,
             self.runtime.gradient_scaler(),
             self.config.max_grad_norm,
             ema,
+            1.0 if is_generator else self.config.discriminator_learning_rate_factor,
         )
 
     def _time_pass_s(self, batch: Batch) -> float:
