@@ -2,7 +2,7 @@
 
 import pytest
 
-from vits_trainer.training.early_stopping import BestCheckpointTracker, Selection
+from vits_trainer.training.early_stopping import BestCheckpointTracker, Selection, is_clearly_better
 
 
 def validated(
@@ -10,7 +10,7 @@ def validated(
 ) -> tuple[Selection, list[str], list[bool]]:
     selection, messages, stops = Selection(), [], []
     for update, value in enumerate(values, start=first):
-        selection, message = tracker.update(update, selection, {f"validation/{tracker.metric}": value})
+        selection, message = tracker.update(update, selection, {f"validation/{tracker.metric}": value}, {})
         messages.append(message)
         stops.append(tracker.should_stop(selection))
     return selection, messages, stops
@@ -47,14 +47,14 @@ def test_voice_before_training_is_no_best_checkpoint() -> None:
 
 @pytest.mark.parametrize("metrics", [{}, {"validation/kl": 1.0}])
 def test_missing_metric_changes_nothing(metrics: dict[str, float]) -> None:
-    assert BestCheckpointTracker("log_f0_rmse", 1).update(5, Selection(), metrics) == (Selection(), "")
+    assert BestCheckpointTracker("log_f0_rmse", 1).update(5, Selection(), metrics, {}) == (Selection(), "")
 
 
 def judged(values: list[tuple[float, float]], patience: int = 2) -> tuple[Selection, list[bool]]:
     """Validates a voice by (CER, mel) of each update."""
     tracker, selection, stops = BestCheckpointTracker("cer", patience), Selection(), []
     for update, (cer, mel) in enumerate(values, start=1):
-        selection, _ = tracker.update(update, selection, {"validation/cer": cer, "validation/mel": mel})
+        selection, _ = tracker.update(update, selection, {"validation/cer": cer, "validation/mel": mel}, {})
         stops.append(tracker.should_stop(selection))
     return selection, stops
 
@@ -78,3 +78,50 @@ def test_run_whose_metric_is_never_finite_says_so() -> None:
     assert stops == [False, True]
     reason = BestCheckpointTracker("mel", 2).reason_to_stop(2, selection)
     assert reason == "Early stopping at update 2: validation/mel has not been finite for 2 validations"
+
+
+def by_clip(mean: float, spread: float, clips: int = 20) -> dict[str, dict[str, float]]:
+    """Values of 20 clips that differ by ``spread`` from others of the same mean."""
+    return {"mel": {str(clip): mean + spread * (-1) ** clip for clip in range(clips)}}
+
+
+def with_clips(values: list[tuple[float, float]], patience: int = 2) -> tuple[Selection, list[str], list[bool]]:
+    """Validates by (mean, spread) of each update; the first is before training."""
+    tracker, selection, messages, stops = BestCheckpointTracker("mel", patience), Selection(), [], []
+    for update, (mean, spread) in enumerate(values):
+        metrics = {"validation/mel": mean}
+        selection, message = tracker.update(update, selection, metrics, by_clip(mean, spread))
+        messages.append(message)
+        stops.append(tracker.should_stop(selection))
+    return selection, messages, stops
+
+
+def test_difference_within_the_spread_of_its_clips_is_none() -> None:
+    """As 5.7605 after 5.7641 before training."""
+    selection, messages, stops = with_clips([(5.7641, 0.0), (5.7605, 0.05), (5.7603, -0.05), (5.76, -0.05)])
+    assert not any(messages)
+    assert stops == [False, False, False, True]
+    assert (selection.best_update, selection.best_score) == (3, 5.76)  # the best checkpoint all the same
+
+
+def test_small_difference_of_all_clips_is_one() -> None:
+    _, messages, stops = with_clips([(5.7641, 0.0), (5.7605, 0.0), (5.757, 0.0), (5.754, 0.001)])
+    assert [bool(message) for message in messages] == [False, True, False, False]
+    assert not any(stops)
+
+
+def test_many_unclear_steps_add_up_to_a_clear_one() -> None:
+    values = [(2.0, 0.0), *((1.9 - 0.015 * n, 0.05 * (-1) ** n) for n in range(8))]
+    _, _, stops = with_clips(values, patience=4)
+    assert not any(stops)
+
+
+def test_few_clips_have_no_margin() -> None:
+    assert is_clearly_better("mel", {"a": 0.9, "b": 1.3}, {"a": 1.0, "b": 1.2})
+
+
+def test_higher_may_be_better() -> None:
+    low, high = ({str(n): value + 0.001 * n for n in range(9)} for value in (0.5, 0.6))
+    assert is_clearly_better("speaker_similarity", high, low)
+    assert not is_clearly_better("speaker_similarity", low, high)
+    assert is_clearly_better("mel", low, high)

@@ -403,7 +403,8 @@ class Trainer:
             scalars["validation/mel_raw"] = raw["validation/mel"]
         # The voice does not change during the discriminator's warm-up, and cannot improve.
         if not 0 < self.state.update <= self.plan.discriminator_warmup_updates:
-            self.state.selection, improvement = self.best.update(self.state.update, self.state.selection, scalars)
+            state, by_clip = self.state, result.by_clip
+            state.selection, improvement = self.best.update(state.update, state.selection, scalars, by_clip)
             if improvement:
                 self.tracker.alert("Better than before", improvement, "INFO")
         logger.info("update %d  validation: %s", self.state.update, result)

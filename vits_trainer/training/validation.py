@@ -3,9 +3,10 @@
 Clips are read one by one, each with its own seed: the metrics depend neither on the number of ranks nor on batches.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -43,6 +44,8 @@ class ClipMel(NamedTuple):
     """Decoded frames."""
     total: float
     """Mel L1, summed over these frames."""
+    shares: tuple[float, ...] = ()
+    """This clip's share of each loss, in the objective's order."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class ValidationResult:
     """In the order of their names; empty if the clips are of one speaker."""
     scores: Sequence[ClipScore] = ()
     """Speech metrics of sentences generated from text, worst first."""
+    by_clip: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Metrics of each clip, whose mean is the metric: by name without ``validation/``, then by clip."""
 
     def __str__(self) -> str:
         """For the log."""
@@ -122,12 +127,17 @@ class Validation:
         scalars = dict(result.scalars)
         if not scalars:
             return result
+        by_clip = dict(result.by_clip)
         if self.objective.adversarial:
-            scalars["validation/mel_from_text"] = self.mel_from_text(generator)
+            from_text = self.run_from_text(generator)
+            scalars["validation/mel_from_text"] = from_text.scalars["validation/mel"]
+            by_clip["mel_from_text"] = from_text.by_clip["mel"]
         scalars["validation/constant_frame_mel"] = self.constant_frame_mel
         scores = self._scores(generator)
-        scalars |= {f"validation/{name}": value for name, value in means(scores).items()}
-        return replace(result, scalars=scalars, scores=scores)
+        for name, value in means(scores).items():
+            scalars[f"validation/{name}"] = value
+            by_clip[name] = {clip.clip: clip.metrics[name] for clip in scores if name in clip.metrics}
+        return replace(result, scalars=scalars, scores=scores, by_clip=by_clip)
 
     def run(self, generator: Generator, discriminator: Discriminator | None) -> ValidationResult:
         """Returns each generator loss over all validation clips, and the mel L1 of each speaker. Runs on every rank.
@@ -136,12 +146,11 @@ class Validation:
         """
         return self._run(generator, discriminator, self.objective)
 
-    def mel_from_text(self, generator: Generator) -> float:
-        """Returns the mel L1 of segments decoded from text, along the recordings' alignments. Runs on every rank."""
-        return self.run_from_text(generator).scalars["validation/mel"]
-
     def run_from_text(self, generator: Generator) -> ValidationResult:
-        """Returns mel and duration loss of clips decoded from text. Runs on every rank."""
+        """Returns mel and duration loss of clips decoded from text along the recordings' alignments.
+
+        Runs on every rank.
+        """
         objective = Objective("mel", self.objective.loss_weights, self.objective.spec, self.segment_frames)
         return self._run(generator, None, objective, decode_from="prior")
 
@@ -157,7 +166,6 @@ class Validation:
         batches = self._read()
         denominators = self._denominators(batches, objective)
         names = objective.generator_loss_names
-        totals = dict.fromkeys(names, torch.zeros((), dtype=torch.float64))
         clips = []
         with _evaluating(generator, self.seed):
             longer = generator.with_segments(self.segment_frames, decode_from or generator.decode_from)
@@ -167,14 +175,19 @@ class Validation:
                 # Without autocast: the voice is used in float32.
                 pair = objective.generator_forward(longer, batch.to(self.runtime.device), denominators=denominators)
                 by_name = objective.generator_losses(discriminator, pair)
-                totals = {name: totals[name] + by_name[name].double().cpu() for name in names}
+                shares = torch.stack([by_name[name].double() for name in names]).tolist()
                 mel = losses.mel_l1(pair.generated_mel, pair.recorded_mel, pair.mel_mask)
-                clips.append(ClipMel(row, float(pair.mel_mask.sum()), float(mel)))
-        sums = self.runtime.all_reduce_sum(torch.stack([totals[name] for name in names])).tolist()
+                clips.append(ClipMel(row, float(pair.mel_mask.sum()), float(mel), tuple(shares)))
         everywhere = sorted(clip for of_rank in self.runtime.all_gather_object(clips) for clip in of_rank)
         speakers = self._by_speaker(everywhere)
-        scalars = {f"validation/{name}": value for name, value in zip(names, sums, strict=True)}
-        return ValidationResult(scalars | curves(speakers), tuple(everywhere), speakers)
+        columns = dict(zip(names, zip(*(clip.shares for clip in everywhere), strict=True), strict=True))
+        scalars = {f"validation/{name}": math.fsum(shares) for name, shares in columns.items()}
+        rows = [str(clip.row) for clip in everywhere]
+        by_clip = {
+            name: dict(zip(rows, (share * len(rows) for share in shares), strict=True))
+            for name, shares in columns.items()
+        }
+        return ValidationResult(scalars | curves(speakers), tuple(everywhere), speakers, by_clip=by_clip)
 
     def _by_speaker(self, clips: Sequence[ClipMel]) -> tuple[SpeakerMel, ...]:
         """Mel L1 of each speaker; empty if there is only one."""
