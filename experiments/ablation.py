@@ -73,8 +73,7 @@ def evaluated(folder: Path, voice: Path, asked: argparse.Namespace) -> Clips:
             validation_fraction=asked.validation_fraction, max_clips=asked.clips,
         )  # fmt: skip
     record = json.loads(scores.read_text(encoding="utf-8"))
-    (clips,) = [one["clips"] for one in record["voices"] if one["name"] == str(voice)]
-    return {clip["clip"]: clip["metrics"] for clip in clips}
+    return {clip["clip"]: clip["figures"] for clip in record["voices"][str(voice)]["clips"]}
 
 
 def differences(ours: list[Clips], baseline: list[Clips], metric: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Parameters, operations and real-time factors of voices: ``python -m experiments.real_time_factor [RECIPE ...]``.
 
-Random weights, one thread: the decoder in PyTorch by CPU time, medians over rounds that alternate between the voices,
-so that other load on the machine affects all of them alike; the whole voice in both by ``compare_onnx``.
+Random weights, one thread: the decoder in PyTorch, the whole voice in PyTorch and in onnxruntime, on one text of 151
+tokens. CPU time, medians over rounds that alternate between the voices, so that other load affects all of them alike.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,9 +19,9 @@ from transformers import VitsModel
 
 from vits_trainer.config.architecture import Architecture
 from vits_trainer.config.serialization import recipe_path
-from vits_trainer.models.conversion.onnx import compare_onnx, export_onnx
+from vits_trainer.models.conversion.onnx import OnnxVoice, compare_onnx, export_onnx
 from vits_trainer.models.initialization import new_model
-from vits_trainer.models.pretrained import audio_spec, fold_weight_norm
+from vits_trainer.models.pretrained import audio_spec, fold_weight_norm, inference_form
 from vits_trainer.text.tokenizer import build_tokenizer
 
 RECIPES = ("from_scratch", "light", "from_scratch_22k", "light_22k", "tiny")
@@ -44,39 +45,54 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - start_s
 
 
+def decoder_call(voice: VitsModel) -> Callable[[], object]:
+    spec, decoder = audio_spec(voice.config), fold_weight_norm(voice).decoder
+    latents = torch.randn(1, voice.config.flow_size, SECONDS * spec.sampling_rate // spec.hop)
+    return lambda: decoder(latents)
+
+
+def whole_voice_calls(voice: VitsModel, folder: Path) -> tuple[Callable[[], object], Callable[[], object], float]:
+    """Returns calls of both players, after they agreed, and the seconds of speech."""
+    path = folder / "voice.onnx"
+    with torch.inference_mode(mode=False):
+        export_onnx(voice, build_tokenizer(["abc"]), path)
+        speech_s = compare_onnx(voice, path, rounds=1).audio_s
+    plain, player = inference_form(voice), OnnxVoice(path)
+    plain.noise_scale = plain.noise_scale_duration = 0.0
+    ids = np.zeros(151, dtype=np.int64)
+    ids[1::2] = 1 + np.arange(len(ids[1::2])) % (voice.config.vocab_size - 1)
+    tokens = torch.from_numpy(ids)[None]
+    return lambda: plain(tokens), lambda: player.speak(ids, 0.0, 1.0, 0.0), speech_s
+
+
 def compare(recipes: list[str], rounds: int) -> None:
     """Prints a table row for each recipe's voice."""
     torch.set_num_threads(1)
     voices = {recipe: voice_of(recipe) for recipe in recipes}
-    calls: dict[str, Callable[[], object]] = {}
-    times: dict[str, list[float]] = {recipe: [] for recipe in recipes}
-    for recipe, voice in voices.items():
-        spec, decoder = audio_spec(voice.config), fold_weight_norm(voice).decoder
-        latents = torch.randn(1, voice.config.flow_size, SECONDS * spec.sampling_rate // spec.hop)
-        calls[recipe] = lambda decoder=decoder, latents=latents: decoder(latents)
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
-    with torch.inference_mode():
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        calls, speech_s = {}, {}
+        for recipe, voice in voices.items():
+            place = Path(folder) / recipe
+            place.mkdir()
+            *whole, speech_s[recipe] = whole_voice_calls(voice, place)
+            calls[recipe] = [decoder_call(voice), *whole]
+        times: dict[str, list[list[float]]] = {recipe: [] for recipe in recipes}
         for _ in range(rounds + 1):
-            for recipe, call in calls.items():
-                times[recipe].append(seconds(call))
+            for recipe, players in calls.items():
+                times[recipe].append([seconds(call) for call in players])
         for recipe, voice in voices.items():
             with FlopCounterMode(display=False) as flops:
-                calls[recipe]()
+                calls[recipe][0]()
             parameters = sum(parameter.numel() for parameter in voice.decoder.parameters())
-            rate = statistics.median(times[recipe][1:]) / SECONDS
+            medians = map(statistics.median, zip(*times[recipe][1:], strict=True))
+            lengths_s = (SECONDS, speech_s[recipe], speech_s[recipe])
+            rates = [median / length for median, length in zip(medians, lengths_s, strict=True)]
             print(
-                f"| {recipe} | {parameters / 1e6:.1f} M | {flops.get_total_flops() / SECONDS / 1e9:.1f} | {rate:.3f} | "
-                f"{' | '.join(whole_voice(voice))} |",
+                f"| {recipe} | {parameters / 1e6:.1f} M | {flops.get_total_flops() / SECONDS / 1e9:.1f} | "
+                f"{' | '.join(f'{rate:.3f}' for rate in rates)} |",
                 flush=True,
             )
-
-
-def whole_voice(voice: VitsModel) -> list[str]:
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(mode=False):
-        path = Path(folder) / "voice.onnx"
-        export_onnx(voice, build_tokenizer(["abc"]), path)
-        found = compare_onnx(voice, path)
-    return [f"{value:.3f}" for value in (found.torch_s / found.audio_s, found.onnx_s / found.audio_s)]
 
 
 if __name__ == "__main__":
