@@ -13,8 +13,8 @@ from pathlib import Path
 
 import soundfile as sf
 import soxr
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from vits_trainer.cli.main import main
 from vits_trainer.utils.packaged import BASE_VOICE, HUMAN_CLIPS
@@ -37,18 +37,23 @@ transcribed by Keith Ito. Public domain in the USA, recordings and texts. Resamp
 
 
 def export_voice(checkpoint: Path, folder: Path = BASE_VOICE) -> None:
-    """Exports a checkpoint without discriminators, with the weights in half precision."""
+    """Exports a checkpoint, with the weights of both networks in half precision."""
     with tempfile.TemporaryDirectory() as temporary:
         voice = Path(temporary) / "voice"
         if main(["export", str(checkpoint), "--output_dir", str(voice)]):
             raise SystemExit(1)
-        weights = {name: tensor.to(torch.float16) for name, tensor in load_file(voice / "model.safetensors").items()}
-        assert all(tensor.isfinite().all() for tensor in weights.values())
-        save_file(weights, voice / "model.safetensors", {"format": "pt"})
-        (voice / "discriminator.safetensors").unlink(missing_ok=True)
+        for path in voice.glob("*.safetensors"):
+            _halve(path)
         (voice / "LICENSE").write_text(VOICE_LICENSE, encoding="utf-8")
         files = [path for path in voice.iterdir() if path.is_file() and not path.name.startswith(".")]
         _replace(folder, files)
+
+
+def _halve(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        metadata, weights = file.metadata(), {name: file.get_tensor(name).half() for name in file.keys()}  # noqa: SIM118
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    save_file(weights, path, metadata)
 
 
 def encode_clips(source: Path, folder: Path = HUMAN_CLIPS) -> None:

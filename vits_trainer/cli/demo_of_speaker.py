@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vits_trainer.cli import prepare_data, report
-from vits_trainer.config.architecture import DiscriminatorShape
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.config.selection import ClipSelection
 from vits_trainer.config.tools import DemoConfig, ReportConfig
@@ -91,7 +90,6 @@ def _training_config(training: Path, voice: Path, updates: int) -> TrainConfig:
         output_dir=str(voice),
         run_name="demo",
         model_name=str(BASE_VOICE),
-        discriminator=DiscriminatorShape(periods=(2, 3, 5), channels_divisor=8),
         batch_size=4,
         gradient_accumulation_steps=1,
         learning_rate=3e-4,
