@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-demo: $(INSTALLED) ## run the whole pipeline in minutes: synthesize a corpus, prepare, train, synthesize, plot
+demo: $(INSTALLED) ## fine-tune the packaged voice to a human speaker, and compare before and after (4 min)
 	$(BIN)/python -m vits_trainer demo
 
 chaos: $(INSTALLED) ## kill a run at 25 random times, resume, compare with an uninterrupted one; one rank, then two (20 min)

@@ -7,8 +7,14 @@ writes an LJ Speech folder (metadata.csv, wavs/), byte-identical for equal argum
     vits-trainer prepare_data --dataset FOLDER --output_dir FOLDER/training
     vits-trainer train_vits --config experiments/base_voice.yaml --data_dir FOLDER/training
 
-trains the voice. One sentence in four contains words from pocketsphinx's dictionary, to cover phoneme combinations
-that the grammar lacks. The training sentences exclude :data:`TEST_SENTENCES`.
+trains the voice, and
+
+    python -m experiments.packaged voice FOLDER/training/checkpoints/checkpoint-N
+
+writes it to vits_trainer/voices/base_en, as fp16.
+
+One sentence in four contains words from pocketsphinx's dictionary, to cover phoneme combinations that the grammar
+lacks. The training sentences exclude :data:`TEST_SENTENCES`.
 """
 
 import argparse

@@ -22,6 +22,8 @@ TESTED_ELSEWHERE = {
     "__main__": "a stub for cli.main",
     "cli/benchmark": "tests/runs/test_benchmark.py",
     "cli/demo": "tests/runs/test_demo.py",
+    "cli/demo_from_scratch": "tests/runs/test_demo.py",
+    "cli/demo_of_speaker": "tests/runs/test_demo.py",
     "cli/evaluate": "tests/runs/test_evaluate.py",
     "cli/export": "tests/runs/test_checkpoint.py",
     "cli/feedback_app": "tests/feedback/test_app.py",
@@ -64,6 +66,7 @@ TESTED_ELSEWHERE = {
     "training/train_step": "tests/diagnostics/test_reference_step.py, tests/training/test_objective.py",
     "training/trainer": "tests/runs/test_trainer.py",
     "utils/errors": "messages; tests/reliability",
+    "utils/packaged": "tests/runs/test_demo.py",
     "utils/logging": "tests/ranks/test_launch.py",
     "utils/versions": "tests/runs/test_train_vits.py",
 }

@@ -11,6 +11,7 @@ from tests.support.audio import encode, voice
 from tests.support.voices import many_speakers, prepared_folder, train_flags
 from vits_trainer.cli.main import main
 from vits_trainer.data.prepared import open_prepared, train_validation_split
+from vits_trainer.evaluation.recognizers import has_whisper
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +190,13 @@ def test_corrections_and_held_out_clips_that_the_voice_cannot_read_are_left_out(
     assert f"1 held-out clip(s) that the voice cannot read are left out: audio_{held_out[0]:06d}.wav" in caplog.text
     rejected = (tmp_path / "new_work/corrections/rejected.csv").read_text()
     assert "\ndigits,text-too-long," in rejected
+    # The voice is English, so that a recognizer listens to the texts that were held out, and can be read.
+    understood = verdict(tmp_path / "new")["understood"]
+    assert (understood is not None) == has_whisper()
+    if understood:
+        assert understood["texts"] == len(held_out) - 1
+        assert 0.5 < understood["before"] <= 1  # the voice is noise
+        assert f"character error rate {understood['before']:.1%} -> " in verdict(tmp_path / "new")["words"]
 
 
 def test_replay_and_held_out_clips_are_those_of_the_voices_speakers(tmp_path: Path, capsys) -> None:

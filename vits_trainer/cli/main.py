@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
         ReportConfig,
         "write a run as an HTML page, or a blind listening test of voices",
     ),
-    "demo": (DemoConfig, "try everything in minutes on a synthetic corpus"),
+    "demo": (DemoConfig, "fine-tune a packaged voice to a human speaker in minutes, and compare"),
     "check": (CheckConfig, "verify on this machine that training works correctly"),
     "benchmark": (BenchmarkConfig, "measure the speed of updates, alignment search and data loading"),
 }

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_TEXTS = 32
 """Synthesis and recognition of a text take about a second on a CPU."""
-_ENOUGH_PASSES = 20
+_ENOUGH_PASSES, _MOST_SEEDS = 20, 5
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ListeningTest:
             logger.info("The mel loss alone judges the new voice, not the character error rate: %s.", reason)
             return None
         clips = clips[:_MOST_TEXTS]
-        seeds = range(seed, seed + max(1, -(-_ENOUGH_PASSES // len(clips))))
+        seeds = range(seed, seed + min(_MOST_SEEDS, -(-_ENOUGH_PASSES // len(clips))))
         logger.info("%s listens to %d texts, before and after training.", judge.recognizer, len(clips))
         metrics = SpeechMetrics(["cer"], rate_hz, str(judge.recognizer), language)
         return cls([text for text, _ in clips], [speaker for _, speaker in clips], seeds, metrics)
