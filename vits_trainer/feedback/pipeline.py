@@ -38,7 +38,7 @@ from vits_trainer.training.run import train
 from vits_trainer.training.validation import Validation
 from vits_trainer.utils.errors import ConfigError, DataError, RefusedVoiceError
 from vits_trainer.utils.files import followed, is_ours, mark, move_aside, remove
-from vits_trainer.utils.strings import csv_cell, join_names
+from vits_trainer.utils.strings import counted, csv_cell, join_names
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def _learn(config: FeedbackConfig, served: Path) -> int:
     history = voice_versions.read_history(served)
     new = replay_mix.not_yet_learnt(corrections, history.corrections)
     if not new:
-        print(f"Nothing new: {served} has learnt all {len(corrections)} corrections of {config.feedback_dir}.")
+        print(f"Nothing new: {served} has learnt all corrections of {config.feedback_dir} ({len(corrections)}).")
         return 0
     old = [correction for correction in corrections if correction not in new]
     path = str(served) if (served / "config.json").is_file() else config.base_model
@@ -153,8 +153,9 @@ def _learn(config: FeedbackConfig, served: Path) -> int:
     selection = None if known is None else known.selection
     data = replay_mix.replay_data(training, to_learn, replayable, config.replay_fraction, selection)
     logger.info(
-        "%d new corrections, %d learnt before; %d epochs, each with %d replayed clips.",
-        len(to_learn.rows), len(old), config.epochs, data.summary["replayed"],
+        "%s, %d learnt before; %s, each with %s.",
+        counted(len(to_learn.rows), "new correction"), len(old), counted(config.epochs, "epoch"),
+        counted(data.summary["replayed"], "replayed clip"),
     )  # fmt: skip
     before = _measure(voice.path, to_learn, known, config)
     result = train(training, data)
@@ -246,7 +247,7 @@ def _prepare(corrections: Sequence[CorrectionFiles], folder: Path, voice: _Voice
         raise DataError(
             f"The voice can read none of the corrections: {shown}. Correct their texts, or record them again."
         )
-    logger.warning("%d correction(s) that the voice cannot read are left out: %s", len(incidents), shown)
+    logger.warning("The voice cannot read %s, left out: %s", counted(len(incidents), "correction"), shown)
     return prepared.subset([row for row in range(len(prepared.rows)) if row not in incidents])
 
 
@@ -292,7 +293,8 @@ def _known_clips(config: FeedbackConfig, voice: _Voice) -> _KnownClips | None:
     unreadable = _unreadable(voice, prepared, split[1])
     if unreadable:
         examples = "; ".join(map(str, list(unreadable.values())[:5]))
-        logger.warning("%d held-out clip(s) that the voice cannot read are left out: %s", len(unreadable), examples)
+        count = counted(len(unreadable), "held-out clip")
+        logger.warning("The voice cannot read %s, left out: %s", count, examples)
     return _KnownClips(prepared, split[0], [row for row in split[1] if row not in unreadable], selection)
 
 
