@@ -138,11 +138,12 @@ def test_run_stopped_before_the_first_update_saves_nothing(folder: Path) -> None
 def test_signal_before_the_first_update_ends_the_run_at_once(
     number: signal.Signals, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Trainer, "dry_run", lambda _: send(number))
-    try:
-        code = main(["train_vits", *train_flags(folder)])
-    except SystemExit as end:
-        code = end.code
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "dry_run", lambda _: send(number))
+        try:
+            code = main(["train_vits", *train_flags(folder)])
+        except SystemExit as end:
+            code = end.code
     assert code == 128 + number
     run = folder / "training/runs/run"
     assert '"stopped without saving after update 0"' in (run / "outcome.json").read_text()

@@ -148,7 +148,7 @@ class Tracker:
             return
         if isinstance(error, KeyboardInterrupt | SystemExit):
             self.outcome = RunOutcome(
-                f"stopped without saving, after update {self._update}", self._update, _exit_code(error)
+                f"stopped without saving after update {self._update}", self._update, _exit_code(error)
             )
             logger.warning("%s", self.outcome.status)
         elif error is not None:
