@@ -4,7 +4,7 @@ import csv
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import VitsConfig
@@ -29,6 +29,7 @@ from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.feedback import replay_mix
 from vits_trainer.feedback.decision import Changes, Decision, MetricChange
 from vits_trainer.feedback.replay_mix import CorrectionFiles
+from vits_trainer.feedback.speakers import correction_speakers
 from vits_trainer.feedback.training_process import WORK, verdict_file, work_folder
 from vits_trainer.models import pretrained, voice_versions
 from vits_trainer.models.generator import Generator
@@ -140,14 +141,15 @@ def _learn(config: FeedbackConfig, served: Path) -> int:
     old = [correction for correction in corrections if correction not in new]
     path = str(served) if (served / "config.json").is_file() else config.base_model
     voice = _Voice(path, pretrained.read_config(path), load_tokenizer(path))
+    speaker_of = correction_speakers(corrections, path, voice.config, config.speaker)
     work = _new_work_folder(config)
-    to_learn = _prepare(new, work / "corrections", voice)
+    to_learn = _prepare(new, work / "corrections", voice, speaker_of)
     known = _known_clips(config, voice)
     replayable: list[tuple[PreparedData, Sequence[int]]] = []
     if known is not None:
         replayable.append((known.prepared, known.training_rows))
     if old:
-        earlier = _prepare(old, work / "learnt_before", voice)
+        earlier = _prepare(old, work / "learnt_before", voice, speaker_of)
         replayable.append((earlier, range(len(earlier.rows))))
     training = _training_config(config, voice.path, work)
     selection = None if known is None else known.selection
@@ -220,7 +222,9 @@ def _new_work_folder(config: FeedbackConfig) -> Path:
     return work
 
 
-def _prepare(corrections: Sequence[CorrectionFiles], folder: Path, voice: _Voice) -> PreparedData:
+def _prepare(
+    corrections: Sequence[CorrectionFiles], folder: Path, voice: _Voice, speaker_of: Mapping[str, str]
+) -> PreparedData:
     """Checks and resamples corrections as any clips, and leaves out those that the voice cannot read.
 
     rejected.csv names all that are left out.
@@ -236,6 +240,8 @@ def _prepare(corrections: Sequence[CorrectionFiles], folder: Path, voice: _Voice
     prepared = open_prepared(folder)
     rejected = _rejected_names(folder)
     names = [correction.name for correction in corrections if csv_cell(correction.name) not in rejected]
+    if speaker_of:
+        prepared = replace(prepared, rows=replace(prepared.rows, speaker=[speaker_of[name] for name in names]))
     incidents = _unreadable(voice, prepared, range(len(prepared.rows)))
     if not incidents:
         return prepared
