@@ -150,7 +150,7 @@ def test_config_is_frozen():
         ),
         (["--loss_weights.mell", "4"], "--loss_weights.mel 4?"),
         (["--xyz", "4"], "unknown flag --xyz. See vits-trainer train_vits --help."),
-        (["stray"], "unrecognized arguments: stray"),
+        (["stray"], "unexpected argument, as it follows no flag: stray"),
     ],
 )
 def test_unknown_flag_suggests_the_closest(args, expected):

@@ -33,7 +33,7 @@ def test_the_speakers_of_the_first_update_are_counted_and_sorted_shards_named(tm
     settings = {"batch_size": 16, "gradient_accumulation_steps": 1, "streaming_window": 1}
     by_speaker = write_sorted_shards(tmp_path / "sorted", np.arange(640))
     line = line_of(by_speaker, **settings)
-    assert line.startswith("The first update has 1 speaker(s); 16 of its 16 clips are of one.")
+    assert line.startswith("The first update has 1 speaker; 16 of its 16 clips are of one.")
     assert "The shards are sorted by speaker: prepare them again" in line
     shuffled = write_sorted_shards(tmp_path / "shuffled", np.random.default_rng(0).permutation(640))
     line = line_of(shuffled, **settings)

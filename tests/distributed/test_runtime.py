@@ -106,7 +106,7 @@ def test_single_process_is_main_and_its_collectives_are_local():
     assert runtime.on_main_then_broadcast(lambda: "value") == "value"
     assert runtime.all_gather_object("value") == ["value"]
     assert runtime.all_reduce_sum(torch.tensor([1.0, 2.0])).tolist() == [1, 2]
-    assert runtime.describe() == "1 process(es) on CPU, fp32"
+    assert runtime.describe() == "1 process on CPU, fp32"
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

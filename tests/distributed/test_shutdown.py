@@ -30,7 +30,25 @@ def test_ctrl_c_ends_at_once_while_there_is_nothing_to_save_and_the_third_time(t
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_other_signals_are_recorded_before_the_first_update_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_other_signals_end_at_once_while_there_is_nothing_to_save(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with ShutdownRequest(tmp_path / "STOP") as request:
+        with pytest.raises(SystemExit) as end:
+            os.kill(os.getpid(), number)
+        assert end.value.code == 128 + number
+        request.has_progress = True
+        os.kill(os.getpid(), number)
+        assert request.reason_to_stop(0) == number.name
+
+
+def test_signals_under_a_launcher_are_recorded_before_the_first_update_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
     with ShutdownRequest(tmp_path / "STOP") as request:
         os.kill(os.getpid(), signal.SIGTERM)
         assert request.reason_to_stop(0) == "SIGTERM"

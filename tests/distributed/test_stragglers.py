@@ -156,10 +156,10 @@ def test_single_rank_has_no_metrics_per_rank() -> None:
 def test_topology_lists_hosts_and_devices_in_one_line() -> None:
     mixed = [*rank_infos(4, per_host=2), RankInfo(4, 0, "old", "NVIDIA A100"), RankInfo(5, 2, "node0", "NVIDIA H100")]
     assert describe_topology(rank_infos(4, per_host=2)) == (
-        "4 process(es) on 2 host(s): node0 0-1 (NVIDIA H100), node1 2-3 (NVIDIA H100)"
+        "4 processes on 2 hosts: node0 0-1 (NVIDIA H100), node1 2-3 (NVIDIA H100)"
     )
     assert describe_topology(mixed) == (
-        "6 process(es) on 3 host(s): node0 0-1+5 (NVIDIA H100), node1 2-3 (NVIDIA H100), old 4 (NVIDIA A100)"
+        "6 processes on 3 hosts: node0 0-1+5 (NVIDIA H100), node1 2-3 (NVIDIA H100), old 4 (NVIDIA A100)"
     )
 
 

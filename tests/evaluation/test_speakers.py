@@ -12,7 +12,7 @@ def test_curves_of_few_speakers() -> None:
         "validation/speaker_mel/mem": 0.9,
         "validation/speaker_mel/zin": 0.6,
     }
-    assert str(worst(mels)) == "mem 0.9000 (1 clip(s))"
+    assert str(worst(mels)) == "mem 0.9000 (1 clip)"
     assert curves([]) == {}
 
 

@@ -27,7 +27,7 @@ import pytest
 from tests.support.audio import encode, voice
 from tests.support.fork_server import python
 from tests.support.limits import HANG_S
-from tests.support.voices import prepared_folder, train_flags
+from tests.support.voices import many_speakers, prepared_folder, train_flags
 from vits_trainer.cli.main import main
 from vits_trainer.config.feedback import FeedbackAppConfig
 from vits_trainer.feedback.corrections import Corrections, Limits
@@ -66,6 +66,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(served: Path, tmp_path: Path) -> Path:
     return shutil.copytree(served, tmp_path / "final_model")
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A voice of three speakers with its data."""
+    folder = tmp_path_factory.mktemp("several")
+    many_speakers(folder, {"ana": 5, "mem": 4, "zin": 4})
+    assert main(["train_vits", *train_flags(folder, max_updates=2)]) == 0
+    return folder
 
 
 def free_port() -> int:
@@ -204,6 +213,9 @@ def test_full_workflow_in_a_browser(model: Path, tmp_path: Path, page: Any) -> N
         page.click("#recording [aria-label='Clear']")
         upload(page, encode(correction, 16000))
         page.wait_for_selector("#correct figure img")
+        assert seconds_of(page, "#correct audio[aria-label='Your recording']") == pytest.approx(1.5)
+        generated_s = seconds_of(page, "#rendering audio")
+        assert seconds_of(page, "#correct audio[aria-label='The voice']") == pytest.approx(generated_s)
         assert not list(feedback.glob("*.wav"))
         tab_to(page, "#save")
         page.keyboard.press("Enter")
@@ -221,6 +233,7 @@ def test_full_workflow_in_a_browser(model: Path, tmp_path: Path, page: Any) -> N
         assert page.inner_text("ul.saved .text") == TEXT
         assert seconds_of(page, "ul.saved audio") == pytest.approx(1.5)
 
+        assert [line.partition(".")[0] for line in page.locator("h2").all_inner_texts()][:3] == ["1", "2", "3"]
         page.click("#wrong")
         page.click("#recording [aria-label='Record audio']")
         page.click("#recording .record-button")
@@ -276,6 +289,59 @@ def test_full_workflow_in_a_browser(model: Path, tmp_path: Path, page: Any) -> N
         assert not list(feedback.glob("*.wav"))
     hosts = {urllib.parse.urlsplit(url).netloc for url in page.requests if not url.startswith(("data:", "blob:"))}
     assert hosts == {urllib.parse.urlsplit(address).netloc}
+
+
+@pytest.mark.run
+@needs_gradio
+@needs_browser
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
+def test_voice_of_several_speakers_is_corrected_as_the_one_that_is_selected(
+    several: Path, tmp_path: Path, page: Any, width: int, theme: str
+) -> None:
+    model = shutil.copytree(several / "final_model", tmp_path / "final_model")
+    page.emulate_media(color_scheme=theme)
+    page.set_viewport_size({"width": width, "height": 900})
+    settings = {"data_dir": several / "training", "learning_rate": 2e-3, "epochs": 1}
+    with app(tmp_path, model, **settings) as address:
+        page.goto(address)
+        page.click("#suggest")
+        page.wait_for_function("document.querySelector('#sentence textarea').value.includes('speaks')")
+        page.click("#speaker input")
+        page.click("ul[role=listbox] >> text=mem")
+        page.fill("#rate input[type=number]", "0.5")
+        page.keyboard.press("Tab")
+        page.click("#hear")
+        page.wait_for_selector("#rendering audio")
+        slow_s = seconds_of(page, "#rendering audio")
+        page.fill("#rate input[type=number]", "2")
+        page.keyboard.press("Tab")
+        page.click("#hear")
+        page.wait_for_selector("#rendering >> text=take 2")
+        assert seconds_of(page, "#rendering audio") < 0.5 * slow_s
+        page.click("#wrong")
+        page.wait_for_selector("#judged >> text=1 sentence judged: 0 correct, 1 wrong")
+        page.click("#recording [aria-label='Upload file']")
+        upload(page, encode(voice(1.2, 16000, 180), 16000))
+        page.wait_for_selector("#correct figure img")
+        page.click("#save")
+        page.wait_for_selector("ul.saved li >> text=mem")
+        (speaker,) = (tmp_path / "feedback").glob("*.speaker")
+        assert speaker.read_text() == "mem\n"
+        (mark,) = map(json.loads, (tmp_path / "feedback/marks.jsonl").read_text().splitlines())
+        assert mark["speaker"] == "mem"
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert overflowing(page) == []
+        assert unlabelled(page) == []
+        page.click("#learn")
+        page.wait_for_selector("#learning .notice", timeout=HANG_S * 1000)
+        assert "could not start" not in page.inner_text("#learning .notice")
+        (row,) = (tmp_path / "feedback_model_work/corrections").glob("metadata.csv")
+        assert row.read_text().count("\n") == 1
+        page.once("dialog", lambda dialog: dialog.accept())
+        page.click(f"ul.saved [data-name='{speaker.stem}']")
+        page.wait_for_selector("text=0 corrections saved.")
+        assert not speaker.exists()
+        assert page.errors == []
 
 
 # HTTP
@@ -396,7 +462,8 @@ def handlers(model: Path, tmp_path: Path) -> Iterator[Any]:
     config = FeedbackAppConfig(feedback_dir=str(tmp_path / "feedback"), model_dir=str(model))
     store = Corrections(tmp_path / "feedback", 16000, Limits(max_upload_bytes=2**16))
     built = FeedbackPage(
-        config, ServedVoice(str(model)), store, TrainingProcess([sys.executable], tmp_path)
+        config, ServedVoice(str(model)), store, TrainingProcess([sys.executable], tmp_path),
+        suggestions=["number 1 speaks", "number 2 speaks"],
     )
     built.build()
     yield built
@@ -409,9 +476,9 @@ REQUEST = SimpleNamespace(client=SimpleNamespace(host="127.0.0.1"))
 @needs_gradio
 def test_takes_have_different_seeds_and_unknown_letters_are_listed(handlers: Any) -> None:
     components = handlers.components
-    first = handlers.generate(TEXT, None)[components.playback]
-    second = handlers.generate(f" {TEXT}\n", first)[components.playback]
-    other = handlers.generate("number 4 Ж", second)
+    first = handlers.generate(TEXT, None, 1.0, None)[components.playback]
+    second = handlers.generate(f" {TEXT}\n", None, 1.0, first)[components.playback]
+    other = handlers.generate("number 4 Ж", None, 1.0, second)
     assert (first.take, second.take, other[components.playback].take) == (1, 2, 1)
     assert [playback.speech.seed for playback in (first, second)] == [1234, 1235]
     assert not np.array_equal(first.speech.samples, second.speech.samples)
@@ -420,14 +487,14 @@ def test_takes_have_different_seeds_and_unknown_letters_are_listed(handlers: Any
 
 @needs_gradio
 def test_markup_in_a_text_is_escaped(handlers: Any) -> None:
-    shown = handlers.generate('number <img src=x onerror="alert(1)"> 1', None)[handlers.components.speech]
+    shown = handlers.generate('number <img src=x onerror="alert(1)"> 1', None, 1.0, None)[handlers.components.speech]
     assert "<img src=x" not in shown
     assert 'onerror="' not in shown
 
 
 @needs_gradio
 def test_repeated_mark_is_saved_once(handlers: Any, tmp_path: Path) -> None:
-    playback = handlers.generate(TEXT, None)[handlers.components.playback]
+    playback = handlers.generate(TEXT, None, 1.0, None)[handlers.components.playback]
     right = handlers.mark_right(playback, REQUEST)[handlers.components.playback]
     assert handlers.mark_right(right, REQUEST)[handlers.components.playback] == right
     handlers.mark_wrong(right, REQUEST)
@@ -436,27 +503,48 @@ def test_repeated_mark_is_saved_once(handlers: Any, tmp_path: Path) -> None:
 
 
 @needs_gradio
+def test_suggested_sentences_are_those_without_a_mark(handlers: Any) -> None:
+    assert handlers.suggest("") == "number 1 speaks"
+    playback = handlers.generate("number 1 speaks", None, 1.0, None)[handlers.components.playback]
+    judged = handlers.mark_right(playback, REQUEST)[handlers.components.judged]
+    assert "1 sentence judged: 1 correct, 0 wrong; 1 of 2 suggested sentences left." in judged
+    assert handlers.suggest("") == "number 2 speaks"
+    assert handlers.suggest("number 2 speaks") == "number 1 speaks"  # no other is left
+
+
+@needs_gradio
+def test_saving_clears_the_message_that_there_is_nothing_to_train_on(handlers: Any, tmp_path: Path) -> None:
+    components = handlers.components
+    train = handlers._with_error_notice(handlers.train, components.train_notice)
+    assert "no corrections to train on" in train()[components.train_notice]
+    recording = tmp_path / "recording.wav"
+    recording.write_bytes(encode(voice(1.0, 16000), 16000))
+    playback = handlers.generate(TEXT, None, 1.0, None)[components.playback]
+    assert handlers.save(str(recording), playback, REQUEST)[components.train_notice] == ""
+
+
+@needs_gradio
 def test_replaced_voice_is_loaded(handlers: Any, model: Path, tmp_path: Path) -> None:
-    before = handlers.generate(TEXT, None)[handlers.components.playback].speech
+    before = handlers.generate(TEXT, None, 1.0, None)[handlers.components.playback].speech
     renamed = tmp_path / "renamed"
     model.rename(renamed)  # as during replacement: the previous voice stays in use
-    assert handlers.generate(TEXT, None)[handlers.components.playback].speech.model == before.model
+    assert handlers.generate(TEXT, None, 1.0, None)[handlers.components.playback].speech.model == before.model
     with (renamed / "model.safetensors").open("r+b") as weights:
         weights.seek(-4, os.SEEK_END)
         weights.write(np.float32(0.125).tobytes())
     renamed.rename(model)
-    after = handlers.generate(TEXT, None)[handlers.components.playback].speech
+    after = handlers.generate(TEXT, None, 1.0, None)[handlers.components.playback].speech
     assert after.model != before.model
     assert handlers.voice.model[:12] in handlers.update_progress()[handlers.components.banner]
 
 
 @needs_gradio
 def test_damaged_new_voice_is_reported_once_and_the_old_one_stays_in_use(handlers: Any, model: Path) -> None:
-    before = handlers.generate(TEXT, None)[handlers.components.playback].speech
+    before = handlers.generate(TEXT, None, 1.0, None)[handlers.components.playback].speech
     (model / "model.safetensors").write_bytes(b"damaged")
     handler = handlers._with_error_notice(handlers.generate, handlers.components.playback_notice)
-    assert "model.safetensors: cannot be read" in handler(TEXT, None)[handlers.components.playback_notice]
-    assert handler(TEXT, None)[handlers.components.playback].speech.model == before.model
+    assert "model.safetensors: cannot be read" in handler(TEXT, None, 1.0, None)[handlers.components.playback_notice]
+    assert handler(TEXT, None, 1.0, None)[handlers.components.playback].speech.model == before.model
 
 
 @needs_gradio
@@ -468,7 +556,7 @@ def test_user_errors_are_shown_and_unexpected_errors_logged(
     notice = handlers.components.correct_notice
     large = tmp_path / "large.wav"
     large.write_bytes(encode(voice(3.0, 16000), 16000))
-    playback = handlers.generate(TEXT, None)[handlers.components.playback]
+    playback = handlers.generate(TEXT, None, 1.0, None)[handlers.components.playback]
     shown = handlers._with_error_notice(handlers.save, notice)(str(large), playback, REQUEST)
     assert list(shown) == [notice]
     assert 'role="alert">The file is too large: 0.1 MB, at most 0.0625 MB.' in shown[notice]

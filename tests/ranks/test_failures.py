@@ -129,7 +129,7 @@ def test_nan_on_one_rank_of_two_is_masked_on_both_reported_and_replayable(
     clips = {"POISON": "all", "POISON_RANK": "1", "POISON_UPDATES": "2"}
     ended = run(2, "poison_clips", flags, **clips)
     assert ended.returncode == 0, ended.stderr
-    assert "weights of all 2 rank(s): sha256" in ended.stderr  # logged after the comparison
+    assert "weights of all 2 ranks: sha256" in ended.stderr  # logged after the comparison
     (record,) = incidents(tmp_path)
     assert (record["update"], record["kind"]) == (2, "non-finite-loss")
     assert "generator/kl is nan" in record["message"]
@@ -151,7 +151,7 @@ def test_run_of_masked_updates_only_fails_on_two_ranks(dozen: Path, tmp_path: Pa
     flags = flags_of(tmp_path, dozen, batch_size=2, max_updates=3, validation_fraction=0, report_to="none")
     ended = run(2, "poison_clips", flags, POISON="all", POISON_RANK="1", POISON_UPDATES="1,2,3")
     assert ended.returncode == 1, ended.stderr
-    assert "Nothing was trained in 3 update(s): 12 clips were in masked updates and 0 were rejected" in ended.stderr
+    assert "Nothing was trained in 3 updates: 12 clips in masked updates and 0 rejected" in ended.stderr
     assert (tmp_path / "final_model/model.safetensors").read_text() == "an older voice"
     outcome = json.loads((tmp_path / "training/runs/run/outcome.json").read_text())["outcome"]
     assert outcome.startswith("failed: NothingTrainedError")

@@ -50,12 +50,12 @@ def test_rank_slow_at_reading_is_reported_once_and_both_ranks_are_in_one_wandb_r
     ended = run(2, "slow_rank", flags(tmp_path, sixteen), SLOW="reading", SLOW_S=str(SLEEP_S))
     assert ended.returncode == 0, ended.stderr
     host = socket.gethostname()
-    assert f"2 process(es) on 1 host(s): {host} 0-1 (CPU), fp32" in ended.stderr
+    assert f"2 processes on 1 host: {host} 0-1 (CPU), fp32" in ended.stderr
     # 16 clips, 8 per update, half of them on each rank.
     assert (
         "8 clips/update, 2 updates/epoch, 8 updates total; per process: 4 clips/update" in ended.stderr
     )
-    assert "micro-batch(es), 8 clips/epoch" in ended.stderr
+    assert "micro-batch, 8 clips/epoch" in ended.stderr
     (warning,) = warnings(ended.stderr)
     assert warning.startswith(f"update {LOGS_IN_A_ROW}  rank 1 on host {host} (local rank 1, CPU) is slow at reading: ")
 

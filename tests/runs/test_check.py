@@ -96,5 +96,5 @@ def test_imprecise_float32_is_not_reported_as_a_wrong_objective(
     assert main(["check", "--golden", "."]) == 1
     printed = capsys.readouterr()
     assert "case: 3 of 3 values agree in float64, 0 of 1 losses in float32" in printed.out
-    assert "1 loss(es) exceed their tolerance only in float32" in printed.err
+    assert "Beyond tolerance only in float32: 1 loss:" in printed.err
     assert "Do not train" not in printed.err

@@ -134,6 +134,39 @@ def test_run_stopped_before_the_first_update_saves_nothing(folder: Path) -> None
     assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="auto", max_updates=1)]) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_signal_before_the_first_update_ends_the_run_at_once(
+    number: signal.Signals, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "dry_run", lambda _: send(number))
+        try:
+            code = main(["train_vits", *train_flags(folder)])
+        except SystemExit as end:
+            code = end.code
+    assert code == 128 + number
+    run = folder / "training/runs/run"
+    assert '"stopped without saving after update 0"' in (run / "outcome.json").read_text()
+    log = (run / "train.log").read_text()
+    assert "Traceback" not in log + capsys.readouterr().err
+    assert "failed" not in log
+    records = ended_wandb_run(run)
+    assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [128 + number]
+    assert not [r for r in records if r.WhichOneof("record_type") == "alert"]
+    assert main(["train_vits", *train_flags(folder, resume_from_checkpoint="auto", max_updates=1)]) == 0
+
+
+def test_launched_run_that_got_a_signal_during_the_dry_run_does_not_validate(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setattr(Trainer, "dry_run", lambda _: send(signal.SIGTERM) or 1.0)
+    assert main(["train_vits", *train_flags(folder)]) == 0
+    run = folder / "training/runs/run"
+    assert "stopped at update 0 (SIGTERM on rank 0)" in (run / "outcome.json").read_text()
+    assert not (run / "metrics.jsonl").read_text()
+
+
 def test_restart_by_the_launcher_resumes_what_this_launch_saved(
     uninterrupted: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,7 +63,7 @@ def test_each_speaker_has_metrics_in_curves_log_and_table(trained: Path) -> None
         ordered = sorted(mels, key=mels.__getitem__)
         assert line["validation/speaker_mel_worst"] == mels[ordered[2]]
         assert line["validation/speaker_mel_median"] == mels[ordered[1]]
-        assert f"the worst speaker: {ordered[2]} {mels[ordered[2]]:.4f} (1 clip(s))" in log(trained)
+        assert f"the worst speaker: {ordered[2]} {mels[ordered[2]]:.4f} (1 clip)" in log(trained)
 
 
 def test_wandb_has_the_table_and_the_curves(trained: Path) -> None:

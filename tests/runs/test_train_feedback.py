@@ -186,8 +186,8 @@ def test_corrections_and_held_out_clips_that_the_voice_cannot_read_are_left_out(
     (served / "trained_on.json").unlink()
     assert main(flags(served, feedback, tmp_path / "new", **settings)) in (0, 1)
     assert verdict(tmp_path / "new")["learnt"] == ["word0", "word1"]
-    assert "1 correction(s) that the voice cannot read are left out: digits: text-too-long" in caplog.text
-    assert f"1 held-out clip(s) that the voice cannot read are left out: audio_{held_out[0]:06d}.wav" in caplog.text
+    assert "The voice cannot read 1 correction, left out: digits: text-too-long" in caplog.text
+    assert f"The voice cannot read 1 held-out clip, left out: audio_{held_out[0]:06d}.wav" in caplog.text
     rejected = (tmp_path / "new_work/corrections/rejected.csv").read_text()
     assert "\ndigits,text-too-long," in rejected
     # The voice is English, so that a recognizer listens to the texts that were held out, and can be read.

@@ -21,8 +21,8 @@ def test_missing_characters_are_counted_with_an_example():
 def test_report_separates_letters_from_punctuation(tmp_path):
     missing = missing_characters(TOKENIZER, TEXTS)
     letters, punctuation = describe_missing(missing)
-    assert letters.startswith("7 letters or digits of the texts are not in the voice's vocabulary")
-    assert "dropped: 'ç' 3 times ('Çêlek û çem!')" in letters
+    assert letters.startswith("The voice's vocabulary lacks 7 letters or digits of the texts")
+    assert "dropped: 'ç' 3 times ('Çêlek û çem!'), 'e' 2 times, " in letters
     assert "--extend_vocabulary true" in letters
     assert set(punctuation.rpartition(": ")[2].split()) == set(".,!")
     assert describe_missing([]) == []

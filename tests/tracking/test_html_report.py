@@ -256,7 +256,7 @@ def test_secrets_are_redacted(run_dir: Path) -> None:
 def test_facts_are_shown_and_summarized_in_the_header(run_dir: Path) -> None:
     facts = {
         "plan": {"total_updates": 12_000, "world_size": 1, "tunes": True},
-        "machine": "8 process(es) on H100, bf16",
+        "machine": "8 processes on H100, bf16",
         "data": {"accepted": 13_100, "hours": 23.9167, "source": {"revision": None}, "rejected": {}},
     }
     (run_dir / "facts.json").write_text(json.dumps(facts))
@@ -264,7 +264,7 @@ def test_facts_are_shown_and_summarized_in_the_header(run_dir: Path) -> None:
     assert "4 of 12,000 updates" in page.text
     assert "13,100 clips" in page.text
     assert "23.92 hours of speech" in page.text
-    assert "8 process(es) on H100, bf16" in page.text
+    assert "8 processes on H100, bf16" in page.text
     assert html_report.flat(facts["plan"] | facts["data"]) == [
         ("total_updates", "12000"),
         ("world_size", "1"),

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from vits_trainer.training.meter import DeviceMeans, format_duration
+from vits_trainer.training.meter import DeviceMeans
 
 CPU = torch.device("cpu")
 REACHED, MASKED = torch.tensor(True), torch.tensor(False)
@@ -99,10 +99,3 @@ def test_fewer_processes_restore_the_sums_of_all():
     ranks, joined = [filled(1, 2), filled(2, 2)], DeviceMeans()
     joined.restore([running.save() for running in ranks], CPU)
     assert read(joined) == pytest.approx(read(*ranks), rel=1e-15)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (99, "99 s"), (150, "2 min"), (5700, "95 min"), (12240, "3.4 h")]
-)
-def test_format_duration(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text

@@ -27,7 +27,7 @@ def test_max_updates_overrides_epochs() -> None:
 def test_plan_shows_the_share_of_each_process() -> None:
     # 64 clips per update on 2 processes, in 8 micro-batches of 4; 100 clips per epoch.
     assert str(plan(epochs=3)).endswith(
-        "; per process: 32 clips/update in at most 8 micro-batch(es), 50 clips/epoch"
+        "; per process: 32 clips/update in at most 8 micro-batches, 50 clips/epoch"
     )
     single = BucketBatchSampler(range(100), [50] * 100, 1, 4, 1, 8)
     assert "per process" not in str(TrainingPlan.from_config(TrainConfig(), single, 5, False))

@@ -150,7 +150,7 @@ def test_run_with_only_masked_updates_fails(folder: Path, poison: Poison, capsys
     poison("all")
     assert main(["train_vits", *nothing(folder)]) == 1
     message = capsys.readouterr().err
-    assert "Nothing was trained in 2 update(s): 6 clips were in masked updates and 0 were rejected" in message
+    assert "Nothing was trained in 2 updates: 6 clips in masked updates and 0 rejected" in message
     assert (folder / "final_model/model.safetensors").read_text() == "an older voice"
     assert json.loads((folder / "training/runs/run/outcome.json").read_text())["outcome"].startswith("failed: Nothing")
     # A resume at the end fails as well, until an update is applied to the weights.
@@ -165,7 +165,7 @@ def test_run_with_only_rejected_clips_fails(folder: Path, capsys: pytest.Capture
         path.write_bytes(b"no recording")
     assert main(["train_vits", *nothing(folder, max_updates=1, max_rejected_fraction=1)]) == 1
     message = capsys.readouterr().err
-    assert "Nothing was trained in 1 update(s): 0 clips were in masked updates and 3 were rejected" in message
+    assert "Nothing was trained in 1 update: 0 clips in masked updates and 3 rejected" in message
     assert not (folder / "final_model").exists()
 
 

@@ -9,6 +9,7 @@ from vits_trainer.config.tools import BenchmarkConfig
 from vits_trainer.diagnostics import benchmark, benchmark_data
 from vits_trainer.diagnostics.reference_step import reference_update
 from vits_trainer.distributed.runtime import Runtime
+from vits_trainer.utils.strings import counted
 
 
 def run(config: BenchmarkConfig) -> int:
@@ -16,8 +17,8 @@ def run(config: BenchmarkConfig) -> int:
     if config.suite == "update":
         runtime = Runtime(config.precision, 1, device=config.device)
         print(
-            f"{runtime.describe()}, {torch.get_num_threads()} thread(s), size {config.size}, {config.batch_size} clips "
-            f"of {config.clip_s:g} s and {config.tokens} tokens; medians of {config.updates}",
+            f"{runtime.describe()}, {counted(torch.get_num_threads(), 'thread')}, size {config.size}, "
+            f"{config.batch_size} clips of {config.clip_s:g} s and {config.tokens} tokens; medians of {config.updates}",
             flush=True,
         )
         results = benchmark.measure_update(config, runtime)

@@ -12,6 +12,7 @@ from vits_trainer.diagnostics.replay import replay
 from vits_trainer.diagnostics.self_check import processor, run_self_checks
 from vits_trainer.training import run as training_run
 from vits_trainer.utils.errors import CheckFailedError
+from vits_trainer.utils.strings import counted
 
 
 def run(config: CheckConfig) -> int:
@@ -57,13 +58,13 @@ def _compare(directory: Path) -> None:
     in_float64 = sum(kind != golden.LOSS_FLOAT32 for kind in wrong)
     if in_float64:
         raise CheckFailedError(
-            f"{in_float64} value(s) exceed their tolerance in float64: this objective differs from VITS's. Do not "
+            f"Beyond tolerance in float64: {counted(in_float64, 'value')}: this objective differs from VITS's. Do not "
             "train with it."
         )
     if wrong:
         raise CheckFailedError(
-            f"{len(wrong)} loss(es) exceed their tolerance only in float32: the objective is VITS's, but float32 has "
-            "reduced precision here. Unset the cause, such as ONEDNN_DEFAULT_FPMATH_MODE."
+            f"Beyond tolerance only in float32: {counted(len(wrong), 'loss', 'losses')}: the objective is VITS's, "
+            "but float32 has reduced precision here. Unset the cause, such as ONEDNN_DEFAULT_FPMATH_MODE."
         )
 
 

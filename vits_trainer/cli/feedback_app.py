@@ -9,6 +9,8 @@ from pathlib import Path
 from vits_trainer.config.feedback import FeedbackAppConfig
 from vits_trainer.feedback.corrections import Corrections, Limits
 from vits_trainer.feedback.served_voice import ServedVoice
+from vits_trainer.feedback.speakers import known_speaker
+from vits_trainer.feedback.suggestions import held_out_texts
 from vits_trainer.feedback.training_process import TrainingProcess, train_feedback_command, work_folder
 from vits_trainer.utils.errors import require
 
@@ -17,9 +19,8 @@ def run(config: FeedbackAppConfig) -> int:
     """Serves the page until SIGINT or SIGTERM, then stops a running training, which saves a checkpoint.
 
     Raises:
-        ConfigError: the host is reachable by others without a password, gradio is missing, there is no voice, or the
-        port
-            is in use.
+        ConfigError: the host is reachable by others without a password, gradio is missing, there is no voice, its
+            speakers have no names, or the port is in use.
         DataError: the folder of corrections cannot be used, or another feedback_app uses it.
     """
     password = config.password()
@@ -34,6 +35,9 @@ def run(config: FeedbackAppConfig) -> int:
         max_text_characters=config.max_text_characters,
     )
     voice = ServedVoice(config.model_dir)
+    if config.speaker is not None:
+        known_speaker(config.model_dir, voice.speakers, config.speaker)
+    suggestions = held_out_texts(config)
     feedback = Path(config.feedback_dir)
     corrections = Corrections(feedback, voice.rate_hz, limits)
     training = TrainingProcess(train_feedback_command(config), work_folder(config.output_dir))
@@ -42,7 +46,7 @@ def run(config: FeedbackAppConfig) -> int:
         from vits_trainer.feedback.app import FeedbackPage, serve  # noqa: PLC0415 - gradio reads the variables on import
 
         try:
-            return serve(FeedbackPage(config, voice, corrections, training).build(), config, password)
+            return serve(FeedbackPage(config, voice, corrections, training, suggestions).build(), config, password)
         finally:
             training.close()
             corrections.close()

@@ -6,6 +6,7 @@ from vits_trainer.config.tools import ReportConfig
 from vits_trainer.tracking.html_report import media_bytes, read_run, render
 from vits_trainer.utils.errors import ConfigError
 from vits_trainer.utils.files import atomic_write
+from vits_trainer.utils.strings import counted
 
 
 def run(config: ReportConfig) -> int:
@@ -42,7 +43,7 @@ def _compare(config: ReportConfig) -> int:
     output = _write(config.output or "listening.html", page)
     print(
         f"Listening page: {output} ({len(page.encode()) / 1e6:.1f} MB, {len(config.compare)} voices, "
-        f"{len(sentences)} sentences). Open it in a browser."
+        f"{counted(len(sentences), 'sentence')}). Open it in a browser."
     )
     return 0
 

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -16,8 +16,10 @@ from jsonargparse import _loaders_dumpers
 
 from vits_trainer.config import aliases
 from vits_trainer.config.options import SCORES, TRACKERS
+from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.config.serialization import recipe_path
-from vits_trainer.config.train import VALIDATION_LOSSES
+from vits_trainer.config.train import VALIDATION_LOSSES, TrainConfig
+from vits_trainer.config.voices import EvaluateConfig, SynthesizeConfig
 from vits_trainer.utils.errors import ConfigError
 from vits_trainer.utils.records import check_yaml_events, read_yaml
 
@@ -31,6 +33,22 @@ _PARSING_ERRORS = (
     LookupError, RecursionError, yaml.YAMLError,
 )  # fmt: skip
 """Exceptions of jsonargparse 4.53 for invalid values; AttributeError for a key such as config.0."""
+
+_COMMANDS: dict[str, Any] = {
+    "prepare_data": PrepareConfig,
+    "train_vits": TrainConfig,
+    "synthesize": SynthesizeConfig,
+    "evaluate": EvaluateConfig,
+}
+"""Commands whose flags are typed after another command."""
+
+_PLAIN_WORDS = {
+    "Expected a int": "must be a whole number",
+    "Expected a float": "must be a number",
+    "Expected a bool": "must be true or false",
+    "unrecognized arguments:": "unexpected argument, as it follows no flag:",
+}
+"""Phrases of jsonargparse's messages."""
 
 _YamlLoader: Any = _loaders_dumpers.get_yaml_default_loader()  # type: ignore[no-untyped-call]
 
@@ -149,18 +167,40 @@ def unknown_name_message(kind: str, name: str, known: Sequence[str], otherwise: 
     return f"unknown {kind} {shown}: " + (f"did you mean {near[0]}?" if near else otherwise)
 
 
-def unknown_flag_message(command: str, flag: str, value: str, known: Sequence[str]) -> str:
-    """Returns what the flag is called here, by the names of other trainers before similarity, with its value."""
+def unknown_flag_message(
+    command: str, flag: str, known: Sequence[str], value: str = "", fits: Callable[[str, str], bool] = lambda *_: True
+) -> str:
+    """Returns what the flag is called here: by the names of other trainers, in another command, or by similarity.
+
+    Args:
+        command: the flag was given to it.
+        flag: as typed.
+        known: flags of the command.
+        value: of the flag.
+        fits: whether a flag takes a value, which is shown then.
+    """
+
+    def answer(ours: str) -> str:
+        shown = f" {value}" if value and " " not in ours and fits(ours, value) else ""
+        return f"unknown flag {flag}: did you mean {ours}{shown}?"
+
     name = flag.lstrip("-").replace("-", "_")
     if name in aliases.EXPLANATIONS:
         return f"unknown flag {flag}: {aliases.EXPLANATIONS[name]}."
     ours = aliases.FLAGS.get(name, f"--{name}")
-    if ours.partition(" ")[0] not in known:
-        near = _close_matches(f"--{name}", known)
-        if not near:
-            return f"unknown flag {flag}. See vits-trainer {command} --help."
-        ours = near[0]
-    return f"unknown flag {flag}: did you mean {ours}{f' {value}' if value and ' ' not in ours else ''}?"
+    if ours.partition(" ")[0] in known:
+        return answer(ours)
+    near = _close_matches(f"--{name}", known)
+    if near and name not in aliases.FLAGS and not _owners(name):
+        return answer(near[0])
+    if owners := _owners(ours[2:]):
+        return f"unknown flag {flag}: it is {ours} of {' and '.join(owners)}."
+    return f"unknown flag {flag}. See vits-trainer {command} --help."
+
+
+def _owners(flag: str) -> list[str]:
+    """Returns the commands that have a flag, given without dashes and perhaps with its value."""
+    return [command for command, config in _COMMANDS.items() if flag.partition(" ")[0] in config.__dataclass_fields__]
 
 
 def _accept_short_forms(parser: jsonargparse.ArgumentParser, fields: Mapping[str, Any]) -> None:
@@ -194,7 +234,17 @@ def _reject_unknown_flags(command: str, parser: jsonargparse.ArgumentParser, arg
         flag, _, value = arg.partition("=")
         if flag.startswith("--") and flag != "--" and not _is_known(flag[2:], parser):
             value = value or ("" if following.startswith("--") else following)
-            raise ConfigError(f"{command}: {unknown_flag_message(command, flag, value, known)}")
+            message = unknown_flag_message(command, flag, known, value, lambda ours, given: _takes(parser, ours, given))
+            raise ConfigError(f"{command}: {message}")
+
+
+def _takes(parser: jsonargparse.ArgumentParser, flag: str, value: str) -> bool:
+    """Returns whether a flag takes a value, by its type."""
+    try:
+        parser.parse_args([flag, value])
+    except _PARSING_ERRORS:
+        return False
+    return True
 
 
 def _reject_unknown_keys(
@@ -264,6 +314,8 @@ def _expand_positional(argv: list[str], fields: Mapping[str, Any]) -> list[str]:
 def _readable(message: str, files: Sequence[str]) -> str:
     """Returns jsonargparse's message in one line, with the flag in place of its "Parser key"."""
     text = " ".join(re.sub(r"<class '(\w+)'>", r"\1", message).split())
+    for phrase, plain in _PLAIN_WORDS.items():
+        text = text.replace(phrase, plain)
     value = re.match(r'Parser key "([\w.]+)": (.*)', text)
     where = f"{', '.join(files)}: " if files else ""
     return f"--{value[1]}: {value[2]}" if value else f"{where}{text}"

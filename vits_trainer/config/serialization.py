@@ -1,6 +1,7 @@
 """Conversion of configurations to dictionaries and YAML, and lookup of recipes."""
 
 import dataclasses
+import difflib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -81,5 +82,7 @@ def recipe_path(name_or_file: str) -> Path:
     for candidate in (as_file, as_recipe):
         if candidate.is_file():
             return candidate
-    names = ", ".join(sorted(path.stem for path in RECIPES_DIR.glob("*.yaml")))
-    raise ConfigError(f"--config {name_or_file}: there is no such file or recipe. Recipes: {names}.")
+    names = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+    near = difflib.get_close_matches(as_recipe.stem.replace("-", "_"), names, n=1, cutoff=0.8)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise ConfigError(f"--config {name_or_file}: there is no such file or recipe. {hint}Recipes: {', '.join(names)}.")

@@ -19,6 +19,7 @@ from vits_trainer.data.rejections import Reason as Reason
 from vits_trainer.data.rejections import RecordingError as RecordingError
 from vits_trainer.data.rejections import Rejection as Rejection
 from vits_trainer.data.rejections import reject as reject
+from vits_trainer.utils.strings import counted
 
 AUDIO_ENDINGS = (
     ".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".rf64",
@@ -193,7 +194,9 @@ def _parse_pcm16_wav(data: bytes) -> tuple[NDArray[np.int16], int]:
     except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: inconsistent sizes
         reject(Reason.UNREADABLE_AUDIO, f"not a PCM WAV file ({str(error) or 'unexpected end of file'})")
     if channels != 1 or sample_bytes != PCM16_BYTES:
-        reject(Reason.UNSUPPORTED_AUDIO, f"{channels} channel(s) of {8 * sample_bytes} bits, expected 16-bit mono")
+        reject(
+            Reason.UNSUPPORTED_AUDIO, f"{counted(channels, 'channel')} of {8 * sample_bytes} bits, expected 16-bit mono"
+        )
     if others or len(content) < declared_samples * PCM16_BYTES:
         held_samples = len(content) // PCM16_BYTES
         reject(Reason.TRUNCATED_AUDIO, f"{held_samples} of {declared_samples} declared samples")

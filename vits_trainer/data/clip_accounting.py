@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vits_trainer.utils.errors import AccountingError, CheckpointError, TooManyRejectedError, UnreadableShardError
 from vits_trainer.utils.records import check
+from vits_trainer.utils.strings import counted
 
 UNREADABLE = "unreadable-shard"
 """Kind of the incident with which a data worker reports that a streamed shard cannot be read."""
@@ -160,7 +161,7 @@ class ClipAccounting:
         parts += [f"{not_drawn} not drawn"] if not_drawn else []
         left = len(self._names) - len(outcomes) - not_drawn
         parts += [f"{left} not reached before the run ended"] if left else []
-        summary = f"epoch {epoch + 1}: {' + '.join(parts)} = {self.clips} clips"
+        summary = f"epoch {epoch + 1}: {' + '.join(parts)} = {counted(self.clips, 'clip')}"
         summary += "" if once else f"; {self._draw_summary(totals, not_reached)}"
         if not (trained or masked or not_reached):
             raise TooManyRejectedError(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vits_trainer.data.containers import Stream, streams
 from vits_trainer.data.rejections import Reason, reject
+from vits_trainer.utils.strings import counted
 
 MAX_CHANNELS = 8
 MIN_RATE_HZ, MAX_RATE_HZ = 4000, 192_000
@@ -110,7 +111,9 @@ def decode_pcm16(content: bytes, samples: int, rate_hz: int) -> NDArray[np.int16
         stream, *others = streams(content)
         file = stack.enter_context(_open(stream))
         if file.channels != 1 or file.subtype != "PCM_16":
-            reject(Reason.UNSUPPORTED_AUDIO, f"{file.channels} channel(s) of {file.subtype}, expected 16-bit mono")
+            reject(
+                Reason.UNSUPPORTED_AUDIO, f"{counted(file.channels, 'channel')} of {file.subtype}, expected 16-bit mono"
+            )
         if file.samplerate != rate_hz:
             reject(Reason.WRONG_RATE, f"{file.samplerate} Hz, not {rate_hz}")
         if file.frames != samples or others:
@@ -182,7 +185,7 @@ def _require_all(stream: Stream, file: _Recording, decoded: int) -> None:
 
 def _require_usable_shape(frames: int, rate_hz: int, channels: int) -> None:
     if channels > MAX_CHANNELS or not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-        reject(Reason.UNSUPPORTED_AUDIO, f"{channels} channel(s) at {rate_hz} Hz")
+        reject(Reason.UNSUPPORTED_AUDIO, f"{counted(channels, 'channel')} at {rate_hz} Hz")
     if frames == 0:
         reject(Reason.EMPTY_AUDIO, "no samples")
 

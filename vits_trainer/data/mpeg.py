@@ -8,6 +8,7 @@ import re
 from typing import NamedTuple
 
 from vits_trainer.data.rejections import Reason, reject
+from vits_trainer.utils.strings import counted
 
 _KBPS = {
     (3, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -242,4 +243,4 @@ def _xing_frame(data: bytes, frames: int) -> bytes:
 
 def _words(frame: _Frame) -> str:
     _, layer, rate_hz, channels = frame.kind
-    return f"layer {layer} at {rate_hz} Hz with {channels} channel(s)"
+    return f"layer {layer} at {rate_hz} Hz with {counted(channels, 'channel')}"

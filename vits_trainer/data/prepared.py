@@ -19,7 +19,7 @@ from vits_trainer.data.shards import MANIFEST, Manifest, RateHz
 from vits_trainer.utils import records
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.records import Amount, Count, HexDigits
-from vits_trainer.utils.strings import comparable_texts, join_names
+from vits_trainer.utils.strings import comparable_texts, counted, join_names
 
 logger = logging.getLogger(__name__)
 
@@ -329,7 +329,7 @@ def train_validation_split(
     held_out = min(max_clips, max(1, round(fraction * clips))) if fraction > 0 else 0
     if held_out >= clips:
         raise DataError(
-            f"{prepared.root} has {clips} clip(s), too few to hold out {held_out} for validation. "
+            f"{prepared.root} has {counted(clips, 'clip')}, too few to hold out {held_out} for validation. "
             "Prepare more clips, or pass --validation_fraction 0."
         )
     names, texts, speakers = prepared.rows.filename, prepared.rows.text, prepared.rows.speaker

@@ -7,6 +7,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from vits_trainer.utils.strings import counted
+
 _ONE = 10**6
 """Shares are integers, in millionths of a draw, so that machines whose power function differs in the last bit agree."""
 
@@ -64,7 +66,8 @@ class SpeakerTemperatureSampler:
         by_size = np.argsort(self._sizes, kind="stable")
         selected = by_size[[-1, (len(by_size) - 1) // 2, 0]]
         largest, median, smallest = self._sizes[selected]
-        summary = f"{len(by_size)} speakers: largest {largest} clips, median {median}, smallest {smallest}"
+        sizes = f"largest {counted(int(largest), 'clip')}, median {median}, smallest {smallest}"
+        summary = f"{counted(len(by_size), 'speaker')}: {sizes}"
         if self.temperature == 1:
             return summary
         drawn, natural = self.shares[selected], self._sizes[selected] / len(self.speakers)

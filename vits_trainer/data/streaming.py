@@ -45,6 +45,7 @@ from vits_trainer.data.shards import (
 )
 from vits_trainer.data.streaming_sampler import StreamedBatchSpec
 from vits_trainer.utils.errors import DataError, UnreadableShardError
+from vits_trainer.utils.strings import counted
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class ShardedData:
         wanted = min(max_clips, max(1, round(fraction * self.clips))) if fraction > 0 else 0
         if wanted >= self.clips:
             raise DataError(
-                f"{self.address} has {self.clips} clip(s), too few to hold out {wanted} for validation. "
+                f"{self.address} has {counted(self.clips, 'clip')}, too few to hold out {wanted} for validation. "
                 "Prepare more clips, or pass --validation_fraction 0."
             )
         rng = np.random.default_rng(seed)

@@ -32,7 +32,7 @@ from vits_trainer.text import vocabulary
 from vits_trainer.text.tokenizer import VoiceTokenizer
 from vits_trainer.text.vocabulary import MissingCharacter
 from vits_trainer.utils.errors import ConfigError, UnreadableShardError
-from vits_trainer.utils.strings import short_digest
+from vits_trainer.utils.strings import counted, short_digest
 
 SAMPLED_CLIPS = 256
 COMPARED_CLIPS = 64
@@ -386,7 +386,8 @@ class ShardedTrainingData(TrainingData):
                 group, position = self.shards.group_of(row)
                 speakers[str(tables[group]["speaker"][position])] += 1
         ((commonest, clips),) = speakers.most_common(1)
-        line = f"The first update has {len(speakers)} speaker(s); {clips} of its {speakers.total()} clips are of one."
+        count = counted(len(speakers), "speaker")
+        line = f"The first update has {count}; {clips} of its {speakers.total()} clips are of one."
         known = Counter(self.summary.get("speaker_clips", {}))
         expected_clips = speakers.total() * known[commonest] / max(1, known.total())
         if len(known) > 1 and clips > _SORTED_FACTOR * max(1, expected_clips):

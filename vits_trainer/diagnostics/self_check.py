@@ -33,6 +33,7 @@ from vits_trainer.text.tokenizer import build_tokenizer
 from vits_trainer.training.objective import Objective, frozen
 from vits_trainer.utils.cpu_threads import STARVED_REMEDY, available_cpus, time_threads
 from vits_trainer.utils.errors import CheckFailedError
+from vits_trainer.utils.strings import counted
 from vits_trainer.utils.versions import versions
 
 Train = Callable[[TrainConfig], object]
@@ -117,7 +118,7 @@ def _threads() -> str:
     """Times convolutions of a small voice's size with one thread and with all threads."""
     threads = torch.get_num_threads()
     if threads == 1:
-        return f"1 thread, {available_cpus():g} CPU(s) available"
+        return f"1 thread, {counted(available_cpus(), 'CPU')} available"
     frames, kernel = torch.zeros(8, 96, 128), torch.zeros(96, 96, 3)
 
     def run_convolutions() -> float:
@@ -131,7 +132,7 @@ def _threads() -> str:
     finally:
         torch.set_num_threads(threads)
     starved = f" WARNING: {STARVED_REMEDY}" if times.is_starved else ""
-    return f"{threads} threads, {available_cpus():g} CPU(s) available (200 convolutions take {times}){starved}"
+    return f"{threads} threads, {counted(available_cpus(), 'CPU')} available (200 convolutions take {times}){starved}"
 
 
 def _forward() -> str:

@@ -7,6 +7,7 @@ train separately, and all would write to the same directories.
 from collections.abc import Mapping
 
 from vits_trainer.utils.errors import ConfigError
+from vits_trainer.utils.strings import counted
 
 _TARGET = "-m vits_trainer train_vits ..."
 _LAUNCH = "accelerate launch --config_file accelerate_configs/{}"
@@ -79,7 +80,7 @@ def check_gpu_count(environment: Mapping[str, str], gpus: int) -> None:
     else:
         command = _LAUNCH.format("single_gpu.yaml")
     raise ConfigError(
-        f"The launcher started {here} processes on this machine, which has {gpus} GPU(s). Start with "
+        f"The launcher started {here} processes on this machine, which has {counted(gpus, 'GPU')}. Start with "
         f"{command} {_TARGET} (--num_processes counts those of all machines); or, for the CPU, put "
         "ACCELERATE_USE_CPU=true before your command."
     )

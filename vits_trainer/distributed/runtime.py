@@ -28,6 +28,7 @@ from vits_trainer.distributed.heartbeat import RankHeartbeats
 from vits_trainer.distributed.shutdown import is_restarted
 from vits_trainer.utils import cpu_threads
 from vits_trainer.utils.errors import ConfigError, OtherRankError, UnequalRanksError, VitsTrainerError
+from vits_trainer.utils.strings import counted
 
 logger = logging.getLogger(__name__)
 
@@ -304,7 +305,7 @@ class Runtime:
 
     def describe(self) -> str:
         """Returns one line for the log: processes, device, precision."""
-        return f"{self.num_processes} process(es) on {self.device_name}, {self.precision}"
+        return f"{counted(self.num_processes, 'process', 'processes')} on {self.device_name}, {self.precision}"
 
 
 def seed_all(*numbers: int) -> None:

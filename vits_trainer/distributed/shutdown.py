@@ -16,7 +16,8 @@ _FORCING_INTERRUPTS = 3
 class ShutdownRequest:
     """Context manager that records signals instead of ending the process, so that no save is interrupted.
 
-    Ctrl-C ends the process at once as long as there is nothing to save (:attr:`has_progress`), and the third time.
+    As long as there is nothing to save (:attr:`has_progress`), Ctrl-C ends the process at once, and without a launcher,
+    which would restart it, so do other signals. The third Ctrl-C always ends it.
     """
 
     def __init__(self, stop_file: Path, save_before_s: float = 0) -> None:
@@ -69,6 +70,9 @@ class ShutdownRequest:
         self._interrupts += number == signal.SIGINT
         if number == signal.SIGINT and (not self.has_progress or self._interrupts == _FORCING_INTERRUPTS):
             raise KeyboardInterrupt
+        if not self.has_progress and not is_launched():
+            os.write(2, f"\n{signal.Signals(number).name}: stopping, there is nothing to save yet\n".encode())
+            raise SystemExit(128 + number)
         if self.signal is None:
             self.signal = signal.Signals(number)
             again = "; Ctrl-C twice more ends the run without saving" if number == signal.SIGINT else ""

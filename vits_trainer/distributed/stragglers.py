@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from vits_trainer.distributed.runtime import Runtime
+from vits_trainer.utils.strings import counted
 
 Cause = Literal["reading", "computing"]
 
@@ -240,7 +241,7 @@ def describe_topology(ranks: Sequence[RankInfo]) -> str:
     for host, on_host in hosts.items():
         devices = ", ".join(dict.fromkeys(info.device for info in on_host))
         descriptions.append(f"{host} {format_runs([info.rank for info in on_host])} ({devices})")
-    return f"{len(ranks)} process(es) on {len(hosts)} host(s): {', '.join(descriptions)}"
+    return f"{counted(len(ranks), 'process', 'processes')} on {counted(len(hosts), 'host')}: {', '.join(descriptions)}"
 
 
 def format_runs(numbers: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ from vits_trainer.data.prepared import PreparedData
 from vits_trainer.evaluation.speech_metrics import ClipScore, SpeechMetrics, bootstrap_interval, worst_first
 from vits_trainer.evaluation.synthesis import SynthesisOptions, Voice
 from vits_trainer.utils.errors import DataError, TooManyRejectedError
+from vits_trainer.utils.strings import counted
 
 Samples = NDArray[np.float32]
 Synthesizer = Callable[[int], Samples]
@@ -180,7 +181,7 @@ def to_tables(evaluations: Sequence[VoiceEvaluation], names: Sequence[str]) -> s
     clips = len(evaluations[0].clips)
     width = max(len(evaluation.name) for evaluation in evaluations)
     head = f"{'':{width}}" + _row([*names, "real_time_factor"])
-    lines = [f"{clips} clips; means with 95 % intervals", "", head]
+    lines = [f"{counted(clips, 'clip')}; means with 95 % intervals", "", head]
     for evaluation in evaluations:
         summary = evaluation.summary(names)
         cells = [_cell(summary[name]) if name in summary else "-" for name in names]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vits_trainer.utils.strings import MAX_NAMES
+from vits_trainer.utils.strings import MAX_NAMES, counted
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class SpeakerMel:
     """Mel L1 over the segments of the speaker's validation clips, in nats."""
 
     def __str__(self) -> str:
-        return f"{self.speaker} {self.mel:.4f} ({self.clips} clip(s))"
+        return f"{self.speaker} {self.mel:.4f} ({counted(self.clips, 'clip')})"
 
 
 def worst(speakers: Sequence[SpeakerMel]) -> SpeakerMel:

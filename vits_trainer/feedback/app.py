@@ -7,13 +7,15 @@ import io
 import logging
 import queue
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import gradio as gr
+import numpy as np
 import soundfile as sf
+from numpy.typing import NDArray
 from starlette.middleware import Middleware
 
 from vits_trainer.config.feedback import FeedbackAppConfig
@@ -22,6 +24,7 @@ from vits_trainer.feedback import views
 from vits_trainer.feedback.corrections import MARKS_FILE, Corrections, Rating, normalize_text
 from vits_trainer.feedback.request_filter import RequestFilter
 from vits_trainer.feedback.served_voice import ServedVoice, SpokenText
+from vits_trainer.feedback.suggestions import next_text
 from vits_trainer.feedback.training_process import AT_WORK, Stage, TrainingProcess
 from vits_trainer.utils.errors import ConfigError, DataError, VitsTrainerError
 from vits_trainer.utils.files import discard
@@ -65,14 +68,14 @@ class LastPlayback:
 class PageComponents:
     """Components that handlers read and write, in page order."""
 
-    def __init__(self, config: FeedbackAppConfig) -> None:
+    def __init__(self, config: FeedbackAppConfig, speakers: Sequence[str], has_suggestions: bool) -> None:
         """Creates the layout. Must be called inside ``gradio.Blocks``."""
         self.playback = gr.State(None)
         self.timer = gr.Timer(_POLL_S, active=False)
         self.banner = gr.HTML()
         with gr.Row(equal_height=False):
             with gr.Column(min_width=320, scale=3):
-                self._listening_section(config)
+                self._listening_section(config, speakers, has_suggestions)
                 self._correction_section(config)
             with gr.Column(min_width=320, scale=2):
                 self._training_section()
@@ -81,7 +84,7 @@ class PageComponents:
                     self.saved = gr.HTML(js_on_load=_DELETE)
                     self.saved_notice = gr.HTML()
 
-    def _listening_section(self, config: FeedbackAppConfig) -> None:
+    def _listening_section(self, config: FeedbackAppConfig, speakers: Sequence[str], has_suggestions: bool) -> None:
         with gr.Column(elem_classes="section"):
             gr.HTML(views.heading("1. Listen", "Type a sentence and press Enter. Repeat for another take."))
             self.text = gr.Textbox(
@@ -92,18 +95,27 @@ class PageComponents:
                 autofocus=True,
                 elem_id="sentence",
             )
+            self.suggest = gr.Button("Suggest a sentence", visible=has_suggestions, elem_id="suggest")
+            first = config.speaker or (speakers[0] if speakers else None)
+            self.speaker = gr.Dropdown(
+                list(speakers), value=first, label="Speaker", visible=bool(speakers), elem_id="speaker"
+            )
+            self.rate = gr.Slider(0.5, 2.0, 1.0, step=0.05, label="Speaking rate (1 = the voice's own)", elem_id="rate")
             self.generate = gr.Button("Generate speech", variant="primary", elem_id="hear")
             self.speech = gr.HTML(elem_id="rendering")
             with gr.Row(visible=False) as self.marking:
                 self.right = gr.Button("✓ Correct", min_width=120, elem_id="right")
                 self.wrong = gr.Button("✗ Wrong", min_width=120, elem_id="wrong")
             self.playback_notice = gr.HTML(elem_id="playback-notice")
+            self.judged = gr.HTML(elem_id="judged")
 
     def _correction_section(self, config: FeedbackAppConfig) -> None:
         limits = f"{config.max_clip_s:g} s, {config.max_upload_mb:g} MB"
-        hint = f"Record it, or upload a WAV, FLAC, MP3 or Ogg file (at most {limits})."
-        with gr.Column(visible=False, elem_classes="section", elem_id="correct") as self.correction:
+        hint = f"For a sentence marked as wrong: record it, or upload WAV, FLAC, MP3 or Ogg (at most {limits})."
+        with gr.Column(elem_classes="section"):
             gr.HTML(views.heading("2. Record the correct speech", hint))
+            self.correction = gr.Column(visible=False, elem_id="correct")
+        with self.correction:
             self.prompt = gr.HTML()
             self.recording = gr.Audio(
                 sources=["microphone", "upload"],
@@ -130,8 +142,14 @@ class FeedbackPage:
     """Connects a voice, its corrections and its training to the components of the page."""
 
     def __init__(
-        self, config: FeedbackAppConfig, voice: ServedVoice, corrections: Corrections, training: TrainingProcess
+        self,
+        config: FeedbackAppConfig,
+        voice: ServedVoice,
+        corrections: Corrections,
+        training: TrainingProcess,
+        suggestions: Sequence[str] = (),
     ) -> None:
+        self.suggestions = suggestions
         self.config = config
         self.voice = voice
         self.corrections = corrections
@@ -142,15 +160,16 @@ class FeedbackPage:
         with gr.Blocks(
             title="Correct a voice", analytics_enabled=False, delete_cache=(_UPLOAD_LIFETIME_S, _UPLOAD_LIFETIME_S)
         ) as page:
-            p = self.components = PageComponents(self.config)
+            p = self.components = PageComponents(self.config, self.voice.speakers, bool(self.suggestions))
             generate = {
                 "handler": self.generate,
-                "inputs": [p.text, p.playback],
+                "inputs": [p.text, p.speaker, p.rate, p.playback],
                 "notice": p.playback_notice,
                 "wait": p.speech,
             }
             self._on(p.text.submit, **generate)
             self._on(p.generate.click, **generate)
+            p.suggest.click(self.suggest, [p.text], [p.text], api_visibility="private", show_progress="hidden")
             self._on(p.right.click, self.mark_right, [p.playback], p.playback_notice)
             marked = self._on(p.wrong.click, self.mark_wrong, [p.playback], p.playback_notice)
             marked.then(None, js=_SCROLL_TO_CORRECTION)
@@ -165,19 +184,26 @@ class FeedbackPage:
 
     def open(self) -> _Updates:
         """Returns the initial content of the page, including a training in progress."""
-        return self._corrections() | self._progress() | self._banner()
+        return self._corrections() | self._progress() | self._banner() | self._judged()
 
-    def generate(self, text: str, before: LastPlayback | None) -> _Updates:
+    def suggest(self, current: str) -> str:
+        """Returns a held-out sentence that has no mark yet."""
+        return next_text(self.suggestions, self.corrections.ratings(), current)
+
+    def generate(self, text: str, speaker: str | None, rate: float, before: LastPlayback | None) -> _Updates:
         """Generates speech for the text, with another seed for each repetition."""
         p, text = self.components, normalize_text(text or "", self.config.max_text_characters)
-        again = before is not None and before.speech.text == text
+        speaker = speaker if self.voice.speakers else None
+        again = before is not None and (before.speech.text, before.speech.speaker) == (text, speaker)
         take = before.take + 1 if before is not None and again else 1
-        speech = self.voice.speak(text, _FIRST_SEED + take - 1)
+        speech = self.voice.speak(text, _FIRST_SEED + take - 1, speaker, rate)
         plot = self.voice.plot_mels({"generated speech": speech.samples})
         skipped = f"Skipped characters that the voice does not know: {speech.unknown}" if speech.unknown else ""
         return self._banner() | {
             p.playback: LastPlayback(speech, take),
-            p.speech: views.playback(text, take, len(speech.samples) / speech.rate_hz, _wav(speech), plot),
+            p.speech: views.playback(
+                text, take, len(speech.samples) / speech.rate_hz, _wav(speech.samples, speech.rate_hz), plot
+            ),
             p.marking: gr.update(visible=True),
             p.correction: gr.update(visible=False),
             p.recording: None,
@@ -189,17 +215,18 @@ class FeedbackPage:
         """Marks the speech as correct."""
         marked = self._save_mark(playback, "right", request)
         p = self.components
-        return {
+        return self._judged() | {
             p.playback: marked,
             p.playback_notice: views.notice("Marked as correct."),
             p.correction: gr.update(visible=False),
+            p.correct_notice: "",
         }
 
     def mark_wrong(self, playback: LastPlayback | None, request: gr.Request) -> _Updates:
         """Marks the speech as wrong and asks for a recording."""
         marked = self._save_mark(playback, "wrong", request)
         p = self.components
-        return {
+        return self._judged() | {
             p.playback: marked,
             p.playback_notice: views.notice("Marked as wrong. Now record the correct speech.", "warn"),
             p.correction: gr.update(visible=True),
@@ -213,20 +240,28 @@ class FeedbackPage:
             return {p.comparison: ""}
         samples = self.corrections.read(Path(recording))
         plot = self.voice.plot_mels({"generated speech": playback.speech.samples, "your recording": samples})
-        return {p.comparison: views.comparison(len(samples) / self.corrections.rate_hz, plot), p.correct_notice: ""}
+        generated = _wav(playback.speech.samples, playback.speech.rate_hz)
+        mine = _wav(samples, self.corrections.rate_hz)
+        page = views.comparison(len(samples) / self.corrections.rate_hz, generated, mine, plot)
+        return {p.comparison: page, p.correct_notice: ""}
 
     def save(self, recording: str | None, playback: LastPlayback | None, request: gr.Request) -> _Updates:
         """Saves the recording with the text of the generated speech."""
         p = self.components
         if playback is None or recording is None:
             raise DataError("There is no recording yet. Record or upload the correct speech.")
-        correction = self.corrections.add(playback.speech.text, Path(recording), _client(request))
+        correction = self.corrections.add(
+            playback.speech.text, Path(recording), _client(request), playback.speech.speaker
+        )
         discard(Path(recording))  # the copy made by Gradio
         message = f"Saved: {correction.duration_s:.1f} s. Correct another sentence, or start training."
         return self._corrections() | {
             p.recording: None,
             p.correction: gr.update(visible=False),
             p.playback_notice: views.notice(message),
+            p.correct_notice: "",
+            p.train_notice: "",  # that there is nothing to train on is no longer true
+            p.saved_notice: "",
         }
 
     def delete(self, event: gr.EventData) -> _Updates:
@@ -264,7 +299,9 @@ class FeedbackPage:
             raise DataError("Generate speech first.")
         speech = playback.speech
         if playback.mark != mark:
-            self.corrections.mark(Rating(speech.text, mark, speech.seed, speech.model), _client(request))
+            self.corrections.mark(
+                Rating(speech.text, mark, speech.seed, speech.model, speech.speaker), _client(request)
+            )
         return dataclasses.replace(playback, mark=mark)
 
     def _banner(self) -> _Updates:
@@ -273,6 +310,9 @@ class FeedbackPage:
     def _corrections(self) -> _Updates:
         saved, external = self.corrections.all(), self.corrections.count_external()
         return {self.components.saved: views.saved(saved, external, self.corrections.folder)}
+
+    def _judged(self) -> _Updates:
+        return {self.components.judged: views.judged(self.corrections.ratings(), self.suggestions)}
 
     def _progress(self) -> _Updates:
         p, progress = self.components, self.training.progress()
@@ -288,7 +328,9 @@ class FeedbackPage:
         self, trigger: Any, handler: Callable[..., _Updates], inputs: list[Any], notice: Any, wait: Any = None
     ) -> Any:
         """Registers ``handler`` for an event; ``notice`` shows its errors and ``wait`` its progress."""
-        outputs = [component for component in vars(self.components).values() if component is not self.components.text]
+        p = self.components
+        entered = (p.text, p.speaker, p.rate)  # never overwritten
+        outputs = [component for component in vars(p).values() if not any(component is own for own in entered)]
         return trigger(
             self._with_error_notice(handler, notice),
             inputs,
@@ -369,7 +411,7 @@ def _client(request: gr.Request) -> str:
     return str(request.client.host) if request.client else "unknown"
 
 
-def _wav(speech: SpokenText) -> bytes:
+def _wav(samples: NDArray[np.float32], rate_hz: int) -> bytes:
     content = io.BytesIO()
-    sf.write(content, to_pcm16(speech.samples), speech.rate_hz, format="WAV", subtype="PCM_16")
+    sf.write(content, to_pcm16(samples), rate_hz, format="WAV", subtype="PCM_16")
     return content.getvalue()

@@ -12,7 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,10 @@ from vits_trainer.data.audio import (
     to_rate,
     write_pcm16_wav,
 )
+from vits_trainer.data.sources.corrections import SPEAKER_ENDING, read_speaker
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import atomic_write, atomic_writer, discard, try_lock
+from vits_trainer.utils.records import parse_json_line, read_lines
 from vits_trainer.utils.strings import ordinary_spaces, single_spaces
 
 logger = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ SILENCE_DBFS = -60.0
 """Quieter recordings come from a muted microphone."""
 _NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 """UTC time of saving and a random suffix; file names contain no user input."""
-_ENDING = re.compile(r"(wav|txt)((\.[0-9a-f]{8})?\.part)?")
+_ENDING = re.compile(r"(wav|txt|speaker)((\.[0-9a-f]{8})?\.part)?")
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _HOUR_S = 3600.0
 _ALL_CLIENTS_FACTOR = 4
@@ -83,6 +85,8 @@ class Correction:
     duration_s: float
     saved_s: float
     """Unix time of saving, from the name."""
+    speaker: str | None = None
+    """Of a voice with several."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,15 @@ class Rating:
     seed: int
     model: str
     """SHA-256 of the weights that generated it."""
+    speaker: str | None = None
+    """Of a voice with several."""
+
+
+class _Mark(TypedDict):
+    """What is read of a line of marks.jsonl."""
+
+    text: str
+    mark: Literal["right", "wrong"]
 
 
 class RateLimit:
@@ -168,13 +181,14 @@ class Corrections:
         if self._folder_lock is not None:
             self._folder_lock.close()
 
-    def add(self, text: str, recording: Path, client: str) -> Correction:
+    def add(self, text: str, recording: Path, client: str, speaker: str | None = None) -> Correction:
         """Saves a recording of ``text``. Incomplete pairs are never listed, even if the process is killed.
 
         Args:
             text: text of the recording.
             recording: a file in any format of libsndfile; not modified.
             client: client for the hourly limit.
+            speaker: of a voice with several.
 
         Raises:
             DataError: a limit is exceeded, the text or the recording is unusable, or the disk is full. The message is
@@ -187,15 +201,17 @@ class Corrections:
             name = f"{time.strftime(_TIME_FORMAT, time.gmtime())}-{secrets.token_hex(4)}"
             wav, txt = self._paths(name)
             try:
+                if speaker is not None:
+                    atomic_write(wav.with_suffix(SPEAKER_ENDING), f"{speaker}\n")
                 atomic_write(txt, f"{cleaned}\n")
                 with atomic_writer(wav) as part:
                     write_pcm16_wav(part, to_pcm16(samples), self.rate_hz)
             except OSError as error:
-                for path in (wav, txt):
+                for path in (wav, txt, wav.with_suffix(SPEAKER_ENDING)):
                     discard(path)
                 raise DataError(f"The correction could not be saved: {error.strerror}.") from error
             self._saving.record(client)
-        return Correction(name, cleaned, len(samples) / self.rate_hz, _saved_s(name))
+        return Correction(name, cleaned, len(samples) / self.rate_hz, _saved_s(name), speaker)
 
     def read(self, recording: Path) -> NDArray[np.float32]:
         """Reads a recording as it would be saved: samples (T,), full scale 1, at the voice's sampling rate.
@@ -244,7 +260,8 @@ class Corrections:
         with self._lock:
             self.wav(name)
             try:
-                for path in self._paths(name):  # the .wav first: without it the pair is not listed
+                wav, txt = self._paths(name)
+                for path in (wav, txt, wav.with_suffix(SPEAKER_ENDING)):  # without the .wav, the pair is not listed
                     discard(path)
             except OSError as error:
                 raise DataError(f"The correction could not be deleted: {error.strerror}.") from error
@@ -265,6 +282,13 @@ class Corrections:
                 raise DataError(f"The mark could not be saved: {error.strerror}.") from error
             self._marking.record(client)
 
+    def ratings(self) -> dict[str, str]:
+        """Returns the last mark of each text, by text; damaged lines of marks.jsonl are skipped."""
+        path = self.folder / MARKS_FILE
+        lines = read_lines(path) if path.is_file() else ()
+        marks = (parse_json_line(line, _Mark) for line in lines)
+        return {mark["text"]: mark["mark"] for mark in marks if mark is not None}
+
     def _paths(self, name: str) -> tuple[Path, Path]:
         return self.folder / f"{name}.wav", self.folder / f"{name}.txt"
 
@@ -281,7 +305,7 @@ class Corrections:
         except OSError:
             return None
         seconds = max(0, size_bytes - WAV_HEADER_BYTES) / PCM16_BYTES / self.rate_hz
-        return Correction(name, text.strip(), seconds, _saved_s(name))
+        return Correction(name, text.strip(), seconds, _saved_s(name), read_speaker(wav))
 
     def _delete_incomplete(self) -> None:
         for path in list(self.folder.iterdir()):

@@ -4,7 +4,7 @@ import csv
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import VitsConfig
@@ -30,6 +30,7 @@ from vits_trainer.feedback import replay_mix
 from vits_trainer.feedback.decision import Changes, Decision, ErrorRateChange, MetricChange
 from vits_trainer.feedback.intelligibility import ListeningTest
 from vits_trainer.feedback.replay_mix import CorrectionFiles
+from vits_trainer.feedback.speakers import correction_speakers
 from vits_trainer.feedback.training_process import WORK, verdict_file, work_folder
 from vits_trainer.models import pretrained, voice_versions
 from vits_trainer.models.generator import Generator
@@ -39,7 +40,7 @@ from vits_trainer.training.run import train
 from vits_trainer.training.validation import Validation
 from vits_trainer.utils.errors import ConfigError, DataError, RefusedVoiceError
 from vits_trainer.utils.files import followed, is_ours, mark, move_aside, remove
-from vits_trainer.utils.strings import csv_cell, join_names
+from vits_trainer.utils.strings import counted, csv_cell, join_names
 
 logger = logging.getLogger(__name__)
 
@@ -136,26 +137,28 @@ def _learn(config: FeedbackConfig, served: Path) -> int:
     history = voice_versions.read_history(served)
     new = replay_mix.not_yet_learnt(corrections, history.corrections)
     if not new:
-        print(f"Nothing new: {served} has learnt all {len(corrections)} corrections of {config.feedback_dir}.")
+        print(f"Nothing new: {served} has learnt all corrections of {config.feedback_dir} ({len(corrections)}).")
         return 0
     old = [correction for correction in corrections if correction not in new]
     path = str(served) if (served / "config.json").is_file() else config.base_model
     voice = _Voice(path, pretrained.read_config(path), load_tokenizer(path))
+    speaker_of = correction_speakers(corrections, path, voice.config, config.speaker)
     work = _new_work_folder(config)
-    to_learn = _prepare(new, work / "corrections", voice)
+    to_learn = _prepare(new, work / "corrections", voice, speaker_of)
     known = _known_clips(config, voice)
     replayable: list[tuple[PreparedData, Sequence[int]]] = []
     if known is not None:
         replayable.append((known.prepared, known.training_rows))
     if old:
-        earlier = _prepare(old, work / "learnt_before", voice)
+        earlier = _prepare(old, work / "learnt_before", voice, speaker_of)
         replayable.append((earlier, range(len(earlier.rows))))
     training = _training_config(config, voice.path, work)
     selection = None if known is None else known.selection
     data = replay_mix.replay_data(training, to_learn, replayable, config.replay_fraction, selection)
     logger.info(
-        "%d new corrections, %d learnt before; %d epochs, each with %d replayed clips.",
-        len(to_learn.rows), len(old), config.epochs, data.summary["replayed"],
+        "%s, %d learnt before; %s, each with %s.",
+        counted(len(to_learn.rows), "new correction"), len(old), counted(config.epochs, "epoch"),
+        counted(data.summary["replayed"], "replayed clip"),
     )  # fmt: skip
     before = _measure(voice.path, to_learn, known, config)
     listening = _listening_test(config, voice, known)
@@ -226,7 +229,9 @@ def _new_work_folder(config: FeedbackConfig) -> Path:
     return work
 
 
-def _prepare(corrections: Sequence[CorrectionFiles], folder: Path, voice: _Voice) -> PreparedData:
+def _prepare(
+    corrections: Sequence[CorrectionFiles], folder: Path, voice: _Voice, speaker_of: Mapping[str, str]
+) -> PreparedData:
     """Checks and resamples corrections as any clips, and leaves out those that the voice cannot read.
 
     rejected.csv names all that are left out.
@@ -242,6 +247,8 @@ def _prepare(corrections: Sequence[CorrectionFiles], folder: Path, voice: _Voice
     prepared = open_prepared(folder)
     rejected = _rejected_names(folder)
     names = [correction.name for correction in corrections if csv_cell(correction.name) not in rejected]
+    if speaker_of:
+        prepared = replace(prepared, rows=replace(prepared.rows, speaker=[speaker_of[name] for name in names]))
     incidents = _unreadable(voice, prepared, range(len(prepared.rows)))
     if not incidents:
         return prepared
@@ -253,7 +260,7 @@ def _prepare(corrections: Sequence[CorrectionFiles], folder: Path, voice: _Voice
         raise DataError(
             f"The voice can read none of the corrections: {shown}. Correct their texts, or record them again."
         )
-    logger.warning("%d correction(s) that the voice cannot read are left out: %s", len(incidents), shown)
+    logger.warning("The voice cannot read %s, left out: %s", counted(len(incidents), "correction"), shown)
     return prepared.subset([row for row in range(len(prepared.rows)) if row not in incidents])
 
 
@@ -299,7 +306,8 @@ def _known_clips(config: FeedbackConfig, voice: _Voice) -> _KnownClips | None:
     unreadable = _unreadable(voice, prepared, split[1])
     if unreadable:
         examples = "; ".join(map(str, list(unreadable.values())[:5]))
-        logger.warning("%d held-out clip(s) that the voice cannot read are left out: %s", len(unreadable), examples)
+        count = counted(len(unreadable), "held-out clip")
+        logger.warning("The voice cannot read %s, left out: %s", count, examples)
     return _KnownClips(prepared, split[0], [row for row in split[1] if row not in unreadable], selection)
 
 

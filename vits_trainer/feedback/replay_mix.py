@@ -14,23 +14,29 @@ from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.audio_store import AudioSubset, JoinedAudioStore
 from vits_trainer.data.prepared import ClipTable, PreparedData
 from vits_trainer.data.sampler import ClipPositions
+from vits_trainer.data.sources.corrections import SPEAKER_ENDING, read_speaker
 from vits_trainer.data.sources.files import paired_files
 from vits_trainer.data.training_data import PreparedTrainingData
 from vits_trainer.utils.strings import printable
 
 
 class CorrectionFiles(NamedTuple):
-    """NAME.wav, how it should sound, and NAME.txt, its text."""
+    """NAME.wav, how it should sound, NAME.txt, its text, and perhaps NAME.speaker, whose voice it is."""
 
     name: str
     files: tuple[Path, ...]
     sha256: str
+    speaker: str | None = None
 
 
 def find_corrections(folder: Path) -> list[CorrectionFiles]:
     """Returns a folder's corrections by name, also those that lack a text or a recording: preparing rejects them."""
-    pairs = paired_files(folder)
-    return [CorrectionFiles(printable(name), tuple(paths), _digest(paths)) for name, paths in pairs.items()]
+    corrections = []
+    for name, paths in paired_files(folder).items():
+        speaker = paths[0].with_suffix(SPEAKER_ENDING)
+        files = [*paths, speaker] if speaker.is_file() else paths
+        corrections.append(CorrectionFiles(printable(name), tuple(files), _digest(files), read_speaker(speaker)))
+    return corrections
 
 
 def _digest(paths: Sequence[Path]) -> str:

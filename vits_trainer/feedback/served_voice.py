@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from vits_trainer.evaluation.synthesis import SynthesisOptions, Voice
+from vits_trainer.feedback.speakers import correctable_speakers
 from vits_trainer.models.pretrained import audio_spec
 from vits_trainer.models.spectrogram import log_mel, spectrogram
 from vits_trainer.text.vocabulary import unread_characters
@@ -36,6 +37,8 @@ class SpokenText:
     samples: NDArray[np.float32]
     """(T,), full scale 1."""
     rate_hz: int
+    speaker: str | None
+    """Of a voice with several."""
     unknown: str
     """Characters of the text that are not in the vocabulary and were skipped."""
 
@@ -47,7 +50,7 @@ class ServedVoice:
         """Loads the voice.
 
         Raises:
-            ConfigError: the directory contains no voice.
+            ConfigError: the directory contains no voice, or one whose speakers have no names.
             ModelError: the voice cannot be loaded.
         """
         self.folder = Path(model_dir)
@@ -56,6 +59,8 @@ class ServedVoice:
         self._lock = threading.Lock()
         self._unusable: tuple[tuple[int, int, int], ...] | None = None
         self._load()
+        self.speakers = correctable_speakers(model_dir, self._voice.model.config)
+        """Names; empty for a voice of one speaker."""
 
     @property
     def rate_hz(self) -> int:
@@ -76,18 +81,27 @@ class ServedVoice:
         with self._lock:
             return self._refresh()
 
-    def speak(self, text: str, seed: int) -> SpokenText:
+    def speak(self, text: str, seed: int, speaker: str | None = None, rate: float = 1.0) -> SpokenText:
         """Generates speech for ``text`` with the newest voice.
 
+        Args:
+            text: to speak.
+            seed: of the noise.
+            speaker: of a voice with several.
+            rate: speaking rate as a multiple of the voice's own.
+
         Raises:
+            ConfigError: the voice does not have the speaker.
             DataError: no character of the text is in the vocabulary.
             ModelError: a new voice cannot be loaded.
         """
         with self._lock:
             self._refresh()
             unknown = unread_characters(self._voice.tokenizer, [text])
-            samples = self._voice.synthesize(text, SynthesisOptions(seed=seed))
-            return SpokenText(text, seed, self._model, samples, self.rate_hz, unknown)
+            own_rate = self._voice.model.config.speaking_rate
+            options = SynthesisOptions(speaker=speaker, speaking_rate=rate * own_rate, seed=seed)
+            samples = self._voice.synthesize(text, options)
+            return SpokenText(text, seed, self._model, samples, self.rate_hz, speaker, unknown)
 
     def plot_mels(self, sounds: Mapping[str, NDArray[np.float32]]) -> bytes:
         """Plots mel spectrograms of samples, (T,) each by title, below each other as a PNG."""

@@ -233,6 +233,7 @@ def train_feedback_command(config: FeedbackAppConfig) -> list[str]:
         "model_dir": config.model_dir,
         "output_dir": config.output_dir,
         "data_dir": config.data_dir,
+        "speaker": config.speaker,
         "epochs": config.epochs,
         "learning_rate": config.learning_rate,
     }

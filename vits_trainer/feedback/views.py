@@ -2,13 +2,14 @@
 
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 from vits_trainer.feedback.corrections import Correction
 from vits_trainer.feedback.training_process import AT_WORK, Progress, Stage
+from vits_trainer.utils.strings import counted
 
 SHOWN_CORRECTIONS = 200
 
@@ -53,12 +54,37 @@ def playback(text: str, take: int, seconds: float, wav: bytes, plot: bytes) -> s
     )
 
 
-def comparison(seconds: float, plot: bytes) -> str:
-    """Returns mel spectrograms of the generated speech and, below it, the user's recording."""
+def comparison(seconds: float, generated: bytes, recorded: bytes, plot: bytes) -> str:
+    """Returns the generated speech and, below it, the user's recording: players and mel spectrograms.
+
+    Args:
+        seconds: length of the recording.
+        generated: WAV file of the voice.
+        recorded: WAV file of the user, as it would be saved.
+        plot: PNG file of both spectrograms.
+    """
     return (
-        f'<figure><figcaption class="hint">Your recording: {seconds:.1f} s</figcaption>'
+        f'<figure class="comparison"><figcaption class="hint">Your recording: {seconds:.1f} s</figcaption>'
+        f'<div class="pair">{_player("The voice", generated)}{_player("Your recording", recorded)}</div>'
         f"{_image(plot, 'Mel spectrograms of the generated speech and, below it, of your recording')}</figure>"
     )
+
+
+def _player(label: str, wav: bytes) -> str:
+    source = f"data:audio/wav;base64,{_base64(wav)}"
+    return f'<div><span class="hint">{label}</span><audio controls aria-label="{label}" src="{source}"></audio></div>'
+
+
+def judged(ratings: Mapping[str, str], suggestions: Sequence[str]) -> str:
+    """Returns how many sentences have a mark, and how many held-out ones have none."""
+    if not ratings and not suggestions:
+        return ""
+    right = sum(mark == "right" for mark in ratings.values())
+    parts = [f"{counted(len(ratings), 'sentence')} judged: {right} correct, {len(ratings) - right} wrong"]
+    if suggestions:
+        left = sum(text not in ratings for text in suggestions)
+        parts.append(f"{left} of {counted(len(suggestions), 'suggested sentence')} left")
+    return f'<p class="hint">{"; ".join(parts)}.</p>'
 
 
 def prompt(text: str) -> str:
@@ -68,7 +94,7 @@ def prompt(text: str) -> str:
 
 def saved(corrections: Sequence[Correction], external: int, folder: Path) -> str:
     """Returns the list of corrections, each with a player and a delete button."""
-    parts = [f"{len(corrections)} correction{'' if len(corrections) == 1 else 's'} saved"]
+    parts = [f"{counted(len(corrections), 'correction')} saved"]
     if external:
         parts.append(f"{external} added to the directory manually, also used for training")
     if len(corrections) > SHOWN_CORRECTIONS:
@@ -113,7 +139,11 @@ def _decision(progress: Progress) -> str:
             titles = ("Lower is better", "before", "after")
             head = "".join(f'<th scope="col">{title}</th>' for title in titles)
             metrics = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        facts = [f"trained on {len(decision.learnt)} corrections"] if decision.learnt and decision.accepted else []
+        facts = (
+            [f"trained on {counted(len(decision.learnt), 'correction')}"]
+            if decision.learnt and decision.accepted
+            else []
+        )
         facts += [f"voice version {decision.version}"] if decision.version is not None and decision.accepted else []
         metrics += f'<p class="hint">{escape(", ".join(facts))} in {_clock(progress.elapsed_s)}.</p>' if facts else ""
     return f'<div class="notice {kind}" role="{role}"><h3>{title}</h3><p>{escape(progress.message)}</p>{metrics}</div>'
@@ -126,9 +156,10 @@ def _row_of_table(name: str, before: str, after: str) -> str:
 def _row(correction: Correction, folder: Path) -> str:
     text = escape(correction.text)
     when = time.strftime("%d %b %Y, %H:%M", time.localtime(correction.saved_s))
+    speaker = f" · {escape(correction.speaker)}" if correction.speaker else ""
     source = quote(f"gradio_api/file={folder.resolve() / correction.name}.wav", safe="/=")
     return (
-        f'<li><p class="text">{text}</p><p class="hint">{when} · {correction.duration_s:.1f} s</p>'
+        f'<li><p class="text">{text}</p><p class="hint">{when} · {correction.duration_s:.1f} s{speaker}</p>'
         f'<div class="controls"><audio controls preload="none" aria-label="Correction: {text}" src="{source}"></audio>'
         f'<button type="button" class="delete" data-name="{escape(correction.name)}" aria-label="Delete: {text}">'
         "Delete</button></div></li>"
@@ -173,6 +204,7 @@ figure { margin: 0; }
 figure img { display: block; width: 100%; height: auto; border-radius: 8px; background: #fff; }
 figcaption { margin-bottom: 0.4rem; overflow-wrap: anywhere; }
 figure audio { display: block; width: 100%; min-width: 0; margin-bottom: 0.5rem; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(240px, 100%), 1fr)); gap: 0.5rem 1rem; }
 #rendering { min-height: 3rem; }
 #rendering:has(> .html-container > .prose:empty) { display: block; min-height: 0; }
 #recording .source-selection { justify-content: stretch; gap: 0.5rem; height: auto; padding: 0.5rem; }

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -22,6 +22,7 @@ from vits_trainer.models.voice_versions import replace_voice
 from vits_trainer.utils import records
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
+from vits_trainer.utils.logging import without_progress_bar
 from vits_trainer.utils.strings import join_names
 from vits_trainer.utils.voice_files import find_voice_file
 
@@ -123,15 +124,16 @@ def _from_pretrained(name_or_dir: str, layerdrop: float = 0.0) -> tuple[VitsMode
     else:
         _require_shards(name_or_dir, config)
     try:
-        model, report = VitsModel.from_pretrained(
-            name_or_dir,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported by name
-            trust_remote_code=False,
-        )
+        with without_progress_bar() if Path(name_or_dir).is_dir() else nullcontext():  # a download shows its progress
+            model, report = VitsModel.from_pretrained(
+                name_or_dir,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported by name
+                trust_remote_code=False,
+            )
     except _LOADING_ERRORS as error:
         raise _load_error(name_or_dir, error) from error
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -12,7 +12,7 @@ from pathlib import Path
 from vits_trainer.text.normalization import is_spoken
 from vits_trainer.text.tokenizer import VoiceTokenizer
 from vits_trainer.utils.files import atomic_write
-from vits_trainer.utils.strings import csv_cell
+from vits_trainer.utils.strings import counted, csv_cell
 
 SAMPLE = 2000
 """Texts to examine if each takes milliseconds to convert; enough for a representative result."""
@@ -40,8 +40,8 @@ class MissingCharacter:
         return is_spoken(self.character) and not self.is_letter
 
     def __str__(self) -> str:
-        """Formats the character with count and example, for log lines."""
-        return f"{self.character!r} {self.count} times ({self.example!r})" if self.count else repr(self.character)
+        """Formats the character with its count, for log lines."""
+        return f"{self.character!r} {counted(self.count, 'time')}" if self.count else repr(self.character)
 
 
 def missing_characters(
@@ -68,7 +68,7 @@ def missing_characters(
             continue
         counts.update(missing)
         for character in set(missing) - examples.keys():
-            examples[character] = text[:_EXAMPLE_CHARACTERS]
+            examples[character] = _excerpt(text, character)
     found = (MissingCharacter(character, count, examples[character]) for character, count in counts.items())
     return sorted(found, key=lambda item: (-item.count, item.character))
 
@@ -93,12 +93,13 @@ def describe_missing(missing: Sequence[MissingCharacter]) -> list[str]:
     spelling = "; numbers are spelled out if --language is one that num2words knows" if has_digits else ""
     if letters:
         lines.append(
-            f"{len(letters)} letters or digits of the texts are not in the voice's vocabulary and are dropped: "
-            f"{_first(letters)}. vocabulary.csv lists them all; --extend_vocabulary true adds them{spelling}."
+            f"The voice's vocabulary lacks {counted(len(letters), 'letter or digit', 'letters or digits')} of the "
+            f"texts, dropped: {_first(letters)}. vocabulary.csv lists them all; --extend_vocabulary true adds "
+            f"them{spelling}."
         )
     if symbols:
         lines.append(
-            f"{len(symbols)} symbols of the texts have no word in the voice's language and are dropped: "
+            f"The voice's language has no word for {counted(len(symbols), 'symbol')} of the texts, dropped: "
             f"{_first(symbols)}. Write them in the texts as they are spoken."
         )
     if punctuation:
@@ -108,7 +109,17 @@ def describe_missing(missing: Sequence[MissingCharacter]) -> list[str]:
 
 
 def _first(missing: Sequence[MissingCharacter]) -> str:
-    return ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+    """Returns the most frequent ones, with an example of the first."""
+    example = f" ({missing[0].example!r})" if missing[0].example else ""
+    return f"{missing[0]}{example}" + "".join(f", {item}" for item in missing[1:8]) + (", ..." * (len(missing) > 8))
+
+
+def _excerpt(text: str, character: str) -> str:
+    """Returns a part of ``text`` around a character, with an ellipsis where it is cut."""
+    found = max(text.find(character), 0)  # a phoneme is not in the text
+    start = max(0, min(found - _EXAMPLE_CHARACTERS // 2, len(text) - _EXAMPLE_CHARACTERS))
+    end = start + _EXAMPLE_CHARACTERS
+    return ("…" if start else "") + text[start:end] + ("…" if end < len(text) else "")
 
 
 def write_missing(path: Path, missing: Sequence[MissingCharacter]) -> None:

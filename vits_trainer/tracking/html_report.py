@@ -25,6 +25,7 @@ from vits_trainer.tracking.svg_charts import Curve, Mark, format_number, panel
 from vits_trainer.utils import records
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.redaction import redacted
+from vits_trainer.utils.strings import counted
 
 _MAX_MEDIA_BYTES = 64 * 2**20
 FIRST_ERRORS = 50
@@ -184,7 +185,7 @@ class _Reader:
                 # A line without a newline is incomplete: it is being written, or the run was killed.
                 broken += line.endswith(b"\n")
         if broken:
-            self.missing.append(f"{name} has {format_number(broken)} unreadable line(s)")
+            self.missing.append(f"{name} has {counted(broken, 'unreadable line')}")
 
     def uri(self, path: Path, media_type: str) -> str:
         """Returns a file as a ``data:`` URI; empty if it is missing."""

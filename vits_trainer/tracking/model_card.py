@@ -20,6 +20,7 @@ from vits_trainer.utils import records
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import atomic_write
 from vits_trainer.utils.redaction import redacted
+from vits_trainer.utils.strings import counted
 
 CARD = "README.md"
 _MAX_VISIBLE_SPEAKERS = 16
@@ -175,7 +176,7 @@ def _copy_samples(voice: Path, info: ModelCardInfo) -> dict[str, str]:
 
 
 def _counts(info: ModelCardInfo) -> list[str]:
-    counts = [f"{info.data['accepted']} clips"] if "accepted" in info.data else []
+    counts = [f"{counted(info.data['accepted'], 'clip')}"] if "accepted" in info.data else []
     counts += [f"{info.data['hours']:.2f} hours"] if "hours" in info.data else []
     return counts + ([f"{info.training_clips} of the clips trained on"] if info.training_clips else [])
 

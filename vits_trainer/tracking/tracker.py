@@ -22,6 +22,7 @@ import csv
 import json
 import logging
 import math
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -145,9 +146,14 @@ class Tracker:
     ) -> None:
         if not self.is_main:
             return
-        if error is not None:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self.outcome = RunOutcome(
+                f"stopped without saving after update {self._update}", self._update, _exit_code(error)
+            )
+            logger.warning("%s", self.outcome.status)
+        elif error is not None:
             is_bug = isinstance(error, AccountingError)
-            is_expected = (isinstance(error, SystemExit | VitsTrainerError) and not is_bug) or is_disk_full(error)
+            is_expected = (isinstance(error, VitsTrainerError) and not is_bug) or is_disk_full(error)
             logger.error("The run failed: %s", redacted(str(error)), exc_info=None if is_expected else error)
             self.outcome = RunOutcome(f"failed: {type(error).__name__}: {error}", self._update, exit_code=1)
             self.alert("The run failed", self.outcome.status)
@@ -369,6 +375,11 @@ def tracker_arguments(name: str, project: str, run_name: str) -> tuple[str, dict
     }
     # TensorBoard would make a folder of the project's name inside the run's.
     return "" if name == "tensorboard" else project, settings.get(name, {})
+
+
+def _exit_code(stop: KeyboardInterrupt | SystemExit) -> int:
+    code = stop.code if isinstance(stop, SystemExit) else 128 + signal.SIGINT
+    return code if isinstance(code, int) else 1
 
 
 class _Line(TypedDict):

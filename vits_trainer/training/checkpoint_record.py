@@ -14,7 +14,7 @@ from vits_trainer.training.meter import DeviceMeansState
 from vits_trainer.utils.errors import CheckpointError, NothingTrainedError
 from vits_trainer.utils.files import MARKER, Kind, sha256
 from vits_trainer.utils.records import Count, RelativePath, Sha256, parse_json, read_bytes, read_json
-from vits_trainer.utils.strings import FILE_NAME, is_file_name
+from vits_trainer.utils.strings import FILE_NAME, counted, is_file_name
 
 MANIFEST = "manifest.json"
 BEST = "best.json"
@@ -57,10 +57,10 @@ class TrainState:
         """Raises :class:`NothingTrainedError` if no update of the run reached the weights."""
         if not self.clips_trained:
             raise NothingTrainedError(
-                f"Nothing was trained in {self.update} update(s): {self.clips_masked} clips were in masked updates "
-                f"and {self.clips_rejected} were rejected; the run's rejected.jsonl lists them. No voice was written, "
-                "and an earlier one is unchanged. Correct the data (run prepare_data again), or lower "
-                "--learning_rate, and start again with another --checkpoint_dir."
+                f"Nothing was trained in {counted(self.update, 'update')}: "
+                f"{counted(self.clips_masked, 'clip')} in masked updates and {self.clips_rejected} rejected; the run's "
+                "rejected.jsonl lists them. No voice was written, and an earlier one is unchanged. Correct the data "
+                "(run prepare_data again), or lower --learning_rate, and start again with another --checkpoint_dir."
             )
 
 

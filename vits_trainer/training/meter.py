@@ -13,9 +13,6 @@ from vits_trainer.data.dataset import Batch
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.distributed.stragglers import ComputeTimer, RankTiming, rank_metrics
 
-_LOSSES = (("mel", "generator/mel", 3), ("G", "generator/total", 2), ("D", "discriminator/total", 2))
-_SPEED = (("clips/s", "throughput/utterances_per_s", 1), ("GiB", "memory/max_allocated_gib", 1))
-"""Of a log line: label, metric, decimals."""
 FIRST_UPDATES = 20
 """Whose time corrects the plan; the first one, which allocates memory, is not counted."""
 
@@ -215,21 +212,8 @@ class TrainingMetrics:
         self._started = time.perf_counter()
 
 
-def losses_and_speed(metrics: Mapping[str, float]) -> str:
-    """Returns the losses and the throughput for a log line."""
-    losses = "  ".join(f"{label} {metrics[name]:.{digits}f}" for label, name, digits in _LOSSES if name in metrics)
-    return losses + " | " + "  ".join(f"{metrics[name]:.{digits}f} {label}" for label, name, digits in _SPEED)
-
-
 def peak_memory_gib(device: torch.device) -> float:
     """Returns the peak memory of tensors on the GPU, or of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def format_duration(seconds: float) -> str:
-    """Returns a readable duration: ``40 s``, ``12 min`` or ``3.4 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.sampler import UpdateSampler
+from vits_trainer.utils.strings import counted
 
 _MAX_WARMUP_UPDATES = 200
 
@@ -105,12 +106,13 @@ class TrainingPlan:
         if self.world_size > 1:
             in_update, in_epoch = (_share(count, self.world_size) for count in (clips, self.training_clips))
             each = (
-                f"; per process: {in_update} clips/update{average} in at most {self.micro_batches} micro-batch(es), "
-                f"{in_epoch} clips/epoch"
+                f"; per process: {in_update} clips/update{average} in at most "
+                f"{counted(self.micro_batches, 'micro-batch', 'micro-batches')}, {in_epoch} clips/epoch"
             )
         return (
-            f"{self.training_clips} training clips, {self.validation_clips} validation clips; {clips} clips/update"
-            f"{average}, {self.updates_per_epoch} updates/epoch, {self.total_updates} updates total{each}"
+            f"{counted(self.training_clips, 'training clip')}, {counted(self.validation_clips, 'validation clip')}; "
+            f"{clips} clips/update{average}, {self.updates_per_epoch} updates/epoch, {self.total_updates} updates "
+            f"total{each}"
         )
 
     def logs_at(self, update: int) -> bool:

@@ -30,7 +30,7 @@ from vits_trainer.tracking.tracker import RunOutcome, Tracker
 from vits_trainer.training import agreement, checkpoint, resume
 from vits_trainer.training.checkpoint import CheckpointManager
 from vits_trainer.training.checkpoint_record import CheckpointRecord, read_record
-from vits_trainer.training.meter import format_duration
+from vits_trainer.training.log_lines import format_duration
 from vits_trainer.training.objective import Objective
 from vits_trainer.training.plan import TrainingPlan
 from vits_trainer.training.selection_metric import choose_best_metric, validation_metrics
@@ -39,6 +39,7 @@ from vits_trainer.training.validation import Validation
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import followed
 from vits_trainer.utils.logging import log_to_console
+from vits_trainer.utils.strings import counted
 from vits_trainer.utils.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ def _train(config: TrainConfig, data: TrainingData, runtime: Runtime) -> Trainin
         if resume_from is not None:
             trainer.resume(resume_from)
         trainer.drop_unreadable_validation_clips()
+        logger.info("Running the largest batches once, to check the memory and the speed ...")
         seconds_per_update = trainer.dry_run()
         if runtime.is_main_process:
             _log_introduction(trainer, data, seconds_per_update, resume_from, changes)
@@ -180,6 +182,7 @@ def _build_networks(config: TrainConfig, data: TrainingData, resume_from: Path |
 
 def _load_voice(config: TrainConfig, data: TrainingData, resume_from: Path | None) -> tuple[VitsModel, VoiceTokenizer]:
     """Returns the voice to train, with weight norm: of the checkpoint, of ``model_name``, or a new one."""
+    logger.info("Loading %s ...", resume_from or config.model_name or "a new voice with random weights")
     if resume_from is not None:
         return pretrained.model_from_config(resume_from / "voice"), load_tokenizer(str(resume_from / "voice"))
     if config.architecture is not None:
@@ -316,7 +319,7 @@ def _log_introduction(
     infos = trainer.stragglers.ranks
     ranks = f"{describe_topology(infos)}, {trainer.runtime.precision}" if len(infos) > 1 else trainer.runtime.describe()
     tracker.update_summary({"ranks": ranks})
-    threads = f", {torch.get_num_threads()} CPU thread(s)" if trainer.runtime.device.type == "cpu" else ""
+    threads = f", {counted(torch.get_num_threads(), 'CPU thread')}" if trainer.runtime.device.type == "cpu" else ""
     logger.info("%s%s", ranks, threads)
     if threads and not launch_environment.selects_cpu(os.environ):
         cuda = torch.version.cuda
@@ -332,7 +335,12 @@ def _log_introduction(
     if (line := data.update_speakers(trainer.sampler)) is not None:
         logger.info("%s", line)
     remaining_s = (plan.total_updates - trainer.state.update) * seconds_per_update
-    logger.info("ETA %s (%.2f s/update)", format_duration(remaining_s), seconds_per_update)
+    logger.info(
+        "Expected time: about %s and that of validation and saving (%.2g s/update before training; each log line has a "
+        "newer estimate)",
+        format_duration(remaining_s),
+        seconds_per_update,
+    )
     directory = trainer.checkpoints.directory.resolve()
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     logger.info(

@@ -16,6 +16,7 @@ from vits_trainer.models.weight_cast import cast_weights
 from vits_trainer.training.objective import LossDenominators, Objective, frozen
 from vits_trainer.training.optim import NetworkOptimizer
 from vits_trainer.utils.errors import OutOfMemoryError
+from vits_trainer.utils.strings import counted
 
 if TYPE_CHECKING:
     from vits_trainer.models.generator import Generator
@@ -144,7 +145,7 @@ def out_of_memory_error(batch: Batch, spec: AudioSpec, device: torch.device) -> 
     """Returns the error for a batch that does not fit into memory: its clips' lengths, and the flags that help."""
     lengths_s = sorted((batch.frame_lengths * spec.hop / spec.sampling_rate).tolist())
     return OutOfMemoryError(
-        f"Out of memory on {device} with {len(lengths_s)} clips of "
+        f"Out of memory on {device} with {counted(len(lengths_s), 'clip')} of "
         f"{', '.join(f'{length:.1f}' for length in lengths_s)} s. Lower --batch_size (and raise "
         "--gradient_accumulation_steps as much), use --gradient_checkpointing true or --precision bf16, lower "
         "--segment_frames, or prepare the data with a lower --max_duration_s."

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vits_trainer.config.train import TrainConfig
@@ -33,7 +32,14 @@ from vits_trainer.training.checkpoint import CheckpointManager, checkpoint_gib, 
 from vits_trainer.training.checkpoint_record import TrainState
 from vits_trainer.training.early_stopping import BestCheckpointTracker
 from vits_trainer.training.graphed_step import CudaGraphs, GraphedTrainStep
-from vits_trainer.training.meter import TrainingMetrics, format_duration, losses_and_speed
+from vits_trainer.training.log_lines import (
+    ProgressBar,
+    format_duration,
+    losses_and_speed,
+    progress_bar,
+    validation_line,
+)
+from vits_trainer.training.meter import TrainingMetrics
 from vits_trainer.training.nonfinite_guard import LocalReports, NonFiniteGuard, StateChange
 from vits_trainer.training.objective import LossDenominators, Objective
 from vits_trainer.training.optim import Ema, NetworkOptimizer, build_optimizer, learning_rate_at
@@ -133,10 +139,15 @@ class Trainer:
         last_update = _NO_END if self.plan.target_hours else self.plan.total_updates
         specs = self.sampler.after(self.state.update, last_update, self.runtime.process_index)
         watchdog = StallWatchdog(self.config.rank_timeout_s, lambda message: self.tracker.alert("Stalled", message))
-        with logging_redirect_tqdm(), self._progress_bar() as progress, self._save_on_fatal_error(), watchdog:
+        bar = progress_bar(self.plan.total_updates, self.state.update, self.runtime.is_main_process)
+        with logging_redirect_tqdm(), bar as progress, self._save_on_fatal_error(), watchdog:
             # Only now: workers that a signal reaches while they start have the handlers of this process.
             pin = self.runtime.device.type == "cuda"
             updates = group_by_update(build_dataloader(self.dataset, specs, self.config.data_workers, pin))
+            own_reason = self.shutdown.reason_to_stop(needs_s=0)
+            if any(self.runtime.all_gather_object(own_reason)):  # such as a signal during the dry run
+                self._stop(own_reason)
+                return False
             if self.plan.validates_before(self.state.update):
                 self._log({}, self._validate())
             for update in self.metrics.time_data_wait(updates):
@@ -315,7 +326,7 @@ class Trainer:
 
     # After an update
 
-    def _run_periodic_actions(self, progress: "tqdm[NoReturn]") -> None:
+    def _run_periodic_actions(self, progress: ProgressBar) -> None:
         """Logs, validates and saves as the plan says for the update just done. Runs on every rank."""
         update, plan = self.state.update, self.plan
         ends_epoch = update % self.sampler.updates_per_epoch == 0
@@ -352,7 +363,7 @@ class Trainer:
         state = self.state
         self._apply(self.guard.flush(state.update, state.epoch, state.nonfinite_in_a_row))
 
-    def _collect_metrics(self, progress: "tqdm[NoReturn]") -> dict[str, float]:
+    def _collect_metrics(self, progress: ProgressBar) -> dict[str, float]:
         """Means since the last log line, which it prints. Runs on every rank. A CPU-GPU sync point."""
         scalars = self.metrics.read()
         state = self.state
@@ -407,7 +418,8 @@ class Trainer:
             state.selection, improvement = self.best.update(state.update, state.selection, scalars, by_clip)
             if improvement:
                 self.tracker.alert("Better than before", improvement, "INFO")
-        logger.info("update %d  validation: %s", self.state.update, result)
+        line = validation_line(scalars, result.speakers)
+        logger.info("update %d  validation: %s", self.state.update, line)
         return result
 
     @property
@@ -475,12 +487,3 @@ class Trainer:
         if self.runtime.is_main_process:
             discard(self.shutdown.stop_file)
         logger.info("%s. Resume with --resume_from_checkpoint auto", status)
-
-    def _progress_bar(self) -> "tqdm[NoReturn]":
-        return tqdm(
-            total=self.plan.total_updates,
-            initial=self.state.update,
-            unit="update",
-            disable=None if self.runtime.is_main_process else True,  # None: only on a terminal
-            dynamic_ncols=True,
-        )

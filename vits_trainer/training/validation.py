@@ -21,7 +21,7 @@ from vits_trainer.data.dataloader import build_dataloader
 from vits_trainer.data.dataset import Batch, ClipDataset
 from vits_trainer.data.sampler import validation_batches
 from vits_trainer.distributed.runtime import Runtime, seed_all
-from vits_trainer.evaluation.speakers import SpeakerMel, curves, worst
+from vits_trainer.evaluation.speakers import SpeakerMel, curves
 from vits_trainer.evaluation.speech_metrics import ClipScore, SpeechMetrics, means, worst_first
 from vits_trainer.models.discriminator import Discriminator
 from vits_trainer.models.generator import Generator
@@ -62,12 +62,6 @@ class ValidationResult:
     """Speech metrics of sentences generated from text, worst first."""
     by_clip: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Metrics of each clip, whose mean is the metric: by name without ``validation/``, then by clip."""
-
-    def __str__(self) -> str:
-        """For the log."""
-        shown = {name.partition("/")[2]: value for name, value in self.scalars.items()}
-        message = " ".join(f"{name} {value:.4f}" for name, value in shown.items() if "/" not in name)
-        return message + (f"; the worst speaker: {worst(self.speakers)}" if self.speakers else "")
 
 
 class Validation:

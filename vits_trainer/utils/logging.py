@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger("vits_trainer")
 
@@ -14,3 +16,17 @@ def log_to_console(is_main: bool = True) -> None:
         from transformers.utils import logging as transformers_logging  # noqa: PLC0415 - takes seconds to import
 
         transformers_logging.disable_progress_bar()
+
+
+@contextmanager
+def without_progress_bar() -> Iterator[None]:
+    """Inside, transformers shows no progress bars, such as the one of loading weights, which takes milliseconds."""
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415 - takes seconds to import
+
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()

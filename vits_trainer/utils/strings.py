@@ -105,6 +105,12 @@ def join_names(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + more
 
 
+def counted(count: float, noun: str, nouns: str = "") -> str:
+    """Returns ``1 clip``, or ``2 clips``; ``nouns`` is the plural if it is not ``noun`` with an s."""
+    written = f"{count:.0f}" if count == round(count) else f"{count:g}"
+    return f"{written} {noun if count == 1 else nouns or f'{noun}s'}"
+
+
 def short_digest(value: Any) -> str:
     """Returns a SHA-256 prefix of a plain value's ``repr``, the same in every process."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:12]

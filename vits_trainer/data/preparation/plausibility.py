@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vits_trainer.data.preparation.journal import AcceptedClip
-from vits_trainer.utils.strings import comparable_text, digest_number
+from vits_trainer.utils.strings import comparable_text, counted, digest_number
 
 _PAUSE_S, _LONGEST_LETTER_S = 1.0, 0.4
 """A text is too short for its recording if it would take a pause and longer than this for each letter.
@@ -97,7 +97,8 @@ def examine(facts: Sequence[ClipFacts]) -> Plausibility:
     texts = len({fact.text for fact in originals})
     if 0 < _CLIPS_PER_TEXT * texts <= len(originals) and not repeated:
         warnings.append(
-            f"{len(originals)} clips have only {texts} different text(s), such as that of {_named(originals[:1])}."
+            f"{len(originals)} clips have only {counted(texts, 'different text')}, such as that of "
+            f"{_named(originals[:1])}."
         )
     unusual = _unusual(originals)
     if unusual:

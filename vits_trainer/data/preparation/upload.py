@@ -9,6 +9,7 @@ from huggingface_hub import HfApi, errors
 
 from vits_trainer.data.shards import FOLDER, MANIFEST, Manifest, verify_shards
 from vits_trainer.utils.errors import DataError
+from vits_trainer.utils.strings import counted
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def push_dataset(folder: Path, name: str) -> str:
             folder_path=folder,
             allow_patterns=[*names, *_FILES],
             delete_patterns=f"{FOLDER}/*.parquet",
-            commit_message=f"{manifest.clips} clips in {len(names)} shards",
+            commit_message=f"{counted(manifest.clips, 'clip')} in {counted(len(names), 'shard')}",
         ),
     )
     return str(commit.commit_url)

@@ -8,6 +8,18 @@ from vits_trainer.data.sources.base import Source, SourceClip, SourceKind, make_
 from vits_trainer.data.sources.files import is_utf8, paired_files
 from vits_trainer.utils.strings import printable
 
+SPEAKER_ENDING = ".speaker"
+"""Of the file with the name of a correction's speaker, for voices of several speakers."""
+
+
+def read_speaker(path: Path) -> str | None:
+    """Returns the first line of NAME.speaker next to ``path``; None if the file is missing or is no text."""
+    try:
+        content = path.with_suffix(SPEAKER_ENDING).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return content.partition("\n")[0].strip() or None
+
 
 def _has_corrections(folder: Path, _: PrepareConfig) -> bool:
     return bool(_pairs(folder))
@@ -54,7 +66,7 @@ def _clip(name: str, files: list[Path]) -> SourceClip:
             Reason.MALFORMED_ROW, f"{texts[0].name}: not UTF-8 ({error.reason} at byte {error.start})"
         )
         return make_clip(name, "", rejection, speaker=None)
-    return make_clip(name, text, audio[0], speaker=None)
+    return make_clip(name, text, audio[0], read_speaker(texts[0]))
 
 
 SOURCE = SourceKind("corrections", "corrections (NAME.wav with NAME.txt)", _has_corrections, _open_corrections)
