@@ -150,7 +150,7 @@ def test_more_than_sixteen_ranks_are_summarized_by_three_values() -> None:
 
 
 def test_single_rank_has_no_metrics_per_rank() -> None:
-    assert rank_metrics([TYPICAL]) == {"time/data_wait_fraction": 0.01, "time/data_wait_fraction_max": 0.01}
+    assert rank_metrics([TYPICAL]) == {"time/data_wait_fraction": 0.01}
 
 
 def test_topology_lists_hosts_and_devices_in_one_line() -> None:

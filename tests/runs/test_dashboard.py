@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.voices import ended_wandb_run, prepared_folder, train_flags
 from vits_trainer.cli.main import main
+from vits_trainer.config.serialization import flatten
 
 CONTRACT = {
     *(f"generator/{name}" for name in ("total", "mel", "kl", "duration", "adversarial", "feature_matching")),
@@ -31,6 +32,8 @@ class Run:
         self.alerts: list[tuple[str, str]] = []
         self.artifacts: list[Any] = []
         self.axes: dict[str, str] = {}
+        self.best: dict[str, tuple[bool, bool]] = {}
+        self.config: dict[str, Any] = {}
         for record in ended_wandb_run(run_dir):
             kind = record.WhichOneof("record_type")
             if kind == "history":
@@ -42,7 +45,11 @@ class Run:
             elif kind == "artifact":
                 self.artifacts.append(record.artifact)
             elif kind == "metric":
-                self.axes[record.metric.name or record.metric.glob_name] = record.metric.step_metric
+                metric = record.metric
+                self.axes[metric.name or metric.glob_name] = metric.step_metric
+                self.best[metric.name] = (metric.summary.min, metric.summary.max)
+            elif kind == "run":
+                self.config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
             elif kind == "exit":
                 self.exit_code = record.exit.exit_code
 
@@ -79,6 +86,39 @@ def test_media_are_files(run: Run) -> None:
     media = [run.files / path for path in paths if path.startswith("media/")]
     assert {path.suffix for path in media} == {".wav", ".png", ".json"}
     assert all(path.stat().st_size > 100 for path in media)
+
+
+def test_recording_is_logged_once_and_speech_at_each_validation(run: Run) -> None:
+    recorded = [line["update"] for line in run.history if "samples/0/recorded/path" in line]
+    spoken = [line["update"] for line in run.history if "samples/0/speech/path" in line]
+    assert (recorded, spoken) == ([0], [0, 3, 6])
+    heights = {line["samples/0/alignment/height"] for line in run.history if "samples/0/alignment/height" in line}
+    assert heights == {500}
+
+
+def test_log_of_the_run_is_among_its_files(run: Run) -> None:
+    assert "update 6/6  mel" in (run.files / "train.log").read_text()
+
+
+def test_config_has_at_most_80_keys_and_no_paths(run: Run) -> None:
+    config = {name: value for name, value in run.config.items() if name != "_wandb"}
+    assert len(flatten(config)) <= 80
+    assert config["learning_rate"] == 2e-3
+    places = str(run.files.parents[3].parent)
+    assert places not in json.dumps({name: value for name, value in config.items() if name != "model_name"})
+
+
+def test_summary_keeps_the_best_value_of_each_validation_metric(run: Run) -> None:
+    assert run.best["validation/mel"] == run.best["validation/mcd_db"] == (True, False)
+    assert run.best["validation/utmos"] == (False, True)
+    mels = [line["validation/mel"] for line in run.history if "validation/mel" in line]
+    assert run.summary["validation/mel"] == pytest.approx({"min": min(mels), "last": mels[-1]})
+
+
+def test_nothing_is_logged_twice_on_one_rank(run: Run) -> None:
+    last = {name: value for name, value in run.history[-1].items() if isinstance(value, float) and value}
+    last = {name: value for name, value in last.items() if not name.startswith(("samples/", "_"))}
+    assert len(set(last.values())) == len(last)
 
 
 def test_tables_have_the_damaged_clip_and_the_worst_clips(run: Run) -> None:

@@ -122,8 +122,9 @@ def test_page_of_a_trained_run_shows_metrics_settings_and_log(run_dir: Path) -> 
     final = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"{final['validation/mel']:.4g}" in page.text
     assert f"{final['generator/kl']:.4g}" in page.text
-    (settings,) = re.findall(r"(\d+) settings", page.text)
-    assert int(settings) > 40
+    changed, default = map(int, re.findall(r"(\d+) settings", page.text))
+    assert changed + default > 60
+    assert 10 < changed < default
     assert " max_updates 4 " in page.text
     last_line = " ".join((run_dir / "train.log").read_text().splitlines()[-1].split())
     assert last_line in page.text
@@ -131,8 +132,6 @@ def test_page_of_a_trained_run_shows_metrics_settings_and_log(run_dir: Path) -> 
 
 def test_samples_of_the_first_and_the_last_validation_are_embedded_unchanged(run_dir: Path) -> None:
     assert sorted(path.name for path in (run_dir / "samples").iterdir()) == ["update-000002", "update-000004"]
-    shutil.copytree(run_dir / "samples/update-000002", run_dir / "samples/update-000003")
-    (run_dir / "samples/update-000003/0_speech.wav").write_bytes(b"neither first nor last")
     page = parsed(html_of(run_dir))
     shown = [base64.b64decode(one["src"].partition(",")[2]) for one in page.all("audio")]
     files = [run_dir / f"samples/update-00000{u}/{n}_speech.wav" for n in (0, 1) for u in (2, 4)]
@@ -141,6 +140,31 @@ def test_samples_of_the_first_and_the_last_validation_are_embedded_unchanged(run
     kinds = ("mel", "alignment")
     files = [run_dir / f"samples/update-00000{u}/{n}_{kind}.png" for n in (0, 1) for kind in kinds for u in (2, 4)]
     assert pictures == [file.read_bytes() for file in files]
+
+
+def test_validations_in_between_can_be_heard(run_dir: Path) -> None:
+    for update in range(10, 31):
+        folder = run_dir / f"samples/update-{update:06}"
+        shutil.copytree(run_dir / "samples/update-000002", folder)
+        (folder / "0_speech.wav").write_bytes(b"speech of %d" % update)
+    page = parsed(html_of(run_dir))
+    heard = [base64.b64decode(one["src"].partition(",")[2]) for one in page.all("audio")]
+    assert [content for content in heard if content.startswith(b"speech of")] == [
+        b"speech of 30", *(b"speech of %d" % update for update in (10, 13, 16, 19, 22, 25, 28))
+    ]  # fmt: skip
+    assert "7 validations in between" in page.text
+
+
+def test_header_counts_what_was_trained_on_and_links_to_the_online_run(run_dir: Path) -> None:
+    facts = {"plan": {"training_clips": 11, "validation_clips": 1}, "data": {"accepted": 100, "hours": 2.0}}
+    (run_dir / "facts.json").write_text(json.dumps(facts))
+    (run_dir / "wandb.json").write_text('{"id": "x", "attempts": 1, "url": "https://example.org/run"}')
+    page = parsed(html_of(run_dir))
+    assert "trained on 11 clips, validated on 1 data set: 100 clips 2 hours of speech" in page.text
+    assert "Voice: " in page.text
+    assert [one["href"] for one in page.all("a") if not one["href"].startswith("#")] == ["https://example.org/run"]
+    (run_dir / "wandb.json").write_text('{"id": "x", "attempts": 1, "url": "javascript:alert(1)"}')
+    assert "javascript" not in html_of(run_dir)
 
 
 def test_sentences_and_recordings_are_shown_if_present(run_dir: Path) -> None:
@@ -390,7 +414,7 @@ def test_run_without_metrics_has_a_page(tmp_path: Path, content: str) -> None:
         ("facts.json", b"\xff", "facts.json: cannot be read ("),
         ("worst_clips.json", b'{"clip": 1}', "worst_clips.json: expected array, found object"),
         ("metrics.jsonl", b'{"update": 1, "generator/mel": 2}\n{"upd\n[3]\n\xff\n', "metrics.jsonl has 3 unread"),
-        ("rejected.jsonl", b"null\n", "rejected.jsonl has 1 unreadable line(s)"),
+        ("rejected.jsonl", b"null\n", "rejected.jsonl has 1 unreadable line"),
         ("train.log", b"\xff\xfe no UTF-8\n", "no UTF-8"),
         ("samples/update-000004/texts.json", b'"one"', "samples/update-000004/texts.json: expected array, found str"),
     ],

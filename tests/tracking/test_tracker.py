@@ -72,7 +72,9 @@ class OnlineRun:
         self.logged.append(line)
         self.summary |= line
 
-    def define_metric(self, name: str, step_metric: str | None = None) -> None: ...
+    def define_metric(self, name: str, **_: Any) -> None: ...
+
+    def save(self, path: str, **_: Any) -> None: ...
 
     def finish(self, exit_code: int) -> None:
         self.ended.append(exit_code)

@@ -215,7 +215,8 @@ def rank_metrics(timings: Sequence[RankTiming]) -> dict[str, float]:
     rates = [timing.clips / timing.elapsed_s for timing in timings]
     waits = [timing.waited for timing in timings]
     compute = [timing.compute_s / timing.updates for timing in timings]
-    metrics = {"time/data_wait_fraction": statistics.mean(waits), "time/data_wait_fraction_max": max(waits)}
+    metrics = {"time/data_wait_fraction": statistics.mean(waits)}
+    metrics |= {"time/data_wait_fraction_max": max(waits)} if len(waits) > 1 else {}
     metrics |= {f"ranks/{label}/utterances_per_s": value for label, value in _by_label(rates).items()}
     metrics |= {f"ranks/{label}/data_wait_fraction": value for label, value in _by_label(waits).items()}
     return metrics | {f"ranks/{label}/compute_s_per_update": value for label, value in _by_label(compute).items()}

@@ -27,7 +27,7 @@ from vits_trainer.text.tokenizer import encode, load_tokenizer
 from vits_trainer.text.vocabulary import unread_characters
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import atomic_write
-from vits_trainer.utils.strings import join_names, ordinary_spaces
+from vits_trainer.utils.strings import counted, join_names, ordinary_spaces
 
 logger = logging.getLogger(__name__)
 
@@ -194,11 +194,16 @@ class Voice:
         known = [(piece, ids) for piece, ids in encoded if _has_known_tokens(self.tokenizer, ids)]
         unknown = unread_characters(self.tokenizer, pieces)
         if not known:
-            raise DataError(f"{self.name} knows no character of the text ({unknown}). Use text in the voice's script.")
+            raise DataError(
+                f"{self.name} knows no character of the text ({unknown}). Write it in the voice's script, numbers and "
+                "symbols as words."
+            )
         lost = len(pieces) - len(known)
-        whole = f", and {lost} of {len(pieces)} pieces entirely" if lost else ""
+        whole = f", and with them {lost} of {counted(len(pieces), 'sentence')}" if lost else ""
         if unknown or lost:
-            logger.warning("%s does not know the characters %s: they are skipped%s.", self.name, unknown, whole)
+            logger.warning(
+                "%s does not know %s: skipped%s. Write numbers and symbols as words.", self.name, unknown, whole
+            )
         return known
 
     @torch.inference_mode()

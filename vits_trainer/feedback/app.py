@@ -198,7 +198,7 @@ class FeedbackPage:
         take = before.take + 1 if before is not None and again else 1
         speech = self.voice.speak(text, _FIRST_SEED + take - 1, speaker, rate)
         plot = self.voice.plot_mels({"generated speech": speech.samples})
-        skipped = f"Skipped characters that the voice does not know: {speech.unknown}" if speech.unknown else ""
+        skipped = f"The voice does not know {speech.unknown}: skipped. Write it as words." if speech.unknown else ""
         return self._banner() | {
             p.playback: LastPlayback(speech, take),
             p.speech: views.playback(

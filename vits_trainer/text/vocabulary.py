@@ -12,7 +12,7 @@ from pathlib import Path
 from vits_trainer.text.normalization import is_spoken
 from vits_trainer.text.tokenizer import VoiceTokenizer
 from vits_trainer.utils.files import atomic_write
-from vits_trainer.utils.strings import counted, csv_cell
+from vits_trainer.utils.strings import counted, csv_cell, join_names
 
 SAMPLE = 2000
 """Texts to examine if each takes milliseconds to convert; enough for a representative result."""
@@ -74,13 +74,13 @@ def missing_characters(
 
 
 def unread_characters(tokenizer: VoiceTokenizer, texts: Iterable[str]) -> str:
-    """Returns the letters, digits and symbols of ``texts`` that the voice does not read, sorted.
+    """Returns the letters, digits and symbols of ``texts`` that the voice does not read: “5”, “%”, in the texts' order.
 
     Raises:
         ModelError: a package for the conversion of the texts is missing.
     """
-    missing = missing_characters(tokenizer, texts)
-    return "".join(sorted(item.character for item in missing if is_spoken(item.character)))
+    missing = (character for text in texts for character in tokenizer.resolve(text)[1])
+    return join_names([f"“{character}”" for character in dict.fromkeys(filter(is_spoken, missing))])
 
 
 def describe_missing(missing: Sequence[MissingCharacter]) -> list[str]:

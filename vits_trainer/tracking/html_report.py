@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 import jinja2
 
-from vits_trainer.config.train import VALIDATION_LOSSES
+from vits_trainer.config.serialization import to_dict
+from vits_trainer.config.train import VALIDATION_LOSSES, TrainConfig
 from vits_trainer.evaluation.ranking import rank
 from vits_trainer.tracking.svg_charts import Curve, Mark, format_number, panel
 from vits_trainer.utils import records
@@ -28,6 +29,8 @@ from vits_trainer.utils.redaction import redacted
 from vits_trainer.utils.strings import counted
 
 _MAX_MEDIA_BYTES = 64 * 2**20
+MAX_BETWEEN = 8
+"""Number of validations between the first and the last whose speech is in the page."""
 FIRST_ERRORS = 50
 """Number of lines of rejected.jsonl to show."""
 LOG_TAIL = 60
@@ -74,12 +77,14 @@ class Synthesis:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A validation sentence, synthesized at the first and the last validation."""
+    """A validation sentence, synthesized at validations."""
 
     text: str
     recorded: str
     syntheses: tuple[Synthesis, ...]
-    """One if there was only one validation, else two."""
+    """Of the first and the last validation; one if there was only one."""
+    between: tuple[tuple[int, str], ...] = ()
+    """Update and speech of some validations between them."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,8 @@ class Run:
     errors: Errors
     worst: list[dict[str, Any]]
     log: Log
+    wandb: dict[str, Any]
+    """Content of wandb.json: the address of an online run."""
     missing: list[str]
     """One message per missing or unreadable file."""
 
@@ -208,7 +215,7 @@ def read_run(run_dir: Path) -> Run:
         DataError: it is not a run's folder: it has neither metrics.jsonl nor config.yaml.
     """
     if not any((run_dir / name).is_file() for name in ("metrics.jsonl", "config.yaml")):
-        below = sorted(path.parent for path in run_dir.glob("runs/*/config.yaml"))
+        below = sorted(path.parent for path in (*run_dir.glob("*/config.yaml"), *run_dir.glob("runs/*/config.yaml")))
         example = below[-1] if below else "training/runs/<run_name>"
         problem = "it has neither metrics.jsonl nor config.yaml" if run_dir.is_dir() else "no such folder"
         raise DataError(f"{run_dir} is not a run: {problem}. Give the folder of one run, such as {example}.")
@@ -223,6 +230,7 @@ def read_run(run_dir: Path) -> Run:
         errors=_errors(reader),
         worst=[row for row in reader.structure(run_dir / "worst_clips.json", [], "") if isinstance(row, dict)],
         log=_log(reader),
+        wandb=reader.structure(run_dir / "wandb.json", {}, ""),
         missing=reader.missing,
     )
 
@@ -278,6 +286,9 @@ def _sentences(reader: _Reader) -> list[Sentence]:
         reader.missing.append("samples/ is empty or missing: no samples (each validation adds some).")
         return []
     shown = [folders[0], *folders[1:][-1:]]
+    between = folders[1:-1]
+    step = -(-len(between) // MAX_BETWEEN) or 1
+    some = between[step // 2 :: step]
     last = shown[-1][1]
     texts = reader.structure(last / "texts.json", [], "")
     names = [path.name.partition("_")[0] for path in last.glob("*_*")]
@@ -287,6 +298,7 @@ def _sentences(reader: _Reader) -> list[Sentence]:
             text=str(texts[n]) if n < len(texts) else f"sentence {n + 1}",
             recorded=next(filter(None, (reader.uri(d / f"{n}_recorded.wav", "audio/wav") for _, d in shown[::-1])), ""),
             syntheses=tuple(_synthesis(reader, update, folder, n) for update, folder in shown),
+            between=tuple((update, reader.uri(folder / f"{n}_speech.wav", "audio/wav")) for update, folder in some),
         )
         for n in numbers
     ]
@@ -420,14 +432,22 @@ def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 def render(run: Run) -> str:
     """Renders the page."""
-    data = run.facts.get("data") if isinstance(run.facts.get("data"), dict) else {}
-    plan = run.facts.get("plan") if isinstance(run.facts.get("plan"), dict) else {}
+    data, plan = (one if isinstance(one := run.facts.get(part), dict) else {} for part in ("data", "plan"))
     heads, rows = validation_table(run.curves, best_metric(run))
+    settings, defaults = flat(run.config), set(flat(to_dict(TrainConfig())))
+    facts = dict(run.facts)
+    if "settings" in data:
+        facts |= {"data": {name: value for name, value in data.items() if name != "settings"}}
+        facts["settings of prepare_data"] = data["settings"]
     return _template().render(
         run=run,
         state=str(run.outcome.get("outcome", "unknown")),
         planned=number(plan.get("total_updates")) if plan else None,
         clips=number(data.get("accepted")) if data else None,
+        trained=number(plan.get("training_clips")) if plan else None,
+        validated=number(plan.get("validation_clips")) if plan else None,
+        voice=str(run.config.get("output_dir", "")),
+        wandb_url=url if (url := str(run.wandb.get("url", ""))).startswith("https://") else "",
         hours=number(data.get("hours")) if data else None,
         key_metrics=key_metrics(run.curves),
         baseline_comparison=baseline_comparison(run.curves),
@@ -435,8 +455,10 @@ def render(run: Run) -> str:
         best_metric=best_metric(run),
         validation_heads=heads,
         validation_rows=rows,
-        facts={str(part): flat(inner) for part, inner in run.facts.items()},
-        settings=flat(run.config),
+        facts={str(part): [line for line in flat(inner) if line[1] != "null"] for part, inner in facts.items()},
+        folded=("versions", "settings of prepare_data"),
+        settings=[setting for setting in settings if setting not in defaults],
+        default_settings=[setting for setting in settings if setting in defaults],
         worst_names=list(dict.fromkeys(name for row in run.worst for name in _metrics_of(row))),
         metrics_of=_metrics_of,
         format_number=lambda value: format_number(value) if number(value) is not None else str(value),
@@ -467,6 +489,7 @@ def media_bytes(sentences: Sequence[Sentence]) -> int:
         for sentence in sentences
         for part in (
             sentence.recorded,
+            *(speech for _, speech in sentence.between),
             *(
                 uri
                 for synthesis in sentence.syntheses

@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 matplotlib.use("Agg")  # needs no display
 
 
+_MAX_LABELS = 45
+"""Characters beside an alignment that can be read at its size."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One validation sentence, synthesized at some update."""
@@ -29,6 +33,7 @@ class Sample:
     token_of_frame: NDArray[np.int64]
     """(T,), the alignment of the recording."""
     tokens: list[str]
+    """Characters; "" for blanks."""
 
 
 def mel_picture(
@@ -57,15 +62,16 @@ def mel_picture(
 
 
 def alignment_picture(token_of_frame: NDArray[np.int64], tokens: Sequence[str], path: Path) -> None:
-    """Plots the alignment: the token of each frame, (T,), from bottom to top."""
-    figure = _figure(9, max(3.0, 0.09 * len(tokens)))
+    """Plots the alignment: the token of each frame, (T,), from bottom to top; of many characters, every n-th named."""
+    figure = _figure(9, 5)
     axis = figure.subplots()
     path_image = np.zeros((len(tokens), len(token_of_frame)), dtype=np.float32)
     path_image[token_of_frame, np.arange(len(token_of_frame))] = 1
     axis.imshow(path_image, origin="lower", aspect="auto", cmap="Blues", interpolation="nearest")
-    labelled = [index for index, token in enumerate(tokens) if len(token) == 1]  # blanks have longer names
-    axis.set_yticks(labelled, [tokens[index] for index in labelled], fontsize=6)
-    axis.set(xlabel="frame", ylabel="token", title="alignment")
+    named = [index for index, token in enumerate(tokens) if token.strip()]
+    labelled = named[:: -(-len(named) // _MAX_LABELS) or 1]
+    axis.set_yticks(labelled, [tokens[index] for index in labelled], fontsize=8)
+    axis.set(xlabel="frame", ylabel="character", title="alignment")
     _save(figure, path)
 
 

@@ -77,6 +77,13 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
 
 
+class _RedactingFormatter(logging.Formatter):
+    """Removes secrets, also from tracebacks: W&B gets the file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(redacted(super().format(record)))
+
+
 class Tracker:
     """Context manager that records one run; an exception marks the run as failed."""
 
@@ -117,6 +124,9 @@ class Tracker:
         self._pending_rows: list[tuple[Any, ...]] = []
         """Rows of incidents not yet added to the W&B table."""
         self._table: Any = None
+        self._speaker_table: Any = None
+        self._has_recordings = False
+        """Whether the recordings of the samples, which never change, were logged."""
 
     def __enter__(self) -> "Tracker":
         if not self.is_main:
@@ -125,7 +135,7 @@ class Tracker:
         # First: if a package is missing, the files of an earlier run must be unchanged.
         self._accelerate_trackers = [self._accelerate_tracker(name) for name in self.config.trackers if name != "wandb"]
         self._log_handler = _LogFile(self.run_dir / "train.log", encoding="utf-8")
-        self._log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._log_handler.setFormatter(_RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("vits_trainer").addHandler(self._log_handler)
         save_config(self.config, self.run_dir / "config.yaml")
         for name in _LOGS:
@@ -216,8 +226,7 @@ class Tracker:
         if self._run is not None and update > self._sent_update:
             errors = self._errors_table() if self._pending_rows else {}
             worst = {"worst clips": clips_table(update, scores)} if scores else {}
-            table = {"speakers": wandb.Table(columns=list(_SPEAKER_COLUMNS), data=rows)} if rows else {}
-            self._run.log({**line, **media, **errors, **worst, **table})
+            self._run.log({**line, **media, **errors, **worst, **self._speakers_table(rows)})
         for tracker in self._accelerate_trackers:
             tracker.log({name: value for name, value in line.items() if name != "update"}, step=update)
 
@@ -227,6 +236,15 @@ class Tracker:
             if not file.tell():
                 writer.writerow(_SPEAKER_COLUMNS)
             writer.writerows(rows)
+
+    def _speakers_table(self, rows: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+        if not rows:
+            return {}
+        if self._speaker_table is None:
+            self._speaker_table = wandb.Table(columns=list(_SPEAKER_COLUMNS), log_mode="INCREMENTAL")
+        for row in rows:
+            self._speaker_table.add_data(*row)
+        return {"speakers": self._speaker_table}
 
     def _errors_table(self) -> dict[str, Any]:
         if self._table is None:
@@ -249,10 +267,13 @@ class Tracker:
             alignment_picture(sample.token_of_frame, sample.tokens, names["alignment.png"])
             if self._run is None:
                 continue
+            if not self._has_recordings:
+                media[f"samples/{number}/recorded"] = wandb.Audio(str(names["recorded.wav"]), caption=sample.text)
             media[f"samples/{number}/speech"] = wandb.Audio(str(names["speech.wav"]), caption=sample.text)
             media[f"samples/{number}/mel"] = wandb.Image(str(names["mel.png"]), caption=sample.text)
             media[f"samples/{number}/alignment"] = wandb.Image(str(names["alignment.png"]), caption=sample.text)
         if samples:
+            self._has_recordings = True
             texts = [sample.text for sample in samples]
             (folder / "texts.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
             durations = np.concatenate([np.bincount(s.token_of_frame, minlength=len(s.tokens)) for s in samples])

@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 import wandb
 from msgspec import Meta
 
+from vits_trainer.config.architecture import Architecture
+from vits_trainer.config.options import HIGHER_IS_BETTER, SCORES
 from vits_trainer.config.serialization import to_dict
-from vits_trainer.config.train import TrainConfig
+from vits_trainer.config.train import VALIDATION_LOSSES, TrainConfig
 from vits_trainer.config.voices import EvaluateConfig
 from vits_trainer.evaluation.speech_metrics import ClipScore
 from vits_trainer.utils.errors import DataError
@@ -24,9 +26,24 @@ from vits_trainer.utils.redaction import redacted
 logger = logging.getLogger(__name__)
 
 
+_NOT_LOGGED = frozenset((
+    "data_dir", "checkpoint_dir", "output_dir", "keep_versions", "runs_dir", "run_name", "data_workers",
+    "max_rejected_fraction", "max_nonfinite_updates", "rank_timeout_s", "validation_samples", "log_every_updates",
+    "save_every_updates", "save_before_s", "keep_checkpoints", "resume_from_checkpoint", "report_to",
+    "wandb_checkpoints", "wandb_project", "wandb_entity", "wandb_tags", "push_to_hub", "hub_private",
+))  # fmt: skip
+"""Settings of places, accounts and logging."""
+_LOGGED_FACTS = {
+    "plan": ("training_clips", "validation_clips", "world_size", "clips_per_update", "total_updates"),
+    "data": ("hours", "mean_seconds", "speakers", "sampling_rate"),
+    "versions": ("vits-trainer", "torch", "transformers", "accelerate", "code"),
+}
+
+
 class _Saved(TypedDict, total=False):
     id: Annotated[str, Meta(pattern=r"^\w{1,64}$")]
     attempts: Count
+    url: str
 
 
 def start_run(run_dir: Path, config: TrainConfig, facts: Mapping[str, Any], resumed_at: int | None) -> Any:
@@ -47,8 +64,9 @@ def start_run(run_dir: Path, config: TrainConfig, facts: Mapping[str, Any], resu
         resume="allow" if mode == "online" else None,
         name=run_dir.name,
         group=run_dir.name,
+        job_type="train",
         tags=redacted(list(config.wandb_tags)) or None,
-        config=redacted({**to_dict(config), **facts, "attempt": attempt, "resumed_at": resumed_at}),
+        config=redacted({**run_settings(config, facts), "attempt": attempt, "resumed_at": resumed_at}),
         allow_val_change=True,
         dir=run_dir,
         mode=mode,
@@ -57,10 +75,39 @@ def start_run(run_dir: Path, config: TrainConfig, facts: Mapping[str, Any], resu
     # The x-axis is the update, not W&B's step, which drops values that a resumed run logs again.
     run.define_metric("update")
     run.define_metric("*", step_metric="update")
+    for loss in VALIDATION_LOSSES:
+        run.define_metric(f"validation/{loss}", step_metric="update", summary="min,last")
+    for metric in (name for metrics in SCORES.values() for name in metrics):
+        best = "max" if metric in HIGHER_IS_BETTER else "min"
+        run.define_metric(f"validation/{metric}", step_metric="update", summary=f"{best},last")
+    for name in ("epoch", "validation/constant_frame_mel"):  # a line without information
+        run.define_metric(name, step_metric="update", hidden=True)
+    run.save(str(run_dir / "train.log"), base_path=str(run_dir), policy="end")
+    atomic_write(path, json.dumps({"id": first_id, "attempts": attempt, "url": run.url or ""}) + "\n")
     if mode == "offline":
         reason = "WANDB_MODE is set" if "WANDB_MODE" in os.environ else "no API key is set"
         logger.info("Weights & Biases: offline (%s). Sync with: wandb sync %s", reason, Path(run.dir).parent)
     return run
+
+
+def run_settings(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what distinguishes runs: settings of the voice and of the training, plan, data and versions.
+
+    Not paths, accounts, logging, and what is off; of an architecture only what differs from the default. The run's
+    folder has all of it.
+    """
+    settings = {name: value for name, value in to_dict(config).items() if name not in _NOT_LOGGED and value is not None}
+    if config.architecture is not None:
+        default = to_dict(Architecture())
+        own = settings["architecture"].items()
+        settings["architecture"] = {name: value for name, value in own if value != default[name]}
+    for part, names in _LOGGED_FACTS.items():
+        known = facts.get(part) or {}
+        settings[part] = {name: known[name] for name in names if name in known}
+    source = (facts.get("data") or {}).get("source") or {}
+    name = str(source.get("dataset", ""))
+    settings["data"]["dataset"] = name if source.get("kind") == "hub" else Path(name).name
+    return settings | {name: facts[name] for name in ("machine",) if name in facts}
 
 
 def clips_table(update: int, clips: Sequence[ClipScore]) -> Any:

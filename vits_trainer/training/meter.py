@@ -171,10 +171,12 @@ class TrainingMetrics:
         self.seconds_per_update = elapsed_s / updates
         metrics |= {
             "throughput/utterances_per_s": self._clips / elapsed_s,
-            "throughput/utterances_per_s_per_rank": self._clips / elapsed_s / self.runtime.num_processes,
             "throughput/audio_s_per_s": sum(timing.audio_s for timing in self.rank_timings) / elapsed_s,
             "memory/max_allocated_gib": peak_memory_gib(self.runtime.device),
         }
+        if self.runtime.num_processes > 1:
+            each = metrics["throughput/utterances_per_s"] / self.runtime.num_processes
+            metrics["throughput/utterances_per_s_per_rank"] = each
         metrics |= rank_metrics(self.rank_timings)
         self.means.reset()
         self._restart()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import VitsModel
+from transformers import VitsModel, VitsTokenizer
 
 from vits_trainer.data.clip_accounting import Incident
 from vits_trainer.data.dataloader import build_dataloader
@@ -272,7 +272,7 @@ class Validation:
             speech=speech[0].cpu().numpy(),
             mels={title: self._mel(waveform) for title, waveform in waveforms.items()},
             token_of_frame=synthesis.token_of_frame[0].cpu().numpy(),
-            tokens=tokenizer.convert_ids_to_tokens(batch.tokens[0].tolist()),
+            tokens=_characters(tokenizer, batch.tokens[0].tolist()),
         )
 
     def _mel(self, waveform: Tensor) -> NDArray[np.float32]:
@@ -295,6 +295,13 @@ class Validation:
         mels = [self._mel(batch.trimmed(hop).to(torch.device("cpu")).waveform) for batch in batches]
         frames = torch.from_numpy(np.concatenate(mels, axis=1))
         return float((frames - frames.median(dim=1, keepdim=True).values).abs().mean())
+
+
+def _characters(tokenizer: VitsTokenizer, token_ids: Sequence[int]) -> list[str]:
+    """Returns the characters of tokens; "" for blanks, whose token may be a letter, as in MMS-TTS."""
+    tokens = tokenizer.convert_ids_to_tokens(list(token_ids))
+    is_blank = (index % 2 == 0 for index in range(len(tokens))) if tokenizer.add_blank else (False for _ in tokens)
+    return ["" if blank else str(token) for token, blank in zip(tokens, is_blank, strict=True)]
 
 
 @contextmanager
