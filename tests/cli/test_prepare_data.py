@@ -16,7 +16,7 @@ def test_summary_table_counts_every_clip(tmp_path: Path, capsys: pytest.CaptureF
     output_dir = tmp_path / "my voice"
     flags = ["--dataset", str(dataset), "--output_dir", str(output_dir), "--processes", "1"]
     assert main(["prepare_data", *flags]) == 0
-    *rows, first, second, third, prepared, next_step = capsys.readouterr().out.splitlines()
+    *rows, first, second, third, prepared, next_step, _ = capsys.readouterr().out.splitlines()
     table = dict(row.rsplit(maxsplit=1) for row in rows)
     assert table == {
         "clips": "3",
@@ -33,7 +33,7 @@ def test_summary_table_counts_every_clip(tmp_path: Path, capsys: pytest.CaptureF
     assert second == "Clip stereo.mp3 -> wavs/audio_000001.wav, 0.60 s, speaker speaker-a: Du deng, yek."
     assert third == "Clip good_1.mp3 -> wavs/audio_000002.wav, 0.60 s, speaker speaker-a: Silav 1."
     assert str(output_dir) in prepared
-    assert next_step == f"Next: vits-trainer train_vits --data_dir '{output_dir}'"
+    assert next_step == f"Next: vits-trainer train_vits --data_dir '{output_dir}' --model_name facebook/mms-tts-eng"
 
 
 def test_flags_are_applied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """``evaluate``: voices compared with the recordings; and the same metrics during training."""
 
 import json
+import re
 import shutil
 import sys
 from importlib.util import find_spec
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.voices import ended_wandb_run, metrics, prepared_folder, train_flags, wandb_records
+from tests.support.voices import ended_wandb_run, many_speakers, metrics, prepared_folder, train_flags, wandb_records
 from vits_trainer.cli.main import main
 from vits_trainer.data.audio import read_pcm16_wav, to_pcm16, write_pcm16_wav
 from vits_trainer.evaluation import recognizers
@@ -84,6 +85,27 @@ def test_held_out_clips_are_the_validation_clips_of_training(trained: Path, tmp_
     in_training = json.loads((trained / "training/runs/run/worst_clips.json").read_text())
     assert evaluated_clips == {clip["clip"] for clip in in_training}
     assert len(evaluated_clips) == 2
+
+
+def test_speakers_are_chosen_and_have_a_table_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = many_speakers(tmp_path, {"ana": 3, "mem": 3, "zin": 3})
+    flags = train_flags(tmp_path, only_speakers="ana,mem", max_updates=1, batch_size=2, validation_samples=0)
+    assert main(["train_vits", *flags]) == 0
+    voice = tmp_path / "final_model"
+    settings = ["--models", str(voice), "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
+    settings += ["--scores", "mcd", "--clips", "all"]
+    capsys.readouterr()
+    assert main(["evaluate", *settings]) == 2
+    message = capsys.readouterr().err
+    assert f"{voice} has no speaker zin. Exclude their clips with --only_speakers; the voice has ana, mem." in message
+    assert not (tmp_path / "out").exists()
+    assert main(["evaluate", *settings, "--only_speakers", "ana,mem"]) == 0
+    clips = json.loads((tmp_path / "out/scores.json").read_text())["voices"][str(voice)]["clips"]
+    assert {clip["clip"].partition("_")[0] for clip in clips} == {"ana", "mem"}
+    (table,) = re.findall(r"by speaker\n.*\n(ana .*)\n(mem .*)\n", capsys.readouterr().out)
+    for name, line in zip(("ana", "mem"), table, strict=True):
+        own = [clip["figures"]["mcd_db"] for clip in clips if clip["clip"].startswith(name)]
+        assert line.split() == [name, f"{sum(own) / 3:.3f}", "3"]
 
 
 def test_weights_and_biases_run_of_an_evaluation(trained: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tests.support.voices import many_speakers, prepared_folder, train_flags
 from vits_trainer.cli.main import main
 from vits_trainer.data.prepared import open_prepared, train_validation_split
 from vits_trainer.evaluation.recognizers import has_whisper
+from vits_trainer.feedback import pipeline, replay_mix
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +220,71 @@ def test_replay_and_held_out_clips_are_those_of_the_voices_speakers(tmp_path: Pa
     assert main(flags(served, feedback, tmp_path / "other", **changes)) == 2
     assert "The voice has one speaker" in capsys.readouterr().err
     assert main(flags(served, feedback, tmp_path / "other", only_speakers="ava", **changes)) in (0, 1)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A voice of three speakers with its data."""
+    folder = tmp_path_factory.mktemp("several")
+    many_speakers(folder, {"ana": 5, "mem": 4, "zin": 4})
+    assert main(["train_vits", *train_flags(folder, max_updates=2)]) == 0
+    return folder
+
+
+def test_corrections_without_a_speaker_are_refused_before_training(
+    several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served, feedback = several / "final_model", corrections(tmp_path / "feedback", count=2)
+    (feedback / "word0.speaker").write_text("mem\n")
+    assert main(flags(served, feedback, tmp_path / "new", data_dir=several / "training")) == 2
+    message = capsys.readouterr().err
+    assert "no speaker is given for the corrections word1. Set --speaker" in message
+    assert "Speakers: ana, mem, zin." in message
+    (feedback / "word1.speaker").write_text("nobody\n")
+    assert main(flags(served, feedback, tmp_path / "new", data_dir=several / "training")) == 2
+    assert "has no speaker nobody. Its speakers: ana, mem, zin." in capsys.readouterr().err
+    assert not (tmp_path / "new_work").exists()
+
+
+def test_each_correction_trains_its_own_speaker(
+    several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = shutil.copytree(several / "final_model", tmp_path / "final_model")
+    feedback = corrections(tmp_path / "feedback", count=3)
+    (feedback / "word1.speaker").write_text("ana\n")
+    prepared = []
+    prepare = pipeline._prepare
+    monkeypatch.setattr(pipeline, "_prepare", lambda *args: prepared.append(prepare(*args)) or prepared[-1])
+    code = main(flags(served, feedback, tmp_path / "new", data_dir=several / "training", speaker="zin"))
+    assert code in (0, 1)  # accepted or refused: it was trained
+    assert list(prepared[0].rows.speaker) == ["zin", "ana", "zin"]
+    facts = json.loads((tmp_path / "new_work/runs/learnt/facts.json").read_text())["data"]
+    assert facts["replayed"] == 3
+
+    # another speaker makes a correction new
+    (feedback / "word1.speaker").write_text("mem\n")
+    found = {one.name: one for one in replay_mix.find_corrections(feedback)}
+    assert found["word1"].speaker == "mem"
+    assert replay_mix.not_yet_learnt(list(found.values()), {**{n: c.sha256 for n, c in found.items()}, "word1": "x"})
+
+
+def test_voice_whose_speakers_have_no_names_is_refused(
+    several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = shutil.copytree(several / "final_model", tmp_path / "final_model")
+    config = json.loads((served / "config.json").read_text())
+    del config["speakers"]
+    (served / "config.json").write_text(json.dumps(config))
+    assert main(flags(served, corrections(tmp_path / "feedback"), tmp_path / "new", speaker="0")) == 2
+    assert "has 3 speakers and names 0 of them" in capsys.readouterr().err
+    assert main(["feedback_app", "--model_dir", str(served), "--feedback_dir", str(tmp_path / "page")]) == 2
+    assert "has 3 speakers and names 0 of them" in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()
+
+
+def test_speaker_of_a_voice_with_one_is_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feedback = corrections(tmp_path / "feedback")
+    assert main(flags(trained / "final_model", feedback, tmp_path / "new", speaker="ana")) == 2
+    assert "has one speaker. Omit it." in capsys.readouterr().err

@@ -14,7 +14,7 @@ def test_card_of_a_finetuned_voice_names_base_model_and_licence(tmp_path: Path) 
     info = ModelCardInfo(
         config=TrainConfig(model_name="facebook/mms-tts-eng", push_to_hub="me/mine"),
         data={"accepted": 5, "hours": 1.5, "source": {"kind": "hub", "dataset": "a/b", "revision": "r1"}},
-        training_clips=0, speakers=("ann", "b|o"), phonemes_of=None, sampling_rate=16000, update=7,
+        training_clips=0, language=None, speakers=("ann", "b|o"), phonemes_of=None, sampling_rate=16000, update=7,
         versions={"torch": "2"}, run_dir=tmp_path,
     )  # fmt: skip
     text = model_card(info)
@@ -26,6 +26,7 @@ def test_card_of_a_finetuned_voice_names_base_model_and_licence(tmp_path: Path) 
     assert "a/b at revision r1: 5 clips, 1.50 hours." in text
     assert "| 0 | ann |\n| 1 | b\\|o |\n" in text
     assert "## Metrics" not in text
+    assert ModelCard(model_card(replace(info, language="kmr-script_latin"))).data.language == "kmr"
     assert "load_tokenizer" not in text + model_card(replace(info, phonemes_of="en-us"))
     assert 'tokenizer=load_tokenizer("me/mine")' in model_card(replace(info, phonemes_of="de"))
     many_speakers = model_card(replace(info, speakers=tuple(f"s{n}" for n in range(17))))
@@ -47,16 +48,23 @@ def test_card_of_a_finetuned_voice_names_base_model_and_licence(tmp_path: Path) 
 
 
 def test_metrics_are_evaluation_results_of_the_hub(tmp_path: Path) -> None:
-    lines = ['{"update": 6, "validation/mel": 2.0}', '{"update": 7, "validation/mel": 0.51234, "validation/kl": 1.5}']
+    lines = [
+        '{"update": 6, "validation/mel": 2.0}',
+        '{"update": 7, "validation/mel": 0.51234, "validation/kl": 1.5, '  # noqa: ISC004
+        '"validation/cer": 0.1, "validation/constant_frame_mel": 1.3}',
+    ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     info = ModelCardInfo(
         config=TrainConfig(model_name=None, architecture=Architecture(), language="de", push_to_hub="me/mine"),
         data={"source": {"kind": "lj_speech", "dataset": "/home/me/clips"}},
-        training_clips=5, speakers=(), phonemes_of=None, sampling_rate=16000, update=7, versions={}, run_dir=tmp_path,
+        training_clips=5, language="en-us",
+        speakers=(), phonemes_of=None, sampling_rate=16000, update=7, versions={}, run_dir=tmp_path,
     )  # fmt: skip
     text = model_card(info)
     card = ModelCard(text)
-    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {"mel": 0.5123, "kl": 1.5}
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {"mel": 0.5123, "cer": 0.1}
+    assert card.content.count("constant_frame_mel | 1.3000") == 1
+    assert "# mine" in text
     assert (card.data.language, card.data.model_name) == ("de", "mine")
     assert "| mel | 0.5123 |" in text
     assert "/home/me" not in text

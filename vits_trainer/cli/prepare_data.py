@@ -53,8 +53,10 @@ def _next_steps(summary: PreparationSummary) -> list[str]:
             f"Prepared this part in {summary.output_dir}/shards.",
             f"Next: --part {', --part '.join(summary.missing_parts)}. The last part writes shards.json.",
         ]
+    folder = shlex.quote(str(summary.output_dir))
     written = "shards/, shards.json" if summary.shards else "wavs/, metadata.csv"
     return [
         f"Prepared {summary.output_dir}: {written}, rejected.csv, dataset.json",
-        f"Next: vits-trainer train_vits --data_dir {shlex.quote(str(summary.output_dir))}",
+        f"Next: vits-trainer train_vits --data_dir {folder} --model_name facebook/mms-tts-eng",
+        "(eng: the language of the texts as in ISO 639-3; or the folder of a voice)",
     ]

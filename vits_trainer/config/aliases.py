@@ -146,7 +146,7 @@ EXPLANATIONS = {
     "ACCELERATE_USE_CPU=true",
     "use_cuda": "the GPU is used if there is one: select it with CUDA_VISIBLE_DEVICES, or the CPU with "
     "ACCELERATE_USE_CPU=true",
-    "hub_token": "log in once with: hf auth login (or set HF_TOKEN)",  # nosec B105 - no password
+    **dict.fromkeys(("hub_token", "use_auth_token"), "log in once with: hf auth login (or set HF_TOKEN)"),
     "disable_tqdm": "the bar is only shown on a terminal",
     "per_device_eval_batch_size": "validation reads clips one by one: omit it",
     "eval_batch_size": "validation reads clips one by one: omit it",

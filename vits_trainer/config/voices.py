@@ -76,6 +76,8 @@ class EvaluateConfig:
     """held_out: the validation clips of train_vits with the same seed and validation_fraction. all: every clip."""
     max_clips: int = limited(64, 0)
     """Maximum number of clips to evaluate (0 = all)."""
+    only_speakers: str = ""
+    """As in training: speakers whose clips are evaluated, separated by commas (empty = all)."""
     validation_fraction: float = 0.05
     """As in training. Determines, with seed, which clips are validation clips."""
     validation_max_clips: int = limited(64, 0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vits_trainer.data.audio import RecordingError, read_pcm16_wav, to_pcm16, write_pcm16_wav
 from vits_trainer.data.prepared import PreparedData
-from vits_trainer.evaluation.speech_metrics import ClipScore, SpeechMetrics, bootstrap_interval, worst_first
+from vits_trainer.evaluation.speech_metrics import ClipScore, SpeechMetrics, bootstrap_interval, means, worst_first
 from vits_trainer.evaluation.synthesis import SynthesisOptions, Voice
 from vits_trainer.utils.errors import DataError, TooManyRejectedError
 from vits_trainer.utils.strings import counted
@@ -176,8 +176,14 @@ def to_record(evaluations: Sequence[VoiceEvaluation], names: Sequence[str]) -> d
     }
 
 
-def to_tables(evaluations: Sequence[VoiceEvaluation], names: Sequence[str]) -> str:
-    """Formats the evaluations, ordered as in :func:`to_record`, as text tables."""
+def to_tables(evaluations: Sequence[VoiceEvaluation], names: Sequence[str], speaker_of: Mapping[str, str]) -> str:
+    """Formats the evaluations, ordered as in :func:`to_record`, as text tables; of several speakers one each, too.
+
+    Args:
+        evaluations: of the recordings, then of the voices.
+        names: of the metrics.
+        speaker_of: speaker of each clip, by its name.
+    """
     clips = len(evaluations[0].clips)
     width = max(len(evaluation.name) for evaluation in evaluations)
     head = f"{'':{width}}" + _row([*names, "real_time_factor"])
@@ -194,12 +200,29 @@ def to_tables(evaluations: Sequence[VoiceEvaluation], names: Sequence[str]) -> s
         cells = [_cell(difference[name], "+") if name in difference else "-" for name in names]
         lines += ["", f"{evaluation.name} minus {base.name}, paired by clip:", f"{'':{width}}" + _row(cells)]
     for evaluation in evaluations[1:]:
+        lines += _speaker_table(evaluation, names, speaker_of)
+    for evaluation in evaluations[1:]:
         lines += ["", f"worst clips of {evaluation.name}"]
         for clip in evaluation.clips[:_MAX_WORST_CLIPS]:
             metrics = " ".join(f"{name} {value:.3f}" for name, value in clip.metrics.items())
             transcript = f"   transcript: {clip.transcript[:60]!r}" if clip.transcript is not None else ""
             lines.append(f"  {clip.clip}  {metrics}   {clip.text[:60]!r}{transcript}")
     return "\n".join(lines)
+
+
+def _speaker_table(evaluation: VoiceEvaluation, names: Sequence[str], speaker_of: Mapping[str, str]) -> list[str]:
+    """Returns the means of each speaker's clips; nothing for clips of one speaker."""
+    speakers = sorted({speaker_of[clip.clip] for clip in evaluation.clips})
+    if len(speakers) < 2:
+        return []
+    width = max(map(len, speakers))
+    lines = ["", f"{evaluation.name} by speaker", f"{'':{width}}" + _row([*names, "clips"])]
+    for speaker in speakers:
+        clips = [clip for clip in evaluation.clips if speaker_of[clip.clip] == speaker]
+        of_speaker = means(clips)
+        cells = [f"{of_speaker[name]:.3f}" if name in of_speaker else "-" for name in names]
+        lines.append(f"{speaker:{width}}" + _row([*cells, str(len(clips))]))
+    return lines
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from vits_trainer.config.options import SCORES, UNRELIABLE_CER
 from vits_trainer.config.serialization import split_names
 from vits_trainer.config.voices import EvaluateConfig
-from vits_trainer.data.prepared import PreparedData, open_prepared, train_validation_split
+from vits_trainer.data.prepared import PreparedData, open_prepared, select_speakers, train_validation_split
 from vits_trainer.evaluation.comparison import (
     RECORDED,
     Synthesizer,
@@ -27,9 +27,11 @@ from vits_trainer.evaluation.comparison import (
 )
 from vits_trainer.evaluation.speech_metrics import SpeechMetrics, means
 from vits_trainer.evaluation.synthesis import Voice
+from vits_trainer.models.pretrained import read_config, speaker_names
 from vits_trainer.text.tokenizer import load_tokenizer
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import atomic_write
+from vits_trainer.utils.strings import join_names
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +46,14 @@ class EvaluationResult:
     """Names of the metrics."""
     record: dict[str, Any]
     """Contents of scores.json."""
+    speaker_of: Mapping[str, str]
+    """Speaker of each clip, by its name."""
     output_dir: Path
     """scores.json, and the speech of each voice in speech_<number>/."""
 
     def __str__(self) -> str:
         """Tables of all metrics with 95 % intervals."""
-        return to_tables(self.voices, self.metrics)
+        return to_tables(self.voices, self.metrics, self.speaker_of)
 
 
 def evaluate(config: EvaluateConfig) -> EvaluationResult:
@@ -61,7 +65,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         ModelError: a voice cannot be loaded.
     """
     prepared = open_prepared(Path(config.data_dir))
+    prepared = select_speakers(prepared, config.only_speakers, 0, config.seed)
     rows = _rows(config, prepared)
+    _require_speakers(config.names, prepared, rows)
     output = _writable_folder(config.output_dir)
     scores = split_names("scores", config.scores, SCORES)
     scorer = SpeechMetrics(scores, prepared.sampling_rate, config.asr, config.language or _language(config.names))
@@ -74,7 +80,22 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         voices.append(evaluate_voice(name, saving, prepared, rows, scorer, not _is_speech(name)))
     record = {"data": config.data_dir, "asr": scorer.recognizer, **to_record(voices, scorer.names)}
     atomic_write(output / "scores.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    return EvaluationResult(voices, scorer.names, record, output)
+    speaker_of = {prepared.rows.filename[row]: prepared.rows.speaker[row] for row in rows}
+    return EvaluationResult(voices, scorer.names, record, speaker_of, output)
+
+
+def _require_speakers(names: Sequence[str], prepared: PreparedData, rows: Sequence[int]) -> None:
+    """Raises ConfigError if a voice of several speakers lacks one of the clips': before any of them is measured."""
+    for name in names:
+        if _is_speech(name):
+            continue
+        known = speaker_names(read_config(name))
+        lacking = sorted({prepared.rows.speaker[row] for row in rows} - set(known)) if known else []
+        if lacking:
+            raise ConfigError(
+                f"{name} has no speaker {join_names(lacking)}. Exclude their clips with --only_speakers; the voice has "
+                f"{join_names(known)}."
+            )
 
 
 def _language(names: Sequence[str]) -> str | None:

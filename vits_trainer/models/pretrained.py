@@ -3,6 +3,8 @@
 import copy
 import math
 from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
@@ -49,6 +51,11 @@ def read_config(name_or_dir: str) -> VitsConfig:
     Raises:
         ModelError: the configuration is missing, unreadable or of another model type.
     """
+    if Path(name_or_dir).is_file():
+        raise ModelError(
+            f"{name_or_dir} is a file, and a voice is a folder. A voice of another program (.onnx, .pth, .ckpt) "
+            f"becomes one by: vits-trainer convert --input {shlex.quote(name_or_dir)}"
+        )
     try:
         path = find_voice_file(name_or_dir, "config.json")
     except OSError as error:

@@ -13,6 +13,7 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from vits_trainer.config.options import SCORES
 from vits_trainer.config.serialization import to_dict
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.text.languages import espeak_name
@@ -27,6 +28,14 @@ _MAX_VISIBLE_SPEAKERS = 16
 """Longer tables of speakers are collapsed."""
 _LICENCES = {"facebook/mms-tts": "cc-by-nc-4.0", "kakao-enterprise/vits": "mit"}
 """Licences of voices on the Hub, by prefix of their names, according to their cards."""
+_SHOWN_METRICS = (
+    "mel",
+    "mel_from_text",
+    "mel_raw",
+    "constant_frame_mel",
+    *(name for score in SCORES.values() for name in score),
+)
+"""Not the adversarial and other training losses, which mean nothing without the discriminators."""
 # Markdown: texts of others are escaped where they are filled in.
 _TEMPLATES = jinja2.Environment(  # noqa: S701  # nosec B701
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -47,6 +56,8 @@ class ModelCardInfo:
     """Content of dataset.json."""
     training_clips: int
     """0 if not counted, as for streamed data."""
+    language: str | None
+    """Of the voice's tokenizer, such as kmr-script_latin."""
     speakers: tuple[str, ...]
     """Names in the order of their ids; empty for a single-speaker voice."""
     phonemes_of: str | None
@@ -76,16 +87,17 @@ def model_card(info: ModelCardInfo, samples: Mapping[str, str] | None = None) ->
     """
     base, licence = _origin(info.config)
     name = info.config.push_to_hub or "path/to/this/folder"
+    title = (info.config.push_to_hub or "VITS voice").rpartition("/")[2]
     source, metrics = info.data.get("source") or {}, _metrics(info)
     card_data = ModelCardData(
-        language=_language(info.config, base),
+        language=_language(info, base),
         license=licence,
         library_name="transformers",
         pipeline_tag="text-to-speech",
         tags=["vits"],
         datasets=[source["dataset"]] if source.get("kind") == "hub" else None,
         base_model=base if base and "/" in base else None,
-        model_name=(info.config.push_to_hub or "VITS voice").rpartition("/")[2] if metrics else None,
+        model_name=title if metrics else None,
         eval_results=_eval_results(info, metrics) or None,
     )
     reads_english = info.phonemes_of is None or espeak_name(info.phonemes_of) == espeak_name(None)
@@ -93,6 +105,7 @@ def model_card(info: ModelCardInfo, samples: Mapping[str, str] | None = None) ->
     text: str = template.render(
         card_data=card_data.to_yaml(),
         name=name,
+        title=title,
         sampling_rate=info.sampling_rate,
         phonemes_of=None if reads_english else info.phonemes_of,
         samples={path: html.escape(text, quote=False) for path, text in (samples or {}).items()},
@@ -114,10 +127,10 @@ def model_card(info: ModelCardInfo, samples: Mapping[str, str] | None = None) ->
     return text
 
 
-def _language(config: TrainConfig, base: str | None) -> str | None:
-    """ISO 639 code of the language: as set, or as MMS names it."""
-    if config.language:
-        return config.language.partition("-")[0]
+def _language(info: ModelCardInfo, base: str | None) -> str | None:
+    """ISO 639 code of the language: as set, as the voice states it, or as MMS names it."""
+    if stated := info.config.language or info.language:
+        return stated.partition("-")[0]
     mms = re.fullmatch(r"facebook/mms-tts-(\w{3})(-.*)?", base or "")
     return mms[1] if mms else None
 
@@ -128,6 +141,7 @@ def _eval_results(info: ModelCardInfo, metrics: Mapping[str, float]) -> list[Eva
     return [
         EvalResult("text-to-speech", source, f"{source} (validation clips)", metric, round(value, 4))
         for metric, value in metrics.items()
+        if metric not in ("mel_raw", "constant_frame_mel")  # of other weights, and a baseline
     ]
 
 
@@ -208,7 +222,7 @@ def _source(info: ModelCardInfo) -> str:
 
 
 def _metrics(info: ModelCardInfo) -> dict[str, float]:
-    """Validation metrics of the exported update, by name."""
+    """Validation metrics of the exported update that describe its speech, by name."""
     metrics: dict[str, float] = {}
     path = info.run_dir / "metrics.jsonl"
     for line in records.read_lines(path) if path.is_file() else ():
@@ -217,4 +231,4 @@ def _metrics(info: ModelCardInfo) -> dict[str, float]:
             metrics |= {
                 name.partition("/")[2]: value for name, value in values.items() if name.startswith("validation/")
             }
-    return {name: value for name, value in sorted(metrics.items()) if "/" not in name}
+    return {name: metrics[name] for name in _SHOWN_METRICS if name in metrics}

@@ -230,6 +230,7 @@ def _export(trainer: Trainer, data: TrainingData, voice: Path) -> None:
         config=config,
         data=data.summary,
         training_clips=trainer.sampler.clips,
+        language=tokenizer.language,
         speakers=tuple(pretrained.speaker_names(model.config)),
         phonemes_of=espeak_name(tokenizer.language) if tokenizer.phonemize else None,
         sampling_rate=trainer.objective.spec.sampling_rate,

@@ -85,7 +85,10 @@ def test_local_paths_take_precedence_over_the_hub(tmp_path: Path, monkeypatch: p
 def test_folders_with_a_table_of_another_name_are_refused_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "a" / "set").mkdir(parents=True)
     (tmp_path / "a" / "set" / "metadata.csv").write_text("x|y")
-    assert "its folder set has a table: give that one" in refusal(tmp_path / "a")
+    assert refusal(tmp_path / "a") == f"--dataset {tmp_path / 'a'}: did you mean {tmp_path / 'a' / 'set'}?"
+    (tmp_path / "cv-corpus" / "cv-corpus-21.0" / "kmr").mkdir(parents=True)
+    (tmp_path / "cv-corpus" / "cv-corpus-21.0" / "kmr" / "validated.tsv").write_text(HEADER)
+    assert refusal(tmp_path / "cv-corpus").endswith(f"did you mean {tmp_path / 'cv-corpus/cv-corpus-21.0/kmr'}?")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "filelist.list").write_text("x|y")
     assert "name the table of files and texts metadata.csv" in refusal(tmp_path / "b")

@@ -33,7 +33,9 @@ def open_source(config: PrepareConfig) -> Source:
     if kind is not hub.SOURCE:
         hub.refuse_hub_options(path, config)
     if kind is None:
-        raise DataError(f"--dataset {config.dataset}: {_problem_with(path)} Give {describe_sources()}.")
+        problem = _problem_with(path)
+        known = "" if problem.endswith("?") else f" Give {describe_sources()}."
+        raise DataError(f"--dataset {config.dataset}: {problem}{known}")
     return kind.open(path, config)
 
 
@@ -46,13 +48,14 @@ def describe_sources() -> str:
 def _problem_with(path: Path) -> str:
     if path.is_dir():
         names = sorted(file.name for file in path.iterdir() if file.suffix.casefold() in _TABLE_ENDINGS)
-        subfolder = next((file.parent.name for name in table.TABLES for file in sorted(path.glob(f"*/{name}"))), None)
+        places = (f"{below}/{name}" for below in ("*", "*/*") for name in ("validated.tsv", *table.TABLES))
+        below = next((file.parent for place in places for file in sorted(path.glob(place))), None)
         if "train.tsv" in names:
             return "it has train.tsv and no validated.tsv: copy train.tsv to validated.tsv to read those clips."
         if names:
             return f"it has {names[0]} and no metadata.csv: name the table of files and texts metadata.csv."
-        if subfolder is not None:
-            return f"its folder {subfolder} has a table: give that one."
+        if below is not None:
+            return f"did you mean {below}?"
         return "the folder is in no known format."
     if path.exists():
         return "the file is in no known format."
