@@ -70,7 +70,7 @@ def start_run(run_dir: Path, config: TrainConfig, facts: Mapping[str, Any], resu
         allow_val_change=True,
         dir=run_dir,
         mode=mode,
-        settings=wandb.Settings(silent=True, console="off"),
+        settings=wandb.Settings(silent=True, console="off", show_warnings=False),  # such as of each linked file
     )
     # The x-axis is the update, not W&B's step, which drops values that a resumed run logs again.
     run.define_metric("update")
@@ -82,8 +82,9 @@ def start_run(run_dir: Path, config: TrainConfig, facts: Mapping[str, Any], resu
         run.define_metric(f"validation/{metric}", step_metric="update", summary=f"{best},last")
     for name in ("epoch", "validation/constant_frame_mel"):  # a line without information
         run.define_metric(name, step_metric="update", hidden=True)
-    run.save(str(run_dir / "train.log"), base_path=str(run_dir), policy="end")
-    atomic_write(path, json.dumps({"id": first_id, "attempts": attempt, "url": run.url or ""}) + "\n")
+    run.save(str(run_dir / "train.log"), base_path=str(run_dir), policy="end", glob=False)
+    if mode == "online":
+        atomic_write(path, json.dumps({"id": first_id, "attempts": attempt, "url": run.url or ""}) + "\n")
     if mode == "offline":
         reason = "WANDB_MODE is set" if "WANDB_MODE" in os.environ else "no API key is set"
         logger.info("Weights & Biases: offline (%s). Sync with: wandb sync %s", reason, Path(run.dir).parent)
