@@ -2,9 +2,8 @@
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
