@@ -64,6 +64,6 @@ def _results(folder: Path, run_dir: Path, last: dict[str, float]) -> str:
             "",
             "This tiny voice only shows that everything works. With your own recordings:",
             "  vits-trainer prepare_data --dataset YOUR_RECORDINGS --output_dir training",
-            "  vits-trainer train_vits --data_dir training",
+            "  vits-trainer train_vits --data_dir training --model_name facebook/mms-tts-eng",
         ]
     )

@@ -77,7 +77,7 @@ def run(config: DemoConfig, folder: Path) -> None:
         "",
         "With your own recordings:",
         "  vits-trainer prepare_data --dataset YOUR_RECORDINGS --output_dir training",
-        "  vits-trainer train_vits --data_dir training",
+        "  vits-trainer train_vits --data_dir training --model_name facebook/mms-tts-eng",
     ]
     print("", *lines, sep="\n")
     _play([folder / "before/1.wav", folder / "after/1.wav"])

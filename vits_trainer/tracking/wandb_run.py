@@ -97,7 +97,10 @@ def run_settings(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any
     Not paths, accounts, logging, and what is off; of an architecture only what differs from the default. The run's
     folder has all of it.
     """
-    settings = {name: value for name, value in to_dict(config).items() if name not in _NOT_LOGGED and value is not None}
+    off = {name for name, value in to_dict(TrainConfig()).items() if not value}
+    settings = {
+        name: value for name, value in to_dict(config).items() if name not in _NOT_LOGGED and (value or name not in off)
+    }
     if config.architecture is not None:
         default = to_dict(Architecture())
         own = settings["architecture"].items()
