@@ -131,7 +131,7 @@ def test_invalid_flags_raise_immediately(flags: dict[str, Any], message: str) ->
     [
         ({"text": "Silav", "model": "/nowhere/at/all"}, ModelError, "/nowhere/at/all"),
         ({"text": "Silav", "speaker": "Azad"}, ConfigError, "omit the speaker Azad"),
-        ({"text": "你好"}, DataError, "你好"),
+        ({"text": "你好"}, DataError, "“你”, “好”"),
         ({"text_file": "/nowhere.txt"}, ConfigError, "/nowhere.txt"),
         ({"text_file": "/"}, ConfigError, "directory"),
         ({"text": "Silav", "output": "/proc/x.wav"}, ConfigError, "choose another --output"),

@@ -107,7 +107,7 @@ def test_disabled_backends_are_accepted(value):
 def test_more_processes_than_gpus_are_rejected(gpus, machines, expected):
     environment = TORCHRUN | {"GROUP_WORLD_SIZE": str(machines)}
     message = error_of(launch_environment.check_gpu_count, environment, gpus)
-    assert f"started 8 processes on this machine, which has {gpus} GPU(s)" in message
+    assert f"started 8 processes on this machine, which has {gpus} GPU{'s' * (gpus > 1)}. " in message
     (command,) = valid_commands(message)
     assert expected in command
 

@@ -482,7 +482,7 @@ def test_takes_have_different_seeds_and_unknown_letters_are_listed(handlers: Any
     assert (first.take, second.take, other[components.playback].take) == (1, 2, 1)
     assert [playback.speech.seed for playback in (first, second)] == [1234, 1235]
     assert not np.array_equal(first.speech.samples, second.speech.samples)
-    assert "does not know: ж" in other[components.playback_notice]
+    assert "does not know “ж”" in other[components.playback_notice]
 
 
 @needs_gradio

@@ -220,7 +220,7 @@ def test_marks_are_appended_and_limited(folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "marks.jsonl").read_text("utf-8").splitlines()]
     assert len(lines) == 10
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", lines[3].pop("time"))
-    assert lines[3] == {"text": "Silav, «tu»?", "mark": "wrong", "seed": 3, "model": "abc"}
+    assert lines[3] == {"text": "Silav, «tu»?", "mark": "wrong", "seed": 3, "model": "abc", "speaker": None}
 
 
 def test_only_one_instance_uses_the_directory(folder: Path) -> None:

@@ -107,7 +107,7 @@ AUDIO = (
     ClipRow("32 bits", "accepted", content=wav(GOOD, subtype="PCM_32")),
     ClipRow("64-bit floats", "accepted", content=wav(GOOD, subtype="DOUBLE")),
     ClipRow("8 channels", "accepted", content=wav(NINE_CHANNELS[:, :8])),
-    ClipRow("9 channels", "rejected: unsupported-audio", "9 channel(s)", wav(NINE_CHANNELS)),
+    ClipRow("9 channels", "rejected: unsupported-audio", "9 channels", wav(NINE_CHANNELS)),
     ClipRow("192 kHz", "accepted", content=wav(voice(0.8, 192_000), 192_000)),
     ClipRow("384 kHz", "rejected: unsupported-audio", "384000 Hz", wav(voice(0.3, 384_000), 384_000)),
     ClipRow("text named .wav", "rejected: unreadable-audio", "", b"these are words, not sounds\n" * 99),

@@ -102,7 +102,7 @@ def test_demo_without_the_base_voice_trains_from_scratch_and_says_so(
     media = [item for line in wandb_history(file) for item in line.items() if item[0].startswith("samples/0/")]
     assert {value for key, value in media if key.endswith("/_type")} == {"audio-file", "image-file"}
     paths = [file.parent / "files" / value for key, value in media if key.endswith("/path")]
-    assert len(paths) == 6  # three per validation
+    assert len(paths) == 7  # three per validation, and the recording once
     assert all(path.is_file() for path in paths)
 
 

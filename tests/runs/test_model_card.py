@@ -67,7 +67,7 @@ def differences(one: TrainConfig, other: TrainConfig) -> set[str]:
 
 
 def test_card_has_data_metrics_settings_and_samples(folder: Path) -> None:
-    private = {"wandb_project": "a-secret-project", "asr": "/home/me/my_recogniser"}
+    private = {"wandb_project": "a-secret-project", "asr": "/home/me/my_recogniser", "best_metric": "mel"}
     flags = train_flags(folder, validation_samples=1, ema_decay=0.5, **private)
     assert main(["train_vits", *flags]) == 0
     voice = folder / "final_model"

@@ -121,7 +121,7 @@ def test_phonemes_that_the_vocabulary_lacks_are_dropped_and_reported():
     tokenizer = build_tokenizer(["schön"], "de", phonemize=True)
     known = [tokenizer.encoder[symbol] for symbol in espeak("schön im", "de") if symbol in tokenizer.encoder]
     assert encode(tokenizer, "Schön im").tolist()[1::2] == known
-    assert unread_characters(tokenizer, ["Schön im"]) == "mɪ"
+    assert unread_characters(tokenizer, ["Schön im"]) == "“ɪ”, “m”"
     assert unread_characters(tokenizer, ["Schön."]) == ""
 
 

@@ -67,6 +67,7 @@ class OnlineRun:
         self.resumed = False
         self.ended: list[int] = []
         self.dir = str(folder)
+        self.url = "https://wandb.ai/me/vits_trainer/runs/1"
 
     def log(self, line: dict[str, Any]) -> None:
         self.logged.append(line)

@@ -35,7 +35,7 @@ def test_plausible_clips_have_no_warnings() -> None:
     parallel = examine(facts([(2.0, text, speaker) for text in SENTENCES for speaker in "abc"]))
     assert (parallel.warnings, parallel.problem) == ((), None)
     words = examine(facts([(0.9, "no", speaker) for speaker in "abcdef"]))
-    assert words.warnings == ("6 clips have only 1 different text(s), such as that of 0.wav (0.9 s for 2 letters).",)
+    assert words.warnings == ("6 clips have only 1 different text, such as that of 0.wav (0.9 s for 2 letters).",)
     assert words.problem is None
 
 
