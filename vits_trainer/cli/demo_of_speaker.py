@@ -90,6 +90,7 @@ def _training_config(training: Path, voice: Path, updates: int) -> TrainConfig:
         output_dir=str(voice),
         run_name="demo",
         model_name=str(BASE_VOICE),
+        segment_frames=16,  # as in the training of the base voice
         batch_size=4,
         gradient_accumulation_steps=1,
         learning_rate=3e-4,
