@@ -24,7 +24,7 @@ from vits_trainer.models.pretrained import read_config
 from vits_trainer.training.run import train
 from vits_trainer.utils.packaged import BASE_VOICE, HUMAN_CLIPS
 
-_UPDATES = 240
+_UPDATES = 160
 _SENTENCES = (
     "Good morning, how are you today?",
     "I would like a cup of coffee with milk.",
@@ -93,7 +93,8 @@ def _training_config(training: Path, voice: Path, updates: int) -> TrainConfig:
         segment_frames=16,  # as in the training of the base voice
         batch_size=4,
         gradient_accumulation_steps=1,
-        learning_rate=3e-4,
+        learning_rate=1.5e-4,
+        freeze="text_encoder",  # 15 clips would make it forget words that they lack
         schedule="cosine",
         max_updates=updates,
         precision="fp32",
