@@ -17,7 +17,7 @@ class Thresholds:
 
     rate: float = limited(3.5, 0, above=True)
     """Deviation of the seconds per letter, upwards or downwards."""
-    alignment: float = limited(3.5, 0, above=True)
+    alignment: float = limited(3.0, 0, above=True)
     """Deviation, downwards, of the log-likelihood per frame of the best alignment, minus that of other texts."""
     hurried_tokens: float = limited(3.5, 0, above=True)
     """Deviation of the share of tokens that have a single frame in it, upwards."""
@@ -41,7 +41,7 @@ class Thresholds:
     """Longest run of equal samples."""
     edge_silence_s: float = limited(2.0, 0)
     """Silence before or after the speech."""
-    duplicate: float = limited(0.97, 0, 1)
+    duplicate: float = limited(0.92, 0, 1)
     """Similarity of the spectral fingerprints of two clips."""
 
     def __post_init__(self) -> None:

@@ -33,7 +33,7 @@ from vits_trainer.utils.strings import csv_cell, one_line, printable, short_dige
 
 logger = logging.getLogger(__name__)
 
-_NOT_IN_SETTINGS = {"dataset", "output_dir", "processes", "part", "push_to_hub", "check_texts"}
+_NOT_IN_SETTINGS = {"dataset", "output_dir", "processes", "part", "push_to_hub", "check_texts", "drop"}
 """Fields that dataset.json has elsewhere, or that do not affect the files that are written."""
 EXAMPLES = 3
 """Number of accepted clips to show."""
@@ -177,7 +177,7 @@ def preparation_fingerprint(
         settings |= {"parts": config.parts, "order": _ORDER}
     return {
         **settings,
-        "drop": drop.digest,
+        **({"drop": drop.digest} if drop else {}),
         "dataset": printable(config.dataset),
         "source": source.revision or _state_of(source, output_dir),
     }

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 _LENGTH_TOLERANCE = 0.03
 """Copies differ in the length of their speech by less: encoders pad, and the threshold of silence is met elsewhere."""
 _BLOCK_CLIPS = 1024
-_MIN_SPEECH_S = 0.3
-"""The fingerprint of a shorter sound is that of many others."""
+_MIN_SPEECH_S = 1.0
+"""Single words of a speaker sound alike."""
 
 
 def equal_recordings(digests: Sequence[int]) -> list[list[int]]:

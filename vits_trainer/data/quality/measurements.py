@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vits_trainer.data.audio import SILENCE_BELOW_LOUDEST_DB, SILENCE_FRAME_S
 
 _WINDOW_S = 0.032
+_STEP_S = 0.004
 _BANDS_HZ = 125.0
 """Width of the bands in which bandwidth and noise are measured."""
 _BANDWIDTH_BELOW_LOUDEST_DB = 60.0
@@ -33,7 +34,7 @@ FINGERPRINT_SEGMENTS, FINGERPRINT_BANDS = 16, 8
 FINGERPRINT_SIZE = FINGERPRINT_SEGMENTS * FINGERPRINT_BANDS
 _FINGERPRINT_HZ = (100.0, 3400.0)
 """Range that also telephone speech and lossy encodings keep."""
-_FINGERPRINT_FLOOR = 1e-3
+_FINGERPRINT_FLOOR = 1e-2
 """Of the loudest cell: noise below it does not count."""
 
 
@@ -83,7 +84,9 @@ def measure(pcm: NDArray[np.int16], rate_hz: int) -> tuple[SoundMeasurements, ND
         bandwidth_hz=_bandwidth_hz(bands, rate_hz),
         snr_db=_snr_db(bands),
     )
-    return measurements, _fingerprint(power[first // hop : max(last // hop, first // hop + 1)], rate_hz)
+    # Frame i is centred on sample (i + 1) * hop.
+    edges = np.linspace(first, last, FINGERPRINT_SEGMENTS + 1) / hop - 0.5
+    return measurements, _fingerprint(power, edges, rate_hz)
 
 
 def longest_run(pcm: NDArray[np.int16]) -> int:
@@ -105,16 +108,24 @@ def clipped_fraction(pcm: NDArray[np.int16]) -> float:
 
 
 def _speech(samples: NDArray[np.float32], rate_hz: int) -> tuple[int, int, float]:
-    """Returns the first sample of speech, the one after the last, and the level in dB of full scale."""
-    frame_samples = round(SILENCE_FRAME_S * rate_hz)
-    starts = np.arange(0, len(samples), frame_samples)
-    power = np.add.reduceat(samples.astype(np.float64) ** 2, starts) / np.diff(starts, append=len(samples))
-    audible = power >= max(power.max() * 10 ** (-SILENCE_BELOW_LOUDEST_DB / 10), _MIN_LEVEL)
-    if not audible.any():
-        return 0, 0, 10 * np.log10(_MIN_LEVEL)
-    indices = np.flatnonzero(audible)
-    last = min(len(samples), int(starts[indices[-1]]) + frame_samples)
-    return int(starts[indices[0]]), last, 10 * float(np.log10(power[audible].mean()))
+    """Returns the first sample of speech, the one after the last, and the level in dB of full scale.
+
+    Frames overlap, so that the edges hardly depend on where in the clip the speech begins.
+    """
+    step = max(1, round(_STEP_S * rate_hz))
+    steps = max(1, round(SILENCE_FRAME_S / _STEP_S))
+    starts = np.arange(0, len(samples), step)
+    energy = np.add.reduceat(samples.astype(np.float64) ** 2, starts)
+    sums = np.concatenate([[0.0], np.cumsum(energy)])
+    firsts = np.arange(max(1, len(energy) - steps + 1))
+    ends = np.minimum(firsts + steps, len(energy))
+    power = (sums[ends] - sums[firsts]) / (step * steps)
+    audible = np.flatnonzero(power >= max(power.max() * 10 ** (-SILENCE_BELOW_LOUDEST_DB / 10), _MIN_LEVEL))
+    if not len(audible):
+        return 0, 0, 10 * float(np.log10(_MIN_LEVEL))
+    first = int(firsts[audible[0]]) * step
+    last = min(len(samples), int(ends[audible[-1]]) * step)
+    return first, last, 10 * float(np.log10(power[audible].mean()))
 
 
 def _spectrogram(samples: NDArray[np.float32], rate_hz: int) -> tuple[NDArray[np.float32], int]:
@@ -153,22 +164,24 @@ def _snr_db(bands: NDArray[np.float32]) -> float:
     return 10 * float(np.log10(max(speech, _MIN_LEVEL) / max(noise, _MIN_LEVEL)))
 
 
-def _fingerprint(power: NDArray[np.float32], rate_hz: int) -> NDArray[np.float16]:
+def _fingerprint(power: NDArray[np.float32], segment_edges: NDArray[np.float64], rate_hz: int) -> NDArray[np.float16]:
     """Returns the shape of the log spectrogram: the same for a copy that is louder, encoded or trimmed.
 
-    The speech is divided into segments of equal duration; each band has its mean over them subtracted, and all values
-    their common length.
+    Each band has its mean over the segments subtracted, and all values their common length.
+
+    Args:
+        power: of the frames, (T, F).
+        segment_edges: edges of segments of equal duration, in frames, (segments + 1,).
+        rate_hz: sampling rate.
     """
     hz_per_bin = rate_hz / 2 / (power.shape[1] - 1)
-    edges = np.geomspace(*_FINGERPRINT_HZ, FINGERPRINT_BANDS + 1) / hz_per_bin
-    bins = np.round(edges).astype(np.int64)
-    frames = np.round(np.linspace(0, len(power), FINGERPRINT_SEGMENTS + 1)).astype(np.int64)
-    cells = np.empty((FINGERPRINT_SEGMENTS, FINGERPRINT_BANDS))
+    bins = np.round(np.geomspace(*_FINGERPRINT_HZ, FINGERPRINT_BANDS + 1) / hz_per_bin).astype(np.int64)
+    frames = np.arange(len(power) + 1)
+    cells = np.empty((len(segment_edges) - 1, FINGERPRINT_BANDS))
     for band in range(FINGERPRINT_BANDS):
         of_band = power[:, bins[band] : max(bins[band] + 1, bins[band + 1])].sum(axis=1, dtype=np.float64)
-        for segment in range(FINGERPRINT_SEGMENTS):
-            start = min(frames[segment], len(power) - 1)
-            cells[segment, band] = of_band[start : max(frames[segment + 1], start + 1)].mean()
+        energy_before = np.concatenate([[0.0], np.cumsum(of_band)])
+        cells[:, band] = np.diff(np.interp(segment_edges, frames, energy_before))
     shape = np.log(np.maximum(cells, cells.max() * _FINGERPRINT_FLOOR + _MIN_LEVEL))
     shape -= shape.mean(axis=0)
     length = float(np.linalg.norm(shape))
