@@ -119,6 +119,11 @@ def shown_speaker(name: str) -> str:
     return f"{name[:_SHOWN_DIGITS]}…" if is_opaque(name) else name
 
 
+def join_speakers(speakers: Sequence[str]) -> str:
+    """Joins the names of speakers for a message, as :func:`join_names` does."""
+    return join_names([shown_speaker(name) for name in speakers])
+
+
 def short_digest(value: Any) -> str:
     """Returns a SHA-256 prefix of a plain value's ``repr``, the same in every process."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:12]

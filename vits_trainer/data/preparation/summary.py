@@ -29,7 +29,7 @@ from vits_trainer.utils import records
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import Kind, is_ours, others_files
 from vits_trainer.utils.records import Amount, Count
-from vits_trainer.utils.strings import csv_cell, one_line, printable, short_digest
+from vits_trainer.utils.strings import csv_cell, one_line, printable, short_digest, shown_speaker
 
 logger = logging.getLogger(__name__)
 
@@ -325,7 +325,7 @@ def dataset_json(
 def example_line(file: str, clip: AcceptedClip, rate_hz: int) -> str:
     """Returns a line that shows an accepted clip as it was understood."""
     source = f"{one_line(clip.source)} -> " if clip.source else ""
-    return f"{source}{file}, {clip.samples / rate_hz:.2f} s, speaker {clip.speaker}: {clip.text}"
+    return f"{source}{file}, {clip.samples / rate_hz:.2f} s, speaker {shown_speaker(clip.speaker)}: {clip.text}"
 
 
 def require_plausible(stats: PreparationStats, config: PrepareConfig) -> None:
