@@ -9,7 +9,7 @@ from vits_trainer.config.check_data import CheckDataConfig
 from vits_trainer.data.audio import Rejection
 from vits_trainer.data.source_names import read_source_names
 from vits_trainer.evaluation.alignment_scores import Aligner
-from vits_trainer.evaluation.data_check import CheckedData, check
+from vits_trainer.evaluation.data_check import CheckedData, check, open_data
 from vits_trainer.models import pretrained
 from vits_trainer.text.tokenizer import load_tokenizer
 from vits_trainer.tracking.check_page import ShownClip, render_check_page
@@ -30,8 +30,10 @@ def run(config: CheckDataConfig) -> int:
         ModelError: the voice cannot be loaded.
     """
     logging.basicConfig(format="%(message)s")
+    data = open_data(config)
+    aligner = None if config.model_name is None else load_aligner(config.model_name)
     output = _writable_folder(config)
-    checked = check(config, None if config.model_name is None else load_aligner(config.model_name))
+    checked = check(config, data, aligner)
     counts = Counter(finding.signal for one in checked.suspicions for finding in one.findings)
     page = _page(checked, config, dict(counts.most_common()))
     for name, content in (

@@ -72,6 +72,13 @@ class CheckedData:
         found += signals.of_copies(survey, thresholds.duplicate)
         found += signals.of_split(survey, _rows(self.data.held_out, survey.names))
         found += signals.of_rejections(survey)
+        found += signals.of_missing_alignments(
+            [
+                row
+                for row, score in enumerate(self.alignments)
+                if row not in survey.rejections and np.isnan(score.log_likelihood)
+            ]
+        )
         return signals.ranked(found)
 
     @cached_property
@@ -92,13 +99,9 @@ class CheckedData:
     def _alignment_signals(self) -> list[Measured]:
         columns = dict(zip(AlignmentScore._fields, np.array(self.alignments, np.float64).T, strict=True))
         z = {name: signals.deviations(columns[name], self.survey.speakers, floor) for name, floor in _Z_FLOORS.items()}
-        readable = np.array([row not in self.survey.rejections for row in range(len(self.survey))])
-        # More tokens than frames, or no known character: the text cannot be what is said.
-        impossible = readable & np.isnan(columns["log_likelihood"])
-        contrast = np.where(impossible, -signals.UNBOUNDED, z["contrast"])
         thresholds = self.thresholds
         return [
-            Measured("alignment", contrast, "the text fits the recording little better than other texts",
+            Measured("alignment", z["contrast"], "the text fits the recording little better than other texts",
                      below=-thresholds.alignment),
             Measured("hurried_tokens", z["hurried_fraction"], "{shown:.0%} of the tokens have to be hurried: the text "
                      "is too long, or another one", thresholds.hurried_tokens, shown=columns["hurried_fraction"]),
@@ -180,22 +183,23 @@ def _opened(
     return OpenedData(config.data_dir, folder, pieces, data.sampling_rate, held_out)
 
 
-def check(config: CheckDataConfig, aligner: Aligner | None = None) -> CheckedData:
-    """Measures all clips of ``config.data_dir`` in worker processes, and aligns them in this one.
+def check(config: CheckDataConfig, data: OpenedData, aligner: Aligner | None = None) -> CheckedData:
+    """Measures all clips in worker processes, and aligns them in this one.
 
     Args:
         config: of the check.
+        data: result of :func:`open_data`.
         aligner: of ``config.model_name``; None leaves the alignment out.
 
     Raises:
         ConfigError: a score's package is missing.
-        DataError, UnreadableShardError: the data cannot be read.
+        UnreadableShardError: a shard cannot be read.
         VitsTrainerError: a worker process was killed.
     """
-    data = open_data(config)
-    settings = ScoreSettings(data.sampling_rate, _scores(config), config.asr, config.language or "en")
-    if settings.scores:
-        speech_metrics(settings)  # reports here, not in a worker process, what is missing
+    language = config.language or (aligner.tokenizer.language if aligner else None) or "en"
+    settings = ScoreSettings(data.sampling_rate, _scores(config), config.asr, language)
+    # Reports here, not in a worker process, what is missing.
+    names = [name for name in speech_metrics(settings).names if name in _SCORED] if settings.scores else []
     survey, measured = Survey(), []
     results = map_pieces(data.pieces, partial(score_piece, settings=settings), config.processes)
     with _bar("measuring", data) as bar:
@@ -203,7 +207,6 @@ def check(config: CheckDataConfig, aligner: Aligner | None = None) -> CheckedDat
             survey.add(result.measurements)
             measured += result.scores
             bar.update(piece.clips)
-    names = [name for score in settings.scores for name in SCORES[score] if name in _SCORED]
     scores = {name: np.array([one.metrics.get(name, np.nan) for one in measured]) for name in names}
     transcripts = [one.transcript for one in measured]
     return CheckedData(data, survey, _alignments(data, aligner), scores, transcripts, config.thresholds)

@@ -204,7 +204,7 @@ class Voice:
             return speaker
         if len(matches) > 1:
             raise ConfigError(
-                f"{self.name}: {len(matches)} speakers begin with {speaker}: {join_speakers(matches)}. Give one of them."
+                f"{self.name}: {len(matches)} speakers begin with {speaker}: {join_speakers(matches)}. Give one."
             )
         return matches[0]
 

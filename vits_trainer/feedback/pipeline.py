@@ -309,8 +309,8 @@ def _of_voice(prepared: PreparedData, names: Sequence[str]) -> PreparedData:
     rows = [row for row, speaker in enumerate(prepared.rows.speaker) if speaker in names]
     if not rows:
         raise ConfigError(
-            f"{prepared.root} has no clip of the voice's speakers ({join_speakers(names)}). Set --data_dir to the folder "
-            "that the voice was trained on."
+            f"{prepared.root} has no clip of the voice's speakers ({join_speakers(names)}). Set --data_dir to the "
+            "folder that the voice was trained on."
         )
     return prepared.subset(rows)
 

@@ -9,6 +9,7 @@ import pytest
 from tests.support import audio
 from tests.support.audio import good_utterances
 from tests.support.preparation import contents, lj_speech, prepare_into, rejected
+from vits_trainer.data.preparation import pipeline
 from vits_trainer.data.preparation.drop_list import read_drop_list
 from vits_trainer.data.prepared import open_prepared
 from vits_trainer.utils.errors import ConfigError, DataError
@@ -40,7 +41,7 @@ def test_dropped_clips_are_counted_and_the_others_keep_names_and_content(tmp_pat
     assert sources(tmp_path / "out") == {name: names[name] for name in names if names[name] not in ("c1", "c4")}
     whole, part = contents(tmp_path / "all"), contents(tmp_path / "out")
     wavs = [f"wavs/{name}" for name in sources(tmp_path / "out")]
-    assert [name for name in part if name.startswith("wavs/")].sort() == wavs.sort()
+    assert sorted(name for name in part if name.startswith("wavs/")) == sorted(wavs)
     assert all(part[name] == whole[name] for name in wavs)
     rows = open_prepared(tmp_path / "out").rows
     assert dict(zip(rows.filename, rows.text, strict=True)) == {
@@ -54,7 +55,9 @@ def test_shards_leave_out_the_same_clips(tmp_path: Path, write_source) -> None:
     drop = write(tmp_path / "names.txt", "good_4.mp3\n\ngood_1.mp3\n")
     prepare_into(tmp_path / "wavs", dataset, drop=drop)
     prepare_into(tmp_path / "out", dataset, drop=drop, shards=2)
-    assert rejected(tmp_path / "out") == rejected(tmp_path / "wavs") == {"good_1.mp3": "dropped", "good_4.mp3": "dropped"}
+    assert (
+        rejected(tmp_path / "out") == rejected(tmp_path / "wavs") == {"good_1.mp3": "dropped", "good_4.mp3": "dropped"}
+    )
     assert sorted(sources(tmp_path / "out").values()) == [f"good_{n}.mp3" for n in (0, 2, 3, 5)]
     assert sorted(open_prepared(tmp_path / "out").texts) == sorted(open_prepared(tmp_path / "wavs").texts)
     # Shards on the Hub come without sources.csv: their clips have the number of the source.
@@ -66,24 +69,23 @@ def test_shards_leave_out_the_same_clips(tmp_path: Path, write_source) -> None:
 def test_an_interrupted_preparation_resumes_with_the_gaps_of_dropped_clips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vits_trainer.data.preparation import pipeline
-
     dataset = lj_speech(tmp_path / "set", [f"text {n}" for n in range(6)])
     drop = write(tmp_path / "drop.txt", "c1\n")
     prepare_into(tmp_path / "whole", dataset, drop=drop)
 
-    class Interrupted(Exception):
+    class StopHereError(Exception):
         pass
 
     class Journal(pipeline.ClipJournal):
         def add(self, entry) -> None:
             if len(self.entries) == 4:
-                raise Interrupted
+                raise StopHereError
             super().add(entry)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    with monkeypatch.context() as patch:
         patch.setattr(pipeline, "ClipJournal", Journal)
-        prepare_into(tmp_path / "out", dataset, drop=drop)
+        with pytest.raises(StopHereError):
+            prepare_into(tmp_path / "out", dataset, drop=drop)
     prepare_into(tmp_path / "out", dataset, drop=drop)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -106,7 +108,7 @@ def test_entries_that_name_no_clip_are_reported(tmp_path: Path) -> None:
         f"2 of 3 entries of --drop {tmp_path / 'a.txt'} name no clip that was read, such as c9.",
     )
     for shards in (0, 1):
-        with pytest.raises(DataError, match="2 of 2 entries.*the list is that of another data set"):
+        with pytest.raises(DataError, match=r"2 of 2 entries.*the list is that of another data set"):
             prepare_into(tmp_path / f"none{shards}", dataset, drop=write(tmp_path / "b.txt", "x\ny\n"), shards=shards)
 
 

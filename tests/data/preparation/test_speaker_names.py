@@ -91,7 +91,15 @@ def test_a_finished_preparation_is_recognised_and_parts_with_other_names_are_ref
 
 
 @pytest.mark.parametrize(
-    "content", ["", "speaker,source\nspk_0001,a\nspk_0001,b\n", "a,b\nspk_0001,c\n", "speaker,source\nx\n", '"', "speaker,source\n|,a\n"]
+    "content",
+    [
+        "",
+        "speaker,source\nspk_0001,a\nspk_0001,b\n",
+        "a,b\nspk_0001,c\n",
+        "speaker,source\nx\n",
+        '"',
+        "speaker,source\n|,a\n",
+    ],
 )
 def test_a_damaged_mapping_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "out").mkdir()

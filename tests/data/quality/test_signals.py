@@ -84,7 +84,9 @@ def test_each_signal_finds_its_fault_and_no_other_clip(
     change: dict[str, float], text: str | None, signal: str, reason: str
 ) -> None:
     rng = np.random.default_rng(1)
-    sounds = [SOUND._replace(speech_s=float(rng.normal(2, 0.1)), level_dbfs=float(rng.normal(-20, 1))) for _ in range(40)]
+    sounds = [
+        SOUND._replace(speech_s=float(rng.normal(2, 0.1)), level_dbfs=float(rng.normal(-20, 1))) for _ in range(40)
+    ]
     texts = ["twenty letters, right ok"] * 40
     sounds[11] = SOUND._replace(**change)
     texts[11] = text or texts[11]
@@ -125,8 +127,8 @@ def test_training_clips_with_the_text_of_a_validation_clip_are_found() -> None:
 
 
 def test_the_worst_clips_come_first_and_one_signal_does_not_outweigh_several() -> None:
-    found = [(0, Finding("a", 50.0, "")), (1, Finding("a", 1.8, "")), (1, Finding("b", 1.9, "")), (2, Finding("b", 1.1, ""))]
-    order = ranked(found)
+    found = [(0, "a", 50.0), (1, "a", 1.8), (1, "b", 1.9), (2, "b", 1.1)]
+    order = ranked([(row, Finding(signal, severity, "")) for row, signal, severity in found])
     assert [one.row for one in order] == [1, 0, 2]
     assert [finding.signal for finding in order[0].findings] == ["b", "a"]
     assert order[1].score == 3

@@ -26,7 +26,7 @@ _PASSES = 3
 _MAX_SEVERITY = 3.0
 """A single signal cannot outweigh three others."""
 _LEVEL_DB = 6.0
-UNBOUNDED = 1e9
+_UNBOUNDED = 1e9
 
 Values = NDArray[np.float64]
 
@@ -130,9 +130,10 @@ def of_sound(survey: Survey, thresholds: Thresholds) -> list[Measured]:
     with np.errstate(divide="ignore", invalid="ignore"):
         pace_s = np.where((count > 0) & (speech_s > 0), speech_s / count, np.nan)
         rate = deviations(np.log(pace_s), survey.speakers, floor=0.05)
-        relative = bandwidth / np.nanmedian(bandwidth)
+        known = bandwidth[np.isfinite(bandwidth)]
+        relative = bandwidth / (np.median(known) if len(known) else np.nan)
     # A clip without letters or without speech: its text cannot be what is said.
-    rate = np.where(np.isnan(pace_s) & ~np.isnan(speech_s), UNBOUNDED, rate)
+    rate = np.where(np.isnan(pace_s) & ~np.isnan(speech_s), _UNBOUNDED, rate)
     level_deviation = deviations(level, survey.speakers, floor=_LEVEL_DB / thresholds.level)
     edges = np.maximum(sounds["leading_silence_s"], sounds["trailing_silence_s"])
     limits = thresholds
@@ -188,6 +189,12 @@ def of_split(survey: Survey, held_out: Sequence[int]) -> list[tuple[int, Finding
         for row, text in enumerate(map(comparable_text, survey.texts))
         if row not in validation and text in by_text
     ]
+
+
+def of_missing_alignments(rows: Sequence[int]) -> list[tuple[int, Finding]]:
+    """Returns a finding for each clip that has no alignment."""
+    reason = "no alignment: the text has no known character, or more tokens than the recording has frames"
+    return [(row, Finding("alignment", _MAX_SEVERITY, reason)) for row in rows]
 
 
 def of_rejections(survey: Survey) -> list[tuple[int, Finding]]:
