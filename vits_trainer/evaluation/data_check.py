@@ -34,7 +34,8 @@ from vits_trainer.utils.strings import csv_cell
 logger = logging.getLogger(__name__)
 
 _SCORED = ("dnsmos", "cer")
-_Z_FLOORS = {"contrast": 0.05, "hurried_fraction": 0.01, "longest_token_s": 0.02}
+_FLOORS = AlignmentScore(log_likelihood=0.05, contrast=0.05, hurried_fraction=0.01, longest_token_s=0.02)
+"""Smallest deviations of a speaker's clips that are taken as usual."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +98,19 @@ class CheckedData:
         return measured
 
     def _alignment_signals(self) -> list[Measured]:
-        columns = dict(zip(AlignmentScore._fields, np.array(self.alignments, np.float64).T, strict=True))
-        z = {name: signals.deviations(columns[name], self.survey.speakers, floor) for name, floor in _Z_FLOORS.items()}
+        columns = np.array(self.alignments, np.float64).T
+        _, contrast, hurried, longest_s = (
+            signals.deviations(values, self.survey.speakers, floor)
+            for values, floor in zip(columns, _FLOORS, strict=True)
+        )
         thresholds = self.thresholds
         return [
-            Measured("alignment", z["contrast"], "the text fits the recording little better than other texts",
+            Measured("alignment", contrast, "the text fits the recording little better than other texts",
                      below=-thresholds.alignment),
-            Measured("hurried_tokens", z["hurried_fraction"], "{shown:.0%} of the tokens have to be hurried: the text "
-                     "is too long, or another one", thresholds.hurried_tokens, shown=columns["hurried_fraction"]),
-            Measured("longest_token", z["longest_token_s"], "a token of {shown:.1f} s: words are missing in the text, "
-                     "or there is a long pause", thresholds.longest_token, shown=columns["longest_token_s"]),
+            Measured("hurried_tokens", hurried, "{shown:.0%} of the tokens have to be hurried: the text is too long, or "
+                     "another one", thresholds.hurried_tokens, shown=columns[2]),
+            Measured("longest_token", longest_s, "a token of {shown:.1f} s: words are missing in the text, or there is a "
+                     "long pause", thresholds.longest_token, shown=columns[3]),
         ]  # fmt: skip
 
     def suspicious_csv(self) -> str:
