@@ -107,10 +107,10 @@ class CheckedData:
         return [
             Measured("alignment", contrast, "the text fits the recording little better than other texts",
                      below=-thresholds.alignment),
-            Measured("hurried_tokens", hurried, "{shown:.0%} of the tokens have to be hurried: the text is too long, or "
-                     "another one", thresholds.hurried_tokens, shown=columns[2]),
-            Measured("longest_token", longest_s, "a token of {shown:.1f} s: words are missing in the text, or there is a "
-                     "long pause", thresholds.longest_token, shown=columns[3]),
+            Measured("hurried_tokens", hurried, "{shown:.0%} of the tokens have to be hurried: the text is too long, "
+                     "or another one", thresholds.hurried_tokens, shown=columns[2]),
+            Measured("longest_token", longest_s, "a token of {shown:.1f} s: words are missing in the text, or there is "
+                     "a long pause", thresholds.longest_token, shown=columns[3]),
         ]  # fmt: skip
 
     def suspicious_csv(self) -> str:
