@@ -3,7 +3,6 @@
 import os
 import pickle
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.audio import good_utterances, voice, write_release
+from tests.support.pieces import heavy_packages
 from tests.support.preparation import prepare_into
 from tests.support.shards import damage, write_shards
 from vits_trainer.data.audio import Reason, Rejection, to_pcm16
@@ -30,11 +30,6 @@ def killed(piece: Piece) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def heavy_packages(piece: Piece) -> set[str]:
-    measure_clips(piece.read(), 16000)
-    return {"torch", "transformers", "datasets"} & set(sys.modules)
-
-
 def test_pieces_of_wavs_and_of_shards_have_the_same_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "_CLIPS_PER_PIECE", 3)
     dataset = write_release(tmp_path / "cv", good_utterances(7))
@@ -49,7 +44,7 @@ def test_pieces_of_wavs_and_of_shards_have_the_same_clips(tmp_path: Path, monkey
     ]
     assert len(read[0]) == 7
     for one, other in zip(*read, strict=True):
-        assert one[:3] == other[:3]
+        assert one[:2] == other[:2]
         np.testing.assert_array_equal(one.pcm, other.pcm)
 
 
