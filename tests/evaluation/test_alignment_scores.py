@@ -10,7 +10,7 @@ from torch.distributions import Normal
 from tests.support.audio import voice
 from tests.support.random_voice import TINY
 from vits_trainer.data.audio import to_pcm16
-from vits_trainer.evaluation.alignment_scores import NO_ALIGNMENT, Aligner, _best_path
+from vits_trainer.evaluation.alignment_scores import NO_ALIGNMENT, Aligner, _best_path, _EncodedTexts, _other_texts
 from vits_trainer.models.generator import Generator
 from vits_trainer.models.initialization import new_model
 from vits_trainer.models.spectrogram import spectrogram
@@ -38,7 +38,7 @@ def test_the_log_likelihood_is_that_of_the_best_of_all_alignments() -> None:
     torch.manual_seed(1)
     frames, tokens = torch.tensor([7, 5]), torch.tensor([3, 4])
     latents, mean, log_std = torch.randn(2, 4, 7), torch.randn(2, 4, 4), 0.3 * torch.randn(2, 4, 4)
-    found, path = _best_path(latents, mean, log_std, frames, tokens)
+    found, path = _best_path(latents, _EncodedTexts(mean, log_std, tokens), [0, 1], frames)
     for b in range(2):
         t, s = int(frames[b]), int(tokens[b])
         density = Normal(mean[b].T, log_std[b].T.exp())
@@ -84,13 +84,25 @@ def test_scores_do_not_depend_on_the_batch_but_for_the_contrast(aligner: Aligner
         assert alone[:1] + alone[2:] == pytest.approx(score[:1] + score[2:], rel=1e-4)
 
 
-def test_the_contrast_is_the_difference_to_other_texts_on_the_same_recording(aligner: Aligner) -> None:
-    pcm = recordings()[5:]
-    texts = TEXTS[5:]
-    scores = aligner.scores(texts, pcm, ["a", "a"], 16000)
-    for row in range(2):
-        (other,) = aligner.scores([texts[1 - row]], [pcm[row]], ["a"], 16000)
-        assert scores[row].contrast == pytest.approx(scores[row].log_likelihood - other.log_likelihood, rel=1e-4)
+def test_the_contrast_is_the_difference_to_the_best_other_text_on_the_same_recording(aligner: Aligner) -> None:
+    pcm, texts = recordings(), list(TEXTS)
+    scores = aligner.scores(texts, pcm, ["a"] * 7, 16000)
+    for row in range(7):
+        others = [
+            aligner.scores([texts[other]], [pcm[row]], ["a"], 16000)[0].log_likelihood
+            for other in range(7)
+            if other != row
+        ]
+        assert scores[row].contrast == pytest.approx(scores[row].log_likelihood - max(others), rel=1e-3)
+
+
+def test_equal_texts_are_not_compared_and_the_most_similar_lengths_are() -> None:
+    lengths = [5, 9, 5, 30, 8, 7, 20, 6, 10, 11, 12, 50]
+    tokens = [np.arange(length) for length in lengths]
+    others = _other_texts(tokens)
+    assert others[0] == [7, 5, 4, 1, 8, 9, 10, 6]  # not row 2, which has the same tokens
+    assert [len(one) for one in others] == [8] * 12
+    assert _other_texts(tokens[:1]) == [[]]
 
 
 def test_impossible_texts_have_no_alignment_and_do_not_disturb_others(aligner: Aligner) -> None:

@@ -17,8 +17,8 @@ class Thresholds:
 
     rate: float = limited(3.5, 0, above=True)
     """Deviation of the seconds per letter, upwards or downwards."""
-    alignment: float = limited(3.0, 0, above=True)
-    """Deviation, downwards, of the log-likelihood per frame of the best alignment, minus that of other texts."""
+    alignment: float = limited(0.0, -1e6, 1e6)
+    """Lowest log-likelihood per frame of the best alignment, in nats, minus that of the best of eight other texts."""
     hurried_tokens: float = limited(3.5, 0, above=True)
     """Deviation of the share of tokens that have a single frame in it, upwards."""
     longest_token: float = limited(5.0, 0, above=True)

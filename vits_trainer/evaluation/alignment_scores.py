@@ -2,7 +2,7 @@
 
 The alignment search (:mod:`vits_trainer.models.alignment`) finds the most likely assignment of frames to tokens. Its
 log-likelihood per frame is low if the text is another one. How low depends on speaker, noise and voice as well, so it
-is compared with that of other texts on the same recording. A text that is too long leaves many tokens a single frame,
+is compared with the best of other texts of similar length on the same recording. A text that is too long leaves many tokens a single frame,
 and one that is too short stretches tokens.
 """
 
@@ -22,7 +22,7 @@ from vits_trainer.models.pretrained import audio_spec, speaker_names
 from vits_trainer.models.spectrogram import frame_mask, spectrogram
 from vits_trainer.text.tokenizer import encode
 
-_OTHER_TEXTS = 4
+_OTHER_TEXTS = 8
 _BATCH_S = 60.0
 """Seconds of speech in a batch, with padding: the scores of frames and tokens need most memory."""
 
@@ -33,8 +33,8 @@ class AlignmentScore(NamedTuple):
     log_likelihood: float
     """Per frame, in nats."""
     contrast: float
-    """Log-likelihood minus the mean of that of the texts of up to four other clips of similar duration; NaN if there
-    are none."""
+    """Log-likelihood minus the highest one of up to eight other texts, those with the most similar numbers of tokens;
+    NaN if there are none. Below 0, another text fits better."""
     hurried_fraction: float
     """Fraction of tokens with a single frame."""
     longest_token_s: float
@@ -74,12 +74,47 @@ class Aligner:
             for row in range(len(texts))
             if 0 < len(tokens[row]) <= frames[row] and frames[row] >= self.spec.minimum_frames
         ]
-        for rows in self._batches(usable, frames):
+        if not usable:
+            return results
+        encoded = self._encode([tokens[row] for row in usable])
+        others = _other_texts([tokens[row] for row in usable])
+        for batch in self._batches([frames[row] for row in usable]):
+            rows = [usable[index] for index in batch]
             ids = [self._speakers.get(speakers[row], 0) for row in rows]
-            batch = self._align([tokens[row] for row in rows], [waveforms[row] for row in rows], ids)
-            for row, score in zip(rows, batch, strict=True):
+            latents, frame_lengths = self._latents([waveforms[row] for row in rows], ids)
+            found = self._scores(encoded, batch, [others[index] for index in batch], latents, frame_lengths)
+            for row, score in zip(rows, found, strict=True):
                 results[row] = score
         return results
+
+    def _scores(
+        self,
+        encoded: "_EncodedTexts",
+        own: Sequence[int],
+        others: Sequence[Sequence[int]],
+        latents: Tensor,
+        frame_lengths: Tensor,
+    ) -> list[AlignmentScore]:
+        """Aligns recordings, (B, C, T), with their own texts, and with others: indices of ``encoded``."""
+        likelihood, path = _best_path(latents, encoded, own, frame_lengths)
+        best_other = torch.full_like(likelihood, -torch.inf)
+        for number in range(max(map(len, others))):
+            rows = [row for row, indices in enumerate(others) if number < len(indices)]
+            texts = [others[row][number] for row in rows]
+            found, _ = _best_path(latents[rows], encoded, texts, frame_lengths[rows])
+            best_other[rows] = torch.maximum(best_other[rows], found)
+        lengths = encoded.lengths[list(own)]
+        mask = frame_mask(frame_lengths, latents.shape[2])
+        durations = alignment.durations(path, mask, int(lengths.max()))[:, 0]
+        return [
+            AlignmentScore(
+                log_likelihood=float(likelihood[row]),
+                contrast=float(likelihood[row] - best_other[row]) if others[row] else np.nan,
+                hurried_fraction=float((durations[row, : lengths[row]] <= 1).float().mean()),
+                longest_token_s=float(durations[row].max()) * self.spec.hop / self.spec.sampling_rate,
+            )
+            for row in range(len(own))
+        ]
 
     def _waveform(self, recording: NDArray[np.int16], rate_hz: int) -> NDArray[np.float32]:
         samples = recording.astype(np.float32) / np.float32(32768)
@@ -87,62 +122,77 @@ class Aligner:
             return samples
         return np.asarray(soxr.resample(samples, rate_hz, self.spec.sampling_rate), dtype=np.float32)
 
-    def _batches(self, rows: Sequence[int], frames: Sequence[int]) -> Iterator[list[int]]:
+    def _batches(self, frames: Sequence[int]) -> Iterator[list[int]]:
+        """Yields indices of clips with similar numbers of frames."""
         limit = _BATCH_S * self.spec.sampling_rate / self.spec.hop
         batch: list[int] = []
-        for row in sorted(rows, key=lambda row: frames[row]):
-            if batch and (len(batch) + 1) * frames[row] > limit:
+        for index in sorted(range(len(frames)), key=lambda index: frames[index]):
+            if batch and (len(batch) + 1) * frames[index] > limit:
                 yield batch
                 batch = []
-            batch.append(row)
-        if batch:
-            yield batch
+            batch.append(index)
+        yield batch
 
     @torch.inference_mode()
-    def _align(
-        self, tokens: Sequence[NDArray[np.int64]], waveforms: Sequence[NDArray[np.float32]], speakers: Sequence[int]
-    ) -> list[AlignmentScore]:
+    def _encode(self, tokens: Sequence[NDArray[np.int64]]) -> "_EncodedTexts":
+        device = self.model.device
+        lengths = torch.tensor([len(one) for one in tokens], device=device)
+        size = int(lengths.max())
+        _, mean, log_std = encode_text(
+            self.model.text_encoder, _padded(tokens, size).to(device), frame_mask(lengths, size)
+        )
+        return _EncodedTexts(mean, log_std, lengths)
+
+    @torch.inference_mode()
+    def _latents(self, waveforms: Sequence[NDArray[np.float32]], speakers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Returns the posterior means after the flow, (B, C, T), and the frames of each clip, (B,)."""
         model, device = self.model, self.model.device
-        token_lengths = torch.tensor([len(one) for one in tokens], device=device)
         frame_lengths = torch.tensor([self.spec.frames(len(one)) for one in waveforms], device=device)
         frames = int(frame_lengths.max())
         magnitude = spectrogram(_padded(waveforms, frames * self.spec.hop).to(device), frame_lengths, self.spec)
-        text_mask = frame_mask(token_lengths, int(token_lengths.max()))
         mask = frame_mask(frame_lengths, frames)
         speaker = None
         if model.config.num_speakers > 1:
             speaker = model.embed_speaker(torch.tensor(speakers, device=device))[:, :, None]
-        padded_tokens = _padded(tokens, int(token_lengths.max())).to(device)
-        _, mean, log_std = encode_text(model.text_encoder, padded_tokens, text_mask)
         posterior, _ = sample_posterior(model.posterior_encoder, magnitude, mask, speaker, torch.zeros_like)
-        latents = flow(model.flow, posterior, mask, speaker)
-        own, path = _best_path(latents, mean, log_std, frame_lengths, token_lengths)
-        others = [
-            _best_path(latents, mean.roll(k, 0), log_std.roll(k, 0), frame_lengths, token_lengths.roll(k, 0))[0]
-            for k in range(1, min(_OTHER_TEXTS + 1, len(tokens)))
-        ]
-        contrast = own - torch.stack(others).mean(0) if others else torch.full_like(own, torch.nan)
-        durations = alignment.durations(path, mask, int(token_lengths.max()))[:, 0]
-        return [
-            AlignmentScore(
-                log_likelihood=float(own[row]),
-                contrast=float(contrast[row]),
-                hurried_fraction=float((durations[row, : token_lengths[row]] <= 1).float().mean()),
-                longest_token_s=float(durations[row].max()) * self.spec.hop / self.spec.sampling_rate,
-            )
-            for row in range(len(tokens))
-        ]
+        return flow(model.flow, posterior, mask, speaker), frame_lengths
 
 
+class _EncodedTexts(NamedTuple):
+    """Output of the text encoder for N texts."""
+
+    mean: Tensor
+    """(N, C, S)."""
+    log_std: Tensor
+    """(N, C, S)."""
+    lengths: Tensor
+    """(N,) tokens of each text."""
+
+
+def _other_texts(tokens: Sequence[NDArray[np.int64]]) -> list[list[int]]:
+    """Returns for each text the indices of others with the most similar numbers of tokens; equal texts are no others."""
+    keys = [one.tobytes() for one in tokens]
+    found = []
+    for row, own in enumerate(tokens):
+        different = [index for index in range(len(tokens)) if keys[index] != keys[row]]
+        different.sort(key=lambda index: abs(len(tokens[index]) - len(own)))
+        found.append(different[:_OTHER_TEXTS])
+    return found
+
+
+@torch.inference_mode()
 def _best_path(
-    latents: Tensor, mean: Tensor, log_std: Tensor, frame_lengths: Tensor, token_lengths: Tensor
+    latents: Tensor, encoded: _EncodedTexts, texts: Sequence[int], frame_lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns the log-likelihood per frame of the best alignment, (B,), and the token of each frame, (B, T).
+    """Returns the log-likelihood per frame of the best alignment with each text, (B,), and the token of each frame.
 
     Texts with more tokens than frames are cut.
     """
-    scores = alignment.log_likelihoods(latents, mean, log_std)  # (B, T, S)
-    path = alignment.search(scores, frame_lengths, torch.minimum(token_lengths, frame_lengths))
+    rows = list(texts)
+    token_lengths = torch.minimum(encoded.lengths[rows], frame_lengths)
+    size = int(token_lengths.max())
+    scores = alignment.log_likelihoods(latents, encoded.mean[rows, :, :size], encoded.log_std[rows, :, :size])
+    path = alignment.search(scores, frame_lengths, token_lengths)  # (B, T)
     mask = frame_mask(frame_lengths, scores.shape[1])[:, 0]
     return (scores.gather(2, path[:, :, None])[:, :, 0] * mask).sum(1) / frame_lengths, path
 

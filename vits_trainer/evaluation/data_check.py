@@ -34,7 +34,7 @@ from vits_trainer.utils.strings import csv_cell
 logger = logging.getLogger(__name__)
 
 _SCORED = ("dnsmos", "cer")
-_FLOORS = AlignmentScore(log_likelihood=0.05, contrast=0.05, hurried_fraction=0.01, longest_token_s=0.02)
+_HURRIED_FLOOR, _LONGEST_FLOOR_S = 0.01, 0.02
 """Smallest deviations of a speaker's clips that are taken as usual."""
 
 
@@ -99,14 +99,12 @@ class CheckedData:
 
     def _alignment_signals(self) -> list[Measured]:
         columns = np.array(self.alignments, np.float64).T
-        _, contrast, hurried, longest_s = (
-            signals.deviations(values, self.survey.speakers, floor)
-            for values, floor in zip(columns, _FLOORS, strict=True)
-        )
-        thresholds = self.thresholds
+        speakers, thresholds = self.survey.speakers, self.thresholds
+        hurried = signals.deviations(columns[2], speakers, _HURRIED_FLOOR)
+        longest_s = signals.deviations(columns[3], speakers, _LONGEST_FLOOR_S)
         return [
-            Measured("alignment", contrast, "the text fits the recording little better than other texts",
-                     below=-thresholds.alignment),
+            Measured("alignment", columns[1], "another text fits the recording better, by {value:.1f} nats",
+                     below=thresholds.alignment),
             Measured("hurried_tokens", hurried, "{shown:.0%} of the tokens have to be hurried: the text is too long, "
                      "or another one", thresholds.hurried_tokens, shown=columns[2]),
             Measured("longest_token", longest_s, "a token of {shown:.1f} s: words are missing in the text, or there is "

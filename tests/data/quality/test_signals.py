@@ -138,5 +138,7 @@ def test_severity_grows_beyond_the_limit_on_either_side() -> None:
     values = np.array([-8.0, -4.0, 0.0, 4.0, 8.0, np.nan])
     found = Measured("x", values, "{value}", above=4.0, below=-4.0).findings()
     assert [(row, finding.severity) for row, finding in found] == [(0, 2.0), (4, 2.0)]
+    zero = Measured("x", np.array([0.5, 0.0, -0.5]), "{value}", below=0.0).findings()
+    assert [(row, finding.severity) for row, finding in zero] == [(2, 1.5)]
     low = Measured("x", np.array([7.5, 15.0, -3.0]), "{value}", below=15.0).findings()
     assert [(row, finding.severity) for row, finding in low] == [(0, 2.0), (2, 3.0)]

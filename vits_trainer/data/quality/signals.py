@@ -83,7 +83,9 @@ class Measured:
 
     def _severity(self, value: float) -> float:
         limit = self.above if value > self.above else self.below
-        if limit == 0 or (value > 0) != (limit > 0):
+        if limit == 0:
+            return 1 + abs(value)
+        if (value > 0) != (limit > 0):
             return _MAX_SEVERITY
         return max(value / limit, limit / value)
 
