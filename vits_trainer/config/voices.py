@@ -30,7 +30,7 @@ class SynthesizeConfig:
     """File for the times of sentences, words and tokens: .json, or .srt for subtitles. An existing file is
     overwritten."""
     speaker: str | None = None
-    """Name or number of the speaker of a multi-speaker voice (null = the first)."""
+    """Name, beginning of the name, or number of the speaker of a multi-speaker voice (null = the first)."""
     speaking_rate: float | None = None
     """Speaking rate: 2 is twice as fast, 0.5 is half as fast (null = the voice's default)."""
     noise_scale: float | None = None

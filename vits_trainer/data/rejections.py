@@ -25,6 +25,8 @@ class Reason(StrEnum):
     """The file does not exist, or the row has no audio."""
     DUPLICATE = "duplicate"
     """The metadata already listed the same file."""
+    DROPPED = "dropped"
+    """It is on the list of --drop."""
     EMPTY_TEXT = "empty-text"
     """The text is empty."""
     TRUNCATED_AUDIO = "truncated-audio"

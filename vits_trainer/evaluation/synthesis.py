@@ -27,7 +27,7 @@ from vits_trainer.text.tokenizer import encode, load_tokenizer
 from vits_trainer.text.vocabulary import unread_characters
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import atomic_write
-from vits_trainer.utils.strings import counted, join_names, ordinary_spaces
+from vits_trainer.utils.strings import counted, join_names, join_speakers, ordinary_spaces, shown_speaker
 
 logger = logging.getLogger(__name__)
 
@@ -125,10 +125,13 @@ class Voice:
     ) -> Speech:
         """Synthesizes ``text`` of any length; the arguments are those of :class:`SynthesisOptions`.
 
+        The speaker may also be the beginning of one name.
+
         Raises:
             ConfigError: the voice does not have the speaker.
             DataError: the vocabulary has no character of the text.
         """
+        speaker = self.full_speaker_name(speaker)
         options = SynthesisOptions(speaker, speaking_rate, noise_scale, noise_scale_duration, seed)
         pieces = list(self.speak_pieces(text, options))
         samples = join([piece.samples for piece in pieces], self.sampling_rate)
@@ -181,9 +184,29 @@ class Voice:
         if speaker.isdecimal() and int(speaker) < count:
             return int(speaker)
         near = difflib.get_close_matches(speaker, names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? Give" if near else "give"
-        known = f", or a name: {join_names(names)}." if names else "."
-        raise ConfigError(f"{self.name}: no speaker {speaker}: {hint} a number from 0 to {count - 1}{known}")
+        hint = f"did you mean {shown_speaker(near[0])}? Give" if near else "give"
+        known = f", or a name: {join_speakers(names)}." if names else "."
+        raise ConfigError(
+            f"{self.name}: no speaker {shown_speaker(speaker)}: {hint} a number from 0 to {count - 1}{known}"
+        )
+
+    def full_speaker_name(self, speaker: str | None) -> str | None:
+        """Returns the name of the only speaker that begins with ``speaker``; else ``speaker`` itself, also an id.
+
+        Raises:
+            ConfigError: several names begin with it.
+        """
+        names: list[str] = getattr(self.model.config, "speakers", None) or []
+        if not speaker or speaker in names or self.model.config.num_speakers <= 1:
+            return speaker
+        matches = [name for name in names if name.startswith(speaker)]
+        if (speaker.isdecimal() and int(speaker) < self.model.config.num_speakers) or not matches:
+            return speaker
+        if len(matches) > 1:
+            raise ConfigError(
+                f"{self.name}: {len(matches)} speakers begin with {speaker}: {join_speakers(matches)}. Give one."
+            )
+        return matches[0]
 
     def _encoded_pieces(self, text: str) -> list[tuple[str, NDArray[np.int64]]]:
         """Returns each piece that has known characters, and its token ids, (S,)."""

@@ -24,7 +24,7 @@ from vits_trainer.utils import records
 from vits_trainer.utils.errors import ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
 from vits_trainer.utils.logging import without_progress_bar
-from vits_trainer.utils.strings import join_names
+from vits_trainer.utils.strings import join_names, join_speakers
 from vits_trainer.utils.voice_files import find_voice_file
 
 _DISCRIMINATOR_PREFIX = "discriminator."
@@ -368,7 +368,7 @@ def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | Non
     unknown = sorted(set(speakers) - set(names))
     if unknown or len(names) > config.num_speakers:
         raise ModelError(
-            f"The voice has {config.num_speakers} speakers, but not {', '.join(unknown[:5]) or 'all'} of the data. Add "
+            f"The voice has {config.num_speakers} speakers, but not {join_speakers(unknown) or 'all'} of the data. Add "
             "them with --extend_speakers true, exclude their clips with --only_speakers, or start from a voice that "
             "includes them."
         )

@@ -13,6 +13,7 @@ from transformers import VitsModel
 
 from vits_trainer.config.framing import AudioSpec, check_reflection, check_segment
 from vits_trainer.config.train import TrainConfig
+from vits_trainer.data.prepared import published_summary
 from vits_trainer.data.training_data import TrainingData, open_training_data
 from vits_trainer.distributed import launch_environment
 from vits_trainer.distributed.runtime import Runtime
@@ -121,7 +122,12 @@ def _train(config: TrainConfig, data: TrainingData, runtime: Runtime) -> Trainin
     fingerprint = resume.run_fingerprint(name, config, data, sampler, runtime)
     changes = [] if resume_from is None else resume.diff_fingerprint(resume_from, fingerprint)
     checkpoints = CheckpointManager(Path(config.checkpoint_dir), config.keep_checkpoints, runtime, fingerprint, config)
-    facts = {"plan": asdict(plan), "versions": versions(), "machine": runtime.describe(), "data": data.summary}
+    facts = {
+        "plan": asdict(plan),
+        "versions": versions(),
+        "machine": runtime.describe(),
+        "data": published_summary(data.summary),
+    }
     resumed_at = None if record is None else record.state.update
     # Signals are recorded until the end: a launcher sends one if another rank fails, and this rank must still report.
     shutdown = ShutdownRequest(run_dir / "STOP", config.save_before_s)
