@@ -19,7 +19,7 @@ from vits_trainer.data.shards import MANIFEST, Manifest, RateHz
 from vits_trainer.utils import records
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.records import Amount, Count, HexDigits
-from vits_trainer.utils.strings import comparable_texts, counted, join_names, join_speakers
+from vits_trainer.utils.strings import comparable_texts, counted, join_speakers
 
 logger = logging.getLogger(__name__)
 

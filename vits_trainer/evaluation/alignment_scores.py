@@ -1,9 +1,9 @@
 """How well texts fit their recordings under a voice of the language: the alignment of VITS as a judge.
 
 The alignment search (:mod:`vits_trainer.models.alignment`) finds the most likely assignment of frames to tokens. Its
-log-likelihood per frame is low if the text is another one. How low depends on speaker, noise and voice as well, so it
-is compared with the best of other texts of similar length on the same recording. A text that is too long leaves many tokens a single frame,
-and one that is too short stretches tokens.
+log-likelihood per frame is low if the text is another one. Speaker, noise and voice lower it as well, so it is compared
+with the highest one of other texts of similar length on the same recording. If the text is too long, many tokens have
+a single frame; if it is too short, tokens are stretched.
 """
 
 from collections.abc import Iterator, Sequence
@@ -170,7 +170,7 @@ class _EncodedTexts(NamedTuple):
 
 
 def _other_texts(tokens: Sequence[NDArray[np.int64]]) -> list[list[int]]:
-    """Returns for each text the indices of others with the most similar numbers of tokens; equal texts are no others."""
+    """Returns for each text the indices of different ones, those with the most similar numbers of tokens."""
     keys = [one.tobytes() for one in tokens]
     found = []
     for row, own in enumerate(tokens):

@@ -27,7 +27,7 @@ from vits_trainer.text.tokenizer import encode, load_tokenizer
 from vits_trainer.text.vocabulary import unread_characters
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import atomic_write
-from vits_trainer.utils.strings import counted, join_names, join_speakers, ordinary_spaces, shown_speaker
+from vits_trainer.utils.strings import counted, join_speakers, ordinary_spaces, shown_speaker
 
 logger = logging.getLogger(__name__)
 

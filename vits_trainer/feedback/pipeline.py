@@ -40,7 +40,7 @@ from vits_trainer.training.run import train
 from vits_trainer.training.validation import Validation
 from vits_trainer.utils.errors import ConfigError, DataError, RefusedVoiceError
 from vits_trainer.utils.files import followed, is_ours, mark, move_aside, remove
-from vits_trainer.utils.strings import counted, csv_cell, join_names, join_speakers
+from vits_trainer.utils.strings import counted, csv_cell, join_speakers
 
 logger = logging.getLogger(__name__)
 
