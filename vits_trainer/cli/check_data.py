@@ -7,7 +7,6 @@ from pathlib import Path
 
 from vits_trainer.config.check_data import CheckDataConfig
 from vits_trainer.data.audio import Rejection
-from vits_trainer.data.source_names import read_source_names
 from vits_trainer.evaluation.alignment_scores import Aligner
 from vits_trainer.evaluation.data_check import CheckedData, check, open_data
 from vits_trainer.models import pretrained
@@ -75,7 +74,7 @@ def _writable_folder(config: CheckDataConfig) -> Path:
 
 def _page(checked: CheckedData, config: CheckDataConfig, counts: dict[str, int]) -> str:
     survey, worst = checked.survey, checked.suspicions[: config.worst]
-    sources = read_source_names(checked.data.folder, [survey.names[one.row] for one in worst])
+    sources = checked.data.source_names([survey.names[one.row] for one in worst])
     clips = checked.read(one.row for one in worst)
     shown = []
     for one in worst:
@@ -108,6 +107,12 @@ def _summary(checked: CheckedData, counts: Counter[str], output: Path) -> str:
     lines += [
         f"{survey.names[one.row]}: {'; '.join(finding.reason for finding in one.findings)}"
         for one in checked.suspicions[:3]
+    ]
+    lines += [
+        f"Warning: {name} finds {count} of {total} clips. Listen before you drop them: its threshold, the voice or the "
+        "language may not fit."
+        for name, count in counts.items()
+        if count > total / 2
     ]
     lines.append(f"Wrote {output}: check_data.html (listen, and save a list), suspicious.csv, measurements.csv")
     if checked.suspicions:

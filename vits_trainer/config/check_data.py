@@ -66,11 +66,11 @@ class CheckDataConfig:
     alignment)."""
     scores: str | None = None
     """Speech scores to compute, separated by commas, of dnsmos and cer (null = dnsmos where it is installed; "" =
-    none). They take some 0.1 and 0.5 s per clip and process."""
+    none). They take about 0.1 and 0.5 s per clip and process."""
     asr: str = AUTO
     """Speech recognizer for cer, as in evaluate."""
     language: str | None = None
-    """Language of the texts, such as de, for cer (null = English)."""
+    """Language of the texts, such as de, for cer (null = that of the voice, or English)."""
     worst: int = limited(50, 1, 1000)
     """Number of clips on the page. Each adds about 0.1 MB."""
     streaming: bool = False

@@ -4,6 +4,7 @@ It stays on this machine: names of files may tell who speaks.
 """
 
 import csv
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -23,15 +24,22 @@ def write_source_names(folder: Path, names: Iterable[tuple[str, str]]) -> None:
         writer.writerows((clip, csv_cell(source)) for clip, source in names)
 
 
-def read_source_names(folder: Path | None, clips: Collection[str]) -> dict[str, str]:
-    """Returns the names in the source of some clips; none without the file, as in folders of earlier versions.
+_CLIP_OF_SHARD = re.compile(r"audio_(\d+)\.wav", re.ASCII)
+
+
+def read_source_names(folder: Path | None, clips: Collection[str], is_sharded: bool) -> dict[str, str]:
+    """Returns the names in the source of some clips.
+
+    Without the file, as on the Hub, clips of shards are ``#4``, the index that their own names contain. Clips of wavs/
+    that an earlier version prepared have none.
 
     Raises:
         DataError: the file cannot be read.
     """
     path = None if folder is None else folder / SOURCES
     if path is None or not path.is_file():
-        return {}
+        matches = [_CLIP_OF_SHARD.fullmatch(clip) for clip in clips] if is_sharded else []
+        return {match[0]: f"#{int(match[1])}" for match in matches if match}
     wanted = set(clips)
     try:
         with path.open(encoding="utf-8", newline="") as file:

@@ -55,7 +55,12 @@ class Aligner:
         self._speakers = {name: number for number, name in enumerate(speaker_names(model.config))}
 
     def scores(
-        self, texts: Sequence[str], recordings: Sequence[NDArray[np.int16]], speakers: Sequence[str], rate_hz: int
+        self,
+        texts: Sequence[str],
+        recordings: Sequence[NDArray[np.int16]],
+        speakers: Sequence[str],
+        rate_hz: int,
+        more_texts: Sequence[str] = (),
     ) -> list[AlignmentScore]:
         """Returns the score of each clip.
 
@@ -64,6 +69,7 @@ class Aligner:
             recordings: samples, (T,) each.
             speakers: names; the first speaker of the voice takes the place of unknown ones.
             rate_hz: sampling rate of the recordings; they are resampled to that of the voice.
+            more_texts: texts of other clips, for the contrast, in addition to those of these clips.
         """
         tokens = [encode(self.tokenizer, text) for text in texts]
         waveforms = [self._waveform(recording, rate_hz) for recording in recordings]
@@ -76,8 +82,10 @@ class Aligner:
         ]
         if not usable:
             return results
-        encoded = self._encode([tokens[row] for row in usable])
-        others = _other_texts([tokens[row] for row in usable])
+        more_tokens = [encode(self.tokenizer, text) for text in more_texts]
+        compared = [*(tokens[row] for row in usable), *(one for one in more_tokens if len(one))]
+        encoded = self._encode(compared)
+        others = _other_texts(compared, len(usable))
         for batch in self._batches([frames[row] for row in usable]):
             rows = [usable[index] for index in batch]
             ids = [self._speakers.get(speakers[row], 0) for row in rows]
@@ -169,11 +177,11 @@ class _EncodedTexts(NamedTuple):
     """(N,) tokens of each text."""
 
 
-def _other_texts(tokens: Sequence[NDArray[np.int64]]) -> list[list[int]]:
-    """Returns for each text the indices of different ones, those with the most similar numbers of tokens."""
+def _other_texts(tokens: Sequence[NDArray[np.int64]], count: int) -> list[list[int]]:
+    """Returns for the first texts the indices of different ones, those with the most similar numbers of tokens."""
     keys = [one.tobytes() for one in tokens]
     found = []
-    for row, own in enumerate(tokens):
+    for row, own in enumerate(tokens[:count]):
         different = [index for index in range(len(tokens)) if keys[index] != keys[row]]
         different.sort(key=lambda index: abs(len(tokens[index]) - len(own)))
         found.append(different[:_OTHER_TEXTS])

@@ -17,7 +17,7 @@ from vits_trainer.config.check_data import CheckDataConfig, Thresholds
 from vits_trainer.config.options import SCORES
 from vits_trainer.config.serialization import split_names
 from vits_trainer.data.audio import Rejection
-from vits_trainer.data.prepared import PreparedData, open_prepared, train_validation_split
+from vits_trainer.data.prepared import open_prepared, train_validation_split
 from vits_trainer.data.quality import signals
 from vits_trainer.data.quality.measurements import SoundMeasurements
 from vits_trainer.data.quality.pieces import Piece, PreparedClip, map_pieces, pieces_of_shards, pieces_of_wavs
@@ -25,7 +25,7 @@ from vits_trainer.data.quality.signals import Measured, Suspicion
 from vits_trainer.data.quality.survey import Survey
 from vits_trainer.data.shards import MANIFEST
 from vits_trainer.data.source_names import read_source_names
-from vits_trainer.data.streaming import ShardedData, open_stream
+from vits_trainer.data.streaming import open_stream
 from vits_trainer.evaluation.alignment_scores import NO_ALIGNMENT, Aligner, AlignmentScore
 from vits_trainer.evaluation.clip_scores import ScoreSettings, score_piece, speech_metrics
 from vits_trainer.evaluation.optional_packages import is_installed
@@ -34,6 +34,8 @@ from vits_trainer.utils.strings import csv_cell
 logger = logging.getLogger(__name__)
 
 _SCORED = ("dnsmos", "cer")
+_NEAR_TEXTS = 8
+"""Texts before and after those of a piece that its recordings are compared with."""
 _HURRIED_FLOOR, _LONGEST_FLOOR_S = 0.01, 0.02
 """Smallest deviations of a speaker's clips that are taken as usual."""
 
@@ -42,7 +44,6 @@ _HURRIED_FLOOR, _LONGEST_FLOOR_S = 0.01, 0.02
 class OpenedData:
     """Prepared data to check."""
 
-    location: str
     folder: Path | None
     """None for an address."""
     pieces: list[Piece]
@@ -50,6 +51,11 @@ class OpenedData:
     """In Hz."""
     held_out: frozenset[str] | list[int]
     """Names of the validation clips, or for streamed shards their rows."""
+    is_sharded: bool
+
+    def source_names(self, clips: Sequence[str]) -> dict[str, str]:
+        """Returns the names in the source of some clips."""
+        return read_source_names(self.folder, clips, self.is_sharded)
 
 
 @dataclass
@@ -114,7 +120,7 @@ class CheckedData:
     def suspicious_csv(self) -> str:
         """Returns suspicious.csv, which prepare_data --drop takes: the suspicious clips, the worst first."""
         names = [self.survey.names[suspicion.row] for suspicion in self.suspicions]
-        sources = read_source_names(self.data.folder, names)
+        sources = self.data.source_names(names)
         rows = (
             (
                 csv_cell(name), sources.get(name, ""), f"{suspicion.score:.2f}",
@@ -166,23 +172,14 @@ def open_data(config: CheckDataConfig) -> OpenedData:
     if config.streaming:
         shards = open_stream(config.data_dir)
         rows = shards.hold_out(config.validation_fraction, config.validation_max_clips, config.seed)
-        return _opened(config, shards, pieces_of_shards(shards), folder if folder.is_dir() else None, rows)
+        local = folder if folder.is_dir() else None
+        return OpenedData(local, pieces_of_shards(shards), shards.sampling_rate, rows, is_sharded=True)
     prepared = open_prepared(folder)
     split = train_validation_split(prepared, config.validation_fraction, config.validation_max_clips, config.seed)
     names = frozenset(prepared.rows.filename[row] for row in split[1])
     is_sharded = (folder / MANIFEST).is_file()
     pieces = pieces_of_shards(open_stream(config.data_dir)) if is_sharded else pieces_of_wavs(prepared)
-    return _opened(config, prepared, pieces, folder, names)
-
-
-def _opened(
-    config: CheckDataConfig,
-    data: PreparedData | ShardedData,
-    pieces: list[Piece],
-    folder: Path | None,
-    held_out: frozenset[str] | list[int],
-) -> OpenedData:
-    return OpenedData(config.data_dir, folder, pieces, data.sampling_rate, held_out)
+    return OpenedData(folder, pieces, prepared.sampling_rate, names, is_sharded)
 
 
 def check(config: CheckDataConfig, data: OpenedData, aligner: Aligner | None = None) -> CheckedData:
@@ -211,7 +208,7 @@ def check(config: CheckDataConfig, data: OpenedData, aligner: Aligner | None = N
             bar.update(piece.clips)
     scores = {name: np.array([one.metrics.get(name, np.nan) for one in measured]) for name in names}
     transcripts = [one.transcript for one in measured]
-    return CheckedData(data, survey, _alignments(data, aligner), scores, transcripts, config.thresholds)
+    return CheckedData(data, survey, _alignments(data, aligner, survey.texts), scores, transcripts, config.thresholds)
 
 
 def _scores(config: CheckDataConfig) -> tuple[str, ...]:
@@ -220,7 +217,7 @@ def _scores(config: CheckDataConfig) -> tuple[str, ...]:
     return ("dnsmos",) if is_installed("dnsmos") and is_installed("dnsmos_runtime") else ()
 
 
-def _alignments(data: OpenedData, aligner: Aligner | None) -> list[AlignmentScore]:
+def _alignments(data: OpenedData, aligner: Aligner | None, texts: Sequence[str]) -> list[AlignmentScore]:
     scores: list[AlignmentScore] = []
     if aligner is None:
         return scores
@@ -229,11 +226,14 @@ def _alignments(data: OpenedData, aligner: Aligner | None) -> list[AlignmentScor
             clips = piece.read()
             readable = [(row, clip, clip.pcm) for row, clip in enumerate(clips) if not isinstance(clip.pcm, Rejection)]
             of_piece = [NO_ALIGNMENT] * len(clips)
+            start, stop = len(scores), len(scores) + len(clips)
             aligned = aligner.scores(
                 [clip.text for _, clip, _ in readable],
                 [pcm for _, _, pcm in readable],
                 [clip.speaker for _, clip, _ in readable],
                 data.sampling_rate,
+                # A row group may hold one clip, which has no other text to be compared with.
+                [*texts[max(0, start - _NEAR_TEXTS) : start], *texts[stop : stop + _NEAR_TEXTS]],
             )
             for (row, _, _), score in zip(readable, aligned, strict=True):
                 of_piece[row] = score

@@ -2,16 +2,19 @@
 
 import csv
 import io
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vits_trainer.data.preparation.journal import RejectedClip, wav_name
+from vits_trainer.data.preparation.journal import RejectedClip
 from vits_trainer.utils import records
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.strings import csv_cell, short_digest
 
 _REMEDY = "Give the suspicious.csv of check_data, the list that its page saves, or a text file with a name per line."
+_INDEX = re.compile(r"#\d+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -19,25 +22,25 @@ class DropList:
     """Clips to leave out."""
 
     path: str = ""
-    sources: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
     """Names of clips in the source, as :func:`csv_cell` writes them."""
-    numbers: frozenset[str] = frozenset()
-    """Names of clips of shards, which contain their index in the source; of lists without names of the source."""
+    indices: frozenset[int] = frozenset()
+    """Indices in the source, of clips that are listed as ``#4``."""
 
     def __bool__(self) -> bool:
-        return bool(self.sources or self.numbers)
+        return bool(self.names or self.indices)
 
     @property
     def digest(self) -> str | None:
         """A digest of the list, whatever its order; None if it is empty."""
-        return short_digest((sorted(self.sources), sorted(self.numbers))) if self else None
+        return short_digest((sorted(self.names), sorted(self.indices))) if self else None
 
     def drops(self, clip_id: str, index: int) -> bool:
         """Returns whether the clip with this name and this index in the source is on the list."""
-        return csv_cell(clip_id) in self.sources or (bool(self.numbers) and wav_name(index) in self.numbers)
+        return index in self.indices or csv_cell(clip_id) in self.names
 
-    def require_found(self, rejected: Iterable[RejectedClip], source_clips: int) -> str | None:
-        """Returns a warning if some entries name no clip; None if all do.
+    def warnings(self, rejected: Iterable[RejectedClip], source_clips: int) -> list[str]:
+        """Returns warnings of entries that name no clip, or several.
 
         Args:
             rejected: all clips that were rejected, also for other reasons.
@@ -46,37 +49,40 @@ class DropList:
         Raises:
             DataError: no entry names a clip.
         """
-        left_out = {csv_cell(clip.clip_id) for clip in rejected}
-        missing = sorted(self.sources - left_out)
-        missing += sorted(name for name in self.numbers if not 0 <= _number(name) < source_clips)
-        total = len(self.sources) + len(self.numbers)
-        if not missing:
-            return None
-        sentence = (
-            f"{len(missing)} of {total} entries of --drop {self.path} name no clip that was read, such as {missing[0]}"
-        )
-        if len(missing) == total:
-            raise DataError(f"{sentence}: the list is that of another data set. {_REMEDY}")
-        return f"{sentence}."
+        left_out = Counter(csv_cell(clip.clip_id) for clip in rejected)
+        missing = sorted(self.names - left_out.keys())
+        missing += [f"#{index}" for index in sorted(self.indices) if index >= source_clips]
+        total = len(self.names) + len(self.indices)
+        warnings = []
+        if missing:
+            sentence = (
+                f"{len(missing)} of {total} entries of --drop {self.path} name no clip that was read, such as "
+                f"{missing[0]}"
+            )
+            if len(missing) == total:
+                raise DataError(f"{sentence}: the list is that of another data set. {_REMEDY}")
+            warnings.append(f"{sentence}.")
+        several = {name: left_out[name] for name in sorted(self.names) if left_out[name] > 1}
+        if several:
+            name, count = next(iter(several.items()))
+            warnings.append(
+                f"{len(several)} of {total} entries of --drop {self.path} name several clips, which are all left out, "
+                f"such as {name} ({count} clips)."
+            )
+        return warnings
 
 
 NOTHING = DropList()
 
 
-def _number(name: str) -> int:
-    digits = name.removeprefix("audio_").removesuffix(".wav")
-    return int(digits) if digits.isdecimal() else -1
-
-
-def read_drop_list(path: str | None, sharded: bool) -> DropList:
+def read_drop_list(path: str | None) -> DropList:
     """Reads a list: CSV with the columns clip and source, or lines with names of clips in the source.
 
     Args:
         path: of the file; None is an empty list.
-        sharded: whether shards are prepared, whose clips are known by their number.
 
     Raises:
-        ConfigError: it cannot be read, is empty, or names clips of wavs/ without their names in the source.
+        ConfigError: it cannot be read, is empty, or has clips without names in the source.
     """
     if path is None:
         return NOTHING
@@ -90,15 +96,20 @@ def read_drop_list(path: str | None, sharded: bool) -> DropList:
     if not rows:
         raise ConfigError(f"{flag}: is empty. {_REMEDY}")
     if "source" not in rows[0] or "clip" not in rows[0]:
-        return DropList(path, frozenset(csv_cell(line) for line in map(str.strip, text.splitlines()) if line))
+        return _listed(path, (line for line in map(str.strip, text.splitlines()) if line))
     clip, source = rows[0].index("clip"), rows[0].index("source")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(rows[0]):
             raise ConfigError(f"{flag} line {number}: has {len(row)} columns, not {len(rows[0])}. {_REMEDY}")
-    unnamed = frozenset(row[clip] for row in rows[1:] if not row[source])
-    if unnamed and not sharded:
-        raise ConfigError(
-            f"{flag}: has no name in the source for {min(unnamed)}, as its folder was prepared by an earlier version. "
-            "Prepare the folder again, and repeat check_data."
-        )
-    return DropList(path, frozenset(row[source] for row in rows[1:] if row[source]), unnamed)
+        if not row[source]:
+            raise ConfigError(
+                f"{flag} line {number}: has no name in the source for {row[clip]}, as its folder was prepared by an "
+                "earlier version. Prepare the folder again, and repeat check_data."
+            )
+    return _listed(path, (row[source] for row in rows[1:]))
+
+
+def _listed(path: str, entries: Iterable[str]) -> DropList:
+    names = {csv_cell(entry) for entry in entries}
+    indices = {name for name in names if _INDEX.fullmatch(name)}
+    return DropList(path, frozenset(names - indices), frozenset(int(index[1:]) for index in indices))

@@ -76,7 +76,7 @@ def prepare(config: PrepareConfig, dataset: "Dataset | None" = None) -> Preparat
             written nevertheless).
         VitsTrainerError: a worker process was killed.
     """
-    drop = read_drop_list(config.drop, config.shards > 0)
+    drop = read_drop_list(config.drop)
     source = open_source(config) if dataset is None else open_dataset(dataset, config)
     output_dir = expanded("output_dir", config.output_dir)
     if source.root is not None and output_dir.resolve() == source.root.resolve():
@@ -134,7 +134,7 @@ def _stats(journal: ClipJournal, config: PrepareConfig, drop: DropList) -> Prepa
     for entry in journal.entries:
         stats.add(entry)
     rejected = [entry for entry in journal.entries if isinstance(entry, RejectedClip)]
-    stats.not_dropped = drop.require_found(rejected, len(journal.entries))
+    stats.drop_warnings = drop.warnings(rejected, len(journal.entries))
     accepted, names = journal.accepted, journal.names
     stats.facts = [clip_facts(name, clip, config.target_sr) for name, clip in zip(names, accepted, strict=True)]
     middle, last = len(accepted) // 2, len(accepted) - 1

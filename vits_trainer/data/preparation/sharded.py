@@ -356,7 +356,7 @@ def _merge_parts(
     stats.repeated_rows = _repeated_rows(outcomes, stats.facts)
     left_out = sorted(entry for outcome in outcomes for entry in outcome.left_out)
     if not missing:
-        stats.not_dropped = drop.require_found([entry for _, entry in left_out], source.clip_count or sys.maxsize)
+        stats.drop_warnings = drop.warnings([entry for _, entry in left_out], source.clip_count or sys.maxsize)
     summary = stats.summary(output_dir, config.target_sr, len(records), missing)
     if missing:
         return summary

@@ -7,7 +7,7 @@ another preparation before it begins, it keeps the names there.
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vits_trainer.data.sources.base import Source
@@ -25,22 +25,26 @@ def short_speaker_names(source: Source, output_dir: Path) -> dict[str, str]:
     """Returns the short name of each speaker with a name that is a hash; writes speakers.csv if there are any.
 
     Raises:
-        DataError: speakers.csv of an earlier preparation cannot be read.
+        DataError: speakers.csv of an earlier preparation cannot be read, or has a name that another speaker has.
     """
     if source.speakers is None:
         return {}
-    known = _read(output_dir / SPEAKERS)
-    names = _numbered((one_line(name) for name in source.speakers() if name), known)
+    path = output_dir / SPEAKERS
+    known = _read(path)
+    in_order = list(dict.fromkeys(one_line(name) for name in source.speakers() if name))
+    shared = {*known.values()} & {*in_order}
+    if shared:
+        raise DataError(f"{path}: the source has another speaker {min(shared)}. Change this name in the file.")
+    names = _numbered(in_order, known)
     if names and names != known:
         content = io.StringIO()
         csv.writer(content, lineterminator="\n").writerows([_HEADER, *((short, name) for name, short in names.items())])
         output_dir.mkdir(parents=True, exist_ok=True)
-        atomic_write(output_dir / SPEAKERS, content.getvalue())
+        atomic_write(path, content.getvalue())
     return names
 
 
-def _numbered(speakers: Iterable[str], known: Mapping[str, str]) -> dict[str, str]:
-    in_order = dict.fromkeys(speakers)
+def _numbered(in_order: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
     names = dict(known)
     taken = {*names.values(), *(name for name in in_order if not is_opaque(name))}
     number = 0

@@ -110,8 +110,8 @@ class PreparationStats:
     """Facts of the accepted clips, in their order."""
     examples: list[str] = field(default_factory=list)
     """Lines that show accepted clips."""
-    not_dropped: str | None = None
-    """Warning about entries of --drop that name no clip."""
+    drop_warnings: list[str] = field(default_factory=list)
+    """About entries of --drop that name no clip, or several."""
     repeated_rows: dict[str, str] = field(default_factory=dict)
     """Bits of :func:`repeated`, in hexadecimal, by shard."""
 
@@ -148,7 +148,7 @@ class PreparationStats:
         """Returns the summary of a finished preparation, or of a part of one."""
         missing_files = _missing_files(self)
         warnings = [f"{missing_files}."] if missing_files and self.speaker_clips else []
-        warnings += [self.not_dropped] if self.not_dropped else []
+        warnings += self.drop_warnings
         last = len(self.examples) - 1
         return PreparationSummary(
             output_dir=output_dir,

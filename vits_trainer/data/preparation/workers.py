@@ -89,10 +89,10 @@ def _prescreen(clips: Iterator[SourceClip], start: int, screening: Screening) ->
             if clip.audio in seen:
                 rejection = Rejection(Reason.DUPLICATE, f"{clip.audio.name} occurs earlier")
             seen.add(clip.audio)
-        if rejection is None and screening.drop.drops(clip.clip_id, index):
-            rejection = Rejection(Reason.DROPPED, f"is in {screening.drop.path}")
         if rejection is None and not one_line(clip.text):
             rejection = Rejection(Reason.EMPTY_TEXT, repr(clip.text[:40]))
+        if rejection is None and screening.drop.drops(clip.clip_id, index):
+            rejection = Rejection(Reason.DROPPED, f"is in {screening.drop.path}")
         yield clip, rejection
 
 

@@ -1,7 +1,7 @@
 """Finds recordings that occur twice: equal samples, or nearly the same sound."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,21 +24,20 @@ def equal_recordings(digests: Sequence[int]) -> list[list[int]]:
 
 def similar_recordings(
     fingerprints: NDArray[np.float16], speech_s: NDArray[np.float32], similarity: float
-) -> list[tuple[int, int, float]]:
-    """Returns pairs of rows, the lower one first, whose fingerprints are at least this similar.
+) -> Iterator[tuple[int, int, float]]:
+    """Yields pairs of rows, the lower one first, whose fingerprints are at least this similar.
 
     Only clips with nearly the same length of speech are compared, block by block.
 
     Args:
         fingerprints: (clips, size), of unit length.
-        speech_s: length of the speech, (clips,).
+        speech_s: length of the speech, (clips,); NaN for clips to leave out.
         similarity: cosine of the angle.
     """
     order = np.argsort(speech_s, kind="stable")
     order = order[speech_s[order] >= _MIN_SPEECH_S]  # NaN is not
     lengths = speech_s[order]
     ends = np.searchsorted(lengths, lengths * (1 + _LENGTH_TOLERANCE), side="right")
-    pairs = []
     for start in range(0, len(order), _BLOCK_CLIPS):
         stop = min(start + _BLOCK_CLIPS, len(order))
         block = fingerprints[order[start:stop]].astype(np.float32)
@@ -48,5 +47,4 @@ def similar_recordings(
             for i, j in np.argwhere(similarities >= similarity).tolist():
                 if start + i < other + j < ends[start + i]:
                     first, second = sorted((int(order[start + i]), int(order[other + j])))
-                    pairs.append((first, second, float(similarities[i, j])))
-    return sorted(pairs)
+                    yield first, second, float(similarities[i, j])

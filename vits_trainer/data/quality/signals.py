@@ -159,10 +159,12 @@ def of_sound(survey: Survey, thresholds: Thresholds) -> list[Measured]:
 def of_copies(survey: Survey, threshold: float) -> list[tuple[int, Finding]]:
     """Returns findings for copies of recordings: all but the first, or all if their texts differ."""
     found: dict[int, Finding] = {}
+    speech_s = survey.sound("speech_s")
     for group in equal_recordings(survey.digests):
+        speech_s[group[1:]] = np.nan  # a thousand equal clips would be half a million similar pairs
         for row, other in zip(group, [group[1], *[group[0]] * (len(group) - 1)], strict=True):
             _add_copy(found, survey, row, other, 1.0, threshold)
-    for first, second, similarity in similar_recordings(survey.fingerprints, survey.sound("speech_s"), threshold):
+    for first, second, similarity in similar_recordings(survey.fingerprints, speech_s, threshold):
         for row, other in ((first, second), (second, first)):
             _add_copy(found, survey, row, other, similarity, threshold)
     return sorted(found.items())
