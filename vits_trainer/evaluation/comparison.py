@@ -14,7 +14,7 @@ from vits_trainer.data.prepared import PreparedData
 from vits_trainer.evaluation.speech_metrics import ClipScore, SpeechMetrics, bootstrap_interval, means, worst_first
 from vits_trainer.evaluation.synthesis import SynthesisOptions, Voice
 from vits_trainer.utils.errors import DataError, TooManyRejectedError
-from vits_trainer.utils.strings import counted
+from vits_trainer.utils.strings import counted, shown_speaker
 
 Samples = NDArray[np.float32]
 Synthesizer = Callable[[int], Samples]
@@ -215,13 +215,13 @@ def _speaker_table(evaluation: VoiceEvaluation, names: Sequence[str], speaker_of
     speakers = sorted({speaker_of[clip.clip] for clip in evaluation.clips})
     if len(speakers) < 2:
         return []
-    width = max(map(len, speakers))
+    width = max(len(shown_speaker(speaker)) for speaker in speakers)
     lines = ["", f"{evaluation.name} by speaker", f"{'':{width}}" + _row([*names, "clips"])]
     for speaker in speakers:
         clips = [clip for clip in evaluation.clips if speaker_of[clip.clip] == speaker]
         of_speaker = means(clips)
         cells = [f"{of_speaker[name]:.3f}" if name in of_speaker else "-" for name in names]
-        lines.append(f"{speaker:{width}}" + _row([*cells, str(len(clips))]))
+        lines.append(f"{shown_speaker(speaker):{width}}" + _row([*cells, str(len(clips))]))
     return lines
 
 

@@ -21,7 +21,7 @@ from vits_trainer.config.options import SPEECH_FORMATS
 from vits_trainer.data.audio import to_pcm16
 from vits_trainer.distributed.launch_environment import uses_gpu
 from vits_trainer.evaluation.timings import SpeechTimings, piece_timings
-from vits_trainer.models.pretrained import audio_spec, clamp_token_durations, load_for_inference
+from vits_trainer.models.pretrained import audio_spec, clamp_token_durations, complete_speaker, load_for_inference
 from vits_trainer.text.normalization import is_spoken
 from vits_trainer.text.tokenizer import encode, load_tokenizer
 from vits_trainer.text.vocabulary import unread_characters
@@ -196,17 +196,10 @@ class Voice:
         Raises:
             ConfigError: several names begin with it.
         """
-        names: list[str] = getattr(self.model.config, "speakers", None) or []
-        if not speaker or speaker in names or self.model.config.num_speakers <= 1:
+        names, count = getattr(self.model.config, "speakers", None) or [], self.model.config.num_speakers
+        if not speaker or count <= 1 or (speaker.isdecimal() and int(speaker) < count):
             return speaker
-        matches = [name for name in names if name.startswith(speaker)]
-        if (speaker.isdecimal() and int(speaker) < self.model.config.num_speakers) or not matches:
-            return speaker
-        if len(matches) > 1:
-            raise ConfigError(
-                f"{self.name}: {len(matches)} speakers begin with {speaker}: {join_speakers(matches)}. Give one."
-            )
-        return matches[0]
+        return complete_speaker(self.name, names, speaker)
 
     def _encoded_pieces(self, text: str) -> list[tuple[str, NDArray[np.int64]]]:
         """Returns each piece that has known characters, and its token ids, (S,)."""

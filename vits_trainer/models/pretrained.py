@@ -3,7 +3,7 @@
 import copy
 import math
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
@@ -21,7 +21,7 @@ from vits_trainer.models.type2_decoder import Type2Decoder, doubled_weights, has
 from vits_trainer.models.voice_config import require_size, voice_config
 from vits_trainer.models.voice_versions import replace_voice
 from vits_trainer.utils import records
-from vits_trainer.utils.errors import ModelError
+from vits_trainer.utils.errors import ConfigError, ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
 from vits_trainer.utils.logging import without_progress_bar
 from vits_trainer.utils.strings import join_names, join_speakers
@@ -352,6 +352,19 @@ def speaker_names(config: VitsConfig) -> list[str]:
         return []
     names: list[str] = getattr(config, "speakers", None) or []
     return [*names, *map(str, range(len(names), config.num_speakers))]
+
+
+def complete_speaker(voice: str, names: Sequence[str], beginning: str) -> str:
+    """Returns the only name that begins so, for flags; ``beginning`` itself if it is a name, or if no name does.
+
+    Raises:
+        ConfigError: several names begin so.
+    """
+    matches = [beginning] if beginning in names else [name for name in names if name.startswith(beginning)]
+    if len(matches) > 1:
+        known = join_speakers(matches)
+        raise ConfigError(f"{voice}: {len(matches)} speakers begin with {beginning}: {known}. Give one.")
+    return matches[0] if matches else beginning
 
 
 def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | None:
