@@ -96,13 +96,20 @@ def test_the_contrast_is_the_difference_to_the_best_other_text_on_the_same_recor
         assert scores[row].contrast == pytest.approx(scores[row].log_likelihood - max(others), rel=1e-3)
 
 
+def test_a_single_clip_is_compared_with_more_texts(aligner: Aligner) -> None:
+    pcm = recordings()
+    together = aligner.scores(TEXTS, pcm, ["a"] * 7, 16000)
+    (alone,) = aligner.scores(TEXTS[:1], pcm[:1], ["a"], 16000, [*TEXTS[1:], "???"])
+    assert alone == pytest.approx(together[0], rel=1e-3)
+
+
 def test_equal_texts_are_not_compared_and_the_most_similar_lengths_are() -> None:
     lengths = [5, 9, 5, 30, 8, 7, 20, 6, 10, 11, 12, 50]
     tokens = [np.arange(length) for length in lengths]
-    others = _other_texts(tokens)
+    others = _other_texts(tokens, 11)
     assert others[0] == [7, 5, 4, 1, 8, 9, 10, 6]  # not row 2, which has the same tokens
-    assert [len(one) for one in others] == [8] * 12
-    assert _other_texts(tokens[:1]) == [[]]
+    assert [len(one) for one in others] == [8] * 11
+    assert _other_texts(tokens[:1], 1) == [[]]
 
 
 def test_impossible_texts_have_no_alignment_and_do_not_disturb_others(aligner: Aligner) -> None:

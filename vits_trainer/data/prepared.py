@@ -292,8 +292,8 @@ def read_summary(content: bytes, source: object) -> dict[str, Any]:
     return summary | records.check(summary, source, DatasetSummary, DataError, _REMEDY)
 
 
-_ONLY_HERE = ("speaker_clips", "copies", "repeated", "examples")
-"""Fields of dataset.json that name speakers and files, or describe single clips."""
+_ONLY_HERE = ("speaker_clips", "copies", "repeated", "examples", "warnings")
+"""Fields of dataset.json that name speakers, clips or files."""
 
 
 def published_summary(summary: Mapping[str, Any]) -> dict[str, Any]:

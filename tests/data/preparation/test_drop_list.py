@@ -10,8 +10,11 @@ from tests.support import audio
 from tests.support.audio import good_utterances
 from tests.support.preparation import contents, lj_speech, prepare_into, rejected
 from vits_trainer.data.preparation import pipeline
-from vits_trainer.data.preparation.drop_list import read_drop_list
+from vits_trainer.data.preparation.drop_list import DropList, read_drop_list
+from vits_trainer.data.preparation.journal import RejectedClip
 from vits_trainer.data.prepared import open_prepared
+from vits_trainer.data.rejections import Reason
+from vits_trainer.data.source_names import read_source_names
 from vits_trainer.utils.errors import ConfigError, DataError
 
 HEADER = "clip,source,signals\n"
@@ -60,10 +63,13 @@ def test_shards_leave_out_the_same_clips(tmp_path: Path, write_source) -> None:
     )
     assert sorted(sources(tmp_path / "out").values()) == [f"good_{n}.mp3" for n in (0, 2, 3, 5)]
     assert sorted(open_prepared(tmp_path / "out").texts) == sorted(open_prepared(tmp_path / "wavs").texts)
-    # Shards on the Hub come without sources.csv: their clips have the number of the source.
-    numbers = write(tmp_path / "numbers.csv", f"{HEADER}audio_000004.wav,,rate\naudio_000001.wav,,rate\n")
-    prepare_into(tmp_path / "numbered", dataset, drop=numbers, shards=2)
-    assert rejected(tmp_path / "numbered") == rejected(tmp_path / "out")
+    # Shards on the Hub come without sources.csv: their clips have the index of the source, also for wavs/.
+    (tmp_path / "out/sources.csv").unlink()
+    clips = ["audio_000004.wav", "audio_000001.wav"]
+    names = read_source_names(tmp_path / "out", clips, is_sharded=True)
+    indices = write(tmp_path / "i.csv", HEADER + "".join(f"{clip},{names[clip]},rate\n" for clip in clips))
+    assert prepare_into(tmp_path / "by index", dataset, drop=indices).warnings == ()
+    assert rejected(tmp_path / "by index") == rejected(tmp_path / "out")
 
 
 def test_an_interrupted_preparation_resumes_with_the_gaps_of_dropped_clips(
@@ -103,12 +109,10 @@ def test_the_same_list_is_finished_and_another_one_is_refused(tmp_path: Path) ->
 
 def test_entries_that_name_no_clip_are_reported(tmp_path: Path) -> None:
     dataset = lj_speech(tmp_path / "set", ["one", "two", "three"])
-    summary = prepare_into(tmp_path / "out", dataset, drop=write(tmp_path / "a.txt", "c0\nc9\nelsewhere\n"))
-    assert summary.warnings == (
-        f"2 of 3 entries of --drop {tmp_path / 'a.txt'} name no clip that was read, such as c9.",
-    )
+    summary = prepare_into(tmp_path / "out", dataset, drop=write(tmp_path / "a.txt", "c0\nc9\nelsewhere\n#3\n"))
+    assert summary.warnings == ("--drop a.txt: 3 of 4 entries name no clip that was read, such as c9.",)
     for shards in (0, 1):
-        with pytest.raises(DataError, match=r"2 of 2 entries.*the list is that of another data set"):
+        with pytest.raises(DataError, match=r"b.txt: 2 of 2 entries.*the list is that of another data set"):
             prepare_into(tmp_path / f"none{shards}", dataset, drop=write(tmp_path / "b.txt", "x\ny\n"), shards=shards)
 
 
@@ -120,13 +124,13 @@ def test_entries_that_name_no_clip_are_reported(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", "is not UTF-8 CSV"),
         (b'clip,source\n"a,b\n', "is not UTF-8 CSV"),
         (b"clip,source\na\n", "line 2: has 1 columns, not 2"),
-        (b"clip,source\naudio_000001.wav,\n", "no name in the source for audio_000001.wav"),
+        (b"clip,source\naudio_000001.wav,\n", "line 2: has no name in the source for audio_000001.wav"),
     ],
 )
 def test_invalid_lists_are_refused_in_one_line(tmp_path: Path, content: bytes, problem: str) -> None:
     (tmp_path / "list").write_bytes(content)
     with pytest.raises(ConfigError, match=problem) as refused:
-        read_drop_list(str(tmp_path / "list"), sharded=False)
+        read_drop_list(str(tmp_path / "list"))
     assert "\n" not in str(refused.value)
     assert "--drop" in str(refused.value)
 
@@ -135,6 +139,14 @@ def test_a_missing_list_is_refused_before_the_source_is_read(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="nowhere"):
         prepare_into(tmp_path / "out", tmp_path / "no data", drop=str(tmp_path / "nowhere"))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_entry_that_names_several_clips_is_reported(tmp_path: Path) -> None:
+    drop = DropList("/x/list.txt", frozenset({"a", "b"}))
+    clips = [RejectedClip(name, Reason.DROPPED, "") for name in "aab"]
+    assert drop.warnings(clips, 3) == [
+        "--drop list.txt: 1 of 2 entries name several clips, which are all left out, such as a (2 clips)."
+    ]
 
 
 def test_names_that_spreadsheets_would_compute_match(tmp_path: Path) -> None:

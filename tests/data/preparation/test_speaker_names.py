@@ -90,6 +90,14 @@ def test_a_finished_preparation_is_recognised_and_parts_with_other_names_are_ref
         prepare_into(tmp_path / "shards", dataset, shards=2, part="2/2")
 
 
+def test_a_speaker_that_has_the_short_name_of_another_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/speakers.csv").write_text(f"speaker,source\nanna,{HASHES[0]}\n")
+    clips = [replace(one, client_id="anna") for one in good_utterances(2)]
+    with pytest.raises(DataError, match="another speaker anna"):
+        prepare_into(tmp_path / "out", audio.write_release(tmp_path / "cv", clips))
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -31,6 +31,11 @@ class DropList:
         return bool(self.names or self.indices)
 
     @property
+    def name(self) -> str:
+        """Name of the file, for what is uploaded: its path may tell of this machine."""
+        return Path(self.path).name
+
+    @property
     def digest(self) -> str | None:
         """A digest of the list, whatever its order; None if it is empty."""
         return short_digest((sorted(self.names), sorted(self.indices))) if self else None
@@ -55,18 +60,15 @@ class DropList:
         total = len(self.names) + len(self.indices)
         warnings = []
         if missing:
-            sentence = (
-                f"{len(missing)} of {total} entries of --drop {self.path} name no clip that was read, such as "
-                f"{missing[0]}"
-            )
+            sentence = f"{len(missing)} of {total} entries name no clip that was read, such as {missing[0]}"
             if len(missing) == total:
-                raise DataError(f"{sentence}: the list is that of another data set. {_REMEDY}")
-            warnings.append(f"{sentence}.")
+                raise DataError(f"--drop {self.path}: {sentence}: the list is that of another data set. {_REMEDY}")
+            warnings.append(f"--drop {self.name}: {sentence}.")
         several = {name: left_out[name] for name in sorted(self.names) if left_out[name] > 1}
         if several:
             name, count = next(iter(several.items()))
             warnings.append(
-                f"{len(several)} of {total} entries of --drop {self.path} name several clips, which are all left out, "
+                f"--drop {self.name}: {len(several)} of {total} entries name several clips, which are all left out, "
                 f"such as {name} ({count} clips)."
             )
         return warnings

@@ -92,7 +92,7 @@ def _prescreen(clips: Iterator[SourceClip], start: int, screening: Screening) ->
         if rejection is None and not one_line(clip.text):
             rejection = Rejection(Reason.EMPTY_TEXT, repr(clip.text[:40]))
         if rejection is None and screening.drop.drops(clip.clip_id, index):
-            rejection = Rejection(Reason.DROPPED, f"is in {screening.drop.path}")
+            rejection = Rejection(Reason.DROPPED, f"is on {screening.drop.name}")
         yield clip, rejection
 
 
