@@ -88,7 +88,7 @@ def test_marked_clips_are_saved_as_a_list_that_prepare_data_takes(tab: Any, tmp_
     assert tab.locator("#save").is_disabled()
     tab.locator("article label").nth(1).tap()
     tab.locator("article label").nth(3).tap()
-    assert tab.locator("#marked").inner_text() == "2 of 4"
+    assert tab.locator("#save").inner_text() == "Save drop.csv (2)"
     path = saved(tab, tmp_path / "drop.csv")
     assert list(csv.reader(path.open(encoding="utf-8", newline=""))) == [
         ["clip", "source", "signals"],

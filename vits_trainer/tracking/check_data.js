@@ -16,7 +16,7 @@ function save() {
 
 function show() {
   const count = boxes.filter((box) => box.checked).length;
-  $("marked").textContent = `${count} of ${boxes.length}`;
+  $("save").textContent = `Save drop.csv (${count})`;
   $("save").disabled = count === 0;
   boxes.forEach((box) => box.closest("article").classList.toggle("marked", box.checked));
 }
