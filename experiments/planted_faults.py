@@ -166,7 +166,8 @@ def main_of(asked: argparse.Namespace) -> None:
         for name in ("planted", "dropped"):
             train(folder, name, asked.voice, asked.updates, split)
         voices = ",".join(str(folder / f"{name}_voice") for name in ("planted", "dropped"))
-        run("evaluate", voices, data_dir=folder / "planted", scores="mcd,cer", output_dir=folder / "evaluation", **split)
+        output = {"output_dir": folder / "evaluation", "scores": "mcd,cer"}
+        run("evaluate", voices, data_dir=folder / "planted", **output, **split)
 
 
 if __name__ == "__main__":
