@@ -1,8 +1,6 @@
 """The command check_data from a prepared folder to a folder without the clips that it found."""
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,15 +12,16 @@ from vits_trainer.cli.main import main
 from vits_trainer.data.prepared import open_prepared
 
 
-def test_the_clips_that_are_found_are_dropped(tmp_path: Path) -> None:
+def test_the_clips_that_are_found_are_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset, out = write_set(tmp_path / "set"), tmp_path / "out"
     prepare = ["prepare_data", "--dataset", str(dataset), "--check_texts", "false", "--processes", "1"]
     assert main([*prepare, "--output_dir", str(out)]) == 0
-    flags = ["--processes", "2", "--worst", "3", "--scores", ""]
-    command = [sys.executable, "-m", "vits_trainer", "check_data", str(out), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split()[:4] == ["clips", "30", "suspicious", "5"]
+    capsys.readouterr()
+    assert main(["check_data", str(out), "--processes", "1", "--worst", "3", "--scores", ""]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.split()[:4] == ["clips", "30", "suspicious", "5"]
+    assert "Warning" not in printed.out
     assert sorted(path.name for path in (out / "check_data").iterdir()) == [
         "check_data.html", "measurements.csv", "suspicious.csv"
     ]  # fmt: skip

@@ -82,7 +82,7 @@ class CheckDataConfig:
     seed: int = limited(1234, 0, MAX_SEED)
     """As in training."""
     processes: int = limited(0, 0, 1024)
-    """Worker processes (0 = one per core)."""
+    """Worker processes (0 = one per core; 1 = none but the main process)."""
     thresholds: Thresholds = Thresholds()
 
     def __post_init__(self) -> None:

@@ -59,7 +59,7 @@ def test_results_are_in_order_for_any_number_of_processes(tmp_path: Path) -> Non
 
 def test_worker_processes_load_no_torch(tmp_path: Path) -> None:
     shards = pieces_of_shards(open_stream(str(write_shards(tmp_path / "set", [1]))))
-    assert [loaded for _, loaded in map_pieces(shards, heavy_packages, 1)] == [set()]
+    assert [loaded for _, loaded in map_pieces(shards, heavy_packages, 2)] == [set()]
 
 
 def test_a_missing_and_a_damaged_clip_are_returned_with_the_reason(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_damaged_shard_and_a_killed_process_end_the_check_in_one_line(tmp_path
     folder = write_shards(tmp_path / "set", [30])
     shards = pieces_of_shards(open_stream(str(folder)))
     with pytest.raises(VitsTrainerError, match="fewer --processes"):
-        list(map_pieces(shards, killed, 1))
+        list(map_pieces(shards, killed, 2))
     damage(folder / "shards/shard_00000.parquet")
     with pytest.raises(UnreadableShardError, match=r"shard_00000.parquet: cannot be read"):
         list(map_pieces(shards, named, 1))

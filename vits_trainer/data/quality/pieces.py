@@ -150,19 +150,22 @@ def pieces_of_shards(shards: "ShardedData") -> list[Piece]:
 def map_pieces(
     pieces: Sequence[Piece], function: Callable[[Piece], Result], processes: int
 ) -> Iterator[tuple[Piece, Result]]:
-    """Calls a function with each piece in worker processes; yields pieces with results, in their order.
+    """Calls a function with each piece, in worker processes; yields pieces with results, in their order.
 
     Only a few pieces are in flight at a time.
 
     Args:
         pieces: of prepared data.
         function: can be sent to another process.
-        processes: number of worker processes (0 = one per core).
+        processes: number of worker processes (0 = one per core; with 1, this process does the work).
 
     Raises:
         VitsTrainerError: a worker process was killed.
     """
     processes = processes or available_cores()
+    if processes == 1:
+        yield from ((piece, function(piece)) for piece in pieces)
+        return
     pool = new_pool(processes)
     waiting: deque[tuple[Piece, Future[Result]]] = deque()
     try:
