@@ -127,7 +127,7 @@ def train(folder: Path, name: str, voice: Path, updates: int, split: dict[str, f
     run(
         "train_vits", model_name=voice, data_dir=folder / name, checkpoint_dir=folder / f"{name}_checkpoints",
         output_dir=folder / f"{name}_voice", run_name=name, max_updates=updates, report_to="none", validation_samples=0,
-        validate_every_updates=max(1, updates // 2), save_every_updates=updates, best_metric="mel", batch_size=4,
+        validate_every_updates=updates, save_every_updates=updates, best_metric="mel", batch_size=4,
         gradient_accumulation_steps=1, segment_frames=16, learning_rate=1.5e-4, schedule="cosine", precision="fp32",
         resume_from_checkpoint="auto", **split,
     )  # fmt: skip
@@ -166,7 +166,7 @@ def main_of(asked: argparse.Namespace) -> None:
         for name in ("planted", "dropped"):
             train(folder, name, asked.voice, asked.updates, split)
         voices = ",".join(str(folder / f"{name}_voice") for name in ("planted", "dropped"))
-        output = {"output_dir": folder / "evaluation", "scores": "mcd,cer"}
+        output = {"output_dir": folder / "evaluation", "scores": "cer"}
         run("evaluate", voices, data_dir=folder / "planted", **output, **split)
 
 
