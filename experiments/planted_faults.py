@@ -129,6 +129,7 @@ def train(folder: Path, name: str, voice: Path, updates: int, split: dict[str, f
         output_dir=folder / f"{name}_voice", run_name=name, max_updates=updates, report_to="none", validation_samples=0,
         validate_every_updates=updates, save_every_updates=updates, best_metric="mel", batch_size=4,
         gradient_accumulation_steps=1, segment_frames=16, learning_rate=1.5e-4, schedule="cosine", precision="fp32",
+        max_rejected_fraction=0.1,  # texts that are doubled may have more tokens than their recordings have frames
         resume_from_checkpoint="auto", **split,
     )  # fmt: skip
     print(f"| {name}, update | {' | '.join(SHOWN)} |")

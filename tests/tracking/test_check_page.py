@@ -17,7 +17,7 @@ from vits_trainer.data.audio import to_pcm16
 from vits_trainer.data.preparation.drop_list import read_drop_list
 from vits_trainer.tracking.check_page import ShownClip, render_check_page
 
-SOURCES = ("c0", f"='{EVIL}, a.wav", "#2", 'with "quotes".wav')
+SOURCES = ("c0", f"'={EVIL}, a.wav", "#2", 'with "quotes".wav')
 
 
 def shown(number: int) -> ShownClip:
