@@ -72,7 +72,7 @@ class CheckDataConfig:
     language: str | None = None
     """Language of the texts, such as de, for cer (null = that of the voice, or English)."""
     worst: int = limited(50, 1, 1000)
-    """Number of clips on the page. Each adds about 0.1 MB."""
+    """Number of clips on the page. Each adds about 0.2 MB."""
     streaming: bool = False
     """Read shards as train_vits --streaming does, with its choice of validation clips; also remote ones."""
     validation_fraction: float = limited(0.05, 0, 1, below=True)

@@ -109,8 +109,8 @@ class CheckedData:
         hurried = signals.deviations(columns[2], speakers, _HURRIED_FLOOR)
         longest_s = signals.deviations(columns[3], speakers, _LONGEST_FLOOR_S)
         return [
-            Measured("alignment", columns[1], "another text fits the recording better, by {value:.1f} nats",
-                     below=thresholds.alignment),
+            Measured("alignment", columns[1], "another text fits the recording better, by {shown:.1f} nats per frame",
+                     below=thresholds.alignment, shown=-columns[1]),
             Measured("hurried_tokens", hurried, "{shown:.0%} of the tokens have to be hurried: the text is too long, "
                      "or another one", thresholds.hurried_tokens, shown=columns[2]),
             Measured("longest_token", longest_s, "a token of {shown:.1f} s: words are missing in the text, or there is "
