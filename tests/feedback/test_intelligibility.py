@@ -15,7 +15,11 @@ from vits_trainer.feedback.decision import ErrorRateChange
 from vits_trainer.feedback.intelligibility import ListeningTest
 from vits_trainer.utils.packaged import BASE_VOICE
 
-TEXTS = [(text, "") for text in ("Turn left at the church.", "There are 12 people at the station.", "Please wait for your sister.", "The old man opened the door.", "?!")]
+SENTENCES = (
+    "Turn left at the church.", "There are 12 people at the station.", "Please wait for your sister.",
+    "The old man opened the door.", "?!",
+)  # fmt: skip
+TEXTS = [(text, "") for text in SENTENCES]
 needs_whisper = pytest.mark.skipif(not has_whisper(), reason="the extra 'asr' is not installed")
 
 
