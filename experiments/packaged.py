@@ -25,7 +25,8 @@ NOISE_SCALE = 0.333
 RATE_HZ = 16000
 CLIPS, SHORTEST_S, LONGEST_S = 20, 2.5, 10.0
 VOICE_LICENSE = """\
-An English voice of vits_trainer, trained by experiments/base_voice.yaml. Licence: Apache-2.0, as the rest of the package.
+An English voice of vits_trainer, trained by experiments/base_voice.yaml. Licence: Apache-2.0, as the rest of the
+package.
 
 - Sentences: made by the grammar in experiments/base_voice.py; some contain words of pocketsphinx's dictionary (CMUdict,
   BSD licence).
