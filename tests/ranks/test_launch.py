@@ -60,6 +60,7 @@ def test_gpu_configurations_start_the_same_number_of_processes_on_the_cpu(
     ended = launch(config, ["-m", "vits_trainer"], flags_for(prepared, tmp_path, max_updates=1))
     assert ended.returncode == 0, ended.stderr
     assert ("1 process on CPU" if config == "single_gpu" else "2 processes on 1 host") in ended.stderr
+    assert "wandb: " not in ended.stderr  # its own messages, such as of linked files
 
 
 def documented_torchrun() -> list[str]:
