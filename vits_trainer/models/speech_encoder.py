@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torchaudio
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from vits_trainer.config.framing import AudioSpec
@@ -68,6 +68,10 @@ class SpeechEncoder:
                 f"{FLAG}_layers {list(layers)}: the encoder has the hidden states 0 to {last}, not {missing[0]}."
             )
         self.layers = tuple(layers) or tuple(range(last + 1))
+        stack = getattr(model.encoder, "layers", None)
+        if isinstance(stack, nn.ModuleList):
+            # The layer after the last hidden state stays: of some models, the output of the last layer is normalized.
+            del stack[max(self.layers) + 1 :]
 
     @property
     def inputs(self) -> EncoderInputs:
@@ -142,9 +146,7 @@ def load_speech_encoder(name_or_dir: str, layers: Sequence[int], voice_rate_hz: 
     return SpeechEncoder(model, extractor, layers, voice_rate_hz)
 
 
-def attach_speech_encoder(
-    discriminator: Discriminator, config: TrainConfig, spec: AudioSpec, is_resumed: bool
-) -> bool:
+def attach_speech_encoder(discriminator: Discriminator, config: TrainConfig, spec: AudioSpec, is_resumed: bool) -> bool:
     """Loads the encoder of a run, and attaches it to the discriminator on its hidden states.
 
     Without ``is_resumed``, adds that discriminator with random weights if there is none for these hidden states, and

@@ -205,9 +205,7 @@ def _load_voice(config: TrainConfig, data: TrainingData, resume_from: Path | Non
     return model, tokenizer
 
 
-def _load_discriminator(
-    config: TrainConfig, spec: AudioSpec, resume_from: Path | None
-) -> tuple[Discriminator, bool]:
+def _load_discriminator(config: TrainConfig, spec: AudioSpec, resume_from: Path | None) -> tuple[Discriminator, bool]:
     """Returns the discriminator, and whether it is fresh although the voice is trained."""
     if resume_from is not None and (resume_from / DISCRIMINATOR_FILE).is_file():
         # The file that it first came from may be gone.
