@@ -132,10 +132,10 @@ def _networks(folder: Path, config: TrainConfig) -> tuple[Generator, Discriminat
             return Generator(model, "prior", config.segment_frames).train(), None
         generator = Generator(model, "posterior", config.segment_frames).train()
         discriminator = load_discriminator(folder / "discriminator.safetensors")
-        attach_speech_encoder(discriminator, config, pretrained.audio_spec(model.config), is_resumed=True)
-        return generator, discriminator
     except RuntimeError as error:  # of load_state_dict
         raise CheckpointError(f"{folder}: cannot load the networks of the update ({first_line(error)}).") from error
+    attach_speech_encoder(discriminator, config, pretrained.audio_spec(model.config), is_resumed=True)
+    return generator, discriminator
 
 
 def _read(file: Path) -> tuple[list[Batch], ReplayRecord]:

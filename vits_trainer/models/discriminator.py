@@ -8,6 +8,7 @@ frozen speech encoder (StyleTTS 2, Li et al. 2023, section 3.2.3). Parameter nam
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, NamedTuple, NotRequired, TypedDict
 
@@ -142,9 +143,7 @@ class EncoderDiscriminator(nn.Module):
         """Returns hidden states (B, layers * channels, positions) for (B, 1, N); attached for training."""
         widths = [width // divisor for width in (64, 128, 256, 256)]
         self.projection = weight_norm(nn.Conv1d(len(inputs.layers) * inputs.channels, widths[0], 1))
-        self.convs = nn.ModuleList(
-            weight_norm(nn.Conv1d(a, b, 5, padding=2)) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(weight_norm(nn.Conv1d(a, b, 5, padding=2)) for a, b in pairwise(widths))
         self.conv_post = weight_norm(nn.Conv1d(widths[-1], 1, 3, padding=1))
 
     def forward(self, waveform: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Frozen speech encoders of transformers (WavLM, HuBERT, wav2vec 2.0 ...), whose hidden states a discriminator reads."""
+"""Frozen speech encoders of transformers (WavLM, HuBERT, wav2vec 2.0 ...), for a discriminator on their states."""
 
 import hashlib
 import logging
@@ -16,8 +16,8 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel, Wav2Vec
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.models.discriminator import Discriminator, EncoderInputs
-from vits_trainer.models.pretrained import LOADING_ERRORS
 from vits_trainer.models.precision import at_least_float32
+from vits_trainer.models.pretrained import LOADING_ERRORS
 from vits_trainer.models.weight_cast import cast_weights
 from vits_trainer.utils import records, safe_pickle
 from vits_trainer.utils.errors import ConfigError, ModelError
@@ -83,7 +83,7 @@ class SpeechEncoder:
         return EncoderInputs(self.layers, int(self.model.config.hidden_size), digest.hexdigest())
 
     # A compiled discriminator would otherwise compile every layer of the encoder, too.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, waveform: Tensor) -> Tensor:
         """Returns the hidden states, (B, layers * channels, positions), of (B, 1, N) waveforms."""
         if self.model.device != waveform.device:
@@ -96,7 +96,7 @@ class SpeechEncoder:
     def prepared(self, waveform: Tensor) -> Tensor:
         """Returns (B, 1, N) waveforms as the encoder expects them, (B, samples at its rate), in at least float32."""
         with torch.autocast(waveform.device.type, enabled=False):
-            samples = at_least_float32(waveform)[:, 0]
+            samples: Tensor = at_least_float32(waveform)[:, 0]
             samples = torchaudio.functional.resample(samples, self.voice_rate_hz, self.rate_hz)
             if self.normalizes:
                 variance, mean = torch.var_mean(samples, -1, keepdim=True, correction=0)
@@ -203,23 +203,27 @@ def _from_pretrained(name_or_dir: str) -> tuple[PreTrainedModel, dict[str, Any]]
     values = records.read_json(path, dict[str, Any], ModelError, _REMEDY, max_bytes=records.MAX_UNTYPED_BYTES)
     kind = values.get("model_type")
     # Not by AutoModel, which would ask whether to run code from the folder.
-    config_class = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else None
-    model_class = MODEL_MAPPING.get(config_class, None)
-    if model_class is None or not hasattr(model_class, "_get_feat_extract_output_lengths"):
+    config: Any = CONFIG_MAPPING[kind].from_dict(values) if kind in CONFIG_MAPPING else None
+    model_class: Any = None if config is None else MODEL_MAPPING.get(type(config), None)
+    if getattr(model_class, "main_input_name", None) != "input_values" or not hasattr(config, "conv_kernel"):
         raise _load_error(name_or_dir, f"model_type is {kind}, not a speech encoder that takes waveforms")
     options: dict[str, Any] = {
-        "config": config_class.from_dict(values),
+        "config": config,
         "dtype": torch.float32,
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # reported by name
     }
-    pickled = find_voice_file(name_or_dir, "pytorch_model.bin")
-    if pickled is None or find_voice_file(name_or_dir, "model.safetensors") is not None:
-        loaded = model_class.from_pretrained(name_or_dir, use_safetensors=True, trust_remote_code=False, **options)
+    safe_names = ("model.safetensors", "model.safetensors.index.json")
+    has_pickle_only = not any(find_voice_file(name_or_dir, name) for name in safe_names)
+    pickled = find_voice_file(name_or_dir, "pytorch_model.bin") if has_pickle_only else None
+    if pickled is None:
+        model, report = model_class.from_pretrained(
+            name_or_dir, use_safetensors=True, trust_remote_code=False, **options
+        )
     else:
         weights = safe_pickle.load(pickled)
-        loaded = model_class.from_pretrained(None, state_dict=weights, trust_remote_code=False, **options)
-    return loaded
+        model, report = model_class.from_pretrained(None, state_dict=weights, trust_remote_code=False, **options)
+    return model, report
 
 
 def _load_error(name_or_dir: str, reason: str) -> ModelError:
