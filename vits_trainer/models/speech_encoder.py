@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torchaudio
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel, Wav2Vec2FeatureExtractor
 
@@ -136,7 +137,7 @@ def load_speech_encoder(name_or_dir: str, layers: Sequence[int], voice_rate_hz: 
         with without_progress_bar() if Path(name_or_dir).is_dir() else nullcontext():  # a download shows its progress
             model, report = _from_pretrained(name_or_dir)
             extractor = Wav2Vec2FeatureExtractor.from_pretrained(name_or_dir, trust_remote_code=False)
-    except LOADING_ERRORS as error:
+    except (*LOADING_ERRORS, StrictDataclassError) as error:
         raise _load_error(name_or_dir, " ".join(str(error).split())[:300]) from error
     wrong = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
     wrong = sorted(name for name in map(str, wrong) if not name.endswith(_MASK))
