@@ -4,7 +4,7 @@
 
 On the CPU: CPU time of an update as a ratio to an update without options, the two alternating; median of the rounds. On
 a CUDA device, also the stand-in of ``experiments.device_operations`` (``--batch_size 16 --clip_s 6 --precision bf16``):
-operations per update and peak memory. The speech encoder has the size of WavLM base and random weights.
+operations, peak memory and TFLOP per update. The speech encoder has the size of WavLM base and random weights.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
 from experiments import device_operations
@@ -71,14 +72,17 @@ def ratios(baseline: Callable[[], object], update: Callable[[], object], rounds:
 
 
 def device_costs(update: Callable[[], object]) -> str:
-    """Operations and peak memory of an update after three others."""
-    for _ in range(3):
+    """Operations, peak memory, and floating-point operations of convolutions and matrix products of an update."""
+    for _ in range(2):
         update()
     torch.cuda.reset_peak_memory_stats()
     before = device_operations.operations()
     update()
     counted = device_operations.operations() - before
-    return f"{counted} operations | {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
+    memory_gib = torch.cuda.max_memory_allocated() / 2**30
+    with FlopCounterMode(display=False) as flops:
+        update()
+    return f"{counted} operations | {memory_gib:.2f} GiB | {flops.get_total_flops() / 1e12:.2f} TFLOP"
 
 
 def main(config: BenchmarkConfig, options: list[str], rounds: int) -> None:
