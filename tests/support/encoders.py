@@ -16,7 +16,7 @@ from transformers import (
 )
 
 SIZES: dict[str, Any] = {
-    # oneDNN's bf16 convolutions with kernels of 8 are wrong on some CPUs for up to 16 channels (torch 2.14.1).
+    # oneDNN's bf16 convolutions with kernels of 8 are wrong on some CPUs for few channels (torch 2.14.1).
     "hidden_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
