@@ -30,8 +30,8 @@ package.
 
 - Sentences: made by the grammar in experiments/base_voice.py; some contain words of pocketsphinx's dictionary (CMUdict,
   BSD licence).
-- Speech: synthesized from these sentences, by espeak-ng for the first 8,237 updates and then by flite with its voice slt
-  (CMU ARCTIC). flite and the voice: Copyright (c) 1999-2001 by Language Technologies Institute, Carnegie Mellon
+- Speech: synthesized from these sentences, by espeak-ng for the first 8,237 updates and then by flite with its voice
+  slt (CMU ARCTIC). flite and the voice: Copyright (c) 1999-2001 by Language Technologies Institute, Carnegie Mellon
   University; "Permission is hereby granted, free of charge, to use and distribute this software and its documentation
   without restriction". espeak-ng's licence (GPL-3.0) covers the program and its data. No part of either is contained
   here.
