@@ -68,8 +68,8 @@ class EvaluateConfig:
     """Evaluate voices: synthesize the texts of validation clips and compare the speech with the recordings."""
 
     models: str = "training/final_model"
-    """Voices separated by commas: folders or Hub names, or folders of WAV files named as the clips (speech of any other
-    system). The first one is the baseline of the comparison."""
+    """Voices separated by commas: folders or Hub names, or folders of audio files named as the clips (speech of any
+    other system). The first one is the baseline of the comparison."""
     data_dir: str = "training"
     """Prepared folder with the recordings."""
     clips: Literal["held_out", "all"] = "held_out"

@@ -34,7 +34,7 @@ EMBEDDED_SPEAKER_SIZE = 256
 _NONFINITE_REMEDY = "Use an earlier version of it, or train it again with a lower --learning_rate."
 _CONFIG_REMEDY = "Pass the config.json that the voice was trained with."
 _COPY_AGAIN = "Download or copy the voice again."
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, AttributeError, TypeError, LookupError, SafetensorError)
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, AttributeError, TypeError, LookupError, SafetensorError)
 """Exceptions of transformers for other files of the folder that are damaged."""
 MAX_TOKEN_S = 2.0
 """Duration limit of a token in synthesis, in seconds: longer than any sound or pause of a sentence."""
@@ -140,7 +140,7 @@ def _from_pretrained(name_or_dir: str, layerdrop: float = 0.0) -> tuple[VitsMode
                 ignore_mismatched_sizes=True,  # reported by name
                 trust_remote_code=False,
             )
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise _load_error(name_or_dir, error) from error
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     return model, {kind: sorted(map(str, report[kind])) for kind in kinds if report[kind]}
