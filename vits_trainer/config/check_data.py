@@ -66,7 +66,7 @@ class CheckDataConfig:
     alignment)."""
     scores: str | None = None
     """Speech scores to compute, separated by commas, of dnsmos and cer (null = dnsmos where it is installed; "" =
-    none). They take about 0.1 and 0.5 s per clip and process."""
+    none). They take one to two seconds of CPU per clip each."""
     asr: str = AUTO
     """Speech recognizer for cer, as in evaluate."""
     language: str | None = None
