@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.test_data_check import FAULTS, write_set
+from tests.support.planted_faults import FAULTS, write_set
 from tests.support.preparation import rejected
 from tests.support.random_voice import save_voice
 from vits_trainer.cli.main import main

@@ -10,45 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.quality.test_measurements import speech
 from tests.support import audio
 from tests.support.audio import encode
+from tests.support.planted_faults import FAULTS, RATE_HZ, speech, write_set
 from tests.support.preparation import prepare_into
+from tests.support.voices import prepared_folder
 from vits_trainer.config.check_data import CheckDataConfig
 from vits_trainer.data.quality.pieces import map_pieces
 from vits_trainer.data.quality.survey import Survey
 from vits_trainer.evaluation import data_check
 from vits_trainer.evaluation.clip_scores import ScoreSettings, score_piece
 from vits_trainer.evaluation.data_check import CheckedData, open_data
-
-RATE_HZ = 16000
-CLIPS = 30
-FAULTS = {4: ["snr"], 9: ["rate"], 13: ["duplicate"], 17: ["clipping", "level"], 21: ["edge_silence"]}
-"""Signals of the clips with a fault."""
-
-
-def write_set(folder: Path) -> Path:
-    """Clips of 2 to 3 s with texts of proportional length, some with a fault."""
-    lines, clips = [], {}
-    rng = np.random.default_rng(0)
-    for n in range(CLIPS):
-        (fault, *_) = FAULTS.get(n, [""])
-        seconds = 2 + 0.031 * (n * 7 % CLIPS)
-        samples = speech(seconds, n)
-        text = f"{n} " + "word " * round(4 * seconds)
-        if fault == "snr":
-            samples = samples + 0.05 * rng.standard_normal(len(samples)).astype(np.float32)
-        elif fault == "rate":
-            text = f"{n} word word"
-        elif fault == "duplicate":
-            samples, text = 0.7 * speech(2 + 0.031 * 14, 2), lines[2].partition("|")[2]
-        elif fault == "clipping":
-            samples = np.clip(20 * samples, -0.9, 0.9)
-        elif fault == "edge_silence":
-            samples = np.concatenate([samples, np.float32(1e-4) * rng.standard_normal(3 * RATE_HZ).astype(np.float32)])
-        lines.append(f"c{n}|{text}")
-        clips[f"wavs/c{n}.wav"] = encode(0.7 * samples, RATE_HZ)
-    return audio.write_lj_speech(folder, lines, clips)
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +104,11 @@ def test_tables_have_all_clips_and_the_suspicious_ones_with_their_source(checked
     assert {row: clip.name for row, clip in clips.items()} == {4: "audio_000004.wav", 29: "audio_000029.wav"}
 
 
-def test_a_recogniser_and_dnsmos_judge_recordings(prepared: Path) -> None:
+def test_a_recogniser_and_dnsmos_judge_recordings(tmp_path: Path) -> None:
     pytest.importorskip("speechmos")
     pytest.importorskip("pocketsphinx")
     settings = {"scores": "dnsmos,cer", "asr": "pocketsphinx"}
-    checked = check(config_of(prepared, **settings))
+    checked = check(config_of(prepared_folder(tmp_path, clips=3), **settings))
     assert set(checked.scores) == {"dnsmos", "cer"}
     assert np.isfinite(checked.scores["dnsmos"]).all()
     assert len(checked.transcripts) == len(checked.survey)

@@ -12,7 +12,7 @@ import pytest
 import soundfile as sf
 
 from tests.support.audio import voice
-from tests.tracking.test_listening_page import EVIL, Elements
+from tests.support.html import EVIL, Elements
 from vits_trainer.data.audio import to_pcm16
 from vits_trainer.data.preparation.drop_list import read_drop_list
 from vits_trainer.tracking.check_page import ShownClip, render_check_page

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ import pytest
 import soundfile as sf
 
 from tests.support.audio import encode, voice
+from tests.support.html import EVIL, Elements
 from tests.support.random_voice import RATE_HZ, save_voice
 from tests.support.voices import many_speakers
 from vits_trainer.cli.main import main
 from vits_trainer.tracking.listening_page import SpokenSentence, Take, equally_loud, render_listening_page, short_names
 
-EVIL = "</script><script>alert(1)</script><b onload='alert(2)'>\"=cmd"
 VOICES = ("base", "tuned", EVIL)
 
 
@@ -39,19 +38,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "listening.html"
     path.write_text(render_listening_page("base / tuned", VOICES, sentences), encoding="utf-8")
     return path
-
-
-class Elements(HTMLParser):
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str]]] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, {name: value or "" for name, value in attrs}))
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.found if name == tag]
 
 
 def sounds(html: str) -> dict[str, tuple[np.ndarray, int]]:

@@ -6,24 +6,10 @@ import soxr
 from numpy.typing import NDArray
 
 from tests.support.audio import encode, voice
+from tests.support.planted_faults import RATE_HZ, speech
 from vits_trainer.config.check_data import Thresholds
 from vits_trainer.data.audio import read_recording, to_pcm16
 from vits_trainer.data.quality.measurements import FINGERPRINT_SIZE, clipped_fraction, longest_run, measure
-
-RATE_HZ = 16000
-
-
-def speech(seconds: float = 3.0, seed: int = 0, rate_hz: int = RATE_HZ) -> NDArray[np.float32]:
-    """Syllables of noise in changing bands, with pauses between them: broad and uneven, as speech is."""
-    rng = np.random.default_rng(seed)
-    parts = []
-    while sum(map(len, parts)) < seconds * rate_hz:
-        syllable = rng.standard_normal(round(rng.uniform(0.08, 0.25) * rate_hz)).astype(np.float32)
-        spectrum = np.fft.rfft(syllable) * np.exp(-rng.uniform(0, 4) * np.linspace(0, 1, len(syllable) // 2 + 1))
-        parts.append(np.fft.irfft(spectrum, len(syllable)) * np.hanning(len(syllable)) * rng.uniform(0.3, 1))
-        parts.append(3e-4 * rng.standard_normal(round(rng.uniform(0.03, 0.1) * rate_hz)))
-    samples = np.concatenate(parts)[: round(seconds * rate_hz)]
-    return (0.5 * samples / np.abs(samples).max()).astype(np.float32)
 
 
 def sound(samples: NDArray[np.float32], rate_hz: int = RATE_HZ) -> dict[str, float]:
