@@ -20,8 +20,8 @@ RUN uv pip install --system --no-cache --compile-bytecode --torch-backend "${TOR
 
 # Caches of the Hub, numba, Triton and matplotlib; the folder is writable for any --user.
 ENV HOME=/home/trainer
-RUN useradd --create-home trainer && chmod 777 /home/trainer
-USER trainer
+RUN useradd --uid 1000 --create-home trainer && chmod 777 /home/trainer
+USER 1000
 WORKDIR /work
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 ENTRYPOINT ["vits-trainer"]

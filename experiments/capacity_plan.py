@@ -1,4 +1,4 @@
-"""The estimate that docs/scaling.md summarizes: 10,000 hours on 64 GPUs, computed from measured values and named assumptions.
+"""10,000 hours on 64 GPUs, computed from measured values and named assumptions; docs/scaling.md has a summary.
 
 python -m experiments.capacity_plan
 """

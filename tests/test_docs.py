@@ -62,9 +62,10 @@ def write_yaml_examples(folder: Path) -> None:
 
 def test_summary_of_the_estimate_is_that_of_its_command() -> None:
     page = (ROOT / "docs/scaling.md").read_text("utf-8")
-    rows = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in table().splitlines() if line.count("|") == 4}
-    clips, size = rows["clips"], rows["bytes as PCM, as FLAC"].split(",")[0]
-    epochs = [line.split("|")[3].strip() for line in table().splitlines() if line.startswith("| one epoch |")]
+    rows = [[cell.strip() for cell in line.split("|")] for line in table().splitlines()]
+    values = {row[1]: row[3] for row in rows}
+    clips, size = values["clips"], values["bytes as PCM, as FLAC"].split(",")[0]
+    epochs = [row[3] for row in rows if row[1] == "one epoch"]
     assert f"{clips} clips, {size} as PCM, {epochs[1].removesuffix(' min')} to {epochs[0]}utes per epoch" in page
 
 
@@ -154,7 +155,8 @@ def test_anchors_lead_to_headings(page: Path) -> None:
     assert missing == []
 
 
-SOURCES = [path for folder in ("vits_trainer", "experiments", "accelerate_configs", "tests") for path in (ROOT / folder).rglob("*")]
+FOLDERS = ("vits_trainer", "experiments", "accelerate_configs", "tests")
+SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
 PAGE_NAME = re.compile(r'docs/(\w+\.\w+)(?:, "([^"]+)")?')
 """A page, and perhaps the start of a heading of it, as code and messages name them."""
 
@@ -180,7 +182,7 @@ def test_no_instruction_installs_this_package_from_a_registry() -> None:
     """Its name is not registered: whoever registers it would run code on the reader's machine."""
     folders = (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "Dockerfile", *SOURCES)
     files = [path for path in folders if path.is_file() and path.suffix in {".py", ".md", ".j2", ".yaml", ".ipynb", ""}]
-    asked = re.compile(r"(?:pip|uv|uvx|pipx)(?: \w+)* ['\"]?vits-trainer(?:\[[\w,]+\])?['\"]?(?! @)(?=[\s'\"`.]|$)", re.MULTILINE)
+    asked = re.compile(r"(?:pip|pipx|uvx?)(?: \w+)* ['\"]?vits-trainer(?:\[[\w,]+\])?['\"]?(?! @)(?=[\s'\"`.)]|$)")
     assert [path.name for path in files if asked.search(path.read_text("utf-8", errors="replace"))] == []
 
 
