@@ -1,6 +1,7 @@
 """The notebook of docs/, run as it stands but for the number of updates."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -24,14 +25,14 @@ def test_notebook_trains_a_voice_that_speaks(
     shown: list[object] = []
     screen = ModuleType("IPython.display")  # Jupyter's own, which shows what it is given
     screen.Audio = lambda samples, rate: (len(samples), rate)
-    screen.Image = lambda path: path.stat().st_size
+    screen.Image = lambda filename: Path(filename).stat().st_size
     screen.display = lambda *things: shown.extend(things)
     monkeypatch.setitem(sys.modules, "IPython.display", screen)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(source.replace(UPDATES, "max_updates=1"), str(NOTEBOOK), "exec"), names)  # noqa: S102 - our own
     printed = capsys.readouterr().out
-    assert "20 clips, 0.04 hours, rejected: {}" in printed
+    assert re.search(r"20 clips, 0\.0[345] hours, rejected: {}", printed)
     assert "done my_voice/final_model" in printed
     before, after, alignment, mel = shown
     assert before[1] == after[1] == 16000
