@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 # The tests start hundreds of processes, which read the bytecode that the first one has written.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-fast chaos scaling streaming corrections extension gpu benchmark check fix clean
+.PHONY: help docs demo test test-fast chaos scaling streaming corrections extension gpu benchmark check fix clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -60,8 +60,12 @@ fix: $(INSTALLED) ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format vits_trainer
 
+docs: $(INSTALLED) ## build README.md and docs/ as a site in site/; broken links and anchors are errors
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[docs]'
+	$(BIN)/mkdocs build --quiet --strict
+
 clean: ## remove the environment and caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build site *.egg-info
 
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed, and not on the PATH (or: make PYTHON=/its/path)"; exit 2; }

@@ -1,4 +1,4 @@
-"""The estimate in docs/scaling.md: 10,000 hours on 64 GPUs, computed from measured values and named assumptions.
+"""10,000 hours on 64 GPUs, computed from measured values and named assumptions; docs/scaling.md has a summary.
 
 python -m experiments.capacity_plan
 """
@@ -66,7 +66,7 @@ def rows() -> list[tuple[str, str, str]]:
 
 
 def table() -> str:
-    """The Markdown table in docs/scaling.md."""
+    """The estimate as a Markdown table."""
     lines = ["| quantity | computation | value |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows())])
 

@@ -60,8 +60,13 @@ def write_yaml_examples(folder: Path) -> None:
             (folder / name).write_text(content, encoding="utf-8")
 
 
-def test_paper_plan_is_what_its_command_prints() -> None:
-    assert table() in (ROOT / "docs/scaling.md").read_text("utf-8")
+def test_summary_of_the_estimate_is_that_of_its_command() -> None:
+    page = (ROOT / "docs/scaling.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in line.split("|")] for line in table().splitlines()]
+    values = {row[1]: row[3] for row in rows}
+    clips, size = values["clips"], values["bytes as PCM, as FLAC"].split(",")[0]
+    epochs = [row[3] for row in rows if row[1] == "one epoch"]
+    assert f"{clips} clips, {size} as PCM, {epochs[1].removesuffix(' min')} to {epochs[0]}utes per epoch" in page
 
 
 def test_launcher_files_exist() -> None:
@@ -130,6 +135,55 @@ def test_links_lead_to_files(page: Path) -> None:
     targets = [(page.parent / link).resolve() for link in links if not re.match(r"\w+:", link)]
     missing = [str(target.relative_to(ROOT)) for target in targets if not target.exists()]
     assert missing == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_anchors_lead_to_headings(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    missing = [
+        f"{link}#{anchor}"
+        for link, anchor in links
+        if ":" not in link and anchor not in anchors(page.parent / link if link else page)
+    ]
+    assert missing == []
+
+
+FOLDERS = ("vits_trainer", "experiments", "accelerate_configs", "tests")
+SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+PAGE_NAME = re.compile(r'docs/(\w+\.\w+)(?:, "([^"]+)")?')
+"""A page, and perhaps the start of a heading of it, as code and messages name them."""
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    texts = {path: path.read_text("utf-8") for path in SOURCES if path.suffix in {".py", ".sh", ".yaml", ".j2"}}
+    named = [(path, *found) for path, text in texts.items() for found in PAGE_NAME.findall(text)]
+    assert len(named) > 20
+    missing = [
+        f"{path.relative_to(ROOT)}: docs/{page} {heading}".rstrip()
+        for path, page, heading in named
+        if not (ROOT / "docs" / page).is_file() or f"# {heading}" not in (ROOT / "docs" / page).read_text("utf-8")
+    ]
+    assert missing == []
+
+
+def test_pages_are_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+    assert sum(len(page.read_text("utf-8").split()) for page in PAGES) <= 15_000
+
+
+def test_no_instruction_installs_this_package_from_a_registry() -> None:
+    """Its name is not registered: whoever registers it would run code on the reader's machine."""
+    folders = (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "Dockerfile", *SOURCES)
+    files = [path for path in folders if path.is_file() and path.suffix in {".py", ".md", ".j2", ".yaml", ".ipynb", ""}]
+    asked = re.compile(r"(?:pip|pipx|uvx?)(?: \w+)* ['\"]?vits-trainer(?:\[[\w,]+\])?['\"]?(?! @)(?=[\s'\"`.)]|$)")
+    assert [path.name for path in files if asked.search(path.read_text("utf-8", errors="replace"))] == []
 
 
 def test_readme_names_every_command() -> None:

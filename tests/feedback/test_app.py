@@ -34,6 +34,7 @@ from vits_trainer.feedback.corrections import Corrections, Limits
 from vits_trainer.feedback.served_voice import ServedVoice
 from vits_trainer.feedback.training_process import TrainingProcess
 from vits_trainer.utils.errors import ConfigError
+from vits_trainer.utils.installation import install_command
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = Path("/usr/bin/chromium")
@@ -423,7 +424,7 @@ def test_missing_gradio_is_reported_with_the_remedy(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["feedback_app"]) == 2
-    assert capsys.readouterr().err == "vits-trainer: feedback_app needs gradio: pip install 'vits-trainer[app]'\n"
+    assert capsys.readouterr().err == f"vits-trainer: feedback_app needs gradio: {install_command('app')}\n"
 
 
 @pytest.mark.parametrize(

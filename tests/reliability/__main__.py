@@ -1,4 +1,4 @@
-"""Prints the tables of docs/reliability.md: every row with its actual outcome and message."""
+"""Prints every row with its actual outcome and message, as Markdown tables."""
 
 import logging
 import tempfile

@@ -1,7 +1,6 @@
 """Invalid inputs, one row each: how the input is created, and the expected outcome and message.
 
-These are the rows of docs/reliability.md, in its order. ``python -m tests.reliability`` prints them with the actual
-outcomes and messages.
+``python -m tests.reliability`` prints them with the actual outcomes and messages.
 """
 
 import json

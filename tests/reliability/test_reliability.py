@@ -1,4 +1,4 @@
-"""One test per row of docs/reliability.md."""
+"""One test per row: how invalid input ends."""
 
 import re
 from pathlib import Path
@@ -8,8 +8,9 @@ import pytest
 from tests.reliability import outcomes, rows
 from tests.reliability.outcomes import Outcome
 from tests.reliability.rows import ClipRow, Row
+from vits_trainer.data.rejections import Reason
 
-DOCS = Path(__file__).parents[2] / "docs/reliability.md"
+DOCS = Path(__file__).parents[2] / "docs"
 CALLS = [*rows.METADATA, *rows.PREPARED, *rows.STREAMED, *rows.MODELS, *rows.CONFIGURATION, *rows.EVALUATION, *rows.OUTPUT_PATHS]
 
 
@@ -53,8 +54,11 @@ def test_process_has_the_expected_outcome(row: Row, tmp_path: Path) -> None:
     require(row, actual)
 
 
-def test_docs_list_exactly_these_rows() -> None:
-    listed = re.findall(r"^\| (.+?) \| (accepted.*?|rejected: \S+|exit \d) \|", DOCS.read_text(encoding="utf-8"), re.M)
-    assert listed == [(row.title, row.outcome) for part in rows.PARTS.values() for row in part]
-    assert len(listed) >= 60
-    assert len({title for title, _ in listed}) == len(listed)
+def test_docs_count_the_rows_and_explain_every_reason() -> None:
+    titles = [row.title for part in rows.PARTS.values() for row in part]
+    assert len(set(titles)) == len(titles)
+    (count,) = re.findall(r"^(\d+) kinds of invalid input", (DOCS / "reliability.md").read_text("utf-8"), re.MULTILINE)
+    assert int(count) == len(titles)
+    table = (DOCS / "troubleshooting.md").read_text("utf-8").partition("### Rejected clips")[2].partition("\n## ")[0]
+    explained = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(.+?)`", row)}
+    assert explained == set(Reason)

@@ -1,6 +1,7 @@
 """Phonemes and romanization."""
 
 import ctypes
+import re
 import sys
 import unicodedata
 
@@ -22,9 +23,10 @@ from vits_trainer.text.tokenizer import (
 )
 from vits_trainer.text.vocabulary import unread_characters
 from vits_trainer.utils.errors import ModelError
+from vits_trainer.utils.installation import install_command
 
-pytest.importorskip("phonemizer", reason="needs vits-trainer[text]")
-pytest.importorskip("uroman", reason="needs vits-trainer[text]")
+pytest.importorskip("phonemizer", reason="the extra 'text' is not installed")
+pytest.importorskip("uroman", reason="the extra 'text' is not installed")
 
 GERMAN = "schöne grüße"
 
@@ -154,7 +156,7 @@ def test_missing_package_is_named(module, call, monkeypatch):
     languages._uroman.cache_clear()
     languages._phonemizer.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ModelError, match=rf"package that is not installed \(.*{module}.*vits-trainer\[text\]'"):
+    with pytest.raises(ModelError, match=rf"not installed \(.*{module}.*{re.escape(install_command('text'))}"):
         call()
 
 

@@ -8,6 +8,7 @@ from vits_trainer.config.train import TrainConfig
 from vits_trainer.distributed.runtime import Runtime
 from vits_trainer.evaluation import recognizers
 from vits_trainer.training.selection_metric import choose_best_metric
+from vits_trainer.utils.installation import install_command
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def chosen(runtime: Runtime, language: str | None, clips: int = 4, **settings: o
         (True, "auto", "eng", "cer", "(validation/cer, by whisper-tiny.en) selects"),
         (True, "auto", "kmr-script_latin", "mel", "the voice speaks kmr-script_latin, for which --asr auto has no"),
         (True, "auto", None, "mel", "the voice names no language"),
-        (False, "auto", "en", "mel", "whisper-tiny.en is not installed (pip install 'vits-trainer[asr]')"),
+        (False, "auto", "en", "mel", f"whisper-tiny.en is not installed ({install_command('asr')})"),
         (True, "whisper-small", "deu", "cer", "by whisper-small"),
         (True, "whisper-tiny.en", "deu", "mel", "the voice speaks deu, for which --asr whisper-tiny.en"),
     ],

@@ -22,6 +22,7 @@ from vits_trainer.evaluation.speech_metrics import ClipMetrics, ClipScore, Speec
 from vits_trainer.evaluation.synthesis import Voice
 from vits_trainer.models.pretrained import read_config
 from vits_trainer.training.run import train
+from vits_trainer.utils.installation import install_command
 from vits_trainer.utils.packaged import BASE_VOICE, HUMAN_CLIPS
 
 _UPDATES = 160
@@ -42,7 +43,7 @@ def reason_against() -> str:
     if not (BASE_VOICE / "config.json").is_file():
         return f"The base voice is not in this source tree ({BASE_VOICE})."
     if find_spec("phonemizer") is None:
-        return "The base voice reads phonemes: pip install 'vits-trainer[text]'."
+        return f"The base voice reads phonemes: {install_command('text')}."
     return ""
 
 
@@ -152,7 +153,7 @@ def _heard(
 def _distance(training: Path, voices: tuple[str, str]) -> str:
     """The line with the distance of both voices to the speaker."""
     if not is_installed("mcd"):
-        return "the distance to the speaker is not measured: pip install 'vits-trainer[evaluate]'"
+        return f"the distance to the speaker is not measured: {install_command('evaluate')}"
     prepared = open_prepared(training)
     rows = train_validation_split(
         prepared, _HELD_OUT.validation_fraction, _HELD_OUT.validation_max_clips, _HELD_OUT.seed

@@ -14,6 +14,7 @@ from vits_trainer.feedback.speakers import flag_speaker
 from vits_trainer.feedback.suggestions import held_out_texts
 from vits_trainer.feedback.training_process import TrainingProcess, train_feedback_command, work_folder
 from vits_trainer.utils.errors import require
+from vits_trainer.utils.installation import install_command
 
 
 def run(config: FeedbackAppConfig) -> int:
@@ -26,7 +27,7 @@ def run(config: FeedbackAppConfig) -> int:
     """
     password = config.password()
     installed = importlib.util.find_spec("gradio") is not None
-    require(installed, "feedback_app needs gradio: pip install 'vits-trainer[app]'")
+    require(installed, f"feedback_app needs gradio: {install_command('app')}")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("vits_trainer").setLevel(logging.INFO)
     limits = Limits(

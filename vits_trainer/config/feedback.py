@@ -52,7 +52,7 @@ class FeedbackConfig:
     """Reject the new voice if its mel loss on the validation clips is higher by more than this fraction."""
     asr: str = AUTO
     """Speech recognizer that must understand the new voice as well as the old one, on texts that were not trained on.
-    auto: whisper-tiny.en for English voices, where vits-trainer[asr] is installed. Or a recognizer as in evaluate."""
+    auto: whisper-tiny.en for English voices, where the extra asr is installed. Or a recognizer as in evaluate."""
     rollback: bool = False
     """Only restore the previous version of the voice, without training. It lacks the corrections learnt since."""
     keep_versions: int = limited(5, 0)

@@ -233,11 +233,11 @@ class TrainConfig:
     validation_score_clips: int = limited(16, 0)
     """Number of validation sentences to synthesize for these scores."""
     asr: str = AUTO
-    """Speech recognizer for cer. auto, for English: whisper-tiny.en where vits-trainer[asr] is installed, else
+    """Speech recognizer for cer. auto, for English: whisper-tiny.en where the extra asr is installed, else
     pocketsphinx. Or whisper-SIZE, or a model of transformers or faster-whisper (folder or Hub name)."""
     best_metric: str = AUTO
     """Validation metric that selects the best checkpoint: a loss ({losses}), or a metric of a
-    score ({metrics}). auto: cer for English voices where vits-trainer[asr] is
+    score ({metrics}). auto: cer for English voices where the extra asr is
     installed, and with another asr; else mel."""
     patience: int = limited(0, 0)
     """Stop after this many consecutive validations without improvement of best_metric, and export the best checkpoint

@@ -88,7 +88,7 @@ class EvaluateConfig:
     """Scores to compute, separated by commas, of {scores}. docs/metrics.md explains them; utmos and similarity need
     their packages (utmos-pytorch, resemblyzer)."""
     asr: str = AUTO
-    """Speech recognizer for cer. auto, for English: whisper-tiny.en where vits-trainer[asr] is installed, else
+    """Speech recognizer for cer. auto, for English: whisper-tiny.en where the extra asr is installed, else
     pocketsphinx. Or whisper-SIZE, or a model of transformers or faster-whisper (folder or Hub name)."""
     language: str | None = None
     """Language of the texts, such as de or deu (null = that of the first voice)."""

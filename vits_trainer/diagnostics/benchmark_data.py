@@ -54,7 +54,7 @@ def benchmark_alignment(config: BenchmarkConfig) -> dict[str, float]:
         from monotonic_alignment_search import maximum_path  # noqa: PLC0415 - only for this comparison
     except ImportError as error:
         raise InstallationError(
-            "--suite alignment needs the package monotonic-alignment-search: pip install it, or 'vits-trainer[dev]'."
+            "--suite alignment needs the package monotonic-alignment-search: pip install monotonic-alignment-search."
         ) from error
     draw = torch.Generator().manual_seed(config.seed)
     device = torch.device("cuda" if uses_gpu(os.environ) else "cpu")

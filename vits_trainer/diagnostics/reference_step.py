@@ -35,7 +35,7 @@ def reference_update(config: BenchmarkConfig, runtime: Runtime) -> Callable[[], 
         from monotonic_alignment_search import maximum_path  # noqa: PLC0415 - only for this comparison
     except ImportError as error:
         raise InstallationError(
-            "--compare reference needs the package monotonic-alignment-search: pip install it, or 'vits-trainer[dev]'."
+            "--compare reference needs the package monotonic-alignment-search: pip install monotonic-alignment-search."
         ) from error
     generator, discriminator = networks(config)
     generator.to(runtime.device)

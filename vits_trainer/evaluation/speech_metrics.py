@@ -1,7 +1,6 @@
 """Objective metrics of speech against a recording of the same text: spectrum, pitch, duration, intelligibility.
 
-They approximate what listeners perceive, which training losses do not. They need optional packages:
-``pip install 'vits-trainer[evaluate]'``.
+They approximate what listeners perceive, which training losses do not. They need the extra ``evaluate``.
 """
 
 import importlib

@@ -1,6 +1,6 @@
 """Language names, and conversion of texts to phonemes and Latin letters.
 
-phonemizer and uroman (``pip install 'vits-trainer[text]'``) are imported when a text first needs them.
+phonemizer and uroman (the extra ``text``) are imported when a text first needs them.
 """
 
 import importlib
@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from vits_trainer.utils.errors import ModelError
+from vits_trainer.utils.installation import install_command
 
 _NAMES = """
 afr:af amh:am ara:ar asm:as aze:az azj:az bak:ba bel:be ben:bn bos:bs bul:bg cat:ca ces:cs chv:cv cym:cy dan:da deu:de
@@ -93,6 +94,5 @@ def _package(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ModelError(
-            f"The voice or its texts require a package that is not installed ({error}): pip install "
-            "'vits-trainer[text]'."
+            f"The voice or its texts require a package that is not installed ({error}): {install_command('text')}."
         ) from error

@@ -1,16 +1,18 @@
 """Optional packages for ONNX."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from vits_trainer.models.conversion import onnx_packages
 from vits_trainer.utils.errors import InstallationError, ModelError
+from vits_trainer.utils.installation import install_command
 
 
 def test_missing_packages_are_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_packages, "find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(InstallationError, match=r"needs onnxscript: pip install 'vits-trainer\[onnx\]'"):
+    with pytest.raises(InstallationError, match=re.escape(f"needs onnxscript: {install_command('onnx')}")):
         onnx_packages.require_packages()
     onnx_packages.require_packages("onnx", "onnxruntime")
 

@@ -1,5 +1,6 @@
 """Import of published Piper voices, exported by Piper's own code."""
 
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.support.piper_voices import piper_network, spoken_by_onnx, write_pipe
 from vits_trainer.models.conversion import importer
 from vits_trainer.models.pretrained import fold_weight_norm
 from vits_trainer.utils.errors import InstallationError, ModelError
+from vits_trainer.utils.installation import install_command
 
 pytestmark = pytest.mark.slow
 
@@ -183,7 +185,7 @@ def test_missing_json_is_named(copy: Path) -> None:
 def test_missing_package_is_named(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = "vits_trainer.models.conversion.onnx_packages.find_spec"
     monkeypatch.setattr(found, lambda name: None if name == "onnx" else find_spec(name))
-    with pytest.raises(InstallationError, match=r"needs onnx: pip install 'vits-trainer\[onnx\]'"):
+    with pytest.raises(InstallationError, match=re.escape(f"needs onnx: {install_command('onnx')}")):
         importer.import_voice(str(copy))
 
 

@@ -101,8 +101,8 @@ def _refuse_prepared(folder: Path) -> None:
     summary = folder / "dataset.json"
     if summary.is_file() and '"vits_trainer"' in summary.read_text(encoding="utf-8", errors="replace"):
         raise DataError(
-            f"--dataset {folder}: prepare_data wrote this folder. Train on it with train_vits --data_dir {folder}, or "
-            "give the data set from which it was made."
+            f"--dataset {folder}: prepare_data wrote this folder. Train on it with train_vits --data_dir {folder} "
+            "--model_name VOICE, or give the data set from which it was made."
         )
 
 

@@ -13,6 +13,7 @@ from vits_trainer.models.parameter_names import with_legacy_weight_norm_names
 from vits_trainer.text.languages import espeak_name
 from vits_trainer.utils import records
 from vits_trainer.utils.errors import ModelError
+from vits_trainer.utils.installation import install_command
 
 MAX_SYMBOLS = 1 << 20
 """Larger than the embedding of any voice."""
@@ -119,7 +120,7 @@ def names_by_id(ids: object) -> list[str]:
 
 def phoneme_notes(language: str) -> list[str]:
     """Returns notes about the phonemes of a language."""
-    notes = [f"its texts are converted to phonemes of {language}: pip install 'vits-trainer[text]'"]
+    notes = [f"its texts are converted to phonemes of {language}: {install_command('text')}"]
     if espeak_name(language) != espeak_name(None):
         notes.append("transformers' own tokenizer would use American English phonemes: see docs/text.md")
     return notes

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from vits_trainer.utils.errors import InstallationError, ModelError
+from vits_trainer.utils.installation import install_command
 
 EXPORT_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
@@ -15,7 +16,7 @@ def require_packages(*names: str) -> None:
     """Raises :class:`InstallationError` if a package is not installed; without names, if any of those of an export."""
     missing = [name for name in names or EXPORT_PACKAGES if find_spec(name) is None]
     if missing:
-        raise InstallationError(f"ONNX needs {', '.join(missing)}: pip install 'vits-trainer[onnx]'.")
+        raise InstallationError(f"ONNX needs {', '.join(missing)}: {install_command('onnx')}.")
 
 
 def open_session(path: Path) -> Any:
