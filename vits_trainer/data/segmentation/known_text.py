@@ -94,7 +94,7 @@ def _passages(
     text: str, edges: Sequence[int], clip_of_unit: NDArray[np.int64], unit_letters: Sequence[Letters]
 ) -> Iterator[str]:
     starts = [row for row in range(len(clip_of_unit)) if row == 0 or clip_of_unit[row] != clip_of_unit[row - 1]]
-    for start, end in zip(starts, [*starts[1:], len(clip_of_unit)], strict=True):
+    for start, end in pairwise([*starts, len(clip_of_unit)]):
         if clip_of_unit[start] < 0 and any(len(letters) for letters in unit_letters[start:end]):
             yield one_line(text[edges[start] : edges[end]])
 

@@ -93,13 +93,13 @@ def _cue(number: int, lines: list[str]) -> Cue:
     match = None if row is None else _TIMES.fullmatch(lines[row])
     if row is None or match is None:
         shown = one_line(lines[0 if row is None else row])[:60]
-        rejection = Rejection(Reason.MALFORMED_ROW, f"{shown!r} has no times such as 00:00:01,000 --> 00:00:03,000")
-        return Cue(number, Span(0.0, 0.0), "", None, rejection)
+        detail = f"{shown!r} has no times such as 00:00:01,000 --> 00:00:03,000"
+        return Cue(number, Span(0.0, 0.0), "", None, Rejection(Reason.MALFORMED_ROW, detail))
     span = Span(_seconds(match.groups()[:4]), _seconds(match.groups()[4:]))
     written = "\n".join(lines[row + 1 :])
     names = list(dict.fromkeys(one_line(html.unescape(name)) for name in _VOICE.findall(written)))
     text = _NOT_SPOKEN.sub(" ", html.unescape(_MARKUP.sub("", written)))
-    rejection = None
+    rejection: Rejection | None = None
     if span.duration_s <= 0:
         rejection = Rejection(Reason.MALFORMED_ROW, f"ends at {span.end_s:g} s, before it starts ({span.start_s:g} s)")
     elif not any(map(str.isalnum, text)):

@@ -109,7 +109,8 @@ def _pair(files: Sequence[Path]) -> tuple[list[Recording], list[SourceClip]]:
             rejection = Rejection(Reason.AMBIGUOUS_NAME, f"its subtitles may be {names}: move one away")
             rejected.append(_reject(file, rejection))
         else:
-            recordings.append(Recording(file, *(subtitles or [None]), None if subtitles or not texts else texts[0]))
+            first = subtitles[0] if subtitles else None
+            recordings.append(Recording(file, first, texts[0] if texts and first is None else None))
         used |= {*subtitles, *texts}
     for file in files:
         if not is_audio(file.name) and file.suffix.casefold() != SPEAKER_ENDING and file not in used:
