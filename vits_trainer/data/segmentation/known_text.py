@@ -27,6 +27,13 @@ _ANCHOR_LETTERS = (12, 8, 6)
 _MAX_CELLS = 10**8
 """Size of the table between two anchors, in bytes. Larger passages are not aligned."""
 _MATCH, _MISMATCH, _OPEN, _EXTEND = 2.0, -1.0, -2.0, -0.5
+_BORDER = 0.5
+"""Added at each end of a gap that is a border of clips: otherwise "the" of a clip that is not in the text could be
+taken for that of the next clip."""
+_EDGE_LETTERS = 4
+"""So many letters too much or too few at an end of a clip are a word."""
+_PASSAGE_LETTERS = 40
+"""So many letters that no clip has are not spoken; fewer may be, where a recognizer is wrong."""
 
 
 class Part(NamedTuple):
@@ -36,6 +43,8 @@ class Part(NamedTuple):
     """Empty if none does."""
     confidence: float
     """Agreement with the transcript: 1 minus the edits per letter, at least 0."""
+    edges_agree: bool
+    """Whether text and transcript begin and end at the same letters, roughly."""
 
 
 class Division(NamedTuple):
@@ -59,9 +68,13 @@ def divide_text(text: str, transcripts: Sequence[str], durations_s: Sequence[flo
     unit_letters = [_letters(text[start:end]) for start, end in units]
     clip_letters = [_letters(transcript) for transcript in transcripts]
     owner = np.repeat(np.arange(len(clip_letters)), [len(letters) for letters in clip_letters])
-    matches = _align(_joined(unit_letters), _joined(clip_letters))
+    ends = np.cumsum([len(letters) for letters in clip_letters], dtype=np.int64)
+    borders = np.zeros(len(owner) + 1, np.bool_)
+    borders[[0, *ends]] = True
+    matches = _align(_joined(unit_letters), _joined(clip_letters), borders)
     clip_of_unit = _clips_of_units(unit_letters, matches, owner)
-    _fill(clip_of_unit, unit_letters, clip_letters, durations_s)
+    uncertain = _fill(clip_of_unit, unit_letters, clip_letters, durations_s)
+    owner_of_letter = np.repeat(clip_of_unit, [len(letters) for letters in unit_letters])
     edges = [*(start for start, _ in units), len(text)]
     parts = []
     for clip, transcript in enumerate(clip_letters):
@@ -70,7 +83,9 @@ def divide_text(text: str, transcripts: Sequence[str], durations_s: Sequence[flo
         longest = max(len(spoken), len(transcript))
         agreement = 1 - _edits(spoken, transcript) / longest if longest else 0.0
         own = one_line(text[edges[rows[0]] : edges[rows[-1] + 1]]) if len(rows) else ""
-        parts.append(Part(own, round(agreement, 3)))
+        heard = np.arange(ends[clip] - len(transcript), ends[clip])
+        agree = clip not in uncertain and _edges_agree(matches[owner_of_letter == clip], heard)
+        parts.append(Part(own, round(agreement, 3), agree))
     return Division(parts, list(_passages(text, edges, clip_of_unit, unit_letters)))
 
 
@@ -118,67 +133,119 @@ def _fill(
     unit_letters: Sequence[Letters],
     clip_letters: Sequence[Letters],
     durations_s: Sequence[float],
-) -> None:
-    """Assigns units that are aligned with no clip, if both neighbours are of one clip or of adjacent ones."""
+) -> set[int]:
+    """Assigns units that are aligned with no clip, if both neighbours are of one clip, or if they are a short word.
+
+    Returns:
+        The clips next to words that may belong to either.
+    """
+    uncertain: set[int] = set()
     known = np.flatnonzero(clips >= 0)
     for left, right in pairwise(known.tolist()):
         first, second = int(clips[left]), int(clips[right])
-        if right == left + 1 or second > first + 1:
-            continue
         if first == second:
             clips[left + 1 : right] = first
             continue
         missing = sum(len(letters) for letters in unit_letters[left + 1 : right])
         pace_s = [durations_s[clip] / max(1, len(clip_letters[clip])) for clip in (first, second)]
         slower = first if pace_s[0] > pace_s[1] else second
-        if not missing:  # a dash, say
-            clips[left + 1 : right] = first
-        elif missing <= len(clip_letters[slower]) / 2:
-            clips[left + 1 : right] = slower
+        if missing < _EDGE_LETTERS:
+            clips[left + 1 : right] = slower if missing else first  # without letters: a dash, say
+        elif missing < _PASSAGE_LETTERS:
+            uncertain |= {first, second}
     # A sign without letters after the last word of a clip.
     for row in range(1, len(clips)):
         if clips[row] < 0 and not len(unit_letters[row]):
             clips[row] = clips[row - 1]
+    return uncertain
+
+
+def _edges_agree(matches: NDArray[np.int64], heard: NDArray[np.int64]) -> bool:
+    """Returns whether a part, given the match of each of its letters, begins and ends where its transcript does.
+
+    Args:
+        matches: index of the letter that each is aligned with, (R,).
+        heard: indices of the transcript's letters, (H,).
+    """
+    aligned = np.isin(matches, heard)
+    of = np.isin(heard, matches)
+    if not aligned.any():
+        return False
+    leading = abs(int(aligned.argmax()) - int(of.argmax()))
+    trailing = abs(int(aligned[::-1].argmax()) - int(of[::-1].argmax()))
+    return max(leading, trailing) < _EDGE_LETTERS
 
 
 # Alignment of letters
 
 
-def _align(text: Letters, spoken: Letters) -> NDArray[np.int64]:
-    """Returns the index in ``spoken``, (H,), that each letter of ``text``, (R,), is aligned with; -1 for none: (R,)."""
+def _align(text: Letters, spoken: Letters, borders: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Returns the index in ``spoken``, (H,), that each letter of ``text``, (R,), is aligned with; -1 for none: (R,).
+
+    Args:
+        text: letters of the text.
+        spoken: letters of the transcripts.
+        borders: whether a clip ends before each letter of ``spoken``, and after the last one, (H + 1,).
+    """
     matches = np.full(len(text), -1)
-    _align_box(text, spoken, 0, 0, matches, _ANCHOR_LETTERS)
+    _align_box(_Box(text, spoken, borders, 0, 0), matches, _ANCHOR_LETTERS)
     return matches
 
 
-def _align_box(
-    text: Letters, spoken: Letters, first: int, second: int, matches: NDArray[np.int64], lengths: Sequence[int]
-) -> None:
-    """Aligns a passage that begins at ``first`` in the whole text with one that begins at ``second``."""
+class _Box(NamedTuple):
+    """A passage of the text, and one of the transcripts."""
+
+    text: Letters
+    spoken: Letters
+    borders: NDArray[np.bool_]
+    first: int
+    """Where the passage begins in the text."""
+    second: int
+    """Where the other one begins in the transcripts."""
+
+    def part(self, begin: tuple[int, int], end: tuple[int, int]) -> "_Box":
+        """Returns the passages between two pairs of letters."""
+        (row, column), (last_row, last_column) = begin, end
+        return _Box(
+            self.text[row:last_row],
+            self.spoken[column:last_column],
+            self.borders[column : last_column + 1],
+            self.first + row,
+            self.second + column,
+        )
+
+
+def _align_box(box: _Box, matches: NDArray[np.int64], lengths: Sequence[int]) -> None:
+    text, spoken = box.text, box.spoken
     if not len(text) or not len(spoken):
         return
     if not lengths or len(text) * len(spoken) < _MAX_CELLS // 1000:
         if (len(text) + 1) * (len(spoken) + 1) <= _MAX_CELLS:
-            found = _gotoh(text, spoken, _MATCH, _MISMATCH, _OPEN, _EXTEND)
-            matches[first : first + len(text)] = np.where(found >= 0, found + second, -1)
+            found = _gotoh(text, spoken, box.borders, (_MATCH, _MISMATCH, _OPEN, _EXTEND, _BORDER))
+            matches[box.first : box.first + len(text)] = np.where(found >= 0, found + box.second, -1)
         return
     length, before = lengths[0], (0, 0)
-    anchors = _anchors(text, spoken, length)
+    anchors = _anchors(box, length)
     for at, of in [*anchors, (len(text), len(spoken))]:
         if at >= before[0] and of >= before[1]:
-            box = (slice(before[0], at), slice(before[1], of))
-            _align_box(text[box[0]], spoken[box[1]], first + before[0], second + before[1], matches, lengths[1:])
+            _align_box(box.part(before, (at, of)), matches, lengths[1:])
         elif at - before[0] != of - before[1]:
             continue  # overlaps the anchor before on another diagonal
         if at < len(text):
-            matches[first + at : first + at + length] = np.arange(second + of, second + of + length)
+            start = box.first + at
+            matches[start : start + length] = np.arange(box.second + of, box.second + of + length)
             before = (at + length, of + length)
 
 
-def _anchors(text: Letters, spoken: Letters, length: int) -> list[tuple[int, int]]:
-    """Returns positions of sequences that occur once in both, increasing in both."""
-    here, there = _unique_sequences(text, length), _unique_sequences(spoken, length)
-    pairs = sorted((position, there[sequence]) for sequence, position in here.items() if sequence in there)
+def _anchors(box: _Box, length: int) -> list[tuple[int, int]]:
+    """Returns positions of sequences that occur once in both, within a clip, increasing in both."""
+    here, there = _unique_sequences(box.text, length), _unique_sequences(box.spoken, length)
+    ended = np.cumsum(box.borders)
+    pairs = sorted(
+        (position, there[sequence])
+        for sequence, position in here.items()
+        if sequence in there and ended[there[sequence] + length - 1] == ended[there[sequence]]
+    )
     tails: list[int] = []
     last_of: list[int] = []
     previous = [-1] * len(pairs)
@@ -205,13 +272,20 @@ def _unique_sequences(letters: Letters, length: int) -> dict[bytes, int]:
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _gotoh(
-    text: Letters, spoken: Letters, match: float, mismatch: float, gap_open: float, gap_extend: float
+    text: Letters,
+    spoken: Letters,
+    borders: NDArray[np.bool_],
+    scores: tuple[float, float, float, float, float],
 ) -> NDArray[np.int64]:
     """Returns the index in ``spoken`` of each letter of ``text`` in the best global alignment; -1 for none.
 
+    ``scores``: of a match, a mismatch, the first and each further letter of a gap, and a gap's end at a border.
+
     The table has a byte for each pair: bits 0-1 the state (0 pair, 1 gap in spoken, 2 gap in text) from which a pair
-    comes, bit 2 whether a gap in spoken is continued, bit 3 whether a gap in text is.
+    comes, bit 2 whether a gap in spoken is continued, bit 3 whether a gap in text is; bits 4 and 5 whether these gaps
+    follow one in the other.
     """
+    match, mismatch, gap_open, gap_extend, border = scores
     rows, columns = len(text), len(spoken)
     table = np.zeros((rows + 1, columns + 1), np.uint8)
     low = -1e30
@@ -220,11 +294,11 @@ def _gotoh(
     skip_spoken = np.full(columns + 1, low)
     pair[0] = 0.0
     for j in range(1, columns + 1):
-        skip_spoken[j] = gap_open + (j - 1) * gap_extend
+        skip_spoken[j] = gap_open + (j - 1) * gap_extend + border * borders[0]
         table[0, j] = 8 if j > 1 else 0
     for i in range(1, rows + 1):
         diagonal = (pair[0], skip_text[0], skip_spoken[0])
-        opened, continued = pair[0] + gap_open, skip_text[0] + gap_extend
+        opened, continued = pair[0] + gap_open + 2 * border * borders[0], skip_text[0] + gap_extend
         table[i, 0] = 4 if continued > opened else 0
         skip_text[0] = max(opened, continued)
         pair[0] = low
@@ -233,17 +307,19 @@ def _gotoh(
             state, best = 0, diagonal[0]
             if diagonal[1] > best:
                 state, best = 1, diagonal[1]
-            if diagonal[2] > best:
-                state, best = 2, diagonal[2]
+            if diagonal[2] + border * borders[j - 1] > best:
+                state, best = 2, diagonal[2] + border * borders[j - 1]
             flags = state
-            opened, continued = max(above[0], above[2]) + gap_open, above[1] + gap_extend
+            closed = above[2] + border * borders[j]
+            opened, continued = max(above[0], closed) + gap_open + 2 * border * borders[j], above[1] + gap_extend
             if continued > opened:
                 flags |= 4
-            elif above[2] > above[0]:
+            elif closed > above[0]:
                 flags |= 16
             skip_text[j] = max(opened, continued)
             pair[j] = best + (match if text[i - 1] == spoken[j - 1] else mismatch)
-            opened, continued = max(pair[j - 1], skip_text[j - 1]) + gap_open, skip_spoken[j - 1] + gap_extend
+            opened = max(pair[j - 1], skip_text[j - 1]) + gap_open + border * borders[j - 1]
+            continued = skip_spoken[j - 1] + gap_extend
             if continued > opened:
                 flags |= 8
             elif skip_text[j - 1] > pair[j - 1]:
@@ -253,7 +329,7 @@ def _gotoh(
             diagonal = above
     found = np.full(rows, -1, np.int64)
     i, j = rows, columns
-    ends = (pair[columns], skip_text[columns], skip_spoken[columns])
+    ends = (pair[columns], skip_text[columns], skip_spoken[columns] + border * borders[columns])
     state = 0
     if ends[1] > ends[0]:
         state = 1

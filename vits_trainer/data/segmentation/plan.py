@@ -24,7 +24,7 @@ from vits_trainer.data.segmentation.speech import (
     FRAME_S,
     LONGEST_S,
     SHORTEST_S,
-    Probability,
+    Detector,
     Span,
     find_clips,
     speech_probabilities,
@@ -89,7 +89,7 @@ class _Plan:
 class Planner:
     """What plans are made with."""
 
-    new_detector: Callable[[], Probability]
+    new_detector: Callable[[], Detector]
     """Makes a voice activity detector."""
     transcribe: Transcribe | None
     recognizer: str
@@ -191,7 +191,11 @@ class Planner:
             if not part.text:
                 detail = f"nothing in {recording.text and recording.text.name} is like {transcript[:60]!r}"
                 segment = replace(segment, reason=Reason.NOT_IN_TEXT, detail=detail)
-            segments.append(_judged(self._within_limits(segment), transcript))
+            judged = _judged(self._within_limits(segment), transcript)
+            if judged.reason is None and not part.edges_agree:
+                detail = f"its first or last words are uncertain; the recognizer heard {transcript[:60]!r}"
+                judged = replace(judged, reason=Reason.LOW_CONFIDENCE, detail=detail)
+            segments.append(judged)
         return [*segments, *map(_unspoken, division.unspoken)]
 
     def _within_limits(self, segment: Segment) -> Segment:

