@@ -38,7 +38,7 @@ def test_a_perfect_transcript_gives_each_clip_its_sentence() -> None:
 def test_a_transcript_with_every_seventh_letter_wrong_does_so_too() -> None:
     division = divide_text(" ".join(SENTENCES), [noisy(heard(s), 0.1, n) for n, s in enumerate(SENTENCES)], [4.0] * 60)
     assert [part.text for part in division.parts] == SENTENCES
-    assert all(0.5 < part.confidence < 1 for part in division.parts)
+    assert all(part.confidence > 0.6 for part in division.parts)
 
 
 def test_passages_that_are_not_spoken_and_speech_that_is_not_in_the_text_are_left_out() -> None:

@@ -32,6 +32,8 @@ _BORDER = 0.5
 taken for that of the next clip."""
 _EDGE_LETTERS = 4
 """So many letters too much or too few at an end of a clip are a word."""
+_POOR = 0.5
+"""Below this agreement, a clip has none of the text."""
 _PASSAGE_LETTERS = 40
 """So many letters that no clip has are not spoken; fewer may be, where a recognizer is wrong."""
 
@@ -73,25 +75,32 @@ def divide_text(text: str, transcripts: Sequence[str], durations_s: Sequence[flo
     borders[[0, *ends]] = True
     matches = _align(_joined(unit_letters), _joined(clip_letters), borders)
     clip_of_unit = _clips_of_units(unit_letters, matches, owner)
-    uncertain = _fill(clip_of_unit, unit_letters, clip_letters, durations_s)
+    shared = _fill(clip_of_unit, unit_letters, clip_letters, durations_s)
     owner_of_letter = np.repeat(clip_of_unit, [len(letters) for letters in unit_letters])
     edges = [*(start for start, _ in units), len(text)]
     parts = []
     for clip, transcript in enumerate(clip_letters):
         rows = np.flatnonzero(clip_of_unit == clip)
-        spoken = _joined([unit_letters[row] for row in rows])
-        longest = max(len(spoken), len(transcript))
-        agreement = 1 - _edits(spoken, transcript) / longest if longest else 0.0
         own = one_line(text[edges[rows[0]] : edges[rows[-1] + 1]]) if len(rows) else ""
         heard = np.arange(ends[clip] - len(transcript), ends[clip])
-        agree = clip not in uncertain and _edges_agree(matches[owner_of_letter == clip], heard)
-        parts.append(Part(own, round(agreement, 3), agree))
+        confidence = _agreement(_joined([unit_letters[row] for row in rows]), transcript)
+        parts.append(Part(own, confidence, _edges_agree(matches[owner_of_letter == clip], heard)))
+    uncertain = {clip for pair in shared if min(parts[clip].confidence for clip in pair) >= _POOR for clip in pair}
+    for clip, part in enumerate(parts):
+        if part.confidence < _POOR:
+            clip_of_unit[clip_of_unit == clip] = -1
+            parts[clip] = Part("", 0.0, False)
+        elif clip in uncertain:
+            parts[clip] = part._replace(edges_agree=False)
     return Division(parts, list(_passages(text, edges, clip_of_unit, unit_letters)))
 
 
 def agreement(text: str, transcript: str) -> float:
     """Returns 1 minus the edits per letter between a text and its transcript; 0 if neither has letters."""
-    first, second = _letters(text), _letters(transcript)
+    return _agreement(_letters(text), _letters(transcript))
+
+
+def _agreement(first: Letters, second: Letters) -> float:
     longest = max(len(first), len(second))
     return round(1 - _edits(first, second) / longest, 3) if longest else 0.0
 
@@ -133,13 +142,13 @@ def _fill(
     unit_letters: Sequence[Letters],
     clip_letters: Sequence[Letters],
     durations_s: Sequence[float],
-) -> set[int]:
+) -> list[tuple[int, int]]:
     """Assigns units that are aligned with no clip, if both neighbours are of one clip, or if they are a short word.
 
     Returns:
-        The clips next to words that may belong to either.
+        Pairs of clips with words between them that may belong to either.
     """
-    uncertain: set[int] = set()
+    shared: list[tuple[int, int]] = []
     known = np.flatnonzero(clips >= 0)
     for left, right in pairwise(known.tolist()):
         first, second = int(clips[left]), int(clips[right])
@@ -152,12 +161,12 @@ def _fill(
         if missing < _EDGE_LETTERS:
             clips[left + 1 : right] = slower if missing else first  # without letters: a dash, say
         elif missing < _PASSAGE_LETTERS:
-            uncertain |= {first, second}
+            shared.append((first, second))
     # A sign without letters after the last word of a clip.
     for row in range(1, len(clips)):
         if clips[row] < 0 and not len(unit_letters[row]):
             clips[row] = clips[row - 1]
-    return uncertain
+    return shared
 
 
 def _edges_agree(matches: NDArray[np.int64], heard: NDArray[np.int64]) -> bool:
