@@ -86,8 +86,9 @@ def test_speech_without_text_and_text_without_speech_are_counted(tmp_path: Path)
     clips = clips_of(folder, hearing(HEARD))
     assert [clip.text for clip in clips if clip.rejection is None] == [TEXTS[0], TEXTS[2]]
     assert sorted(filter(None, reasons(clips))) == ["not-in-text", "unspoken-text"]
+    assert clips[-1].clip_id == "talk.wav"
     assert clips[-1].rejection is not None
-    assert "15 words of the text in no clip: 'A passage" in clips[-1].rejection.detail
+    assert "16 words of the text in no clip: 'A passage" in clips[-1].rejection.detail
 
 
 def test_subtitles_give_their_own_times(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def _clips(
         with ExitStack() as stack:
             reader: SpanReader | None = None
             for segment in wanted:
-                name = f"{printable(recording.path.name)} {segment.start_s:.2f}-{segment.end_s:.2f}"
+                times = f" {segment.start_s:.2f}-{segment.end_s:.2f}" if segment.end_s else ""
+                name = f"{printable(recording.path.name)}{times}"
                 audio: bytes | Rejection | None = segment.rejection
                 if audio is None:
                     reader = reader or SpanReader(stack.enter_context(open_recording(recording.path)))
