@@ -280,6 +280,28 @@ def _unique_sequences(letters: Letters, length: int) -> dict[bytes, int]:
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _backtrack(table: NDArray[np.uint8], state: int) -> NDArray[np.int64]:
+    """Returns the result of :func:`_gotoh`, given its table and the last state."""
+    i, j = table.shape[0] - 1, table.shape[1] - 1
+    found = np.full(i, -1, np.int64)
+    while i > 0 or j > 0:
+        flags = table[i, j]
+        if state == 0:
+            i, j = i - 1, j - 1
+            found[i] = j
+            state = flags & 3
+        elif state == 1:
+            i -= 1
+            if not flags & 4:
+                state = 2 if flags & 16 else 0
+        else:
+            j -= 1
+            if not flags & 8:
+                state = 1 if flags & 32 else 0
+    return found
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _gotoh(
     text: Letters,
     spoken: Letters,
@@ -336,29 +358,13 @@ def _gotoh(
             skip_spoken[j] = max(opened, continued)
             table[i, j] = flags
             diagonal = above
-    found = np.full(rows, -1, np.int64)
-    i, j = rows, columns
     ends = (pair[columns], skip_text[columns], skip_spoken[columns] + border * borders[columns])
     state = 0
     if ends[1] > ends[0]:
         state = 1
     if ends[2] > ends[state]:
         state = 2
-    while i > 0 or j > 0:
-        flags = table[i, j]
-        if state == 0:
-            i, j = i - 1, j - 1
-            found[i] = j
-            state = flags & 3
-        elif state == 1:
-            i -= 1
-            if not flags & 4:
-                state = 2 if flags & 16 else 0
-        else:
-            j -= 1
-            if not flags & 8:
-                state = 1 if flags & 32 else 0
-    return found
+    return _backtrack(table, state)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

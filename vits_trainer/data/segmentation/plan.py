@@ -1,6 +1,5 @@
 """Plans the clips of a recording: spans, texts, confidences. A plan is saved, as it takes minutes per hour of audio."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -118,11 +117,10 @@ class Planner:
         return segments
 
     def _made_from(self, recording: Recording) -> dict[str, str]:
-        status = recording.path.stat()
         text = recording.subtitles or recording.text
         return {
-            "recording": f"{status.st_size} bytes, {status.st_mtime_ns}",
-            "text": hashlib.sha256(text.read_bytes()).hexdigest() if text else "",
+            "recording": _state(recording.path),
+            "text": _state(text) if text else "",
             "recognizer": self.recognizer,
             "longest_s": f"{self.longest_s:g}",
         }
@@ -255,9 +253,16 @@ def _rejected(reason: Reason, detail: str) -> Segment:
     return Segment(0.0, 0.0, "", None, reason, detail)
 
 
+def _state(path: Path) -> str:
+    status = path.stat()
+    return f"{path.name}, {status.st_size} bytes, {status.st_mtime_ns}"
+
+
 def _read_text(path: Path) -> str | Rejection:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         detail = f"{path.name}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
         return Rejection(Reason.MALFORMED_ROW, detail)
+    except OSError as error:
+        return Rejection(Reason.MALFORMED_ROW, f"{path.name}: cannot be read ({error.strerror})")

@@ -84,9 +84,14 @@ def _files(path: Path) -> list[Path]:
 
 def _belongs(file: Path, recording: Path) -> bool:
     """Whether a file is that of a recording: NAME.srt, also NAME.en.srt, for NAME.wav."""
-    stem, name = (unicodedata.normalize("NFC", value) for value in (file.stem, recording.stem))
+    stem, name = _stem(file), _stem(recording)
     language = stem.removeprefix(f"{name}.")
     return stem == name or (language != stem and language.replace("-", "").isalnum() and len(language) <= 10)
+
+
+def _stem(file: Path) -> str:
+    # macOS stores decomposed letters.
+    return unicodedata.normalize("NFC", file.stem)
 
 
 def _pair(files: Sequence[Path]) -> tuple[list[Recording], list[SourceClip]]:
@@ -97,7 +102,7 @@ def _pair(files: Sequence[Path]) -> tuple[list[Recording], list[SourceClip]]:
     audio = [file for file in files if is_audio(file.name)]
     for file in sorted(audio, key=lambda file: (file.stem, AUDIO_ENDINGS.index(file.suffix.casefold()))):
         subtitles = [other for other in files if other.suffix.casefold() in _SUBTITLES and _belongs(other, file)]
-        texts = [other for other in files if other.suffix.casefold() == ".txt" and other.stem == file.stem]
+        texts = [other for other in files if other.suffix.casefold() == ".txt" and _stem(other) == _stem(file)]
         if not is_utf8(file.name):
             detail = f"{printable(file.name)} is not UTF-8; rename the file"
             rejected.append(_reject(file, Rejection(Reason.UNUSABLE_NAME, detail)))
