@@ -66,7 +66,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
         with open_recording(folder / "joined.wav") as file:
             reader = SpanReader(file)
             for span in cut:
-                samples = to_speech(reader.read_wav(*span), 60)
+                samples = to_speech(reader.read_file(*span), 60)
                 rows = [row for row, (begin, end) in enumerate(spans) if begin < span.end_s and end > span.start_s]
                 own = [index for index, (_, row) in enumerate(words) if row in rows]
                 if known_start and span in whole:

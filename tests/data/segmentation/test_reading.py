@@ -38,7 +38,7 @@ def test_spans_are_those_of_the_whole_recording(tmp_path: Path, name: str) -> No
 def test_a_span_is_given_to_recognizers_as_mono_at_their_rate(tmp_path: Path) -> None:
     sf.write(tmp_path / "a.wav", np.stack([voice(2.0, 48000)] * 2, axis=1), 48000, subtype="FLOAT")
     with open_recording(tmp_path / "a.wav") as file:
-        samples = to_speech(SpanReader(file).read_wav(0.5, 1.5), 10)
+        samples = to_speech(SpanReader(file).read_file(0.5, 1.5), 10)
     assert samples.shape == (SPEECH_RATE_HZ,)
     expected = voice(2.0, SPEECH_RATE_HZ)[8000:24000]
     assert np.abs(samples - expected)[200:-200].max() < 0.02

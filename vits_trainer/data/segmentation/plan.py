@@ -219,7 +219,7 @@ class Planner:
         if self.transcribe is None or span.duration_s > _LONGEST_TRANSCRIBED_S:
             return ""
         try:
-            samples = to_speech(reader.read_wav(*span), _LONGEST_TRANSCRIBED_S + 1)
+            samples = to_speech(reader.read_file(*span), _LONGEST_TRANSCRIBED_S + 1)
         except RecordingError:  # The preparation rejects the clip, with this reason.
             return ""
         return self.transcribe(samples)

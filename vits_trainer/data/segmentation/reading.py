@@ -101,11 +101,12 @@ class SpanReader:
         self._drop_before(start)
         return self._kept[: end - start]
 
-    def read_wav(self, start_s: float, end_s: float) -> bytes:
-        """Returns the same as the content of a WAV file of 32-bit floats."""
+    def read_file(self, start_s: float, end_s: float) -> bytes:
+        """Returns the same as the content of an AU file of 32-bit floats."""
         content = io.BytesIO()
         samples = self.read(start_s, end_s)
-        sf.write(content, samples, self._file.samplerate, format="WAV", subtype="FLOAT")
+        # AU, as libsndfile writes the time of day into WAV files of floats.
+        sf.write(content, samples, self._file.samplerate, format="AU", subtype="FLOAT")
         return content.getvalue()
 
     def _drop_before(self, start: int) -> None:
@@ -113,11 +114,11 @@ class SpanReader:
         self._kept, self._first = self._kept[dropped:], self._first + dropped
 
 
-def to_speech(wav: bytes, max_duration_s: float) -> NDArray[np.float32]:
+def to_speech(content: bytes, max_duration_s: float) -> NDArray[np.float32]:
     """Returns a clip as recognizers need it: (T,) at :data:`SPEECH_RATE_HZ`.
 
     Raises:
         RecordingError: it is silent, has values that are no numbers, or is longer than ``max_duration_s``.
     """
-    samples, rate_hz = read_recording(wav, 0.0, max_duration_s)
+    samples, rate_hz = read_recording(content, 0.0, max_duration_s)
     return to_rate(samples, rate_hz, SPEECH_RATE_HZ)

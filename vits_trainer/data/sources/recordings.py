@@ -144,6 +144,6 @@ def _clips(
                 audio: bytes | Rejection | None = segment.rejection
                 if audio is None:
                     reader = reader or SpanReader(stack.enter_context(open_recording(recording.path)))
-                    audio = reader.read_wav(segment.start_s, segment.end_s)
+                    audio = reader.read_file(segment.start_s, segment.end_s)
                 yield make_clip(name, segment.text, audio, segment.speaker or speaker)
     yield from rejected[start:]
