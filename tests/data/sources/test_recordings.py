@@ -16,6 +16,7 @@ from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import read_recording
 from vits_trainer.data.preparation.pipeline import PreparationSummary, prepare
 from vits_trainer.data.sources.base import SourceClip
+from vits_trainer.data.sources.detect import open_source
 from vits_trainer.data.sources.recordings import open_recordings
 from vits_trainer.utils.errors import ConfigError, DataError
 
@@ -171,6 +172,11 @@ def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
         clips_of(tmp_path / "absent")
     with pytest.raises(ConfigError, match="--text_column text: --segment reads recordings"):
         open_recordings(PrepareConfig(dataset=str(folder), segment=True, text_column="text"), None)
+
+
+def test_a_folder_of_recordings_without_texts_is_answered_with_the_flag(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="to cut long recordings, give --segment true"):
+        open_source(PrepareConfig(dataset=str(write_recording(tmp_path / "in"))))
 
 
 # Plans

@@ -364,7 +364,8 @@ def _gotoh(
         state = 1
     if ends[2] > ends[state]:
         state = 2
-    return _backtrack(table, state)
+    found: NDArray[np.int64] = _backtrack(table, state)
+    return found
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
