@@ -112,10 +112,11 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
         segments = json.loads((output / "segments" / "joined.flac.json").read_text("utf-8"))["segments"]
         reasons = [str(segment["reason"]) for segment in segments if segment["reason"]]
         placed, right = right_words(segments, sentences, spans) if name != "other recording" else (0, 0)
+        errors = [1 - float(segment["confidence"]) for segment in segments if segment["reason"] is None]
         total = sum(len(sentence.split()) for sentence in whole)
         print(
             f"| {name} | {total} | {100 * placed / total:.1f} % | {100 * right / max(1, placed):.2f} % | "
-            f"{len(segments) - len(reasons)} | {', '.join(f'{reasons.count(r)} {r}' for r in sorted(set(reasons)))} | "
+            f"{100 * statistics.mean(errors or [0]):.1f} % | {len(segments) - len(reasons)} | {', '.join(f'{reasons.count(r)} {r}' for r in sorted(set(reasons)))} | "
             f"{spent_s / 60 / hours:.1f} |",
             flush=True,
         )

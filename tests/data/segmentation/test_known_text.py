@@ -105,6 +105,16 @@ def test_the_same_word_at_the_begin_of_a_clip_that_is_not_in_the_text_stays_with
     assert [part.text for part in division.parts if part.edges_agree] == texts
 
 
+def test_words_at_the_border_belong_to_the_clip_where_a_number_was_heard() -> None:
+    before = "For a very long time it was said that the bible of"
+    text = f"{before} fourteen fifty-five, has never been surpassed in beauty."
+    parts = divide_text(text, [f"{before} 1455", "has never been surpassed in beauty"], [3.0, 3.0]).parts
+    assert [part.text for part in parts] == [f"{before} fourteen fifty-five,", "has never been surpassed in beauty."]
+    assert [part.edges_agree for part in parts] == [True, True]
+    parts = divide_text(text, [f"{before} 1455", "6 has never been surpassed in beauty"], [3.0, 3.0]).parts
+    assert [part.edges_agree for part in parts] == [False, False]
+
+
 def test_scripts_without_spaces_are_divided_at_characters() -> None:
     parts, unspoken = divided("今天天气很好。我们去公园吧。", ["今天天气很好", "我们去公园吧"])
     assert (parts, unspoken) == (["今天天气很好。", "我们去公园吧。"], [])

@@ -32,6 +32,8 @@ _BORDER = 0.5
 taken for that of the next clip."""
 _EDGE_LETTERS = 4
 """So many letters too much or too few at an end of a clip are a word."""
+_LETTERS_PER_DIGIT = 10
+"""Recognizers write in digits what a text may have in words."""
 _POOR = 0.5
 """Below this agreement, a clip has none of the text."""
 _PASSAGE_LETTERS = 40
@@ -84,7 +86,7 @@ def divide_text(text: str, transcripts: Sequence[str], durations_s: Sequence[flo
         own = one_line(text[edges[rows[0]] : edges[rows[-1] + 1]]) if len(rows) else ""
         heard = np.arange(ends[clip] - len(transcript), ends[clip])
         confidence = _agreement(_joined([unit_letters[row] for row in rows]), transcript)
-        parts.append(Part(own, confidence, _edges_agree(matches[owner_of_letter == clip], heard)))
+        parts.append(Part(own, confidence, _edges_agree(matches[owner_of_letter == clip], heard, transcript)))
     uncertain = {clip for pair in shared if min(parts[clip].confidence for clip in pair) >= _POOR for clip in pair}
     for clip, part in enumerate(parts):
         if part.confidence < _POOR:
@@ -161,7 +163,14 @@ def _fill(
         if missing < _EDGE_LETTERS:
             clips[left + 1 : right] = slower if missing else first  # without letters: a dash, say
         elif missing < _PASSAGE_LETTERS:
-            shared.append((first, second))
+            number = (
+                missing <= _number_letters(clip_letters[first][::-1]),
+                missing <= _number_letters(clip_letters[second]),
+            )
+            if number[0] == number[1]:
+                shared.append((first, second))
+            else:
+                clips[left + 1 : right] = first if number[0] else second
     # A sign without letters after the last word of a clip.
     for row in range(1, len(clips)):
         if clips[row] < 0 and not len(unit_letters[row]):
@@ -169,12 +178,19 @@ def _fill(
     return shared
 
 
-def _edges_agree(matches: NDArray[np.int64], heard: NDArray[np.int64]) -> bool:
+def _number_letters(letters: Letters) -> int:
+    """Returns how many letters the number with which a transcript begins may have in words; 0 if there is none."""
+    others = np.flatnonzero([not chr(letter).isdigit() for letter in letters.tolist()])
+    return _LETTERS_PER_DIGIT * int(others[0] if len(others) else len(letters))
+
+
+def _edges_agree(matches: NDArray[np.int64], heard: NDArray[np.int64], transcript: Letters) -> bool:
     """Returns whether a part, given the match of each of its letters, begins and ends where its transcript does.
 
     Args:
         matches: index of the letter that each is aligned with, (R,).
         heard: indices of the transcript's letters, (H,).
+        transcript: its letters, (H,).
     """
     aligned = np.isin(matches, heard)
     of = np.isin(heard, matches)
@@ -182,7 +198,9 @@ def _edges_agree(matches: NDArray[np.int64], heard: NDArray[np.int64]) -> bool:
         return False
     leading = abs(int(aligned.argmax()) - int(of.argmax()))
     trailing = abs(int(aligned[::-1].argmax()) - int(of[::-1].argmax()))
-    return max(leading, trailing) < _EDGE_LETTERS
+    return leading < _EDGE_LETTERS + _number_letters(transcript) and trailing < _EDGE_LETTERS + _number_letters(
+        transcript[::-1]
+    )
 
 
 # Alignment of letters
