@@ -114,12 +114,13 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
         placed, right = right_words(segments, sentences, spans) if name != "other recording" else (0, 0)
         errors = [1 - float(segment["confidence"]) for segment in segments if segment["reason"] is None]
         total = sum(len(sentence.split()) for sentence in whole)
-        print(
-            f"| {name} | {total} | {100 * placed / total:.1f} % | {100 * right / max(1, placed):.2f} % | "
-            f"{100 * statistics.mean(errors or [0]):.1f} % | {len(segments) - len(reasons)} | {', '.join(f'{reasons.count(r)} {r}' for r in sorted(set(reasons)))} | "
-            f"{spent_s / 60 / hours:.1f} |",
-            flush=True,
+        counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in sorted(set(reasons)))
+        cells = (
+            *(name, total, f"{100 * placed / total:.1f} %", f"{100 * right / max(1, placed):.2f} %"),
+            *(f"{100 * statistics.mean(errors or [0]):.1f} %", len(segments) - len(reasons), counts),
+            f"{spent_s / 60 / hours:.1f}",
         )
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
         if name == "whole text":
             with (output / "metadata.csv").open(encoding="utf-8", newline="") as file:
                 rows = list(csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE))

@@ -75,7 +75,9 @@ def divide_text(text: str, transcripts: Sequence[str], durations_s: Sequence[flo
     ends = np.cumsum([len(letters) for letters in clip_letters], dtype=np.int64)
     borders = np.zeros(len(owner) + 1, np.bool_)
     borders[[0, *ends]] = True
-    matches = _align(_joined(unit_letters), _joined(clip_letters), borders)
+    written, spoken = _joined(unit_letters), _joined(clip_letters)
+    matches = _align(written, spoken, borders)
+    matches[(matches >= 0) & (written != np.append(spoken, 0)[matches])] = -1  # a wrong letter may be of another clip
     clip_of_unit = _clips_of_units(unit_letters, matches, owner)
     shared = _fill(clip_of_unit, unit_letters, clip_letters, durations_s)
     owner_of_letter = np.repeat(clip_of_unit, [len(letters) for letters in unit_letters])
