@@ -1,8 +1,9 @@
-"""Generates the corpus of the base voice: everyday English sentences from a small grammar, synthesized by espeak-ng.
+"""Generates the corpus of the base voice: everyday English sentences from a small grammar, synthesized by flite.
 
     python -m experiments.base_voice FOLDER [--sentences 8000]
 
-writes an LJ Speech folder (metadata.csv, wavs/), byte-identical for equal arguments. Then
+writes an LJ Speech folder (metadata.csv, wavs/), byte-identical for equal arguments. It needs the program flite, a
+package of Debian; its voice slt was made from recordings of a woman (CMU ARCTIC). Then
 
     vits-trainer prepare_data --dataset FOLDER --output_dir FOLDER/training
     vits-trainer train_vits --config experiments/base_voice.yaml --data_dir FOLDER/training
@@ -19,14 +20,14 @@ lacks. The training sentences exclude :data:`TEST_SENTENCES`.
 
 import argparse
 import calendar
+import os
 import random
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import pocketsphinx
-
-from vits_trainer.data.audio import to_pcm16, write_pcm16_wav
-from vits_trainer.data.preparation.espeak_corpus import Espeak
 
 TEST_SENTENCES = """\
 Good morning, how are you today?
@@ -227,12 +228,15 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 def speak(folder: Path, count: int) -> None:
     """Synthesizes ``count`` sentences into an LJ Speech folder."""
     (folder / "wavs").mkdir(parents=True, exist_ok=True)
-    espeak = Espeak("en-us")
-    lines = []
-    for number, sentence in enumerate(sentences(count)):
-        name = f"sentence_{number:05}"
-        write_pcm16_wav(folder / "wavs" / f"{name}.wav", to_pcm16(espeak.speak(sentence)), espeak.rate_hz)
-        lines.append(f"{name}|{sentence}\n")
+    texts = {f"sentence_{number:05}": sentence for number, sentence in enumerate(sentences(count))}
+
+    def synthesize(name: str) -> None:
+        command = ["flite", "-voice", "slt", "-t", texts[name], "-o", str(folder / "wavs" / f"{name}.wav")]
+        subprocess.run(command, check=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(synthesize, texts))
+    lines = [f"{name}|{sentence}\n" for name, sentence in texts.items()]
     (folder / "metadata.csv").write_text("".join(lines), encoding="utf-8")
 
 

@@ -21,17 +21,20 @@ from vits_trainer.cli.main import main
 from vits_trainer.utils.packaged import BASE_VOICE, HUMAN_CLIPS
 
 NOISE_SCALE = 0.333
-"""Half of VITS's: after 8,237 updates Whisper's CER of the test sentences is 10 % instead of 16 %."""
+"""Half of VITS's, as a small voice is understood better with less noise (docs/base_voice.md)."""
 RATE_HZ = 16000
 CLIPS, SHORTEST_S, LONGEST_S = 20, 2.5, 10.0
 VOICE_LICENSE = """\
-An English voice of vits_trainer, trained from random weights by experiments/base_voice.yaml. Licence: Apache-2.0, as
-the rest of the package.
+An English voice of vits_trainer, trained by experiments/base_voice.yaml. Licence: Apache-2.0, as the rest of the
+package.
 
 - Sentences: made by the grammar in experiments/base_voice.py; some contain words of pocketsphinx's dictionary (CMUdict,
   BSD licence).
-- Speech: synthesized by espeak-ng from these sentences. espeak-ng's licence (GPL-3.0) covers the program and its data,
-  neither of which is contained here.
+- Speech: synthesized from these sentences, by espeak-ng for the first 8,237 updates and then by flite with its voice
+  slt (CMU ARCTIC). flite and the voice: Copyright (c) 1999-2001 by Language Technologies Institute, Carnegie Mellon
+  University; "Permission is hereby granted, free of charge, to use and distribute this software and its documentation
+  without restriction". espeak-ng's licence (GPL-3.0) covers the program and its data. No part of either is contained
+  here.
 """
 CLIPS_LICENSE = """\
 20 clips of LJ Speech 1.1 (https://keithito.com/LJ-Speech-Dataset/), read by Linda Johnson for LibriVox, collected and

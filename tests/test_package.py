@@ -62,7 +62,6 @@ TESTED_ELSEWHERE = {
     "models/generator": "tests/training/test_objective.py, tests/diagnostics/test_golden.py",
     "tracking/wandb_run": "tests/runs/test_dashboard.py, tests/tracking/test_tracker.py",
     "training/checkpoint": "tests/runs/test_checkpoint.py: checkpoints come of runs",
-    "training/resume": "tests/runs/test_checkpoint.py, tests/runs/test_train_vits.py",
     "training/run": "tests/runs/test_train_vits.py",
     "training/train_step": "tests/diagnostics/test_reference_step.py, tests/training/test_objective.py",
     "training/trainer": "tests/runs/test_trainer.py",

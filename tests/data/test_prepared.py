@@ -1,6 +1,7 @@
 """Prepared folders: opening, splits, selection of speakers, fingerprints."""
 
 import hashlib
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.audio import good_utterances, write_release
+from tests.support.preparation import prepare_into
 from tests.support.prepared_data import SPEC, reader_of, write_clip, write_folder
 from tests.support.voices import many_speakers
 from vits_trainer.data.audio import WAV_HEADER_BYTES
@@ -15,6 +18,7 @@ from vits_trainer.data.prepared import (
     ClipTable,
     PreparedData,
     open_prepared,
+    published_summary,
     require_rate,
     select_speakers,
     train_validation_split,
@@ -152,6 +156,18 @@ def test_damaged_summary_is_rejected(folder):
     (folder / "dataset.json").write_text("{")
     with pytest.raises(DataError, match=r"dataset\.json"):
         open_prepared(folder)
+
+
+def test_what_is_published_names_no_speaker_and_no_clip(tmp_path):
+    prepare_into(tmp_path / "out", write_release(tmp_path / "cv", good_utterances(3)))
+    summary = open_prepared(tmp_path / "out").summary
+    name, *_ = summary["speaker_clips"]
+    assert name in json.dumps(summary)
+    assert "good_1" in json.dumps(summary)
+    published = json.dumps(published_summary(summary))
+    assert name not in published
+    assert "good_1" not in published
+    assert published_summary(summary)["speakers"] == 1
 
 
 def test_rate_comes_from_the_summary_or_else_the_first_clip(folder):

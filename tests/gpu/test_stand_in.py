@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import stand_in
+from tests.support.encoders import write_encoder
 from tests.support.voices import train_flags
 
 pytestmark = [
@@ -32,7 +33,7 @@ sys.exit(main(["train_vits", *sys.argv[1:]]))
         {"precision": "bf16", "ema_decay": 0.9, "max_grad_norm": 10, "data_workers": 1},
         {"precision": "fp16", "gradient_checkpointing": True, "gradient_accumulation_steps": 2},
         {"precision": "tf32", "objective": "mel"},
-        {"precision": "bf16", "cuda_graphs": True, "batch_size": 8, "max_updates": 6},
+        {"precision": "bf16", "cuda_graphs": True, "batch_size": 8, "max_updates": 6, "discriminator_encoder": "wavlm"},
         {"precision": "fp32", "deterministic": True, "freeze": "text_encoder", "batch_seconds": 4, "batch_size": 4},
     ],
     ids=lambda changes: f"{changes['precision']}{' CUDA graphs' * ('cuda_graphs' in changes)}",
@@ -40,6 +41,8 @@ sys.exit(main(["train_vits", *sys.argv[1:]]))
 def test_run_reaches_its_end(tmp_path: Path, prepared: Path, changes: dict[str, object]) -> None:
     """Devices and dtypes match in training, validation, checkpoint and export. No samples: their length is a value."""
     settings = {"data_dir": prepared, "runs_dir": tmp_path / "runs", "max_updates": 2, "report_to": "none", **changes}
+    if "discriminator_encoder" in changes:
+        settings["discriminator_encoder"] = write_encoder(tmp_path / "encoder")
     graphs = stand_in.with_graphs(tmp_path) if "cuda_graphs" in changes else None
     ended = stand_in.run("-c", WITHOUT_CHECKS_OF_VALUES, *train_flags(tmp_path, **settings), preload=graphs)
     assert ended.returncode == 0, ended.stderr[-3000:]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.support.fork_server import python
 from tests.support.launch import CONFIGS, ROOT, command_of, environment, free_port
 from tests.support.limits import HANG_S
-from tests.support.voices import OBJECTIVE_OPTIONS, many_speakers, metrics, prepared_folder, train_flags
+from tests.support.voices import many_speakers, metrics, objective_options, prepared_folder, train_flags
 
 pytestmark = pytest.mark.ranks
 
@@ -60,6 +60,7 @@ def test_gpu_configurations_start_the_same_number_of_processes_on_the_cpu(
     ended = launch(config, ["-m", "vits_trainer"], flags_for(prepared, tmp_path, max_updates=1))
     assert ended.returncode == 0, ended.stderr
     assert ("1 process on CPU" if config == "single_gpu" else "2 processes on 1 host") in ended.stderr
+    assert "wandb: " not in ended.stderr  # its own messages, such as of linked files
 
 
 def documented_torchrun() -> list[str]:
@@ -143,7 +144,7 @@ def test_one_process(prepared: Path, tmp_path: Path) -> None:
 
 def test_two_processes_end_with_equal_weights(prepared: Path, tmp_path: Path) -> None:
     sizes = {"batch_size": 2, "gradient_accumulation_steps": 2, "max_updates": 3}
-    flags = flags_for(prepared, tmp_path, **sizes, **OBJECTIVE_OPTIONS)
+    flags = flags_for(prepared, tmp_path, **sizes, **objective_options(tmp_path))
     ended = launch("cpu_2proc", ["-m", "vits_trainer"], flags, sys.executable)  # new interpreters, as users start them
     assert ended.returncode == 0, ended.stderr
     # Each rank hashes its own weights; unequal ones would have raised DivergedRanksError.

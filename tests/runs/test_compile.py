@@ -126,5 +126,5 @@ def test_missing_compiler_is_reported(
     prepared_folder(tmp_path, clips=10)
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    assert main(["train_vits", *train_flags(tmp_path, compile="true")]) == 2
+    assert main(["train_vits", *train_flags(tmp_path, **SHALLOW, compile="true")]) == 2
     assert "Omit --compile" in capsys.readouterr().err

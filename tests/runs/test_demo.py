@@ -39,6 +39,7 @@ def test_voice_is_fine_tuned_to_the_packaged_clips_and_compared(
     settings = {"phonemes": "true", "language": "en-us", "max_updates": 1, "report_to": "none"}
     assert main(["train_vits", *train_flags(tmp_path / "base", **settings)]) == 0
     monkeypatch.setattr(demo_of_speaker, "BASE_VOICE", tmp_path / "base/final_model")
+    monkeypatch.setattr(demo_of_speaker, "_SENTENCES", demo_of_speaker._SENTENCES[:1])  # Whisper is slow on noise
     capsys.readouterr()
     folder = tmp_path / "demo"
     assert main(["demo", "--output_dir", str(folder), "--updates", "2"]) == 0
@@ -48,7 +49,7 @@ def test_voice_is_fine_tuned_to_the_packaged_clips_and_compared(
     assert [path for path in files if not path.exists()] == []
     for name in ("before", "after"):
         wavs = sorted((folder / name).iterdir())
-        assert [path.name for path in wavs] == [f"{n}.wav" for n in range(1, 6)]
+        assert [path.name for path in wavs] == ["1.wav", "2.wav"]
         assert {read_pcm16_wav(path)[1] for path in wavs} == {16000}
     assert (folder / "before/1.wav").read_bytes() != (folder / "after/1.wav").read_bytes()
     assert len((folder / "training/metadata.csv").read_text("utf-8").splitlines()) == 20
@@ -57,8 +58,8 @@ def test_voice_is_fine_tuned_to_the_packaged_clips_and_compared(
     assert re.search(f"MCD to 5 held-out clips +{compared}", shown)
     assert "The old boat crossed the quiet river." in (folder / "listening.html").read_text("utf-8")
     if has_whisper():
-        assert shown.count("heard before") == shown.count("heard after") == 5
-        assert re.search(r"CER of 5 unseen sentences +before \d+\.\d%, after \d+\.\d%", shown)
+        assert shown.count("heard before") == shown.count("heard after") == 2
+        assert re.search(r"CER of 2 unseen sentences +before \d+\.\d%, after \d+\.\d%", shown)
     # A second demo replaces the first one.
     demo._clear(folder)
     assert not list(folder.glob("*/*.wav"))

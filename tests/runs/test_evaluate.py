@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile as sf
+import soxr
 
 from tests.support.voices import ended_wandb_run, many_speakers, metrics, prepared_folder, train_flags, wandb_records
 from vits_trainer.cli.main import main
@@ -68,6 +70,25 @@ def test_voices_and_folders_of_speech_are_compared(trained: Path, tmp_path: Path
     assert "6 clips; means with 95 % intervals" in output
     assert f"worst clips of {voice}" in output
     assert len(list((tmp_path / "out/speech_3").glob("*.wav"))) == 6
+
+
+def test_speech_of_another_format_and_rate_is_compared(trained: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "flac", tmp_path / "opus"]
+    for folder in folders:
+        folder.mkdir()
+    for file in (trained / "training/wavs").iterdir():
+        pcm, rate_hz = read_pcm16_wav(file)
+        sf.write(folders[0] / f"{file.stem}.flac", pcm, rate_hz)
+        resampled = soxr.resample(pcm.astype(np.float32) / 32768, rate_hz, 24000)
+        sf.write(folders[1] / f"{file.stem}.opus", resampled, 24000, format="OGG", subtype="OPUS")
+    voices = evaluate(trained, tmp_path / "out", folders, scores="mcd,duration")["voices"]
+    same, other = (voices[str(folder)]["figures"] for folder in folders)
+    assert same["mcd_db"]["mean"] == 0
+    assert other["mcd_db"]["mean"] > 0
+    assert other["duration_error"]["mean"] < 0.02
+    (tmp_path / "opus/audio_000000.opus").write_bytes(b"no audio")
+    flags = ["--data_dir", str(trained / "training"), "--models", str(tmp_path / "opus"), "--clips", "all"]
+    assert main(["evaluate", *flags, "--output_dir", str(tmp_path / "again")]) == 2
 
 
 def test_worst_clips_come_first(trained: Path, tmp_path: Path) -> None:

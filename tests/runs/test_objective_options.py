@@ -4,19 +4,25 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 from transformers import VitsModel
 
-from tests.support.voices import OBJECTIVE_OPTIONS, train_flags, weights
+from tests.support.voices import objective_options, train_flags, weights
 from vits_trainer.cli.main import main
-from vits_trainer.models.discriminator import load_discriminator
+from vits_trainer.models.discriminator import (
+    EncoderDiscriminator,
+    PeriodDiscriminator,
+    ScaleDiscriminator,
+    SpectrogramDiscriminator,
+    load_discriminator,
+)
 
 
 @pytest.fixture(scope="module")
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("options")
     (folder / "training").symlink_to(prepared)
-    flags = train_flags(folder, **OBJECTIVE_OPTIONS, runs_dir=folder / "runs", save_every_updates=2, max_updates=4)
+    options = objective_options(folder)
+    flags = train_flags(folder, **options, runs_dir=folder / "runs", save_every_updates=2, max_updates=4)
     assert main(["train_vits", *flags]) == 0
     return folder
 
@@ -34,7 +40,7 @@ def test_losses_are_logged_and_annealed(trained: Path) -> None:
 def test_resumed_run_has_the_same_weights(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path
     (folder / "training").symlink_to((trained / "training").resolve())
-    flags = {**OBJECTIVE_OPTIONS, "runs_dir": folder / "runs", "save_every_updates": 2}
+    flags = {**objective_options(folder), "runs_dir": folder / "runs", "save_every_updates": 2}
     assert main(["train_vits", *train_flags(folder, **flags, max_updates=2)]) == 0
     resumed = train_flags(folder, **flags, max_updates=4, resume_from_checkpoint="latest")
     assert main(["train_vits", *resumed]) == 0
@@ -43,7 +49,10 @@ def test_resumed_run_has_the_same_weights(trained: Path, tmp_path: Path) -> None
 
 def test_voice_is_a_plain_one(trained: Path) -> None:
     voice = trained / "final_model"
-    assert load_discriminator(voice / "discriminator.safetensors").shape.resolutions == ((512, 50, 240),)
+    discriminator = load_discriminator(voice / "discriminator.safetensors")
+    assert discriminator.shape.resolutions == ((512, 50, 240),)
+    assert discriminator.on_encoder is not None
+    assert discriminator.on_encoder.inputs.layers == (0, 2)
     _, report = VitsModel.from_pretrained(voice, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
@@ -56,13 +65,20 @@ def test_spectrogram_discriminators_join_known_ones(trained: Path, tmp_path: Pat
         "--model_name", str(trained / "final_model"), "--data_dir", str(tmp_path / "training"),
         "--runs_dir", str(tmp_path / "runs"), "--run_name", "run", "--checkpoint_dir", str(tmp_path / "checkpoints"),
         "--output_dir", str(tmp_path / "voice"), "--discriminator.resolutions", "[[512,50,240],[256,30,120]]",
+        "--discriminator_encoder", str(trained / "encoder"), "--discriminator_encoder_layers", "[0,2]",
         "--segment_frames", "16", "--batch_size", "4", "--gradient_accumulation_steps", "1", "--max_updates", "20",
         "--validation_samples", "0", "--validate_every_updates", "0", "--report_to", "none",
     ]  # fmt: skip
     assert main(["train_vits", *flags]) == 0
-    assert load_discriminator(tmp_path / "voice/discriminator.safetensors").shape.resolutions[1] == (256, 30, 120)
+    before = load_discriminator(trained / "final_model/discriminator.safetensors")
+    after = load_discriminator(tmp_path / "voice/discriminator.safetensors")
+    assert after.shape.resolutions[1] == (256, 30, 120)
+    assert [type(network) for network in after.discriminators] == [
+        ScaleDiscriminator, PeriodDiscriminator, SpectrogramDiscriminator, SpectrogramDiscriminator,
+        EncoderDiscriminator,
+    ]  # fmt: skip
+    assert before.on_encoder is not None
+    assert after.on_encoder is not None
+    assert after.on_encoder.inputs == before.on_encoder.inputs
     facts = json.loads((tmp_path / "runs/run/facts.json").read_text())
     assert facts["plan"]["discriminator_warmup_updates"] == 2
-    before = load_file(trained / "final_model/discriminator.safetensors")
-    after = load_file(tmp_path / "voice/discriminator.safetensors")
-    assert before.keys() < after.keys()

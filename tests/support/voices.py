@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.support.audio import encode, voice, write_lj_speech
+from tests.support.encoders import write_encoder
 from vits_trainer.cli.main import main
 from vits_trainer.data.audio import to_pcm16, write_pcm16_wav
 
@@ -48,15 +49,19 @@ MINIATURE: dict[str, Any] = {
     "wandb_tags": ["test"],
 }
 
-OBJECTIVE_OPTIONS: dict[str, Any] = {
-    "loss_weights.multi_scale_mel": 9,
-    "discriminator.resolutions": "[[512,50,240]]",
-    "discriminator_learning_rate": 5e-4,
-    "discriminator_betas": "[0.5,0.9]",
-    "kl_warmup_updates": 4,
-    "alignment_noise": 0.01,
-}
-"""All optional parts of the objective at once, for runs from scratch."""
+
+def objective_options(folder: Path) -> dict[str, Any]:
+    """All optional parts of the objective at once, for runs from scratch. Writes a speech encoder below ``folder``."""
+    return {
+        "loss_weights.multi_scale_mel": 9,
+        "discriminator.resolutions": "[[512,50,240]]",
+        "discriminator_encoder": write_encoder(folder / "encoder"),
+        "discriminator_encoder_layers": "[0,2]",
+        "discriminator_learning_rate": 5e-4,
+        "discriminator_betas": "[0.5,0.9]",
+        "kl_warmup_updates": 4,
+        "alignment_noise": 0.01,
+    }
 
 
 def prepared_folder(folder: Path, clips: int = 10, rate_hz: int = 16000, longest_s: float = 9.9) -> Path:

@@ -236,11 +236,15 @@ def test_equal_files_at_different_paths_agree_and_different_ones_are_reported(tm
         (folder / "model.safetensors").write_bytes(weights)
         (folder / "D_1.pth").write_bytes(weights)
         (folder / "README.md").write_text(str(folder))  # not compared
-    one, same, other = (start_of(model_name=str(p), discriminator_from=str(p / "D_1.pth")) for p in folders)
+    one, same, other = (
+        start_of(model_name=str(p), discriminator_from=str(p / "D_1.pth"), discriminator_encoder=str(p))
+        for p in folders
+    )
     assert error_of(one, same) is None
     message = str(error_of(one, same, other))
     assert "--model_name model.safetensors: 7692c3ad3540 on ranks 0-1, 3fc4ccfe7458 on rank 2" in message  # sha256sum
     assert "--discriminator_from: 7692c3ad3540 on ranks 0-1, 3fc4ccfe7458 on rank 2" in message
+    assert "--discriminator_encoder model.safetensors: 7692c3ad3540 on ranks 0-1, 3fc4ccfe7458 on rank 2" in message
 
 
 def test_hub_name_is_compared_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from vits_trainer.utils.files import Kind, is_ours, mark, remove
 DEMO = Kind(
     "demo",
     re.compile(
-        r"corpus/.*|training/((wavs|checkpoints|runs/demo)/.*|(metadata|rejected)\.csv|dataset\.json)"
+        r"corpus/.*|training/((wavs|checkpoints|runs/demo)/.*|(metadata|rejected|sources)\.csv|dataset\.json)"
         r"|(before|after)/\d\.wav|sentences\.txt|speech\.wav|(report|listening)\.html|losses\.png|demo\.json",
         re.DOTALL,
     ),

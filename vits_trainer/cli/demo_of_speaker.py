@@ -93,9 +93,10 @@ def _training_config(training: Path, voice: Path, updates: int) -> TrainConfig:
         segment_frames=16,  # as in the training of the base voice
         batch_size=4,
         gradient_accumulation_steps=1,
-        learning_rate=1.5e-4,
+        learning_rate=3e-4,
         freeze="text_encoder",  # 15 clips would make it forget words that they lack
         schedule="cosine",
+        ema_decay=0.97,
         max_updates=updates,
         precision="fp32",
         validation_fraction=_HELD_OUT.validation_fraction,

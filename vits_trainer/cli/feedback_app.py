@@ -4,12 +4,13 @@ import importlib.util
 import logging
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from vits_trainer.config.feedback import FeedbackAppConfig
 from vits_trainer.feedback.corrections import Corrections, Limits
 from vits_trainer.feedback.served_voice import ServedVoice
-from vits_trainer.feedback.speakers import known_speaker
+from vits_trainer.feedback.speakers import flag_speaker
 from vits_trainer.feedback.suggestions import held_out_texts
 from vits_trainer.feedback.training_process import TrainingProcess, train_feedback_command, work_folder
 from vits_trainer.utils.errors import require
@@ -36,7 +37,7 @@ def run(config: FeedbackAppConfig) -> int:
     )
     voice = ServedVoice(config.model_dir)
     if config.speaker is not None:
-        known_speaker(config.model_dir, voice.speakers, config.speaker)
+        config = replace(config, speaker=flag_speaker(config.model_dir, voice.speakers, config.speaker))
     suggestions = held_out_texts(config)
     feedback = Path(config.feedback_dir)
     corrections = Corrections(feedback, voice.rate_hz, limits)

@@ -11,6 +11,7 @@ from typing import Any
 
 from vits_trainer import __version__
 from vits_trainer.config.aliases import COMMANDS as COMMANDS_OF_OTHERS
+from vits_trainer.config.check_data import CheckDataConfig
 from vits_trainer.config.feedback import FeedbackAppConfig, FeedbackConfig
 from vits_trainer.config.parser import parse, unknown_name_message
 from vits_trainer.config.prepare import PrepareConfig
@@ -22,6 +23,7 @@ from vits_trainer.utils.redaction import redacted
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "prepare_data": (PrepareConfig, "convert recordings and texts to a folder that train_vits reads"),
+    "check_data": (CheckDataConfig, "find suspicious clips in prepared data, with a page to listen to them"),
     "train_vits": (TrainConfig, "train or fine-tune a voice"),
     "train_feedback": (FeedbackConfig, "fine-tune a voice on users' corrections"),
     "feedback_app": (FeedbackAppConfig, "correct a voice in the browser, and fine-tune it on the corrections"),

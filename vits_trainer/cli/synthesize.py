@@ -17,7 +17,7 @@ def run(config: SynthesizeConfig) -> int:
     transformers.utils.logging.disable_progress_bar()
     voice = Voice(config.model)
     options = SynthesisOptions(
-        speaker=config.speaker,
+        speaker=voice.full_speaker_name(config.speaker),
         speaking_rate=config.speaking_rate,
         noise_scale=config.noise_scale,
         noise_scale_duration=config.noise_scale_duration,

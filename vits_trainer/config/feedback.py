@@ -36,7 +36,8 @@ class FeedbackConfig:
     only_speakers: str = ""
     """Speakers of data_dir that the voice was trained on, separated by commas (empty = as stored with the voice)."""
     speaker: str | None = None
-    """Speaker of the corrections that have no NAME.speaker (null = each has one, or the voice has one speaker)."""
+    """Speaker, or the beginning of its name, of the corrections that have no NAME.speaker (null = each has one, or the
+    voice has one speaker)."""
     base_model: str = "facebook/mms-tts-kmr-script_latin"
     """The voice to start from if model_dir holds none."""
     batch_size: int = limited(2, 1, 2**16)
@@ -108,7 +109,8 @@ class FeedbackAppConfig:
     data_dir: str | None = None
     """The prepared folder that the voice was trained on, as --data_dir of train_feedback (null = none)."""
     speaker: str | None = None
-    """Speaker that is selected first, and that of corrections added by hand (null = the voice's first speaker)."""
+    """Speaker, or the beginning of its name, that is selected first, and that of corrections added by hand (null = the
+    voice's first speaker)."""
     epochs: int | None = limited(None, 1)
     """Passes over the corrections (null = the default of train_feedback)."""
     learning_rate: float | None = limited(None, 0, 1e6, above=True)

@@ -64,6 +64,9 @@ class PrepareConfig:
     check_texts: bool = True
     """Refuse data sets where the texts of most clips cannot be those of their recordings: far too short for them, or
     the same again and again (false = only report it)."""
+    drop: str | None = None
+    """List of clips to leave out: suspicious.csv of check_data, the list that its page saves, or a text file with a
+    name of the source per line (null = none). The other clips keep their names."""
     processes: int = limited(0, 0, 1024)
     """Worker processes (0 = one per core)."""
     shards: int = 0
@@ -91,7 +94,7 @@ class PrepareConfig:
             require(
                 dbfs is None or -100 <= dbfs <= 0, f"--{name} {dbfs}: must be between -100 and 0 dB, or null (off)."
             )
-        for name in ("split", "config_name", "revision", "text_column", "audio_column", "speaker_column"):
+        for name in ("split", "config_name", "revision", "text_column", "audio_column", "speaker_column", "drop"):
             require(getattr(self, name) != "", f"--{name} is empty: give a name, or leave the flag out.")
         require(self.transcribe is None or self.segment, "--transcribe requires --segment true.")
         require(self.transcribe != "", "--transcribe is empty: give a name, or leave the flag out.")

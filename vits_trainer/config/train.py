@@ -182,6 +182,11 @@ class TrainConfig:
     discriminator_from: str | None = None
     """Discriminators to start from: a D_*.pth of original VITS or MMS, a discriminator.safetensors, or a voice that
     contains them (null = those inside or next to model_name, else random weights)."""
+    discriminator_encoder: str | None = None
+    """Adds a discriminator on the hidden states of this frozen speech encoder of transformers (WavLM, HuBERT, wav2vec
+    2.0 ...): a folder, or a Hub name such as microsoft/wavlm-base-plus. Its cost: docs/quality.md."""
+    discriminator_encoder_layers: tuple[int, ...] = limited((), 0, 1000)
+    """Hidden states of discriminator_encoder that are used: 0 is the input of its first layer (empty = all)."""
     discriminator_warmup_updates: int | None = limited(None, 0)
     """Updates that train only the discriminators (null = 200, but at most a tenth of the run, if a trained voice starts
     with randomly initialized discriminators; else 0)."""
@@ -305,6 +310,7 @@ class TrainConfig:
                 f"--cuda_graphs and --{name} {getattr(self, name)} exclude each other. Set --{name} {value}, or omit "
                 "--cuda_graphs.",
             )
+        self._check_discriminators()
         self._check_selection()
         self._check_start()
 
@@ -383,17 +389,25 @@ class TrainConfig:
             "give the voice to extend as --model_name (without an architecture).",
         )
 
+    def _check_discriminators(self) -> None:
+        for setting in ("discriminator_from", "discriminator_encoder", "discriminator_warmup_updates"):
+            value = getattr(self, setting)
+            require(
+                not value or self.objective == "vits",
+                f"--{setting} {value}: --objective {self.objective} has no discriminators. Leave out one of these "
+                "flags.",
+            )
+        layers = self.discriminator_encoder_layers
+        require(
+            not layers or self.discriminator_encoder is not None,
+            f"--discriminator_encoder_layers {list(layers)}: needs --discriminator_encoder, the encoder that has them.",
+        )
+        require(
+            len(set(layers)) == len(layers),
+            f"--discriminator_encoder_layers {list(layers)}: contains a layer twice.",
+        )
+
     def _check_selection(self) -> None:
-        require(
-            self.discriminator_from is None or self.objective == "vits",
-            f"--discriminator_from {self.discriminator_from}: --objective {self.objective} has no discriminators. "
-            "Leave out one of these flags.",
-        )
-        require(
-            not self.discriminator_warmup_updates or self.objective == "vits",
-            f"--discriminator_warmup_updates {self.discriminator_warmup_updates}: --objective {self.objective} has no "
-            "discriminators. Leave out one of these flags.",
-        )
         score_metrics = [metric for metrics in SCORES.values() for metric in metrics]
         known = (AUTO, *VALIDATION_LOSSES, *score_metrics)
         require(self.best_metric in known, f"--best_metric {self.best_metric}: must be one of {', '.join(known)}.")

@@ -30,7 +30,7 @@ class SynthesizeConfig:
     """File for the times of sentences, words and tokens: .json, or .srt for subtitles. An existing file is
     overwritten."""
     speaker: str | None = None
-    """Name or number of the speaker of a multi-speaker voice (null = the first)."""
+    """Name, beginning of the name, or number of the speaker of a multi-speaker voice (null = the first)."""
     speaking_rate: float | None = None
     """Speaking rate: 2 is twice as fast, 0.5 is half as fast (null = the voice's default)."""
     noise_scale: float | None = None
@@ -68,8 +68,8 @@ class EvaluateConfig:
     """Evaluate voices: synthesize the texts of validation clips and compare the speech with the recordings."""
 
     models: str = "training/final_model"
-    """Voices separated by commas: folders or Hub names, or folders of WAV files named as the clips (speech of any other
-    system). The first one is the baseline of the comparison."""
+    """Voices separated by commas: folders or Hub names, or folders of audio files named as the clips (speech of any
+    other system). The first one is the baseline of the comparison."""
     data_dir: str = "training"
     """Prepared folder with the recordings."""
     clips: Literal["held_out", "all"] = "held_out"

@@ -19,7 +19,7 @@ from vits_trainer.data.shards import MANIFEST, Manifest, RateHz
 from vits_trainer.utils import records
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.records import Amount, Count, HexDigits
-from vits_trainer.utils.strings import comparable_texts, counted, join_names
+from vits_trainer.utils.strings import comparable_texts, counted, join_speakers
 
 logger = logging.getLogger(__name__)
 
@@ -190,9 +190,9 @@ def select_speakers(prepared: PreparedData, only: str, max_clips: int, seed: int
     wanted = {name.strip() for name in only.split(",") if name.strip()} or set(speakers)
     unknown = sorted(wanted - set(speakers))
     if unknown:
-        known = join_names(sorted(set(speakers) - {""}))
+        known = join_speakers(sorted(set(speakers) - {""}))
         raise ConfigError(
-            f"--only_speakers: {prepared.root} has no clip of {', '.join(unknown)}. Its speakers: "
+            f"--only_speakers: {prepared.root} has no clip of {join_speakers(unknown)}. Its speakers: "
             f"{known or 'none is named (run prepare_data with --speaker_column)'}."
         )
     selected: Counter[str] = Counter()
@@ -290,6 +290,15 @@ def read_summary(content: bytes, source: object) -> dict[str, Any]:
     """
     summary = records.parse_json(content, source, dict[str, Any], DataError, _REMEDY)
     return summary | records.check(summary, source, DatasetSummary, DataError, _REMEDY)
+
+
+_ONLY_HERE = ("speaker_clips", "copies", "repeated", "examples", "warnings")
+"""Fields of dataset.json that name speakers, clips or files."""
+
+
+def published_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the counts and settings of dataset.json, for trackers and reports."""
+    return {name: value for name, value in summary.items() if name not in _ONLY_HERE}
 
 
 class HasSamplingRate(Protocol):

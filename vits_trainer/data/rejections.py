@@ -25,6 +25,8 @@ class Reason(StrEnum):
     """The file does not exist, or the row has no audio."""
     DUPLICATE = "duplicate"
     """The metadata already listed the same file."""
+    DROPPED = "dropped"
+    """It is on the list of --drop."""
     OVERLAPPING_CUES = "overlapping-cues"
     """--segment: two subtitles are shown at the same time."""
     OUTSIDE_RECORDING = "outside-recording"

@@ -32,7 +32,7 @@ from vits_trainer.text import vocabulary
 from vits_trainer.text.tokenizer import VoiceTokenizer
 from vits_trainer.text.vocabulary import MissingCharacter
 from vits_trainer.utils.errors import ConfigError, UnreadableShardError
-from vits_trainer.utils.strings import counted, short_digest
+from vits_trainer.utils.strings import counted, short_digest, shown_speaker
 
 SAMPLED_CLIPS = 256
 COMPARED_CLIPS = 64
@@ -267,7 +267,7 @@ class PreparedTrainingData(TrainingData):
             # Two long texts may begin alike.
             is_short = len(text) <= _TEXT_CHARACTERS
             shown = repr(text) if is_short else f"{text[:_TEXT_CHARACTERS]!r}... {short_digest(text)}"
-            yield name, f"{shown} ({size_bytes} bytes{f', {speaker}' if speaker else ''})"
+            yield name, f"{shown} ({size_bytes} bytes{f', {shown_speaker(speaker)}' if speaker else ''})"
 
     def sample_contents(self, dataset: ClipDataset, seed: int) -> Iterator[tuple[str, str]]:
         """Yields digests of tokens, speaker and samples."""

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vits_trainer.config.architecture import Architecture, DiscriminatorShape
 from vits_trainer.config.tools import BenchmarkConfig
-from vits_trainer.config.train import TrainConfig
+from vits_trainer.config.train import LossWeights, TrainConfig
 from vits_trainer.data.dataset import Batch
 from vits_trainer.data.sampler import MicroBatchSpec
 from vits_trainer.distributed.runtime import Runtime, seed_all
@@ -143,15 +143,25 @@ def workload(config: BenchmarkConfig) -> Batch:
     )
 
 
-def our_update(config: BenchmarkConfig, runtime: Runtime) -> tuple[GanTrainStep, Callable[[], dict[str, Tensor]]]:
-    """Returns the training step as the trainer builds it, and a function that runs one update."""
+def our_update(
+    config: BenchmarkConfig, runtime: Runtime, weights: LossWeights | None = None, other: Discriminator | None = None
+) -> tuple[GanTrainStep, Callable[[], dict[str, Tensor]]]:
+    """Returns the training step as the trainer builds it, and a function that runs one update.
+
+    Args:
+        config: the workload.
+        runtime: device and precision.
+        weights: of the losses, if others than the defaults.
+        other: discriminators, if others than those of the configured size.
+    """
     generator, discriminator = networks(config)
+    discriminator = other or discriminator
     generator.gradient_checkpointing = config.gradient_checkpointing
     if config.compile:
         compile_networks(generator, discriminator)
     spec = pretrained.audio_spec(generator.model.config)
     training = TrainConfig(model_name="none")
-    objective = Objective("vits", training.loss_weights, spec, segment_frames=32)
+    objective = Objective("vits", weights or training.loss_weights, spec, segment_frames=32)
     optimizers = []
     for name, network in (("generator", generator), ("discriminator", discriminator)):
         network.to(runtime.device)

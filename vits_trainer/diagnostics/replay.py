@@ -24,6 +24,7 @@ from vits_trainer.distributed.runtime import Runtime, seed_all
 from vits_trainer.models import pretrained
 from vits_trainer.models.discriminator import Discriminator, load_discriminator
 from vits_trainer.models.generator import Generator
+from vits_trainer.models.speech_encoder import attach_speech_encoder
 from vits_trainer.training.nonfinite_guard import _TENSORS
 from vits_trainer.training.objective import Objective, frozen
 from vits_trainer.utils.errors import CheckpointError, VitsTrainerError
@@ -130,9 +131,11 @@ def _networks(folder: Path, config: TrainConfig) -> tuple[Generator, Discriminat
         if config.objective == "mel":
             return Generator(model, "prior", config.segment_frames).train(), None
         generator = Generator(model, "posterior", config.segment_frames).train()
-        return generator, load_discriminator(folder / "discriminator.safetensors")
+        discriminator = load_discriminator(folder / "discriminator.safetensors")
     except RuntimeError as error:  # of load_state_dict
         raise CheckpointError(f"{folder}: cannot load the networks of the update ({first_line(error)}).") from error
+    attach_speech_encoder(discriminator, config, pretrained.audio_spec(model.config), is_resumed=True)
+    return generator, discriminator
 
 
 def _read(file: Path) -> tuple[list[Batch], ReplayRecord]:

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soxr
 from numpy.typing import NDArray
 
-from vits_trainer.data.audio import RecordingError, read_pcm16_wav, to_pcm16, write_pcm16_wav
+from vits_trainer.data.audio import AUDIO_ENDINGS, MAX_DECODED_S, RecordingError, to_pcm16, write_pcm16_wav
+from vits_trainer.data.decoding import decode_mono
 from vits_trainer.data.prepared import PreparedData
 from vits_trainer.evaluation.speech_metrics import ClipScore, SpeechMetrics, bootstrap_interval, means, worst_first
 from vits_trainer.evaluation.synthesis import SynthesisOptions, Voice
 from vits_trainer.utils.errors import DataError, TooManyRejectedError
-from vits_trainer.utils.strings import counted
+from vits_trainer.utils.strings import counted, shown_speaker
 
 Samples = NDArray[np.float32]
 Synthesizer = Callable[[int], Samples]
@@ -97,31 +99,30 @@ def voice_synthesizer(voice: Voice, prepared: PreparedData, seed: int) -> Synthe
 
 
 def recordings_synthesizer(folder: Path, prepared: PreparedData, rows: Sequence[int]) -> Synthesizer:
-    """Reads speech of another system from WAV files in ``folder``, named like the clips.
+    """Reads speech of another system from audio files in ``folder``, named like the clips, in any format.
 
     Raises:
-        DataError: files are missing, or have another sampling rate.
+        DataError: files are missing.
     """
-    names = prepared.rows.filename
-    missing = [names[row] for row in rows if not (folder / names[row]).is_file()]
+    files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in AUDIO_ENDINGS}
+    names = [Path(name).stem for name in prepared.rows.filename]
+    missing = [names[row] for row in rows if names[row] not in files]
     if missing:
         raise DataError(
             f"{folder} is not a voice, and as a folder of speech it lacks {len(missing)} of {len(rows)} clips, such as "
-            f"{missing[0]}. Give a voice's folder or Hub name, or WAV files named as in {prepared.root}/wavs."
+            f"{missing[0]}. Give a voice's folder or Hub name, or audio files named as in {prepared.root}/wavs."
         )
 
     def speak(row: int) -> Samples:
+        path = files[names[row]]
         try:
-            pcm, rate_hz = read_pcm16_wav(folder / names[row])
+            decoded = decode_mono(path.read_bytes(), 0, MAX_DECODED_S)
         except RecordingError as error:
-            raise DataError(f"{folder / names[row]} cannot be read ({error}). Replace it.") from error
-        if rate_hz != prepared.sampling_rate:
-            raise DataError(
-                f"{folder / names[row]} is at {rate_hz} Hz, the recordings at {prepared.sampling_rate} Hz. Resample it."
-            )
-        if not len(pcm):
-            raise DataError(f"{folder / names[row]} has no samples. Replace it.")
-        return _to_float(pcm)
+            raise DataError(f"{path} cannot be read ({error}). Replace it.") from error
+        if not len(decoded.samples):
+            raise DataError(f"{path} has no samples. Replace it.")
+        samples: Samples = soxr.resample(decoded.samples, decoded.rate_hz, prepared.sampling_rate)
+        return samples
 
     return speak
 
@@ -215,13 +216,13 @@ def _speaker_table(evaluation: VoiceEvaluation, names: Sequence[str], speaker_of
     speakers = sorted({speaker_of[clip.clip] for clip in evaluation.clips})
     if len(speakers) < 2:
         return []
-    width = max(map(len, speakers))
+    width = max(len(shown_speaker(speaker)) for speaker in speakers)
     lines = ["", f"{evaluation.name} by speaker", f"{'':{width}}" + _row([*names, "clips"])]
     for speaker in speakers:
         clips = [clip for clip in evaluation.clips if speaker_of[clip.clip] == speaker]
         of_speaker = means(clips)
         cells = [f"{of_speaker[name]:.3f}" if name in of_speaker else "-" for name in names]
-        lines.append(f"{speaker:{width}}" + _row([*cells, str(len(clips))]))
+        lines.append(f"{shown_speaker(speaker):{width}}" + _row([*cells, str(len(clips))]))
     return lines
 
 

@@ -31,7 +31,7 @@ from vits_trainer.models.pretrained import read_config, speaker_names
 from vits_trainer.text.tokenizer import load_tokenizer
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import atomic_write
-from vits_trainer.utils.strings import join_names
+from vits_trainer.utils.strings import join_speakers
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +93,8 @@ def _require_speakers(names: Sequence[str], prepared: PreparedData, rows: Sequen
         lacking = sorted({prepared.rows.speaker[row] for row in rows} - set(known)) if known else []
         if lacking:
             raise ConfigError(
-                f"{name} has no speaker {join_names(lacking)}. Exclude their clips with --only_speakers; the voice has "
-                f"{join_names(known)}."
+                f"{name} has no speaker {join_speakers(lacking)}. Exclude their clips with --only_speakers; the voice "
+                f"has {join_speakers(known)}."
             )
 
 

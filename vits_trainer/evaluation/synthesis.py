@@ -21,13 +21,13 @@ from vits_trainer.config.options import SPEECH_FORMATS
 from vits_trainer.data.audio import to_pcm16
 from vits_trainer.distributed.launch_environment import uses_gpu
 from vits_trainer.evaluation.timings import SpeechTimings, piece_timings
-from vits_trainer.models.pretrained import audio_spec, clamp_token_durations, load_for_inference
+from vits_trainer.models.pretrained import audio_spec, clamp_token_durations, complete_speaker, load_for_inference
 from vits_trainer.text.normalization import is_spoken
 from vits_trainer.text.tokenizer import encode, load_tokenizer
 from vits_trainer.text.vocabulary import unread_characters
 from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.files import atomic_write
-from vits_trainer.utils.strings import counted, join_names, ordinary_spaces
+from vits_trainer.utils.strings import counted, join_speakers, ordinary_spaces, shown_speaker
 
 logger = logging.getLogger(__name__)
 
@@ -125,10 +125,13 @@ class Voice:
     ) -> Speech:
         """Synthesizes ``text`` of any length; the arguments are those of :class:`SynthesisOptions`.
 
+        The speaker may also be the beginning of one name.
+
         Raises:
             ConfigError: the voice does not have the speaker.
             DataError: the vocabulary has no character of the text.
         """
+        speaker = self.full_speaker_name(speaker)
         options = SynthesisOptions(speaker, speaking_rate, noise_scale, noise_scale_duration, seed)
         pieces = list(self.speak_pieces(text, options))
         samples = join([piece.samples for piece in pieces], self.sampling_rate)
@@ -181,9 +184,22 @@ class Voice:
         if speaker.isdecimal() and int(speaker) < count:
             return int(speaker)
         near = difflib.get_close_matches(speaker, names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? Give" if near else "give"
-        known = f", or a name: {join_names(names)}." if names else "."
-        raise ConfigError(f"{self.name}: no speaker {speaker}: {hint} a number from 0 to {count - 1}{known}")
+        hint = f"did you mean {shown_speaker(near[0])}? Give" if near else "give"
+        known = f", or a name: {join_speakers(names)}." if names else "."
+        raise ConfigError(
+            f"{self.name}: no speaker {shown_speaker(speaker)}: {hint} a number from 0 to {count - 1}{known}"
+        )
+
+    def full_speaker_name(self, speaker: str | None) -> str | None:
+        """Returns the name of the only speaker that begins with ``speaker``; else ``speaker`` itself, also an id.
+
+        Raises:
+            ConfigError: several names begin with it.
+        """
+        names, count = getattr(self.model.config, "speakers", None) or [], self.model.config.num_speakers
+        if not speaker or count <= 1 or (speaker.isdecimal() and int(speaker) < count):
+            return speaker
+        return complete_speaker(self.name, names, speaker)
 
     def _encoded_pieces(self, text: str) -> list[tuple[str, NDArray[np.int64]]]:
         """Returns each piece that has known characters, and its token ids, (S,)."""

@@ -28,6 +28,7 @@ from vits_trainer.feedback.suggestions import next_text
 from vits_trainer.feedback.training_process import AT_WORK, Stage, TrainingProcess
 from vits_trainer.utils.errors import ConfigError, DataError, VitsTrainerError
 from vits_trainer.utils.files import discard
+from vits_trainer.utils.strings import shown_speaker
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +98,8 @@ class PageComponents:
             )
             self.suggest = gr.Button("Suggest a sentence", visible=has_suggestions, elem_id="suggest")
             first = config.speaker or (speakers[0] if speakers else None)
-            self.speaker = gr.Dropdown(
-                list(speakers), value=first, label="Speaker", visible=bool(speakers), elem_id="speaker"
-            )
+            shown = [(shown_speaker(name), name) for name in speakers]
+            self.speaker = gr.Dropdown(shown, value=first, label="Speaker", visible=bool(speakers), elem_id="speaker")
             self.rate = gr.Slider(0.5, 2.0, 1.0, step=0.05, label="Speaking rate (1 = the voice's own)", elem_id="rate")
             self.generate = gr.Button("Generate speech", variant="primary", elem_id="hear")
             self.speech = gr.HTML(elem_id="rendering")

@@ -40,7 +40,7 @@ from vits_trainer.training.run import train
 from vits_trainer.training.validation import Validation
 from vits_trainer.utils.errors import ConfigError, DataError, RefusedVoiceError
 from vits_trainer.utils.files import followed, is_ours, mark, move_aside, remove
-from vits_trainer.utils.strings import counted, csv_cell, join_names
+from vits_trainer.utils.strings import counted, csv_cell, join_speakers
 
 logger = logging.getLogger(__name__)
 
@@ -316,7 +316,7 @@ def _of_voice(prepared: PreparedData, names: Sequence[str]) -> PreparedData:
     speakers = set(prepared.rows.speaker)
     if not names and len(speakers) > 1:
         raise ConfigError(
-            f"The voice has one speaker, {prepared.root} has {len(speakers)}: {join_names(sorted(speakers))}. Set "
+            f"The voice has one speaker, {prepared.root} has {len(speakers)}: {join_speakers(sorted(speakers))}. Set "
             "--only_speakers to the speaker that the voice was trained on."
         )
     if not names or speakers <= set(names):
@@ -324,8 +324,8 @@ def _of_voice(prepared: PreparedData, names: Sequence[str]) -> PreparedData:
     rows = [row for row, speaker in enumerate(prepared.rows.speaker) if speaker in names]
     if not rows:
         raise ConfigError(
-            f"{prepared.root} has no clip of the voice's speakers ({join_names(names)}). Set --data_dir to the folder "
-            "that the voice was trained on."
+            f"{prepared.root} has no clip of the voice's speakers ({join_speakers(names)}). Set --data_dir to the "
+            "folder that the voice was trained on."
         )
     return prepared.subset(rows)
 

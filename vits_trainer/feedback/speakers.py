@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from transformers import VitsConfig
 
 from vits_trainer.feedback.replay_mix import CorrectionFiles
-from vits_trainer.models.pretrained import speaker_names
+from vits_trainer.models.pretrained import complete_speaker, speaker_names
 from vits_trainer.utils.errors import ConfigError
-from vits_trainer.utils.strings import join_names
+from vits_trainer.utils.strings import join_names, join_speakers, shown_speaker
 
 
 def correctable_speakers(voice: str, config: VitsConfig) -> list[str]:
@@ -27,16 +27,25 @@ def correctable_speakers(voice: str, config: VitsConfig) -> list[str]:
 
 
 def known_speaker(voice: str, names: Sequence[str], speaker: str) -> str:
-    """Returns ``speaker`` if the voice has it.
+    """Returns the name of a speaker of the voice.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the voice does not have it.
     """
     if not names:
         raise ConfigError(f"--speaker {speaker}: {voice} has one speaker. Omit it.")
     if speaker not in names:
-        raise ConfigError(f"{voice} has no speaker {speaker}. Its speakers: {join_names(names)}.")
+        raise ConfigError(f"{voice} has no speaker {shown_speaker(speaker)}. Its speakers: {join_speakers(names)}.")
     return speaker
+
+
+def flag_speaker(voice: str, names: Sequence[str], speaker: str) -> str:
+    """Returns the name of the speaker of a flag, which may be the beginning of one.
+
+    Raises:
+        ConfigError: the voice does not have it, or several.
+    """
+    return known_speaker(voice, names, complete_speaker(voice, names, speaker))
 
 
 def correction_speakers(
@@ -55,7 +64,7 @@ def correction_speakers(
     """
     names = correctable_speakers(voice, config)
     if default is not None:
-        known_speaker(voice, names, default)
+        default = flag_speaker(voice, names, default)
     if not names:
         return {}
     complete = [one for one in corrections if any(file.suffix.casefold() == ".txt" for file in one.files)]
@@ -63,6 +72,6 @@ def correction_speakers(
     if unassigned:
         raise ConfigError(
             f"{voice} has {len(names)} speakers, and no speaker is given for the corrections {join_names(unassigned)}. "
-            f"Set --speaker for all of them, or write its name to NAME.speaker. Speakers: {join_names(names)}."
+            f"Set --speaker for all of them, or write its name to NAME.speaker. Speakers: {join_speakers(names)}."
         )
     return {one.name: known_speaker(voice, names, one.speaker or default or "") for one in complete}

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from vits_trainer.feedback.corrections import Correction
 from vits_trainer.feedback.training_process import AT_WORK, Progress, Stage
-from vits_trainer.utils.strings import counted
+from vits_trainer.utils.strings import counted, shown_speaker
 
 SHOWN_CORRECTIONS = 200
 
@@ -156,7 +156,7 @@ def _row_of_table(name: str, before: str, after: str) -> str:
 def _row(correction: Correction, folder: Path) -> str:
     text = escape(correction.text)
     when = time.strftime("%d %b %Y, %H:%M", time.localtime(correction.saved_s))
-    speaker = f" · {escape(correction.speaker)}" if correction.speaker else ""
+    speaker = f" · {escape(shown_speaker(correction.speaker))}" if correction.speaker else ""
     source = quote(f"gradio_api/file={folder.resolve() / correction.name}.wav", safe="/=")
     return (
         f'<li><p class="text">{text}</p><p class="hint">{when} · {correction.duration_s:.1f} s{speaker}</p>'

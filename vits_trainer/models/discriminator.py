@@ -1,12 +1,14 @@
 """VITS discriminators: one scale and five period discriminators (HiFi-GAN, Kong et al. 2020, section 2.3).
 
-Optionally discriminators on spectrograms (UnivNet, Jang et al. 2021, section 2.2). Parameter names follow the original
+Optionally discriminators on spectrograms (UnivNet, Jang et al. 2021, section 2.2), and one on the hidden states of a
+frozen speech encoder (StyleTTS 2, Li et al. 2023, section 3.2.3). Parameter names follow the original
 (``discriminators.0.convs.0`` ...), so that its checkpoints load.
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, NamedTuple, NotRequired, TypedDict
 
@@ -116,22 +118,86 @@ class SpectrogramDiscriminator(nn.Module):
             return torch.sqrt(stft.real.square() + stft.imag.square() + MAGNITUDE_EPS)
 
 
+@dataclass(frozen=True)
+class EncoderInputs:
+    """The hidden states of a speech encoder that a discriminator was trained on."""
+
+    layers: tuple[int, ...]
+    """Their numbers; 0 is the input of the encoder's first layer."""
+    channels: int
+    """Of one hidden state."""
+    digest: str
+    """SHA-256 of the encoder's weights and of what it expects of a waveform."""
+
+
+class EncoderDiscriminator(nn.Module):
+    """One-dimensional convolutions over the hidden states of a frozen speech encoder.
+
+    The encoder is no submodule: it is neither trained nor saved, nor known to DistributedDataParallel.
+    """
+
+    def __init__(self, inputs: EncoderInputs, divisor: int) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.encoder: Callable[[Tensor], Tensor] | None = None
+        """Returns hidden states (B, layers * channels, positions) for (B, 1, N); attached for training."""
+        widths = [width // divisor for width in (64, 128, 256, 256)]
+        self.projection = weight_norm(nn.Conv1d(len(inputs.layers) * inputs.channels, widths[0], 1))
+        self.convs = nn.ModuleList(weight_norm(nn.Conv1d(a, b, 5, padding=2)) for a, b in pairwise(widths))
+        self.conv_post = weight_norm(nn.Conv1d(widths[-1], 1, 3, padding=1))
+
+    def forward(self, waveform: Tensor) -> list[Tensor]:
+        """Returns the activations of each layer for (B, 1, N); the last are the scores (B, 1, positions).
+
+        Raises:
+            ModelError: no encoder is attached.
+        """
+        if self.encoder is None:
+            raise ModelError(
+                "A discriminator on a speech encoder's hidden states, without the encoder: attach it "
+                "(--discriminator_encoder)."
+            )
+        return _activations(self.projection(self.encoder(waveform)), self.convs, self.conv_post)
+
+
 class Discriminator(nn.Module):
     """All VITS discriminators, applied to the same waveforms."""
 
-    def __init__(self, shape: DiscriminatorShape | None = None) -> None:
+    def __init__(self, shape: DiscriminatorShape | None = None, encoder_inputs: EncoderInputs | None = None) -> None:
         super().__init__()
         self.shape = shape or DiscriminatorShape()
         divisor = self.shape.channels_divisor
         periods = (PeriodDiscriminator(period, divisor) for period in self.shape.periods)
         spectrograms = (SpectrogramDiscriminator(*resolution, divisor) for resolution in self.shape.resolutions)
         self.discriminators = nn.ModuleList([ScaleDiscriminator(divisor), *periods, *spectrograms])
+        if encoder_inputs is not None:
+            self.discriminators.append(EncoderDiscriminator(encoder_inputs, divisor))
+
+    @property
+    def on_encoder(self) -> EncoderDiscriminator | None:
+        """The discriminator on a speech encoder's hidden states, always the last one."""
+        last = self.discriminators[-1]
+        return last if isinstance(last, EncoderDiscriminator) else None
+
+    def replace_on_encoder(self, inputs: EncoderInputs | None) -> None:
+        """Removes the discriminator on hidden states, and adds one with random weights unless ``inputs`` is None."""
+        if self.on_encoder is not None:
+            del self.discriminators[-1]
+        if inputs is not None:
+            self.discriminators.append(EncoderDiscriminator(inputs, self.shape.channels_divisor))
+
+    def attach_encoder(self, encoder: Callable[[Tensor], Tensor]) -> None:
+        """Sets the encoder of the discriminator on hidden states."""
+        if self.on_encoder is None:
+            raise ValueError("no discriminator reads hidden states")
+        self.on_encoder.encoder = encoder
 
     def add_resolutions(self, resolutions: Iterable[tuple[int, int, int]]) -> bool:
         """Adds spectrogram discriminators with random weights, where missing; returns whether any was."""
         missing = [resolution for resolution in resolutions if resolution not in self.shape.resolutions]
-        divisor = self.shape.channels_divisor
-        self.discriminators.extend(SpectrogramDiscriminator(*resolution, divisor) for resolution in missing)
+        end = len(self.discriminators) - (self.on_encoder is not None)
+        for position, resolution in enumerate(missing, end):
+            self.discriminators.insert(position, SpectrogramDiscriminator(*resolution, self.shape.channels_divisor))
         self.shape = replace(self.shape, resolutions=(*self.shape.resolutions, *missing))
         return bool(missing)
 
@@ -158,17 +224,28 @@ class _Shape(TypedDict):
     """Absent from files of earlier versions."""
 
 
+class _EncoderInputs(TypedDict):
+    """As :class:`EncoderInputs`."""
+
+    layers: Annotated[tuple[Annotated[int, Meta(ge=0, le=1000)], ...], Meta(min_length=1, max_length=1000)]
+    channels: Annotated[int, Meta(ge=1, le=2**16)]
+    digest: str
+
+
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 
 
 def save_discriminator(discriminator: Discriminator, path: Path) -> None:
     """Writes the discriminators' weights, with their shape in the file's metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in discriminator.state_dict().items()}
-    save_file(tensors, path, metadata={"shape": json.dumps(to_dict(discriminator.shape))})
+    metadata = {"shape": json.dumps(to_dict(discriminator.shape))}
+    if discriminator.on_encoder is not None:
+        metadata["encoder"] = json.dumps(to_dict(discriminator.on_encoder.inputs))
+    save_file(tensors, path, metadata=metadata)
 
 
 def load_discriminator(path: Path) -> Discriminator:
-    """Loads discriminators written by :func:`save_discriminator`.
+    """Loads discriminators written by :func:`save_discriminator`, without the encoder of a discriminator on one.
 
     Raises:
         ModelError: the file is damaged or has other content, or a weight is NaN or Inf.
@@ -180,8 +257,13 @@ def load_discriminator(path: Path) -> Discriminator:
         sizes = DiscriminatorShape(shape["periods"], shape["channels_divisor"], shape.get("resolutions", ()))
     except ConfigError as error:
         raise ModelError(f"{path}: {error} {remedy}") from error
+    inputs = None
+    if "encoder" in header.metadata:
+        inputs = EncoderInputs(
+            **parse_json(header.metadata["encoder"], f"{path}: encoder", _EncoderInputs, ModelError, remedy)
+        )
     with torch.device("meta"):
-        expected = Discriminator(sizes).state_dict()
+        expected = Discriminator(sizes, inputs).state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     if shapes != header.shapes:
         found = header.shapes
@@ -190,7 +272,7 @@ def load_discriminator(path: Path) -> Discriminator:
             f"{path}: cannot load discriminators ({name}: expected {shapes.get(name)}, found {found.get(name)}). "
             f"{remedy}"
         )
-    discriminator = Discriminator(sizes)
+    discriminator = Discriminator(sizes, inputs)
     discriminator.load_state_dict(read_tensors(path, ModelError, remedy))
     require_finite(weights_of(discriminator), path, "Delete it to train new discriminators.")
     return discriminator

@@ -3,7 +3,7 @@
 import copy
 import math
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
@@ -21,10 +21,10 @@ from vits_trainer.models.type2_decoder import Type2Decoder, doubled_weights, has
 from vits_trainer.models.voice_config import require_size, voice_config
 from vits_trainer.models.voice_versions import replace_voice
 from vits_trainer.utils import records
-from vits_trainer.utils.errors import ModelError
+from vits_trainer.utils.errors import ConfigError, ModelError
 from vits_trainer.utils.finite_weights import require_finite, weights_of
 from vits_trainer.utils.logging import without_progress_bar
-from vits_trainer.utils.strings import join_names
+from vits_trainer.utils.strings import join_names, join_speakers
 from vits_trainer.utils.voice_files import find_voice_file
 
 _DISCRIMINATOR_PREFIX = "discriminator."
@@ -34,7 +34,7 @@ EMBEDDED_SPEAKER_SIZE = 256
 _NONFINITE_REMEDY = "Use an earlier version of it, or train it again with a lower --learning_rate."
 _CONFIG_REMEDY = "Pass the config.json that the voice was trained with."
 _COPY_AGAIN = "Download or copy the voice again."
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, AttributeError, TypeError, LookupError, SafetensorError)
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, AttributeError, TypeError, LookupError, SafetensorError)
 """Exceptions of transformers for other files of the folder that are damaged."""
 MAX_TOKEN_S = 2.0
 """Duration limit of a token in synthesis, in seconds: longer than any sound or pause of a sentence."""
@@ -140,7 +140,7 @@ def _from_pretrained(name_or_dir: str, layerdrop: float = 0.0) -> tuple[VitsMode
                 ignore_mismatched_sizes=True,  # reported by name
                 trust_remote_code=False,
             )
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise _load_error(name_or_dir, error) from error
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     return model, {kind: sorted(map(str, report[kind])) for kind in kinds if report[kind]}
@@ -354,6 +354,19 @@ def speaker_names(config: VitsConfig) -> list[str]:
     return [*names, *map(str, range(len(names), config.num_speakers))]
 
 
+def complete_speaker(voice: str, names: Sequence[str], beginning: str) -> str:
+    """Returns the only name that begins so, for flags; ``beginning`` itself if it is a name, or if no name does.
+
+    Raises:
+        ConfigError: several names begin so.
+    """
+    matches = [beginning] if beginning in names else [name for name in names if name.startswith(beginning)]
+    if len(matches) > 1:
+        known = join_speakers(matches)
+        raise ConfigError(f"{voice}: {len(matches)} speakers begin with {beginning}: {known}. Give one.")
+    return matches[0] if matches else beginning
+
+
 def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | None:
     """Returns the ids of the data's speakers (sorted names) in a voice; None for a single speaker.
 
@@ -368,7 +381,7 @@ def speaker_ids(config: VitsConfig, speakers: list[str]) -> dict[str, int] | Non
     unknown = sorted(set(speakers) - set(names))
     if unknown or len(names) > config.num_speakers:
         raise ModelError(
-            f"The voice has {config.num_speakers} speakers, but not {', '.join(unknown[:5]) or 'all'} of the data. Add "
+            f"The voice has {config.num_speakers} speakers, but not {join_speakers(unknown) or 'all'} of the data. Add "
             "them with --extend_speakers true, exclude their clips with --only_speakers, or start from a voice that "
             "includes them."
         )

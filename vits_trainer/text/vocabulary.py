@@ -104,7 +104,7 @@ def describe_missing(missing: Sequence[MissingCharacter]) -> list[str]:
         )
     if punctuation:
         characters = " ".join(item.character for item in punctuation[:20])
-        lines.append(f"Punctuation that is not in the vocabulary is dropped, too: {characters}")
+        lines.append(f"Punctuation that is not in the vocabulary is dropped: {characters}")
     return lines
 
 

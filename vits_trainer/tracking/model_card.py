@@ -21,7 +21,7 @@ from vits_trainer.utils import records
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import atomic_write
 from vits_trainer.utils.redaction import redacted
-from vits_trainer.utils.strings import counted
+from vits_trainer.utils.strings import counted, shown_speaker
 
 CARD = "README.md"
 _MAX_VISIBLE_SPEAKERS = 16
@@ -114,7 +114,7 @@ def model_card(info: ModelCardInfo, samples: Mapping[str, str] | None = None) ->
         quoted_source=shlex.quote(_source(info)),
         revision=source.get("revision"),
         counts=_counts(info),
-        speakers=[_escape_cell(speaker) for speaker in info.speakers],
+        speakers=[_escape_cell(shown_speaker(speaker)) for speaker in info.speakers],
         folds_speakers=len(info.speakers) > _MAX_VISIBLE_SPEAKERS,
         base=base,
         licence=licence,

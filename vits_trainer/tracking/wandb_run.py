@@ -70,7 +70,7 @@ def start_run(run_dir: Path, config: TrainConfig, facts: Mapping[str, Any], resu
         allow_val_change=True,
         dir=run_dir,
         mode=mode,
-        settings=wandb.Settings(silent=True, console="off", show_warnings=False),  # such as of each linked file
+        settings=_quiet(),
     )
     # The x-axis is the update, not W&B's step, which drops values that a resumed run logs again.
     run.define_metric("update")
@@ -89,6 +89,13 @@ def start_run(run_dir: Path, config: TrainConfig, facts: Mapping[str, Any], resu
         reason = "WANDB_MODE is set" if "WANDB_MODE" in os.environ else "no API key is set"
         logger.info("Weights & Biases: offline (%s). Sync with: wandb sync %s", reason, Path(run.dir).parent)
     return run
+
+
+def _quiet() -> wandb.Settings:
+    """Settings without output of wandb's own, such as a warning for each linked file."""
+    quiet = wandb.Settings(silent=True, console="off", show_warnings=False)
+    wandb.termsetup(quiet, None)  # init applies them to its service only
+    return quiet
 
 
 def run_settings(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +140,7 @@ def report_evaluation(folder: Path, config: EvaluateConfig, record: Mapping[str,
             config=redacted(to_dict(config)),
             dir=folder,
             mode=_wandb_mode(),
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=_quiet(),
         )
         for name, voice in record["voices"].items():
             clips = [ClipScore(clip["clip"], clip["text"], clip["heard"], clip["figures"]) for clip in voice["clips"]]

@@ -35,6 +35,7 @@ NOT_COMPARED = frozenset(
     (
         # Paths may differ between machines. The contents are compared instead.
         "data_dir", "checkpoint_dir", "output_dir", "runs_dir", "model_name", "discriminator_from",
+        "discriminator_encoder",
         # Used by rank 0 only.
         "resume_from_checkpoint", "keep_checkpoints", "keep_versions", "report_to", "wandb_checkpoints",
         "wandb_project", "wandb_entity", "wandb_tags", "push_to_hub", "hub_private",
@@ -56,6 +57,9 @@ _VOICE_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
     DISCRIMINATOR_FILE,
+    # of a speech encoder
+    "preprocessor_config.json",
+    "pytorch_model.bin",
 )
 _MAX_DIFFERENCES = 12
 """Differences in an error message."""
@@ -212,7 +216,7 @@ def _start_digests(config: TrainConfig, resume_from: Path | None) -> dict[str, s
         files = sorted(path for path in resume_from.rglob("*") if path.is_file())
         return {f"{resume_from.name}/{path.relative_to(resume_from).as_posix()}": sha256(path)[:12] for path in files}
     digests: dict[str, str] = {}
-    for setting in ("model_name", "discriminator_from"):
+    for setting in ("model_name", "discriminator_from", "discriminator_encoder"):
         source = getattr(config, setting)
         if source is None:
             continue

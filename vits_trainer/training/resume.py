@@ -113,7 +113,9 @@ def diff_fingerprint(checkpoint_dir: Path, now: RunFingerprint) -> list[str]:
         CheckpointError: a setting that must match has changed.
     """
     then = read_record(checkpoint_dir).fingerprint
-    illegal = _differences(then.must_match, now.must_match)
+    # A setting that the version of the checkpoint lacked had the effect of its default.
+    defaults = {name: value for name, value in _settings(TrainConfig()).items() if name in now.must_match}
+    illegal = _differences({**defaults, **then.must_match}, now.must_match)
     if illegal:
         raise CheckpointError(
             f"{checkpoint_dir} cannot be resumed, because it belongs to another run: {'; '.join(illegal)}. Resume with "

@@ -13,6 +13,7 @@ from transformers import VitsModel
 
 from vits_trainer.config.framing import AudioSpec, check_reflection, check_segment
 from vits_trainer.config.train import TrainConfig
+from vits_trainer.data.prepared import published_summary
 from vits_trainer.data.training_data import TrainingData, open_training_data
 from vits_trainer.distributed import launch_environment
 from vits_trainer.distributed.runtime import Runtime
@@ -21,6 +22,7 @@ from vits_trainer.distributed.stragglers import describe_topology
 from vits_trainer.models import extension, initialization, pretrained, pretrained_discriminator, voice_versions
 from vits_trainer.models.discriminator import DISCRIMINATOR_FILE, Discriminator, load_discriminator
 from vits_trainer.models.generator import Generator
+from vits_trainer.models.speech_encoder import attach_speech_encoder
 from vits_trainer.text import vocabulary
 from vits_trainer.text.languages import espeak_name
 from vits_trainer.text.tokenizer import VoiceTokenizer, build_tokenizer, load_tokenizer
@@ -121,7 +123,12 @@ def _train(config: TrainConfig, data: TrainingData, runtime: Runtime) -> Trainin
     fingerprint = resume.run_fingerprint(name, config, data, sampler, runtime)
     changes = [] if resume_from is None else resume.diff_fingerprint(resume_from, fingerprint)
     checkpoints = CheckpointManager(Path(config.checkpoint_dir), config.keep_checkpoints, runtime, fingerprint, config)
-    facts = {"plan": asdict(plan), "versions": versions(), "machine": runtime.describe(), "data": data.summary}
+    facts = {
+        "plan": asdict(plan),
+        "versions": versions(),
+        "machine": runtime.describe(),
+        "data": published_summary(data.summary),
+    }
     resumed_at = None if record is None else record.state.update
     # Signals are recorded until the end: a launcher sends one if another rank fails, and this rank must still report.
     shutdown = ShutdownRequest(run_dir / "STOP", config.save_before_s)
@@ -174,7 +181,7 @@ def _build_networks(config: TrainConfig, data: TrainingData, resume_from: Path |
     for n_fft, hop, _ in config.discriminator.resolutions:
         check_reflection(config.segment_frames * spec.hop, n_fft, hop)
     objective = Objective(config.objective, config.loss_weights, spec, config.segment_frames)
-    discriminator, is_fresh = _load_discriminator(config, resume_from) if objective.adversarial else (None, False)
+    discriminator, is_fresh = _load_discriminator(config, spec, resume_from) if objective.adversarial else (None, False)
     generator = Generator(model, "posterior" if objective.adversarial else "prior", config.segment_frames)
     initialization.freeze(model, config.frozen_parts)
     return _Networks(generator, discriminator, is_fresh, tokenizer, spec, objective)
@@ -204,15 +211,18 @@ def _load_voice(config: TrainConfig, data: TrainingData, resume_from: Path | Non
     return model, tokenizer
 
 
-def _load_discriminator(config: TrainConfig, resume_from: Path | None) -> tuple[Discriminator, bool]:
+def _load_discriminator(config: TrainConfig, spec: AudioSpec, resume_from: Path | None) -> tuple[Discriminator, bool]:
     """Returns the discriminator, and whether it is fresh although the voice is trained."""
     if resume_from is not None and (resume_from / DISCRIMINATOR_FILE).is_file():
         # The file that it first came from may be gone.
-        return load_discriminator(resume_from / DISCRIMINATOR_FILE), False
+        discriminator = load_discriminator(resume_from / DISCRIMINATOR_FILE)
+        attach_speech_encoder(discriminator, config, spec, is_resumed=True)
+        return discriminator, False
     discriminator = pretrained_discriminator.load_or_create_discriminator(
         config.model_name, config.discriminator, config.discriminator_from
     )
     extended = discriminator.add_resolutions(config.discriminator.resolutions)
+    extended |= attach_speech_encoder(discriminator, config, spec, is_resumed=False)
     if config.model_name is None:
         return discriminator, False
     trained = config.discriminator_from or pretrained_discriminator.has_discriminator(config.model_name)

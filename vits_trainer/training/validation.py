@@ -31,6 +31,7 @@ from vits_trainer.tracking.plots import Sample
 from vits_trainer.training import losses
 from vits_trainer.training.objective import LossDenominators, Objective
 from vits_trainer.utils.errors import TooManyRejectedError
+from vits_trainer.utils.strings import shown_speaker
 
 SEGMENTS = 4
 """Length of the decoded part of each clip, in segments of training: one segment is half a second."""
@@ -191,7 +192,9 @@ class Validation:
         if len(of_speaker) == 1:
             return ()
         return tuple(
-            SpeakerMel(name, len(mine), sum(clip.total for clip in mine) / sum(clip.frames for clip in mine))
+            SpeakerMel(
+                shown_speaker(name), len(mine), sum(clip.total for clip in mine) / sum(clip.frames for clip in mine)
+            )
             for name, mine in sorted(of_speaker.items())
         )
 

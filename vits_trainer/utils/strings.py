@@ -111,6 +111,25 @@ def counted(count: float, noun: str, nouns: str = "") -> str:
     return f"{written} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
+_OPAQUE = re.compile(r"[0-9a-fA-F]{32,}")
+_SHOWN_DIGITS = 8
+
+
+def is_opaque(name: str) -> bool:
+    """Returns whether a name is a hash, as Common Voice's names of speakers with 128 digits."""
+    return _OPAQUE.fullmatch(name) is not None
+
+
+def shown_speaker(name: str) -> str:
+    """Returns the name of a speaker for people: the first digits of a hash."""
+    return f"{name[:_SHOWN_DIGITS]}…" if is_opaque(name) else name
+
+
+def join_speakers(speakers: Sequence[str]) -> str:
+    """Joins the names of speakers for a message, as :func:`join_names` does."""
+    return join_names([shown_speaker(name) for name in speakers])
+
+
 def short_digest(value: Any) -> str:
     """Returns a SHA-256 prefix of a plain value's ``repr``, the same in every process."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:12]

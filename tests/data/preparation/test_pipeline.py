@@ -82,7 +82,7 @@ def test_output_does_not_depend_on_the_number_of_processes_or_max_samples(tmp_pa
     assert contents(tmp_path / "one of 4") == contents(tmp_path / "two of 4")
     whole, part = contents(tmp_path / "one"), contents(tmp_path / "one of 4")
     wavs = [f"wavs/audio_{n:06d}.wav" for n in range(4)]
-    assert sorted(part) == ["dataset.json", "metadata.csv", "rejected.csv", *wavs]
+    assert sorted(part) == ["dataset.json", "metadata.csv", "rejected.csv", "sources.csv", *wavs]
     assert [part[name] for name in wavs] == [whole[name] for name in wavs]
     assert whole["metadata.csv"].startswith(part["metadata.csv"])
 
@@ -178,7 +178,7 @@ def test_trimmed_and_normalized_clips_do_not_depend_on_the_number_of_processes(t
     prepare_into(tmp_path / "one", dataset, processes=1, **settings)
     prepare_into(tmp_path / "two", dataset, processes=2, **settings)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert len(contents(tmp_path / "one")) == 5 + 3
+    assert len(contents(tmp_path / "one")) == 5 + 4
 
 
 def test_a_long_recording_that_is_short_after_trimming_is_accepted(tmp_path: Path) -> None:

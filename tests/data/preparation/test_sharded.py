@@ -81,7 +81,7 @@ def test_shards_contain_the_same_clips_as_wavs(tmp_path: Path, kind: str, encodi
         row[1:] for row in rows_of_wavs(tmp_path / "wavs")
     )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "dataset.json", "rejected.csv", "shards", "shards.json"
+        "dataset.json", "rejected.csv", "shards", "shards.json", "sources.csv"
     ]  # fmt: skip
     assert replace(shards, examples=(), warnings=()) == replace(
         wavs, output_dir=tmp_path / "out", shards=3, examples=(), warnings=()

@@ -134,6 +134,19 @@ class ClipJournal(Journal):
         self.output_dir = output_dir
         self.accepted: list[AcceptedClip] = []
         self.entries: list[AcceptedClip | RejectedClip] = []
+        self.numbers: list[int] = []
+        """Number of each accepted clip in its name. A dropped clip leaves a gap: the others keep their names."""
+        self._dropped = 0
+
+    @property
+    def next_number(self) -> int:
+        """Number of the next accepted clip."""
+        return len(self.accepted) + self._dropped
+
+    @property
+    def names(self) -> list[str]:
+        """File names of the accepted clips."""
+        return [wav_name(number) for number in self.numbers]
 
     def add(self, entry: AcceptedClip | RejectedClip) -> None:
         """Records the outcome of the next clip. The file of an accepted clip must already be in wavs/."""
@@ -143,7 +156,10 @@ class ClipJournal(Journal):
     def _add(self, entry: AcceptedClip | RejectedClip) -> None:
         self.entries.append(entry)
         if isinstance(entry, AcceptedClip):
+            self.numbers.append(self.next_number)
             self.accepted.append(entry)
+        elif entry.reason == Reason.DROPPED:
+            self._dropped += 1
 
     def _restore(self, record: Any) -> bool:
         entry = record.get("accepted", record.get("left_out"))
@@ -156,7 +172,7 @@ class ClipJournal(Journal):
         """Whether a clip's file has its full size: after a power loss it may be empty."""
         if isinstance(entry, RejectedClip):
             return True
-        file = self.output_dir / "wavs" / wav_name(len(self.accepted))
+        file = self.output_dir / "wavs" / wav_name(self.next_number)
         return file.is_file() and file.stat().st_size == WAV_HEADER_BYTES + PCM16_BYTES * entry.samples
 
 

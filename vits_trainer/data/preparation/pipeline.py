@@ -12,9 +12,11 @@ from tqdm import tqdm
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.config.serialization import expanded
 from vits_trainer.data.audio import Rejection
+from vits_trainer.data.preparation.drop_list import DropList, read_drop_list
 from vits_trainer.data.preparation.journal import JOURNAL, ClipJournal, RejectedClip, wav_name
 from vits_trainer.data.preparation.plausibility import clip_facts
 from vits_trainer.data.preparation.sharded import prepare_shards, remove_journals
+from vits_trainer.data.preparation.speaker_names import short_speaker_names
 from vits_trainer.data.preparation.summary import (
     PreparationStats,
     PreparationSummary,
@@ -27,10 +29,12 @@ from vits_trainer.data.preparation.summary import (
     refuse_foreign,
     rejected_csv,
     require_plausible,
+    with_speaker_names,
 )
-from vits_trainer.data.preparation.workers import convert_clip, map_in_processes, prescreen, to_accepted
+from vits_trainer.data.preparation.workers import Screening, convert_clip, map_in_processes, prescreen, to_accepted
 from vits_trainer.data.segmentation.plan import Transcribe
 from vits_trainer.data.shards import FOLDER
+from vits_trainer.data.source_names import write_source_names
 from vits_trainer.data.sources.base import Source
 from vits_trainer.data.sources.dataset import open_dataset
 from vits_trainer.data.sources.detect import open_source
@@ -56,6 +60,8 @@ def prepare(
         wavs/audio_000000.wav   16-bit PCM, mono, numbered over the accepted clips in the order of the source
         rejected.csv            clip,reason,detail of every rejected clip
         metadata.csv            audio_000000.wav|text, and |speaker if there are several
+        sources.csv             names of the clips in the source
+        speakers.csv            short names of speakers whose names are hashes
         dataset.json            counts, lengths, settings, versions; written last
         .preparing.jsonl        until it is finished: the outcome of each clip
 
@@ -79,6 +85,7 @@ def prepare(
             written nevertheless).
         VitsTrainerError: a worker process was killed.
     """
+    drop = read_drop_list(config.drop)
     if dataset is not None:
         source = open_dataset(dataset, config)
     else:
@@ -86,16 +93,18 @@ def prepare(
     output_dir = expanded("output_dir", config.output_dir)
     if source.root is not None and output_dir.resolve() == source.root.resolve():
         raise DataError(f"--output_dir {output_dir} is the data set itself. Choose another --output_dir.")
-    fingerprint = preparation_fingerprint(source, config, output_dir)
+    fingerprint = preparation_fingerprint(source, config, output_dir, drop)
     finished = read_finished(output_dir, fingerprint)
     if finished is not None:
         discard(output_dir / JOURNAL)  # of a preparation that was killed just before removing it
         remove_journals(output_dir / FOLDER)
         return finished
     try:
+        screening = Screening(drop, short_speaker_names(source, output_dir))
+        fingerprint = with_speaker_names(fingerprint, screening.speakers)
         if config.shards:
-            return prepare_shards(source, config, output_dir, fingerprint)
-        return _prepare_wavs(source, config, output_dir, fingerprint)
+            return prepare_shards(source, config, output_dir, fingerprint, screening)
+        return _prepare_wavs(source, config, output_dir, fingerprint, screening)
     except OSError as error:
         raise DataError(
             f"{error.filename or output_dir}: cannot be written ({error.strerror or error}). "
@@ -104,7 +113,7 @@ def prepare(
 
 
 def _prepare_wavs(
-    source: Source, config: PrepareConfig, output_dir: Path, fingerprint: Mapping[str, Any]
+    source: Source, config: PrepareConfig, output_dir: Path, fingerprint: Mapping[str, Any], screening: Screening
 ) -> PreparationSummary:
     wavs = output_dir / "wavs"
     if (output_dir / "metadata.csv").exists() and not (output_dir / JOURNAL).exists():
@@ -114,15 +123,17 @@ def _prepare_wavs(
         if not journal.entries:
             _clear(wavs)
         wavs.mkdir(exist_ok=True)
-        _convert_all(source, config, wavs, journal)
+        _convert_all(source, config, wavs, journal, screening)
         atomic_write(output_dir / "rejected.csv", rejected_csv(journal.entries))
-        stats = _stats(journal, config)
+        stats = _stats(journal, config, screening.drop)
         summary = stats.summary(output_dir, config.target_sr)
         if not summary.accepted:
             _clear(wavs)
             journal.remove()
             raise DataError(no_clips_message(summary, stats))
         require_plausible(stats, config)
+        sources = (entry.source for entry in journal.accepted)
+        write_source_names(output_dir, zip(journal.names, sources, strict=True))
         atomic_write(output_dir / "metadata.csv", _metadata_csv(journal))
         os.sync()  # one fsync for each of thousands of files would take minutes
         atomic_write(output_dir / "dataset.json", dataset_json(summary, stats, source, config, fingerprint))
@@ -130,22 +141,24 @@ def _prepare_wavs(
     return summary
 
 
-def _stats(journal: ClipJournal, config: PrepareConfig) -> PreparationStats:
+def _stats(journal: ClipJournal, config: PrepareConfig, drop: DropList) -> PreparationStats:
     stats = PreparationStats()
     for entry in journal.entries:
         stats.add(entry)
-    accepted = journal.accepted
-    stats.facts = [clip_facts(wav_name(row), clip, config.target_sr) for row, clip in enumerate(accepted)]
+    rejected = [entry for entry in journal.entries if isinstance(entry, RejectedClip)]
+    stats.drop_warnings = drop.warnings(rejected, len(journal.entries))
+    accepted, names = journal.accepted, journal.names
+    stats.facts = [clip_facts(name, clip, config.target_sr) for name, clip in zip(names, accepted, strict=True)]
     middle, last = len(accepted) // 2, len(accepted) - 1
     stats.examples = [
-        example_line(f"wavs/{wav_name(row)}", accepted[row], config.target_sr)
+        example_line(f"wavs/{names[row]}", accepted[row], config.target_sr)
         for row in sorted({0, middle, last})
         if accepted
     ]
     return stats
 
 
-def _convert_all(source: Source, config: PrepareConfig, wavs: Path, journal: ClipJournal) -> None:
+def _convert_all(source: Source, config: PrepareConfig, wavs: Path, journal: ClipJournal, screening: Screening) -> None:
     total = min((count for count in (config.max_samples, source.clip_count) if count), default=None)
     accepted, done = len(journal.accepted), len(journal.entries)
 
@@ -157,13 +170,13 @@ def _convert_all(source: Source, config: PrepareConfig, wavs: Path, journal: Cli
         bar.update(accepted if config.max_samples else done)
         if accepted == config.max_samples > 0:
             return
-        clips = prescreen(source, done)
+        clips = prescreen(source, done, screening)
         with closing(map_in_processes(clips, convert_clip, lambda index: (part(index),), config)) as outcomes:
             for index, (clip, outcome) in enumerate(outcomes):
                 if isinstance(outcome, Rejection):
                     journal.add(RejectedClip(clip.clip_id, *outcome))
                 else:
-                    replace_file(part(index), wavs / wav_name(accepted))
+                    replace_file(part(index), wavs / wav_name(journal.next_number))
                     journal.add(to_accepted(clip, *outcome))
                     accepted += 1
                 bar.update((accepted if config.max_samples else len(journal.entries)) - bar.n)
@@ -182,6 +195,6 @@ def _clear(wavs: Path) -> None:
 def _metadata_csv(journal: ClipJournal) -> str:
     several = len({entry.speaker for entry in journal.accepted}) > 1
     return "".join(
-        "|".join([wav_name(number), entry.text, *([entry.speaker] if several else [])]) + "\n"
-        for number, entry in enumerate(journal.accepted)
+        "|".join([name, entry.text, *([entry.speaker] if several else [])]) + "\n"
+        for name, entry in zip(journal.names, journal.accepted, strict=True)
     )

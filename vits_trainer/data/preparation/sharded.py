@@ -11,6 +11,7 @@ and the number of shards, not on parts or processes. Each part is an equal numbe
 
 import logging
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import RecordingError, Rejection
+from vits_trainer.data.preparation.drop_list import DropList
 from vits_trainer.data.preparation.journal import Journal, RejectedClip, wav_name
 from vits_trainer.data.preparation.plausibility import ClipFacts, clip_facts, repeated
 from vits_trainer.data.preparation.summary import (
@@ -44,6 +46,7 @@ from vits_trainer.data.preparation.summary import (
 )
 from vits_trainer.data.preparation.workers import (
     ScreenedClip,
+    Screening,
     content_digest,
     map_in_processes,
     prescreen,
@@ -60,6 +63,7 @@ from vits_trainer.data.shards import (
     shard_name,
     shard_sizes,
 )
+from vits_trainer.data.source_names import write_source_names
 from vits_trainer.data.sources.base import Source, SourceClip
 from vits_trainer.data.sources.detect import open_source
 from vits_trainer.utils.errors import DataError
@@ -101,6 +105,8 @@ class ShardOutcome:
     """Facts of each row."""
     examples: tuple[str, ...]
     """Lines that show the first rows."""
+    sources: tuple[str, ...] = ()
+    """Name of each row in the source."""
 
     def stats(self) -> PreparationStats:
         """Returns the counts of this shard."""
@@ -147,7 +153,7 @@ def _journal_path(folder: Path, number: int, parts: int) -> Path:
 
 
 def prepare_shards(
-    source: Source, config: PrepareConfig, output_dir: Path, fingerprint: Mapping[str, Any]
+    source: Source, config: PrepareConfig, output_dir: Path, fingerprint: Mapping[str, Any], screening: Screening
 ) -> PreparationSummary:
     """Writes the shards of ``config.part``; after the last part also the manifest, rejected.csv and dataset.json.
 
@@ -163,10 +169,10 @@ def prepare_shards(
         # Another process may have merged the parts since the first check.
         finished = read_finished(output_dir, fingerprint)
         if finished is None:
-            _write_shards(source, config, folder, journal)
+            _write_shards(source, config, folder, journal, screening)
             with _merge_lock(folder):
                 finished = read_finished(output_dir, fingerprint) or _merge_parts(
-                    source, config, output_dir, fingerprint
+                    source, config, output_dir, fingerprint, screening.drop
                 )
         if finished.missing_parts:
             return finished
@@ -192,7 +198,9 @@ def _refuse_other_preparations(output_dir: Path, config: PrepareConfig) -> None:
 # One part
 
 
-def _write_shards(source: Source, config: PrepareConfig, folder: Path, journal: PartJournal) -> None:
+def _write_shards(
+    source: Source, config: PrepareConfig, folder: Path, journal: PartJournal, screening: Screening
+) -> None:
     """Writes the shards of the part that are not in ``journal`` yet."""
     per_part = config.shards // config.parts
     numbers = range((config.part_number - 1) * per_part, config.part_number * per_part)
@@ -206,7 +214,7 @@ def _write_shards(source: Source, config: PrepareConfig, folder: Path, journal: 
             "Give a lower --shards."
         )
     start, clip_count = sum(ranges[: to_do[0]]), sum(ranges[number] for number in to_do)
-    clips, indices = _in_order(source, sum(ranges), start, start + clip_count)
+    clips, indices = _in_order(source, sum(ranges), range(start, start + clip_count), screening)
     if source.access == "sequential" and to_do[-1] < config.shards - 1:
         clips = islice(clips, clip_count)  # the last shard also takes clips beyond the number that the source reports
     total = sum(ranges[number] for number in numbers)
@@ -220,19 +228,21 @@ def _write_shards(source: Source, config: PrepareConfig, folder: Path, journal: 
             journal.add(_write_shard(folder / shard_name(number), shard_clips, config))
 
 
-def _in_order(source: Source, clip_count: int, start: int, stop: int) -> tuple[Iterator[ScreenedClip], Iterator[int]]:
+def _in_order(
+    source: Source, clip_count: int, positions: range, screening: Screening
+) -> tuple[Iterator[ScreenedClip], Iterator[int]]:
     """Returns the clips at these positions of the shuffled source, and their indices in the source.
 
     A source that can only be read sequentially keeps its order, and has no end here.
     """
     if source.access == "sequential":
-        return prescreen(source, start), count(start)
+        return prescreen(source, positions.start, screening), count(positions.start)
     block_clips = 1 if source.access == "listed" else min(_MAX_BLOCK_CLIPS, 1 + clip_count // _BLOCKS)
-    indices = shuffled_indices(clip_count, block_clips)[start:stop].tolist()
+    indices = shuffled_indices(clip_count, block_clips)[positions.start : positions.stop].tolist()
     if source.access == "listed":
-        listed = list(prescreen(source))
+        listed = list(prescreen(source, screening=screening))
         return (listed[index] for index in indices), iter(indices)
-    return _at(source, indices), iter(indices)
+    return _at(source, indices, screening), iter(indices)
 
 
 def shuffled_indices(clip_count: int, block_clips: int) -> NDArray[np.int64]:
@@ -243,11 +253,11 @@ def shuffled_indices(clip_count: int, block_clips: int) -> NDArray[np.int64]:
     return shuffled
 
 
-def _at(source: Source, indices: Sequence[int]) -> Iterator[ScreenedClip]:
+def _at(source: Source, indices: Sequence[int], screening: Screening) -> Iterator[ScreenedClip]:
     """Yields the clips of a source with random access, neighbours together."""
     starts = [row for row, index in enumerate(indices) if row == 0 or index != indices[row - 1] + 1]
     for first, end in pairwise([*starts, len(indices)]):
-        yield from islice(prescreen(source, indices[first]), end - first)
+        yield from islice(prescreen(source, indices[first], screening), end - first)
 
 
 def _clip_count(source: Source, config: PrepareConfig) -> int:
@@ -268,7 +278,7 @@ def _advance(bar: "tqdm[Any]", outcomes: Iterable[Outcome]) -> Iterator[Outcome]
 
 
 def _write_shard(path: Path, clips: Iterable[tuple[int, Outcome]], config: PrepareConfig) -> ShardOutcome:
-    stats, rejected = PreparationStats(), []
+    stats, rejected, sources = PreparationStats(), list[tuple[int, RejectedClip]](), list[str]()
     with ShardWriter(path, config.target_sr, config.encoding) as writer:
         for index, (clip, outcome) in clips:
             if isinstance(outcome, Rejection):
@@ -281,6 +291,7 @@ def _write_shard(path: Path, clips: Iterable[tuple[int, Outcome]], config: Prepa
                 name = wav_name(index)
                 writer.add_encoded(name, audio, accepted.text, accepted.speaker, samples)
                 stats.add(accepted)
+                sources.append(accepted.source)
                 stats.facts.append(clip_facts(name, accepted, config.target_sr))
                 if len(stats.examples) < EXAMPLES:
                     stats.examples.append(example_line(f"{name} in {path.name}", accepted, config.target_sr))
@@ -298,6 +309,7 @@ def _write_shard(path: Path, clips: Iterable[tuple[int, Outcome]], config: Prepa
         characters="".join(sorted(stats.characters)),
         facts=tuple(stats.facts),
         examples=tuple(stats.examples),
+        sources=tuple(sources),
     )
 
 
@@ -327,7 +339,7 @@ def _merge_lock(folder: Path) -> Iterator[None]:
 
 
 def _merge_parts(
-    source: Source, config: PrepareConfig, output_dir: Path, fingerprint: Mapping[str, Any]
+    source: Source, config: PrepareConfig, output_dir: Path, fingerprint: Mapping[str, Any], drop: DropList
 ) -> PreparationSummary:
     """Writes the files of the whole set, dataset.json last; if parts are missing, only returns which."""
     folder = output_dir / FOLDER
@@ -343,11 +355,13 @@ def _merge_parts(
     for outcome in outcomes:
         stats.add_all(outcome.stats())
     stats.repeated_rows = _repeated_rows(outcomes, stats.facts)
+    left_out = sorted(entry for outcome in outcomes for entry in outcome.left_out)
+    if not missing:
+        stats.drop_warnings = drop.warnings([entry for _, entry in left_out], source.clip_count or sys.maxsize)
     summary = stats.summary(output_dir, config.target_sr, len(records), missing)
     if missing:
         return summary
     _require_shards(folder, records)
-    left_out = sorted(entry for outcome in outcomes for entry in outcome.left_out)
     atomic_write(output_dir / "rejected.csv", rejected_csv(entry for _, entry in left_out))
     if not records:
         remove_journals(folder)
@@ -356,6 +370,14 @@ def _merge_parts(
     for stray in folder.glob("shard_*"):
         if stray.name not in {record.name for record in records}:  # of an earlier, abandoned preparation
             discard(stray)
+    write_source_names(
+        output_dir,
+        (
+            (fact.name, name)
+            for outcome in outcomes
+            for fact, name in zip(outcome.facts, outcome.sources, strict=False)  # none in journals of earlier versions
+        ),
+    )
     Manifest(config.target_sr, config.encoding, records).write(output_dir)
     atomic_write(output_dir / "dataset.json", dataset_json(summary, stats, source, config, fingerprint))
     return summary

@@ -21,6 +21,7 @@ import soxr
 from vits_trainer import __version__
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import Reason
+from vits_trainer.data.preparation.drop_list import NOTHING, DropList
 from vits_trainer.data.preparation.journal import AcceptedClip, RejectedClip
 from vits_trainer.data.preparation.plausibility import ClipFacts, Plausibility, examine
 from vits_trainer.data.sources.base import Source
@@ -28,11 +29,11 @@ from vits_trainer.utils import records
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import Kind, is_ours, others_files
 from vits_trainer.utils.records import Amount, Count
-from vits_trainer.utils.strings import csv_cell, one_line, printable
+from vits_trainer.utils.strings import csv_cell, one_line, printable, short_digest, shown_speaker
 
 logger = logging.getLogger(__name__)
 
-_NOT_IN_SETTINGS = {"dataset", "output_dir", "processes", "part", "push_to_hub", "check_texts"}
+_NOT_IN_SETTINGS = {"dataset", "output_dir", "processes", "part", "push_to_hub", "check_texts", "drop"}
 """Fields that dataset.json has elsewhere, or that do not affect the files that are written."""
 EXAMPLES = 3
 """Number of accepted clips to show."""
@@ -109,6 +110,8 @@ class PreparationStats:
     """Facts of the accepted clips, in their order."""
     examples: list[str] = field(default_factory=list)
     """Lines that show accepted clips."""
+    drop_warnings: list[str] = field(default_factory=list)
+    """About entries of --drop that name no clip, or several."""
     repeated_rows: dict[str, str] = field(default_factory=dict)
     """Bits of :func:`repeated`, in hexadecimal, by shard."""
 
@@ -145,6 +148,7 @@ class PreparationStats:
         """Returns the summary of a finished preparation, or of a part of one."""
         missing_files = _missing_files(self)
         warnings = [f"{missing_files}."] if missing_files and self.speaker_clips else []
+        warnings += self.drop_warnings
         last = len(self.examples) - 1
         return PreparationSummary(
             output_dir=output_dir,
@@ -163,7 +167,9 @@ class PreparationStats:
 # Fingerprint
 
 
-def preparation_fingerprint(source: Source, config: PrepareConfig, output_dir: Path) -> dict[str, Any]:
+def preparation_fingerprint(
+    source: Source, config: PrepareConfig, output_dir: Path, drop: DropList = NOTHING
+) -> dict[str, Any]:
     """Returns all that determines the files written: the settings, and the state of the source."""
     unused = _NOT_IN_SETTINGS if config.shards else _NOT_IN_SETTINGS | _SHARDS_ONLY
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in unused}
@@ -171,9 +177,18 @@ def preparation_fingerprint(source: Source, config: PrepareConfig, output_dir: P
         settings |= {"parts": config.parts, "order": _ORDER}
     return {
         **settings,
+        **({"drop": drop.digest} if drop else {}),
         "dataset": printable(config.dataset),
         "source": source.revision or _state_of(source, output_dir),
     }
+
+
+_SPEAKER_NAMES = "speaker_names"
+
+
+def with_speaker_names(fingerprint: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Adds a digest of the speakers' short names, if there are any: parts and resumed runs must have the same."""
+    return {**fingerprint, **({_SPEAKER_NAMES: short_digest(sorted(names.items()))} if names else {})}
 
 
 def _state_of(source: Source, output_dir: Path) -> str:
@@ -211,6 +226,7 @@ def read_finished(output_dir: Path, fingerprint: Mapping[str, Any]) -> Preparati
     earlier = {**record["settings"], "dataset": record["source"]["dataset"], "source": record["source"]["state"]}
     # Shards of versions that kept the order of the source are finished, too.
     earlier.setdefault("order", fingerprint.get("order"))
+    earlier[_SPEAKER_NAMES] = fingerprint.get(_SPEAKER_NAMES)  # they follow from the source
     changed = changed_settings(earlier, fingerprint)
     if changed:
         raise DataError(
@@ -309,7 +325,7 @@ def dataset_json(
 def example_line(file: str, clip: AcceptedClip, rate_hz: int) -> str:
     """Returns a line that shows an accepted clip as it was understood."""
     source = f"{one_line(clip.source)} -> " if clip.source else ""
-    return f"{source}{file}, {clip.samples / rate_hz:.2f} s, speaker {clip.speaker}: {clip.text}"
+    return f"{source}{file}, {clip.samples / rate_hz:.2f} s, speaker {shown_speaker(clip.speaker)}: {clip.text}"
 
 
 def require_plausible(stats: PreparationStats, config: PrepareConfig) -> None:

@@ -6,11 +6,11 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -34,6 +34,7 @@ from vits_trainer.data.audio import (
     trim_silence,
     write_pcm16_wav,
 )
+from vits_trainer.data.preparation.drop_list import NOTHING, DropList
 from vits_trainer.data.preparation.journal import AcceptedClip
 from vits_trainer.data.sources.base import Source, SourceClip
 from vits_trainer.utils.errors import VitsTrainerError
@@ -52,19 +53,37 @@ ScreenedClip = tuple[SourceClip, Rejection | None]
 Converted = TypeVar("Converted")
 
 
-def prescreen(source: Source, start: int = 0) -> Iterator[ScreenedClip]:
+@dataclass(frozen=True)
+class Screening:
+    """What a preparation knows of clips before it reads their audio."""
+
+    drop: DropList = NOTHING
+    speakers: Mapping[str, str] = field(default_factory=dict)
+    """Short names of speakers."""
+
+
+_NO_SCREENING = Screening()
+
+
+def prescreen(source: Source, start: int = 0, screening: Screening = _NO_SCREENING) -> Iterator[ScreenedClip]:
     """Yields the clips from index ``start`` on, with the reason to reject each if the metadata alone shows one.
+
+    Speakers have their short names.
 
     Earlier clips are skipped without reading them only if the source allows it: they are needed to detect duplicates.
     """
     if start and source.clips_from is not None:
-        return _prescreen(source.clips_from(start))
-    return islice(_prescreen(source.clips), start, None)
+        return _prescreen(source.clips_from(start), start, screening)
+    return islice(_prescreen(source.clips, 0, screening), start, None)
 
 
-def _prescreen(clips: Iterator[SourceClip]) -> Iterator[ScreenedClip]:
+def _prescreen(clips: Iterator[SourceClip], start: int, screening: Screening) -> Iterator[ScreenedClip]:
     seen: set[Path] = set()
-    for clip in clips:
+    for index, original in enumerate(clips, start):
+        clip = original
+        short = screening.speakers.get(one_line(clip.speaker or ""))
+        if short is not None:
+            clip = replace(clip, speaker=short)
         rejection = clip.rejection
         if rejection is None and isinstance(clip.audio, Path):
             if clip.audio in seen:
@@ -72,6 +91,8 @@ def _prescreen(clips: Iterator[SourceClip]) -> Iterator[ScreenedClip]:
             seen.add(clip.audio)
         if rejection is None and not one_line(clip.text):
             rejection = Rejection(Reason.EMPTY_TEXT, repr(clip.text[:40]))
+        if rejection is None and screening.drop.drops(clip.clip_id, index):
+            rejection = Rejection(Reason.DROPPED, f"is on {screening.drop.name}")
         yield clip, rejection
 
 
@@ -142,10 +163,10 @@ class _Workers:
     """A pool of worker processes that is replaced if one dies."""
 
     def __init__(self, config: PrepareConfig) -> None:
-        self.processes = config.processes or _available_cores()
+        self.processes = config.processes or available_cores()
         self._output_dir = config.output_dir
         self._killers: list[str] = []
-        self._pool = _new_pool(self.processes)
+        self._pool = new_pool(self.processes)
 
     def close(self) -> None:
         """Cancels what has not begun, and waits for the rest."""
@@ -164,13 +185,13 @@ class _Workers:
         except BrokenProcessPool:
             self.close()
             self._retry(tasks)
-            self._pool = _new_pool(self.processes)
+            self._pool = new_pool(self.processes)
         task = tasks.popleft()
         return task.clip, task.wait()
 
     def _retry(self, tasks: "deque[_Task[Any]]") -> None:
         """Gives each task a result, if necessary by converting its clip alone."""
-        pool = _new_pool(1)
+        pool = new_pool(1)
         try:
             for task in tasks:
                 with suppress(BrokenProcessPool, CancelledError):
@@ -185,7 +206,7 @@ class _Workers:
                         raise VitsTrainerError(self._message()) from error
                     task.result = Rejection(Reason.UNREADABLE_AUDIO, "the process that decodes it dies each time")
                     pool.shutdown(wait=True)
-                    pool = _new_pool(1)
+                    pool = new_pool(1)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -197,7 +218,8 @@ class _Workers:
         )
 
 
-def _new_pool(processes: int) -> ProcessPoolExecutor:
+def new_pool(processes: int) -> ProcessPoolExecutor:
+    """Returns worker processes that end with this one, and leave Ctrl-C to it."""
     # Spawned rather than forked: reading Parquet uses threads, which do not survive a fork.
     return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_init_worker)
 
@@ -214,7 +236,8 @@ def _count_tokens(clip: SourceClip) -> int:
     return 2 * len(one_line(clip.text)) + 1
 
 
-def _available_cores() -> int:
+def available_cores() -> int:
+    """Returns the number of cores that this process may use."""
     # Containers and schedulers may allow fewer cores than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

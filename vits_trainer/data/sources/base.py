@@ -50,6 +50,8 @@ class Source:
     duplicate is detected only among the clips that were read."""
     access: Access = "sequential"
     """How shards read the clips in another order."""
+    speakers: Callable[[], Iterator[str | None]] | None = None
+    """Returns the speaker of each clip, in the order of the clips, without reading audio. None if it has none."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,11 @@ def _check_votes(row: Mapping[str, Any], columns: Columns, config: PrepareConfig
             Reason.TOO_MANY_DOWNVOTES, f"{votes[columns.down_votes]}, at most {config.max_downvotes} allowed"
         )
     return None
+
+
+def speakers_of(clips: Callable[[], Iterator[SourceClip]]) -> Callable[[], Iterator[str | None]]:
+    """Returns :attr:`Source.speakers` of a source whose clips contain no audio."""
+    return lambda: (clip.speaker for clip in clips())
 
 
 # Clips and lines

@@ -15,6 +15,7 @@ from vits_trainer.data.sources.base import (
     require_clips,
     require_named_columns,
     row_clip,
+    speakers_of,
 )
 from vits_trainer.data.sources.files import AudioFiles
 from vits_trainer.utils.errors import DataError
@@ -28,7 +29,9 @@ def _open_common_voice(folder: Path, config: PrepareConfig) -> Source:
     """Opens a release. Its ``validated.tsv`` has a header, tabs, and no quoting: ``"`` in a sentence is literal."""
     metadata = folder / "validated.tsv"
     clip_count = sum(1 for _ in _rows(metadata, config))
-    return Source(SOURCE.name, folder, require_clips(clip_count, metadata), _clips(folder, config), access="listed")
+    speakers = speakers_of(lambda: _clips(folder, config))
+    clips = _clips(folder, config)
+    return Source(SOURCE.name, folder, require_clips(clip_count, metadata), clips, access="listed", speakers=speakers)
 
 
 def _columns(config: PrepareConfig) -> Columns:

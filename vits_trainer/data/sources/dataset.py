@@ -37,9 +37,19 @@ def open_dataset(rows: "Dataset", config: PrepareConfig) -> Source:
         for number in range(start, len(selected)):
             yield row_clip(selected[number], f"{_NAME} row {number + 1}", columns, _find, config)
 
-    revision = selected._fingerprint
+    def speakers() -> Iterator[str | None]:
+        values = rows.select_columns([columns.speaker])[columns.speaker] if columns.speaker else ()
+        return (None if value is None else str(value) for value in values)
+
     return Source(
-        "dataset", None, len(selected), clips_from(0), revision=revision, clips_from=clips_from, access="random"
+        "dataset",
+        None,
+        len(selected),
+        clips_from(0),
+        revision=selected._fingerprint,
+        clips_from=clips_from,
+        access="random",
+        speakers=speakers if columns.speaker else None,
     )
 
 

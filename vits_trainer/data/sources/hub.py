@@ -9,7 +9,7 @@ from vits_trainer.data.audio import Reason, Rejection
 from vits_trainer.data.sources.base import Columns, Source, SourceClip, SourceKind, row_clip
 from vits_trainer.data.sources.parquet import parquet_files
 from vits_trainer.utils.errors import DataError
-from vits_trainer.utils.strings import first_line
+from vits_trainer.utils.strings import first_line, is_opaque
 
 HUB_TIMEOUT_S = 10
 """Timeout of the first request to the Hub."""
@@ -50,6 +50,7 @@ def _open_hub(_: Path, config: PrepareConfig) -> Source:
     if not names:
         raise DataError(f"--dataset {config.dataset}: no clips in {config.split}. Choose another --split.")
     columns = Columns.choose(f"--dataset {config.dataset}", names, config)
+    named = rows.select_columns([columns.speaker]) if columns.speaker else None
     splits = [(rows.info.splits or {}).get(name.strip()) for name in config.split.split("+")]
     counts = [split.num_examples for split in splits if split is not None and split.num_examples]
     clip_count = sum(counts) if len(counts) == len(splits) else None
@@ -58,7 +59,32 @@ def _open_hub(_: Path, config: PrepareConfig) -> Source:
     def clips_from(start: int) -> Iterator[SourceClip]:
         return _clips(rows.skip(start) if start else rows, start, columns, config)
 
-    return Source(SOURCE.name, None, clip_count, clips_from(0), revision=commit, clips_from=clips_from)
+    def speakers() -> Iterator[str | None]:
+        return _speakers(named, columns.speaker or "", config)
+
+    return Source(
+        SOURCE.name,
+        None,
+        clip_count,
+        clips_from(0),
+        revision=commit,
+        clips_from=clips_from,
+        speakers=speakers if columns.speaker else None,
+    )
+
+
+def _speakers(rows: Any, column: str, config: PrepareConfig) -> Iterator[str | None]:
+    """Yields the speakers of all rows; only the first one if it is no hash: then none is, and the pass is spared."""
+    from datasets.exceptions import DatasetsError  # noqa: PLC0415
+
+    try:
+        for number, row in enumerate(rows):
+            name = None if row[column] is None else str(row[column])
+            yield name
+            if number == 0 and not is_opaque(name or ""):
+                return
+    except (OSError, ValueError, RuntimeError, ImportError, DatasetsError) as error:
+        raise _unreadable_on_hub(config, error) from error
 
 
 def _resolve_commit(config: PrepareConfig) -> str | None:

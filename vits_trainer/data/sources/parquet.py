@@ -63,6 +63,10 @@ def _open_parquet(path: Path, config: PrepareConfig) -> Source:
                 yield from _clips(file, file_columns, config, start)
             start = max(0, start - row_count)
 
+    def speakers() -> Iterator[str | None]:
+        for file, file_columns in zip(files, columns, strict=True):
+            yield from _speakers(file, file_columns.speaker)
+
     return Source(
         kind=SOURCE.name,
         root=files[0].parent,
@@ -71,7 +75,20 @@ def _open_parquet(path: Path, config: PrepareConfig) -> Source:
         files=files,
         clips_from=clips_from if embedded else None,
         access="random" if embedded else "listed" if named else "sequential",
+        speakers=speakers if any(one.speaker for one in columns) else None,
     )
+
+
+def _speakers(file: Path, column: str | None) -> Iterator[str | None]:
+    """Yields the values of one column as strings, reading no other."""
+    if column is None:
+        return
+    try:
+        with pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(columns=[column], use_threads=False):
+                yield from (None if value is None else str(value) for value in batch.column(0).to_pylist())
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{file}: column {column} cannot be read ({first_line(error)}). Download it again.") from error
 
 
 def _has_embedded_audio(metadata: Any, audio: str) -> bool:

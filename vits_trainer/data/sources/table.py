@@ -19,6 +19,7 @@ from vits_trainer.data.sources.base import (
     named_columns,
     require_clips,
     row_clip,
+    speakers_of,
 )
 from vits_trainer.data.sources.files import AudioFiles
 from vits_trainer.data.sources.table_columns import Roles, describe, find_roles
@@ -61,7 +62,12 @@ def _open_table(folder: Path, config: PrepareConfig) -> Source:
     logger.info("%s", describe(table, roles))
     clip_count = len(table.rows) + len(table.malformed)
     return Source(
-        SOURCE.name, folder, require_clips(clip_count, path), _clips(table, roles, find, config), access="listed"
+        SOURCE.name,
+        folder,
+        require_clips(clip_count, path),
+        _clips(table, roles, find, config),
+        access="listed",
+        speakers=speakers_of(lambda: _clips(table, roles, find, config)),
     )
 
 

@@ -21,6 +21,7 @@ from vits_trainer.data.sources.table_rows import (
     column_name,
 )
 from vits_trainer.utils.errors import DataError
+from vits_trainer.utils.strings import shown_speaker
 
 _Value = TypeVar("_Value")
 
@@ -120,7 +121,7 @@ def describe(table: Table, roles: Roles) -> str:
     parts = [f"{role} = {_shown(table, index)}" for role, index in named.items() if index is not None]
     if roles.speaker is not None:
         speakers = sorted({cells[roles.speaker].strip() for _, cells in table.rows} - {""})
-        parts[-1] += f" ({len(speakers)}: {', '.join(name[:30] for name in speakers[:4])}"
+        parts[-1] += f" ({len(speakers)}: {', '.join(shown_speaker(name)[:30] for name in speakers[:4])}"
         parts[-1] += ", ...)" if len(speakers) > 4 else ")"
     unused = [_shown(table, index) for index in range(table.columns) if index not in vars(roles).values()]
     parts += [f"not used: {', '.join(unused)}"] if unused else []

@@ -1,0 +1,60 @@
+"""The packaged voice learns eight corrections: ``python -m experiments.corrections_of_voice FOLDER [--epochs 5]``.
+
+``FOLDER/training`` is the prepared corpus of experiments/base_voice.py. Whisper listens to the voice speak new
+sentences of its grammar. The eight that it understands least are corrected: with recordings of the corpus's
+synthesizer, and with recordings of other sentences. Prints the decisions of ``train_feedback``, and the character error
+rates of the eight before and after.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from experiments.base_voice import sentences
+from vits_trainer.cli.main import main
+from vits_trainer.evaluation.recognizers import WHISPER, load_recognizer
+from vits_trainer.evaluation.synthesis import SynthesisOptions, Voice
+from vits_trainer.evaluation.transcripts import transcript_errors
+from vits_trainer.utils.packaged import BASE_VOICE
+
+TRAINED_ON, NEW, CORRECTIONS = 8000, 60, 8
+
+
+def error_rates(voice_dir: Path, texts: list[str]) -> list[float]:
+    voice, recognizer = Voice.load(str(voice_dir)), load_recognizer(WHISPER)
+    heard = [recognizer.transcribe(voice.synthesize(text, SynthesisOptions(seed=0))) for text in texts]
+    return [min(1.0, transcript_errors(text, one, "en")["cer"]) for text, one in zip(texts, heard, strict=True)]
+
+
+def correct(folder: Path, texts: list[str], spoken: list[str], epochs: int) -> None:
+    """Records ``spoken`` as corrections of ``texts``, and trains on them."""
+    feedback, voice = folder / "feedback", folder / "voice"
+    feedback.mkdir(parents=True)
+    shutil.copytree(BASE_VOICE, voice)
+    for number, (text, said) in enumerate(zip(texts, spoken, strict=True)):
+        subprocess.run(["flite", "-voice", "slt", "-t", said, "-o", str(feedback / f"c{number}.wav")], check=True)
+        (feedback / f"c{number}.txt").write_text(text, encoding="utf-8")
+    before = error_rates(voice, texts)
+    flags = {"feedback_dir": feedback, "model_dir": voice, "output_dir": folder / "new", "epochs": epochs}
+    flags |= {"data_dir": folder.parent / "training", "only_speakers": "unknown", "report_to": "none"}
+    main(["train_feedback", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))])
+    verdict = json.loads((folder / "new_work/verdict.json").read_text(encoding="utf-8"))
+    new = voice if verdict["accepted"] else folder / "new_work/refused"
+    after = error_rates(new, texts)
+    mean = [sum(rates) / len(rates) for rates in (before, after)]
+    print(f"{folder.name}: {verdict['words']}")
+    print(f"CER of the {len(texts)} corrected sentences: {mean[0]:.1%} -> {mean[1]:.1%}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--epochs", type=int, default=5)
+    asked = parser.parse_args()
+    new = sentences(TRAINED_ON + NEW)[TRAINED_ON:]
+    worst = sorted(zip(error_rates(BASE_VOICE, new), new, strict=True), reverse=True)[:CORRECTIONS]
+    texts = [text for _, text in worst]
+    correct(asked.folder / "right", texts, texts, asked.epochs)
+    correct(asked.folder / "wrong", texts, texts[3:] + texts[:3], asked.epochs)
