@@ -7,6 +7,7 @@ from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.preparation import upload
 from vits_trainer.data.preparation.pipeline import prepare
 from vits_trainer.data.preparation.summary import PreparationSummary
+from vits_trainer.evaluation.recognizers import load_recognizer
 from vits_trainer.utils.strings import printable
 
 
@@ -16,7 +17,8 @@ def run(config: PrepareConfig) -> int:
     logging.getLogger("vits_trainer").setLevel(logging.INFO)
     if config.push_to_hub is not None:
         upload.open_repository(config.push_to_hub)
-    summary = prepare(config)
+    transcribe = None if config.transcribe is None else load_recognizer(config.transcribe, "--transcribe").transcribe
+    summary = prepare(config, transcribe=transcribe)
     print(printable(summary_table(summary)))
     if config.push_to_hub is not None and not summary.missing_parts:
         print(f"On the Hub: {upload.push_dataset(summary.output_dir, config.push_to_hub)}")

@@ -34,6 +34,12 @@ class PrepareConfig:
     speaker_column: str | None = None
     """Column of the speakers (null = client_id, else speaker_id, else speaker ..., if present; without a header by
     content; none = a table has no speakers)."""
+    segment: bool = False
+    """Cut long recordings, a file or a folder of them, into clips of 1 to 15 s. Their texts come from NAME.srt or
+    NAME.vtt next to NAME.wav, from NAME.txt (aligned with --transcribe), or from --transcribe alone."""
+    transcribe: str | None = None
+    """--segment: recognizer of the language spoken: whisper-tiny.en (English), another whisper-<size>, or the folder or
+    Hub name of a model (null = the clips are those of the subtitles, unchecked)."""
     output_dir: str = "training"
     """The prepared folder to write: wavs/, metadata.csv (or shards/, shards.json), rejected.csv, dataset.json."""
     target_sr: int = 16000
@@ -90,6 +96,8 @@ class PrepareConfig:
             )
         for name in ("split", "config_name", "revision", "text_column", "audio_column", "speaker_column", "drop"):
             require(getattr(self, name) != "", f"--{name} is empty: give a name, or leave the flag out.")
+        require(self.transcribe is None or self.segment, "--transcribe requires --segment true.")
+        require(self.transcribe != "", "--transcribe is empty: give a name, or leave the flag out.")
         self._check_shards()
 
     @property

@@ -40,7 +40,7 @@ class Decoded(NamedTuple):
     """Mean square of the samples' distance from their mean."""
 
 
-class _Recording(sf.SoundFile):  # type: ignore[misc]  # soundfile has no types
+class ForwardFile(sf.SoundFile):  # type: ignore[misc]  # soundfile has no types
     """A file that is read forward.
 
     The binding seeks after each read, which fails for FLAC of unknown length, and reads other formats only in parts of
@@ -132,13 +132,13 @@ def require_duration(duration_s: float, min_duration_s: float, max_duration_s: f
         reject(Reason.TOO_LONG, f"{duration_s:.1f} s, at most {max_duration_s:g} s")
 
 
-def _open(stream: Stream) -> _Recording:
+def _open(stream: Stream) -> ForwardFile:
     # Bytes, not a path: libsndfile would guess the format from the file's name.
-    return _Recording(_Bytes(stream.content))
+    return ForwardFile(_Bytes(stream.content))
 
 
 def _mix(
-    parts: list[tuple[Stream, _Recording]], channel: int | None, max_frames: int
+    parts: list[tuple[Stream, ForwardFile]], channel: int | None, max_frames: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Reads recordings one after another, at most ``max_frames`` samples.
 
@@ -175,7 +175,7 @@ def _power(samples: NDArray[np.float32]) -> float:
     return float(np.dot(centred, centred)) / len(samples)
 
 
-def _require_all(stream: Stream, file: _Recording, decoded: int) -> None:
+def _require_all(stream: Stream, file: ForwardFile, decoded: int) -> None:
     declared = 0 if file.frames == _UNKNOWN_FRAMES else file.frames
     tolerance = stream.tolerance_frames if "MPEG" in file.subtype else 0
     for frames, allowed in ((declared, tolerance), (stream.frames or 0, stream.tolerance_frames)):

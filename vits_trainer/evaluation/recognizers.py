@@ -95,12 +95,13 @@ def has_whisper() -> bool:
     return is_installed("faster-whisper") and is_installed(WHISPER)
 
 
-def load_recognizer(name: str) -> Recognizer:
+def load_recognizer(name: str, flag: str = "--asr") -> Recognizer:
     """Loads a recognizer.
 
     Args:
         name: pocketsphinx, whisper-<size of faster-whisper>, or a Hub name or folder of a model of transformers or
             faster-whisper.
+        flag: that gives the name, for error messages.
 
     Raises:
         ConfigError: the name is unknown, a package is not installed, or the model cannot be loaded.
@@ -109,21 +110,21 @@ def load_recognizer(name: str) -> Recognizer:
         return Recognizer(name, _load_pocketsphinx())
     if name == WHISPER:
         load_package("faster-whisper")
-        return Recognizer(name, _load_faster_whisper(name, str(load_package(WHISPER).get_model_path())))
+        return Recognizer(name, _load_faster_whisper(name, flag, str(load_package(WHISPER).get_model_path())))
     if not Path(name).is_dir() and "/" not in name:
-        return Recognizer(name, _load_faster_whisper(name, _whisper_size(name)))
-    is_converted = load_optional_model(f"--asr {name}", lambda: "suppress_ids" in _model_config(name))
-    return Recognizer(name, (_load_faster_whisper if is_converted else _load_transformers)(name, name))
+        return Recognizer(name, _load_faster_whisper(name, flag, _whisper_size(name, flag)))
+    is_converted = load_optional_model(f"{flag} {name}", lambda: "suppress_ids" in _model_config(name))
+    return Recognizer(name, (_load_faster_whisper if is_converted else _load_transformers)(name, flag, name))
 
 
-def _whisper_size(name: str) -> str:
+def _whisper_size(name: str, flag: str) -> str:
     sizes: Sequence[str] = ["tiny.en"]
     if name.startswith(_WHISPER_PREFIX) or is_installed("faster-whisper"):
         sizes = load_package("faster-whisper").available_models()
     known = [POCKETSPHINX, *(_WHISPER_PREFIX + size for size in sizes)]
     if name not in known:
         raise ConfigError(
-            f"--asr: {unknown_name_message('recognizer', name, known).rstrip('.?')}"
+            f"{flag}: {unknown_name_message('recognizer', name, known).rstrip('.?')}"
             " (or the folder or Hub name, owner/name, of a model)?"
         )
     return name.removeprefix(_WHISPER_PREFIX)
@@ -149,11 +150,11 @@ def _load_pocketsphinx() -> Callable[[Samples], str]:
     return transcribe
 
 
-def _load_faster_whisper(name: str, model: str) -> Callable[[Samples], str]:
+def _load_faster_whisper(name: str, flag: str, model: str) -> Callable[[Samples], str]:
     """Loads a Whisper model on the CPU, in int8: the same transcripts with and without a GPU."""
     package = load_package("faster-whisper")
     whisper = load_optional_model(
-        f"--asr {name}", lambda: package.WhisperModel(model, device="cpu", compute_type="int8")
+        f"{flag} {name}", lambda: package.WhisperModel(model, device="cpu", compute_type="int8")
     )
 
     def transcribe(samples: Samples) -> str:
@@ -166,9 +167,9 @@ def _load_faster_whisper(name: str, model: str) -> Callable[[Samples], str]:
     return transcribe
 
 
-def _load_transformers(name: str, model: str) -> Callable[[Samples], str]:
+def _load_transformers(name: str, flag: str, model: str) -> Callable[[Samples], str]:
     pipeline = importlib.import_module("transformers").pipeline
     recognize = load_optional_model(
-        f"--asr {name}", lambda: pipeline("automatic-speech-recognition", model=model, trust_remote_code=False)
+        f"{flag} {name}", lambda: pipeline("automatic-speech-recognition", model=model, trust_remote_code=False)
     )
     return lambda samples: str(recognize({"raw": samples, "sampling_rate": MODEL_RATE_HZ})["text"])

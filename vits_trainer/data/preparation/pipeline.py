@@ -32,11 +32,13 @@ from vits_trainer.data.preparation.summary import (
     with_speaker_names,
 )
 from vits_trainer.data.preparation.workers import Screening, convert_clip, map_in_processes, prescreen, to_accepted
+from vits_trainer.data.segmentation.plan import Transcribe
 from vits_trainer.data.shards import FOLDER
 from vits_trainer.data.source_names import write_source_names
 from vits_trainer.data.sources.base import Source
 from vits_trainer.data.sources.dataset import open_dataset
 from vits_trainer.data.sources.detect import open_source
+from vits_trainer.data.sources.recordings import open_recordings
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.files import Kind, atomic_write, discard, remove, replace_file
 
@@ -50,7 +52,9 @@ WAVS = Kind(
 )
 
 
-def prepare(config: PrepareConfig, dataset: "Dataset | None" = None) -> PreparationSummary:
+def prepare(
+    config: PrepareConfig, dataset: "Dataset | None" = None, transcribe: Transcribe | None = None
+) -> PreparationSummary:
     """Writes ``config.output_dir``, with the same bytes for any number of processes and interruptions::
 
         wavs/audio_000000.wav   16-bit PCM, mono, numbered over the accepted clips in the order of the source
@@ -61,6 +65,8 @@ def prepare(config: PrepareConfig, dataset: "Dataset | None" = None) -> Preparat
         dataset.json            counts, lengths, settings, versions; written last
         .preparing.jsonl        until it is finished: the outcome of each clip
 
+        segments/NAME.json      with --segment: the plan of each recording; kept
+
     With --shards, shards/ and shards.json replace wavs/ and metadata.csv
     (:mod:`vits_trainer.data.preparation.sharded`).
 
@@ -70,14 +76,20 @@ def prepare(config: PrepareConfig, dataset: "Dataset | None" = None) -> Preparat
         config: of the preparation.
         dataset: clips to prepare instead of ``config.dataset``, with an audio column (``datasets.Audio``) and a text
             column.
+        transcribe: the recognizer that ``config.transcribe`` names: returns the words of speech, (T,), with full scale
+            at 1, at 16 kHz.
 
     Raises:
+        ConfigError: the texts of recordings need a recognizer, or a package is not installed.
         DataError: the source or the output folder cannot be used, or all clips are rejected (rejected.csv is
             written nevertheless).
         VitsTrainerError: a worker process was killed.
     """
     drop = read_drop_list(config.drop)
-    source = open_source(config) if dataset is None else open_dataset(dataset, config)
+    if dataset is not None:
+        source = open_dataset(dataset, config)
+    else:
+        source = open_recordings(config, transcribe) if config.segment else open_source(config)
     output_dir = expanded("output_dir", config.output_dir)
     if source.root is not None and output_dir.resolve() == source.root.resolve():
         raise DataError(f"--output_dir {output_dir} is the data set itself. Choose another --output_dir.")

@@ -264,7 +264,8 @@ def _clip_count(source: Source, config: PrepareConfig) -> int:
     if source.clip_count is not None:
         return source.clip_count
     logger.info("%s does not report its number of clips: reading it once to count them.", config.dataset)
-    return sum(1 for _ in open_source(config).clips)
+    clips = open_source(config).clips if source.clips_from is None else source.clips_from(0)
+    return sum(1 for _ in clips)
 
 
 Outcome = tuple[SourceClip, tuple[bytes, int] | Rejection]

@@ -6,6 +6,7 @@ from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.config.serialization import expanded
 from vits_trainer.data.sources import common_voice, corrections, hub, parquet, table
 from vits_trainer.data.sources.base import Source
+from vits_trainer.data.sources.files import is_audio
 from vits_trainer.utils.errors import DataError
 
 SOURCES = (
@@ -56,6 +57,8 @@ def _problem_with(path: Path) -> str:
             return f"it has {names[0]} and no metadata.csv: name the table of files and texts metadata.csv."
         if below is not None:
             return f"did you mean {below}?"
+        if any(is_audio(file.name) for file in path.iterdir()):
+            return "it has recordings and no table of their texts: to cut long recordings, give --segment true."
         return "the folder is in no known format."
     if path.exists():
         return "the file is in no known format."

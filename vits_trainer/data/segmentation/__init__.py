@@ -1,0 +1,1 @@
+"""Sources of clips: the formats of data sets that prepare_data reads."""
