@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vits_trainer.data.segmentation.reading import SPEECH_RATE_HZ
 from vits_trainer.utils.errors import ConfigError
+from vits_trainer.utils.installation import install_command
 
 FRAME_SAMPLES = 512
 FRAME_S = FRAME_SAMPLES / SPEECH_RATE_HZ
@@ -59,7 +60,7 @@ def load_detector() -> Callable[[], Detector]:
     missing = [name for name in ("onnxruntime", "silero_vad") if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"--segment needs uninstalled packages ({', '.join(missing)}): pip install 'vits-trainer[segment]'."
+            f"--segment needs uninstalled packages ({', '.join(missing)}): {install_command('segment')}."
         )
     runtime = importlib.import_module("onnxruntime")
     spec = find_spec("silero_vad")  # not imported: its import sets the number of torch's threads to 1
