@@ -14,7 +14,7 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "SECURIT
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages of the root."""
     for name, page in PAGES.items():
-        content = on_site((ROOT / name).read_text(encoding="utf-8"))
+        content = with_site_links((ROOT / name).read_text(encoding="utf-8"))
         files.append(File.generated(config, page, content=content))
     return files
 
@@ -26,7 +26,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return markdown
 
 
-def on_site(markdown: str) -> str:
+def with_site_links(markdown: str) -> str:
     """Turns links of a page of the root into links of the site."""
     for name, page in PAGES.items():
         markdown = markdown.replace(f"]({name}", f"]({page}")
