@@ -1,19 +1,22 @@
 """Teaches a published Piper voice its missing parts, then tunes it.
 
-``python -m experiments.learn_posterior VOICE.onnx RECORDINGS FOLDER [--learn_updates 600] [--tune_updates 300]
-[--channels_divisor 1]``
+``python -m experiments.learn_posterior VOICE.onnx RECORDINGS FOLDER [--learn_updates 300] [--tune_updates 100]
+[--teacher own|recordings] [--channels_divisor 1]``
 
-Converts the voice, prepares the recordings (an LJ Speech folder), trains the voice's posterior encoder with the recipe
-``learn_posterior``, fine-tunes the result, and evaluates the voice before and after. Prints the validation metrics by
-update; continues where an earlier call ended.
+Converts the voice; trains its posterior encoder with the recipe ``learn_posterior``, on its own speech of sentences
+from a small grammar (English) or on the recordings (an LJ Speech folder); fine-tunes the result on the recordings;
+evaluates the voices. Prints the validation metrics by update; continues where an earlier call ended.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+from experiments.base_voice import sentences
 from vits_trainer.cli.main import main
+from vits_trainer.evaluation.synthesis import Voice
 
+OWN_CLIPS, RATE_HZ = 140, 22050
 SHOWN = ("mel", "constant_frame_mel", "mel_from_text", "kl", "duration")
 
 
@@ -24,16 +27,33 @@ def run(command: str, **flags: object) -> None:
         raise SystemExit(f"{command} ended with exit code {code}")
 
 
-def train(folder: Path, name: str, **flags: object) -> Path:
+def speak(voice: Path, folder: Path) -> None:
+    """Writes the voice's own speech as an LJ Speech folder."""
+    (folder / "wavs").mkdir(parents=True, exist_ok=True)
+    lines = []
+    speaker = Voice.load(str(voice))
+    for number, text in enumerate(sentences(OWN_CLIPS)):
+        speaker.speak(text, seed=number).save(folder / f"wavs/own_{number:03}.wav")
+        lines.append(f"own_{number:03}|{text}\n")
+    (folder / "metadata.csv").write_text("".join(lines), encoding="utf-8")
+
+
+def prepare(source: Path, folder: Path) -> Path:
+    if not (folder / "dataset.json").is_file():
+        run("prepare_data", dataset=source, output_dir=folder, target_sr=RATE_HZ, processes=1)
+    return folder
+
+
+def train(folder: Path, name: str, data: Path, **flags: object) -> Path:
     voice = folder / name
     if not voice.is_dir():
         run(
-            "train_vits", data_dir=folder / "training", checkpoint_dir=folder / f"{name}_checkpoints", output_dir=voice,
+            "train_vits", data_dir=data, checkpoint_dir=folder / f"{name}_checkpoints", output_dir=voice,
             run_name=name, resume_from_checkpoint="auto", report_to="none", validation_samples=0, log_every_updates=10,
             validation_fraction=0.25, **flags,
         )  # fmt: skip
     print(f"| update of {name} | {' | '.join(SHOWN)} |")
-    for line in (folder / "training/runs" / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (data / "runs" / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
         if "validation/mel" in values:
             cells = [f"{values[f'validation/{shown}']:.3f}" for shown in SHOWN]
@@ -42,31 +62,35 @@ def train(folder: Path, name: str, **flags: object) -> Path:
 
 
 def compare(
-    onnx: Path, recordings: Path, folder: Path, learn_updates: int, tune_updates: int, channels_divisor: int
+    onnx: Path,
+    recordings: Path,
+    folder: Path,
+    learn_updates: int,
+    tune_updates: int,
+    channels_divisor: int,
+    teacher: str,
 ) -> None:
     """Runs all steps that are not done yet."""
     original = folder / "original"
     if not original.is_dir():
         run("convert", input=onnx, output=original)
-    if not (folder / "training/dataset.json").is_file():
-        run("prepare_data", dataset=recordings, output_dir=folder / "training", target_sr=22050, processes=1)
-    batches = {"batch_size": 4, "gradient_accumulation_steps": 1, "discriminator.channels_divisor": channels_divisor}
+    data = prepare(recordings, folder / "training")
+    if teacher == "own" and not (folder / "own/metadata.csv").is_file():
+        speak(original, folder / "own")
+    first = prepare(folder / "own", folder / "own_training") if teacher == "own" else data
+    batches = {"gradient_accumulation_steps": 1, "discriminator.channels_divisor": channels_divisor}
     complete = train(
-        folder, "complete", config="learn_posterior", model_name=original, max_updates=learn_updates,
-        validate_every_updates=50, save_every_updates=50, **batches,
+        folder, "complete", first, config="learn_posterior", model_name=original, max_updates=learn_updates,
+        validate_every_updates=50, save_every_updates=50, batch_size=6 if teacher == "own" else 4, **batches,
     )  # fmt: skip
+    # All that decides what is said stays as it is.
     tuned = train(
-        folder, "tuned", model_name=complete, max_updates=tune_updates, validate_every_updates=50,
-        save_every_updates=50, learning_rate=5e-5, **batches,
+        folder, "tuned", data, model_name=complete, max_updates=tune_updates, validate_every_updates=25, batch_size=4,
+        save_every_updates=25, learning_rate=1e-4, freeze="text_encoder,duration_predictor", ema_decay=0.97,
+        schedule="cosine", **batches,
     )  # fmt: skip
     voices = ",".join(map(str, (original, complete, tuned)))
-    run(
-        "evaluate",
-        models=voices,
-        data_dir=folder / "training",
-        output_dir=folder / "evaluation",
-        validation_fraction=0.25,
-    )
+    run("evaluate", models=voices, data_dir=data, output_dir=folder / "evaluation", validation_fraction=0.25)
 
 
 if __name__ == "__main__":
@@ -74,8 +98,9 @@ if __name__ == "__main__":
     parser.add_argument("onnx", type=Path)
     parser.add_argument("recordings", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--learn_updates", type=int, default=600)
-    parser.add_argument("--tune_updates", type=int, default=300)
+    parser.add_argument("--learn_updates", type=int, default=300)
+    parser.add_argument("--tune_updates", type=int, default=100)
+    parser.add_argument("--teacher", choices=["own", "recordings"], default="own")
     # Discriminators of full size take most of an update's time on a CPU.
     parser.add_argument("--channels_divisor", type=int, default=1)
     compare(**vars(parser.parse_args()))
