@@ -117,9 +117,9 @@ def test_worker_prefetches_row_groups(folder, monkeypatch):
     requested: set[int] = set()
     fetch = dataset._fetch
 
-    def recorded(group):
+    def recorded(group, previous):
         requested.add(group)
-        return fetch(group)
+        return fetch(group, previous)
 
     monkeypatch.setattr(dataset, "_fetch", recorded)
     monkeypatch.setattr("vits_trainer.data.streaming.get_worker_info", lambda: "a worker")

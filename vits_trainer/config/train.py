@@ -25,6 +25,9 @@ _NOT_STREAMED = {
 }
 """Fields that require the list of all clips, which streaming lacks, and their values when off."""
 
+_UNPREPARED = ("split", "config_name", "revision", "text_column", "audio_column", "speaker_column", "max_duration_s")
+"""Fields that describe a data set as it lies."""
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -64,7 +67,7 @@ class TrainConfig:
     HELP_SECTIONS: ClassVar = {
         "data_dir": "folders and names",
         "batch_size": "optimization",
-        "max_samples": "data",
+        "split": "data",
         "objective": "objective",
         "layerdrop": "voice",
         "precision": "machine",
@@ -77,6 +80,9 @@ class TrainConfig:
 
     data_dir: str = "training"
     """Folder that prepare_data wrote."""
+    dataset: str | None = None
+    """Instead of data_dir, with streaming: train on a data set as it lies, without prepare_data: Parquet with audio and
+    texts (a file, a folder, a pattern or an fsspec URL), or a data set of the Hub (owner/name)."""
     checkpoint_dir: str = "training/checkpoints"
     """Folder for the checkpoint-<update>/ folders."""
     output_dir: str = "training/final_model"
@@ -120,6 +126,20 @@ class TrainConfig:
     """Number of updates to train; overrides epochs (0 = use epochs)."""
     target_hours: float = limited(0.0, 0, 1e6)
     """Approximate training time, in hours. Chooses epochs from the speed measured at the start (0 = use epochs)."""
+    split: str = "train"
+    """dataset, Hub: the split to read, or several such as train+validated."""
+    config_name: str | None = None
+    """dataset, Hub: the configuration, such as a language (null = its only or default one)."""
+    revision: str | None = None
+    """dataset, Hub: the branch, tag or commit to read (null = the main branch)."""
+    text_column: str | None = None
+    """dataset: column of the texts (null = sentence, else text, transcription ...)."""
+    audio_column: str | None = None
+    """dataset: column of the recordings (null = audio, else path, else the only one of this type)."""
+    speaker_column: str | None = None
+    """dataset: column of the speakers (null = client_id, else speaker_id, else speaker ..., if present)."""
+    max_duration_s: float = limited(60.0, 0.2, 300)
+    """dataset: reject recordings longer than this, in seconds. The dry run allocates a batch of this length."""
     max_samples: int = limited(0, 0)
     """Use only this many clips of the folder (0 = all)."""
     only_speakers: str = ""
@@ -364,7 +384,22 @@ class TrainConfig:
             "trained in the text encoder. Leave out one of them.",
         )
 
+    def check_unprepared_settings(self) -> None:
+        """Raises :class:`ConfigError` for a setting of a data set as it lies, if there is none."""
+        for name in _UNPREPARED:
+            require(
+                getattr(self, name) == getattr(TrainConfig, name),
+                f"--{name} applies to --dataset only. Leave it out, or give it to prepare_data.",
+            )
+
     def _check_streaming(self) -> None:
+        require(
+            self.dataset is None or self.streaming,
+            f"--dataset {self.dataset} requires --streaming true. To train without streaming, prepare it: vits-trainer "
+            f"prepare_data --dataset {self.dataset}",
+        )
+        for name in ("dataset", *_UNPREPARED):
+            require(getattr(self, name) != "", f"--{name} is empty: give a name, or leave the flag out.")
         for name, off in _NOT_STREAMED.items():
             require(
                 not self.streaming or getattr(self, name) == off,

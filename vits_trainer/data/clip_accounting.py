@@ -14,6 +14,7 @@ from vits_trainer.utils.strings import counted
 
 UNREADABLE = "unreadable-shard"
 """Kind of the incident with which a data worker reports that a streamed shard cannot be read."""
+PREPARE_AGAIN = "Run prepare_data again."
 _MAX_BITS = 31
 """Counts are 32-bit integers."""
 _MAX_EXAMPLES = 5
@@ -64,6 +65,7 @@ class ClipAccounting:
         max_rejected_fraction: float,
         expected: Callable[[int], NDArray[np.int64]] | None = None,
         position: Callable[[str], int] | None = None,
+        remedy: str = PREPARE_AGAIN,
     ) -> None:
         """Args:
         training: ids of the clips to train on, each once.
@@ -71,7 +73,9 @@ class ClipAccounting:
         max_rejected_fraction: of all clips; more rejections end the run.
         expected: how often each training clip occurs in the given epoch (None = once).
         position: index of an id in ``training``, or KeyError; for data sets with too many ids for a dict.
+        remedy: sentence that ends the message about rejected clips.
         """
+        self._remedy = remedy
         self.max_rejected_fraction = max_rejected_fraction
         self.clips = len(training) + len(held_out)
         self._expected = expected
@@ -116,13 +120,13 @@ class ClipAccounting:
         if len(self._rejections) > self.max_rejected_fraction * self.clips:
             raise TooManyRejectedError(
                 f"{len(self._rejections)} of {self.clips} clips cannot be used, more than --max_rejected_fraction "
-                f"{self.max_rejected_fraction:g} allows: {self._reason_summary()}. Run prepare_data again, and check "
-                "that the voice's vocabulary covers the texts."
+                f"{self.max_rejected_fraction:g} allows: {self._reason_summary()}. {self._remedy} Check that the "
+                "voice's vocabulary covers the texts."
             )
         if self._held_out and self._held_out <= self._rejections.keys():
             raise TooManyRejectedError(
                 f"None of the {len(self._held_out)} validation clips can be used: {self._reason_summary()}. "
-                "Run prepare_data again."
+                f"{self._remedy}"
             )
 
     def counts(self) -> NDArray[np.int32]:
@@ -164,9 +168,7 @@ class ClipAccounting:
         summary = f"epoch {epoch + 1}: {' + '.join(parts)} = {counted(self.clips, 'clip')}"
         summary += "" if once else f"; {self._draw_summary(totals, not_reached)}"
         if not (trained or masked or not_reached):
-            raise TooManyRejectedError(
-                f"{summary}. Nothing was trained: {self._reason_summary()}. Run prepare_data again."
-            )
+            raise TooManyRejectedError(f"{summary}. Nothing was trained: {self._reason_summary()}. {self._remedy}")
         if not not_reached:
             self._start_epoch()
         return summary

@@ -18,6 +18,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from vits_trainer.data.shards import MAX_GROUP_BYTES, ShardRecord, shard_format
 from vits_trainer.utils.errors import DataError, UnreadableShardError
@@ -31,6 +32,8 @@ RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Pauses between retries, with up to 25 % of random jitter, as all ranks fail at the same time."""
 _TAIL_BYTES = 2**16
 """Size of the first read at a shard's end: enough for the metadata of a hundred row groups."""
+_MAGIC = b"PAR1"
+"""The last bytes of every Parquet file."""
 _MAX_CACHED_METADATA = 64
 """Maximum number of shards whose metadata a process caches, about 100 kB each."""
 
@@ -121,6 +124,19 @@ class RemoteFolder:
 
         return self.with_retries(once, pattern)
 
+    def size_bytes(self, name: str) -> int:
+        """Returns the size of file ``name``.
+
+        Raises:
+            UnreadableShardError: there is no such file, or the storage cannot be read.
+        """
+
+        def once() -> int:
+            filesystem, root = self._filesystem()
+            return int(filesystem.info(f"{root}/{name}")["size"])
+
+        return self.with_retries(once, name)
+
 
 class ShardReader:
     """Reads row groups of a folder's shards, numbered over all shards. Thread-safe."""
@@ -143,6 +159,20 @@ class ShardReader:
         """Returns the shard of a row group, and the index of the group within it."""
         shard, number = self._groups[group]
         return self.records[shard], number
+
+    @property
+    def row_groups(self) -> NDArray[np.int64]:
+        """Row group of each group, ascending: here each is one. Groups of a row group are read in their order."""
+        return np.arange(len(self._groups))
+
+    def read_after(self, group: int, previous: Any) -> tuple[pa.Table, Any]:  # noqa: ARG002 - of subclasses
+        """Reads a group, and what reads the next one of the same row group.
+
+        Args:
+            group: to read.
+            previous: the second result for the group before, or None.
+        """
+        return self.read(group), None
 
     def read(self, group: int) -> pa.Table:
         """Reads row group ``group`` with one request (one or two more for the first group of a shard).
@@ -183,7 +213,14 @@ class ShardReader:
             if shard in self._metadata:
                 self._metadata.move_to_end(shard)
                 return self._metadata[shard]
-        record = self.records[shard]
+        metadata = self._load_metadata(self.records[shard])
+        with self._lock:
+            self._metadata[shard] = metadata
+            while len(self._metadata) > _MAX_CACHED_METADATA:
+                self._metadata.popitem(last=False)
+        return metadata
+
+    def _load_metadata(self, record: ShardRecord) -> Any:
         metadata = metadata_of(self.folder, record.name, record.bytes)
         groups = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
         if groups != record.groups:
@@ -191,34 +228,45 @@ class ShardReader:
                 f"{self.folder.address}/{record.name}: row groups of {groups} clips, not {record.groups} as in its "
                 "manifest. Download it again, or run prepare_data --shards again."
             )
-        with self._lock:
-            self._metadata[shard] = metadata
-            while len(self._metadata) > _MAX_CACHED_METADATA:
-                self._metadata.popitem(last=False)
         return metadata
 
 
 def metadata_of(folder: RemoteFolder, name: str, size_bytes: int) -> Any:
-    """Reads the Parquet metadata of a shard from the end of its file.
+    """Reads the Parquet metadata of a shard.
 
     Raises:
         UnreadableShardError: the file cannot be read.
         DataError: it is not a shard of prepare_data.
     """
+    metadata = read_footer(folder, name, size_bytes)
+    if b"vits_trainer" not in (metadata.metadata or {}):
+        raise DataError(
+            f"{folder.address}/{name}: is not a shard of prepare_data. Stream other Parquet files with --dataset "
+            f"{folder.address}/{name} instead of --data_dir, or prepare them: vits-trainer prepare_data --dataset "
+            "SOURCE --shards 16 --output_dir FOLDER"
+        )
+    shard_format(metadata, f"{folder.address}/{name}")
+    return metadata
+
+
+def read_footer(folder: RemoteFolder, name: str, size_bytes: int) -> Any:
+    """Reads the metadata of any Parquet file from its end.
+
+    Raises:
+        UnreadableShardError: the file cannot be read.
+        DataError: it is not a Parquet file.
+    """
 
     def once() -> Any:
         tail = folder.read(name, max(0, size_bytes - _TAIL_BYTES), size_bytes)
+        if tail[-len(_MAGIC) :] != _MAGIC:
+            raise DataError(
+                f"{folder.address}/{name}: is not a complete Parquet file. Download it again, or correct the address."
+            )
         needed = int.from_bytes(tail[-8:-4], "little") + 8
         if len(tail) < needed <= size_bytes:
             tail = folder.read(name, size_bytes - needed, size_bytes)
-        metadata = pq.read_metadata(io.BytesIO(tail))
-        if b"vits_trainer" not in (metadata.metadata or {}):
-            raise DataError(
-                f"{folder.address}/{name}: is not a shard of prepare_data. Prepare the data set first: vits-trainer "
-                "prepare_data --dataset SOURCE --shards 16 --output_dir FOLDER"
-            )
-        shard_format(metadata, f"{folder.address}/{name}")
-        return metadata
+        return pq.read_metadata(io.BytesIO(tail))
 
     return folder.with_retries(once, name)
 

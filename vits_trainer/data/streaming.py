@@ -9,6 +9,7 @@ import json
 import logging
 import traceback
 import unicodedata
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -55,15 +56,37 @@ _VALIDATION_GROUPS = 8
 """Number of row groups to draw validation clips from, if they have enough clips: each is read whole."""
 
 
+class GroupReader(Protocol):
+    """Reads groups of rows of several files, numbered over all files. Thread-safe."""
+
+    records: Sequence[ShardRecord]
+    """Of the files; ``groups`` are the numbers of rows of their groups."""
+
+    @property
+    def row_groups(self) -> NDArray[np.int64]:
+        """Row group of each group, ascending. Groups of one row group are best read in their order."""
+
+    def locate(self, group: int) -> tuple[ShardRecord, int]:
+        """Returns the file of a group, and the index of the group within it."""
+
+    def read(self, group: int) -> pa.Table:
+        """Reads a group."""
+
+    def read_after(self, group: int, previous: Any) -> tuple[pa.Table, Any]:
+        """Reads a group, and what reads the next one of the same row group.
+
+        Args:
+            group: to read.
+            previous: the second result for the group before, or None.
+        """
+
+
 @dataclass(frozen=True)
-class ShardedData:
-    """An opened set of shards; only its metadata has been read."""
+class StreamedData:
+    """An opened set of Parquet files; only their metadata have been read."""
 
     address: str
-    shards: ShardReader
-    sampling_rate: int
-    """In Hz."""
-    encoding: Encoding
+    shards: GroupReader
     summary: dict[str, Any]
     """Content of dataset.json; empty for shards without one."""
 
@@ -82,6 +105,11 @@ class ShardedData:
         """Index of the shard of each row group."""
         records = self.shards.records
         return np.repeat(np.arange(len(records)), [len(record.groups) for record in records])
+
+    @cached_property
+    def row_groups(self) -> NDArray[np.int64]:
+        """Row group of each group, ascending."""
+        return self.shards.row_groups
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
@@ -145,7 +173,10 @@ class ShardedData:
         rng = np.random.default_rng(seed)
         each, rows = -(-wanted // _VALIDATION_GROUPS), list[int]()
         eligible = self._eligible(wanted)
-        for group in rng.permutation(len(self.groups)):
+        order = rng.permutation(len(self.groups))
+        # A group within a row group is read after those before it: the first ones are the cheapest.
+        depths = np.arange(len(order)) - np.searchsorted(self.row_groups, self.row_groups)
+        for group in order[np.argsort(depths[order], kind="stable")]:
             shuffled = self.begins[group] + rng.permutation(self.groups[group])
             rows += shuffled[eligible[shuffled]][: min(each, wanted - len(rows))].tolist()
             if len(rows) == wanted:
@@ -202,6 +233,15 @@ class ShardedData:
         return dict(speakers), "".join(sorted(characters))
 
 
+@dataclass(frozen=True)
+class ShardedData(StreamedData):
+    """Shards of prepare_data."""
+
+    sampling_rate: int
+    """In Hz."""
+    encoding: Encoding
+
+
 def open_stream(address: str) -> ShardedData:
     """Opens the shards at ``address``: a directory with shards.json, a glob pattern of shards, or a Hub dataset.
 
@@ -227,7 +267,7 @@ def _open_folder(address: str, folder: RemoteFolder) -> ShardedData:
     content = _read_if_present(folder, "dataset.json")
     summary = {} if content is None else read_summary(content, f"{folder.address}/dataset.json")
     records = [replace(record, name=f"{FOLDER}/{record.name}") for record in manifest.shards]
-    return ShardedData(address, ShardReader(folder, records), manifest.sampling_rate, manifest.encoding, summary)
+    return ShardedData(address, ShardReader(folder, records), summary, manifest.sampling_rate, manifest.encoding)
 
 
 def _read_if_present(folder: RemoteFolder, name: str) -> bytes | None:
@@ -259,13 +299,13 @@ def _open_pattern(address: str, folder: RemoteFolder, pattern: str) -> ShardedDa
             "Correct the pattern."
         )
     ((sampling_rate, encoding),) = formats
-    return ShardedData(address, ShardReader(folder, records), sampling_rate, encoding, {})
+    return ShardedData(address, ShardReader(folder, records), {}, sampling_rate, encoding)
 
 
 class TrainedNames(Sequence[str]):
     """Ids of the training clips, as a lazy sequence."""
 
-    def __init__(self, prepared: ShardedData, held_out: Sequence[int]) -> None:
+    def __init__(self, prepared: StreamedData, held_out: Sequence[int]) -> None:
         self._prepared = prepared
         self._held_out = np.asarray(sorted(held_out), np.int64)
         self._shard_indices = {name: number for number, name in enumerate(prepared.shard_names)}
@@ -291,16 +331,21 @@ class TrainedNames(Sequence[str]):
         return row - before
 
 
-class StreamingClipDataset(ClipDataset):
+class StreamedClipDataset(ClipDataset):
     """Reads row groups in DataLoader workers, and prefetches those of the next windows."""
 
     def __init__(
-        self, prepared: ShardedData, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
+        self,
+        prepared: StreamedData,
+        longest_samples: int,
+        tokenizer: VitsTokenizer,
+        spec: AudioSpec,
+        speaker_ids: dict[str, int] | None,
     ) -> None:
         super().__init__(tokenizer, spec, speaker_ids)
         self.prepared = prepared
-        self.longest_frames = spec.frames(prepared.longest_samples)
-        self._substreams: dict[int, dict[int, Future[pa.Table]]] = {}
+        self.longest_frames = spec.frames(longest_samples)
+        self._substreams: dict[int, dict[int, Future[tuple[pa.Table, Any]]]] = {}
         """Current row groups of each substream, fetched or being fetched."""
         self._cached_clips: dict[int, Clip | Incident] = {}
         """Clips read one by one, cached: validation reads the same clips again."""
@@ -326,9 +371,21 @@ class StreamingClipDataset(ClipDataset):
     def _metadata_of(self, row: int, column: str) -> str:
         if row not in self._metadata:
             group, position = self.prepared.group_of(row)
-            table = self._table(group)
-            self._metadata[row] = {name: table[name][position].as_py() or "" for name in ("text", "speaker")}
+            text, speaker = self.text_and_speaker(self._table(group), position)
+            self._metadata[row] = {"text": text, "speaker": speaker}
         return self._metadata[row][column]
+
+    @abstractmethod
+    def text_and_speaker(self, table: pa.Table, position: int) -> tuple[str, str]:
+        """Returns both of a row of a group."""
+
+    @abstractmethod
+    def samples_of(self, name: str, table: pa.Table, position: int) -> NDArray[np.int16]:
+        """Decodes the recording of a row of a group, with the clip's id ``name``, to (T,).
+
+        Raises:
+            RecordingError: the clip cannot be used; gives the reason.
+        """
 
     def read(self, row: int) -> Clip | Incident:
         """Reads one clip and keeps it, or returns why it cannot be used."""
@@ -358,17 +415,27 @@ class StreamingClipDataset(ClipDataset):
             return {group: self._table(group) for group in needed}
         before = self._substreams.get(batch_spec.substream, {})
         # Without workers nothing can be prefetched.
-        wanted = needed if get_worker_info() is None else (*needed, *batch_spec.ahead)
-        held = {group: before.get(group) or self._fetch(group) for group in wanted}
+        wanted = sorted(needed) if get_worker_info() is None else (*sorted(needed), *batch_spec.ahead)
+        held: dict[int, Future[tuple[pa.Table, Any]]] = {}
+        for group in wanted:
+            held[group] = before.get(group) or self._fetch(group, held.get(group - 1) or before.get(group - 1))
         self._substreams[batch_spec.substream] = held
-        return {group: held[group].result() for group in needed}
+        return {group: held[group].result()[0] for group in needed}
 
-    def _fetch(self, group: int) -> Future[pa.Table]:
+    def _fetch(self, group: int, previous: Future[tuple[pa.Table, Any]] | None) -> Future[tuple[pa.Table, Any]]:
+        """Fetches a group; if it is not the first of its row group, continues ``previous``."""
+        row_groups = self.prepared.row_groups
+        if group and row_groups[group] != row_groups[group - 1]:
+            previous = None
         if get_worker_info() is not None:
-            return self._pool.submit(self.prepared.shards.read, group)
-        fetched: Future[pa.Table] = Future()
-        fetched.set_result(self.prepared.shards.read(group))
+            return self._pool.submit(self._read_after, group, previous)
+        fetched: Future[tuple[pa.Table, Any]] = Future()
+        fetched.set_result(self._read_after(group, previous))
         return fetched
+
+    def _read_after(self, group: int, previous: Future[tuple[pa.Table, Any]] | None) -> tuple[pa.Table, Any]:
+        # The pool starts its tasks in order, so that the previous one is running or done.
+        return self.prepared.shards.read_after(group, None if previous is None else previous.result()[1])
 
     @cached_property
     def _table(self) -> Callable[[int], pa.Table]:
@@ -383,12 +450,8 @@ class StreamingClipDataset(ClipDataset):
         group, position = self.prepared.group_of(row)
         name = self.prepared.name(row)
         try:
-            table = tables[group]
-            content = table["audio"][position].as_buffer()
-            text, speaker, samples = (table[column][position].as_py() for column in ("text", "speaker", "samples"))
-            shards = self.prepared
-            pcm = decode_audio(content and memoryview(content), shards.encoding, samples or 0, shards.sampling_rate)
-            return self.clip(name, pcm, text or "", speaker or "")
+            pcm = self.samples_of(name, tables[group], position)
+            return self.clip(name, pcm, *self.text_and_speaker(tables[group], position))
         except RecordingError as error:
             return Incident(name, "read", str(error.rejection.reason), error.rejection.detail)
         except UNEXPECTED as error:
@@ -401,7 +464,26 @@ class StreamingClipDataset(ClipDataset):
         return replace(record, pcm=np.resize(record.pcm, self.longest_frames * self.spec.hop))
 
 
-def rows_of_part(prepared: ShardedData, batch_spec: StreamedBatchSpec, tables: Mapping[int, pa.Table]) -> list[int]:
+class StreamingClipDataset(StreamedClipDataset):
+    """Clips of the shards of prepare_data."""
+
+    def __init__(
+        self, prepared: ShardedData, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
+    ) -> None:
+        super().__init__(prepared, prepared.longest_samples, tokenizer, spec, speaker_ids)
+        self._encoding, self._rate_hz = prepared.encoding, prepared.sampling_rate
+
+    def text_and_speaker(self, table: pa.Table, position: int) -> tuple[str, str]:
+        """Returns the cells."""
+        return table["text"][position].as_py() or "", table["speaker"][position].as_py() or ""
+
+    def samples_of(self, name: str, table: pa.Table, position: int) -> NDArray[np.int16]:  # noqa: ARG002 - as above
+        """Decodes a recording, (T,)."""
+        content, samples = table["audio"][position].as_buffer(), table["samples"][position].as_py()
+        return decode_audio(content and memoryview(content), self._encoding, samples or 0, self._rate_hz)
+
+
+def rows_of_part(prepared: StreamedData, batch_spec: StreamedBatchSpec, tables: Mapping[int, pa.Table]) -> list[int]:
     """Returns the rows of a micro-batch: its part of the window, once sorted by length.
 
     Args:

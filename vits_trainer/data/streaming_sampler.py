@@ -51,7 +51,10 @@ class _Epoch:
         rng = np.random.default_rng([sampler.seed, epoch])
         # Shard by shard, so that a substream uses few shards at a time: each has metadata to keep in memory.
         rank_of_shard = rng.permutation(int(sampler.shard_of_group[-1]) + 1)
-        self.groups = np.lexsort((rng.random(len(sampler.groups)), rank_of_shard[sampler.shard_of_group]))
+        row_groups = np.arange(len(sampler.groups)) if sampler.row_groups is None else sampler.row_groups
+        # Groups of one row group keep their order, as they can only be read one after another: lexsort is stable.
+        rank_of_group = rng.random(int(row_groups[-1]) + 1)[row_groups]
+        self.groups = np.lexsort((rank_of_group, rank_of_shard[sampler.shard_of_group]))
         self._ends = np.cumsum(sampler.train_clips_per_group[self.groups])
 
     def rows(self, start: int, stop: int) -> Rows:
@@ -94,6 +97,8 @@ class StreamingBatchSampler(UpdateSampler):
     """Micro-batches per update."""
     window: int = 8
     """Micro-batches of a substream that are sorted by length together."""
+    row_groups: NDArray[np.int64] | None = None
+    """Row group of each group, ascending, if ``groups`` are parts of row groups."""
 
     batch_frames = 0
     """Always 0: lengths are not known beforehand, so a batch is a number of clips."""

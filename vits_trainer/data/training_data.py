@@ -17,7 +17,7 @@ from transformers import VitsTokenizer
 from vits_trainer.config.framing import AudioSpec
 from vits_trainer.config.selection import ClipSelection
 from vits_trainer.config.train import TrainConfig
-from vits_trainer.data.clip_accounting import ClipAccounting
+from vits_trainer.data.clip_accounting import PREPARE_AGAIN, ClipAccounting
 from vits_trainer.data.dataset import Clip, ClipDataset, PreparedClipDataset
 from vits_trainer.data.prepared import (
     PreparedData,
@@ -26,8 +26,16 @@ from vits_trainer.data.prepared import (
 )
 from vits_trainer.data.sampler import BucketBatchSampler, ClipPositions, UpdateSampler
 from vits_trainer.data.speaker_sampling import SpeakerTemperatureSampler
-from vits_trainer.data.streaming import ShardedData, StreamingClipDataset, TrainedNames, open_stream, rows_of_part
+from vits_trainer.data.streaming import (
+    ShardedData,
+    StreamedData,
+    StreamingClipDataset,
+    TrainedNames,
+    open_stream,
+    rows_of_part,
+)
 from vits_trainer.data.streaming_sampler import StreamedBatchSpec, StreamingBatchSampler
+from vits_trainer.data.unprepared import UnpreparedClipDataset, UnpreparedData, open_unprepared
 from vits_trainer.text import vocabulary
 from vits_trainer.text.tokenizer import VoiceTokenizer
 from vits_trainer.text.vocabulary import MissingCharacter
@@ -66,8 +74,8 @@ class TrainingData(ABC):
 
     @property
     @abstractmethod
-    def sampling_rate(self) -> int:
-        """In Hz."""
+    def sampling_rate(self) -> int | None:
+        """In Hz; None if recordings are resampled to the voice's rate."""
 
     @property
     @abstractmethod
@@ -281,12 +289,14 @@ class PreparedTrainingData(TrainingData):
                 yield name, clip.kind
 
 
-class ShardedTrainingData(TrainingData):
-    """Clips of shards that are streamed: counts per row group are known, lengths and texts are not."""
+class StreamedTrainingData(TrainingData):
+    """Clips that are streamed: counts per row group are known, lengths and texts are not."""
 
+    shards: StreamedData
     knows_texts = False
+    _REMEDY = PREPARE_AGAIN
 
-    def __init__(self, config: TrainConfig, shards: ShardedData) -> None:
+    def __init__(self, config: TrainConfig, shards: StreamedData) -> None:
         self.config = config
         self.shards = shards
         self.validation_rows = shards.hold_out(config.validation_fraction, config.validation_max_clips, config.seed)
@@ -295,11 +305,6 @@ class ShardedTrainingData(TrainingData):
     def location(self) -> str:
         """Address, for messages."""
         return self.shards.root
-
-    @property
-    def sampling_rate(self) -> int:
-        """In Hz."""
-        return self.shards.sampling_rate
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -332,13 +337,8 @@ class ShardedTrainingData(TrainingData):
             world_size=num_processes,
             accumulation=self.config.gradient_accumulation_steps,
             window=self.config.streaming_window,
+            row_groups=self.shards.row_groups,
         )
-
-    def dataset(
-        self, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
-    ) -> StreamingClipDataset:
-        """Returns the dataset that fetches row groups."""
-        return StreamingClipDataset(self.shards, tokenizer, spec, speaker_ids)
 
     def accounting(self, sampler: UpdateSampler) -> ClipAccounting:
         """Returns the accounting by shard and row."""
@@ -350,6 +350,7 @@ class ShardedTrainingData(TrainingData):
             self.config.max_rejected_fraction,
             expected=sampler.expected_counts,
             position=training.position,
+            remedy=self._REMEDY,
         )
 
     def fingerprint(self) -> dict[str, str]:
@@ -405,17 +406,60 @@ class ShardedTrainingData(TrainingData):
         count = len(self.shards.groups)
         for group in np.random.default_rng(seed).choice(count, min(SAMPLED_GROUPS, count), replace=False):
             record, number = self.shards.shards.locate(group)
-            columns = self.shards.shards.read(group).select(["clip", "audio", "text", "speaker"]).to_pydict()
+            columns = self.shards.shards.read(group).select(["audio", "text", "speaker"]).to_pydict()
             yield f"{record.name} row group {number}", short_digest(columns)
 
 
-def open_training_data(config: TrainConfig) -> TrainingData:
-    """Opens ``--data_dir``: shards that are streamed, or a prepared folder.
+class ShardedTrainingData(StreamedTrainingData):
+    """Clips of the shards of prepare_data."""
+
+    shards: ShardedData
+
+    @property
+    def sampling_rate(self) -> int:
+        """In Hz."""
+        return self.shards.sampling_rate
+
+    def dataset(
+        self, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
+    ) -> StreamingClipDataset:
+        """Returns the dataset that fetches row groups."""
+        return StreamingClipDataset(self.shards, tokenizer, spec, speaker_ids)
+
+
+class UnpreparedTrainingData(StreamedTrainingData):
+    """Clips of a data set that prepare_data has not converted."""
+
+    shards: UnpreparedData
+    sampling_rate = None
+    _REMEDY = "Raise --max_rejected_fraction to train on the others, or name other columns."
+
+    def dataset(
+        self, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
+    ) -> UnpreparedClipDataset:
+        """Returns the dataset that fetches rows, and decodes and checks their recordings."""
+        return UnpreparedClipDataset(self.shards, tokenizer, spec, speaker_ids)
+
+    def update_speakers(self, sampler: UpdateSampler) -> str | None:
+        """Returns a line on the speakers of the first update; None if there is no column of them."""
+        return super().update_speakers(sampler) if self.shards.shards.columns[0].speaker else None
+
+
+def open_training_data(config: TrainConfig, rows: object = None) -> TrainingData:
+    """Opens the data set ``rows`` or ``--dataset``, which is streamed as it lies; or else ``--data_dir``: shards that
+    are streamed, or a prepared folder.
+
+    Args:
+        config: of the run.
+        rows: a ``datasets.Dataset``, or None.
 
     Raises:
-        DataError: it holds neither, or too few clips.
+        DataError: it holds no clips, or too few; or not in a format that can be read.
         ConfigError: a setting does not fit the data.
     """
+    if rows is not None or config.dataset is not None:
+        return UnpreparedTrainingData(config, open_unprepared(config, rows))
+    config.check_unprepared_settings()
     if config.streaming:
         return ShardedTrainingData(config, open_stream(config.data_dir))
     return PreparedTrainingData.from_config(config)

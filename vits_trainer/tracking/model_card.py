@@ -41,8 +41,8 @@ _TEMPLATES = jinja2.Environment(  # noqa: S701  # nosec B701
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
 )
 _EXCLUDED_SETTINGS = (
-    "data_dir", "checkpoint_dir", "output_dir", "keep_versions", "runs_dir", "run_name", "resume_from_checkpoint",
-    "report_to", "push_to_hub", "hub_private", "model_name",
+    "data_dir", "dataset", "checkpoint_dir", "output_dir", "keep_versions", "runs_dir", "run_name",
+    "resume_from_checkpoint", "report_to", "push_to_hub", "hub_private", "model_name",
 )  # fmt: skip
 """Settings that concern a machine or an account, not the voice; wandb_* are excluded too."""
 

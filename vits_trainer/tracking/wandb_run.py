@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 _NOT_LOGGED = frozenset((
-    "data_dir", "checkpoint_dir", "output_dir", "keep_versions", "runs_dir", "run_name", "data_workers",
+    "data_dir", "dataset", "checkpoint_dir", "output_dir", "keep_versions", "runs_dir", "run_name", "data_workers",
     "max_rejected_fraction", "max_nonfinite_updates", "rank_timeout_s", "validation_samples", "log_every_updates",
     "save_every_updates", "save_before_s", "keep_checkpoints", "resume_from_checkpoint", "report_to",
     "wandb_checkpoints", "wandb_project", "wandb_entity", "wandb_tags", "push_to_hub", "hub_private",

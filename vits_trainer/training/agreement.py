@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 NOT_COMPARED = frozenset(
     (
         # Paths may differ between machines. The contents are compared instead.
-        "data_dir", "checkpoint_dir", "output_dir", "runs_dir", "model_name", "discriminator_from",
+        "data_dir", "dataset", "checkpoint_dir", "output_dir", "runs_dir", "model_name", "discriminator_from",
         "discriminator_encoder",
         # Used by rank 0 only.
         "resume_from_checkpoint", "keep_checkpoints", "keep_versions", "report_to", "wandb_checkpoints",

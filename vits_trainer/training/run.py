@@ -5,8 +5,9 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import VitsModel
@@ -38,11 +39,14 @@ from vits_trainer.training.plan import TrainingPlan
 from vits_trainer.training.selection_metric import choose_best_metric, validation_metrics
 from vits_trainer.training.trainer import Trainer
 from vits_trainer.training.validation import Validation
-from vits_trainer.utils.errors import ConfigError, DataError
+from vits_trainer.utils.errors import ConfigError, DataError, require
 from vits_trainer.utils.files import followed
 from vits_trainer.utils.logging import log_to_console
 from vits_trainer.utils.strings import counted
 from vits_trainer.utils.versions import versions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -65,18 +69,22 @@ class TrainingResult:
     """The exported voice; None if the run stopped before its last update."""
 
 
-def train(config: TrainConfig, data: TrainingData | None = None) -> TrainingResult:
+def train(config: TrainConfig, data: "TrainingData | Dataset | None" = None) -> TrainingResult:
     """Trains a voice and exports it to ``output_dir``. Runs on every rank.
 
     Args:
         config: of the run.
-        data: what to train on (None: opened from the configuration).
+        data: what to train on (None: opened from the configuration). A ``datasets.Dataset`` with an audio column
+            (``datasets.Audio``) and a text column is streamed as it lies.
 
     Raises:
         VitsTrainerError: the configuration, the data or the machine do not allow it, or training failed; what was
             trained before is saved.
     """
-    data = data or open_training_data(config)
+    if not isinstance(data, TrainingData):
+        require(data is None or config.dataset is None, f"--dataset {config.dataset} and data exclude each other.")
+        config = config if data is None else replace(config, streaming=True)
+        data = open_training_data(config, data)
     runtime = Runtime(config.precision, config.gradient_accumulation_steps, config.deterministic, config.rank_timeout_s)
     log_to_console(runtime.is_main_process)
     with runtime.report_failure_to_peers():
@@ -172,7 +180,7 @@ class _Networks:
 def _build_networks(config: TrainConfig, data: TrainingData, resume_from: Path | None) -> _Networks:
     model, tokenizer = _load_voice(config, data, resume_from)
     spec = pretrained.audio_spec(model.config)
-    if data.sampling_rate != spec.sampling_rate:
+    if data.sampling_rate not in (None, spec.sampling_rate):
         raise DataError(
             f"{data.location} is at {data.sampling_rate} Hz, the voice at {spec.sampling_rate} Hz: prepare the data "
             f"again with --target_sr {spec.sampling_rate}."
@@ -306,7 +314,7 @@ def _check_processes(config: TrainConfig, runtime: Runtime) -> None:
 def _runs_dir(config: TrainConfig) -> Path:
     """The folder of runs: by default in a local --data_dir, else next to the checkpoints."""
     folder = Path(config.data_dir)
-    parent = folder if folder.is_dir() else Path(config.checkpoint_dir).parent
+    parent = folder if folder.is_dir() and config.dataset is None else Path(config.checkpoint_dir).parent
     return Path(config.runs_dir or parent / "runs")
 
 

@@ -121,7 +121,7 @@ def map_in_processes(
     waiting: deque[_Task[Converted]] = deque()
     with closing(_Workers(config)) as workers:
         for index, (clip, rejection) in enumerate(clips):
-            task = _Task[Converted](clip, convert, (clip.audio, _count_tokens(clip), config, *arguments(index)))
+            task = _Task[Converted](clip, convert, (clip.audio, count_tokens(clip), config, *arguments(index)))
             task.result = rejection
             waiting.append(task)
             workers.start(task)
@@ -231,7 +231,7 @@ def to_accepted(clip: SourceClip, samples: int, audio_digest: str) -> AcceptedCl
     return AcceptedClip(text, speaker, samples, text != clip.text, printable(clip.clip_id), audio_digest)
 
 
-def _count_tokens(clip: SourceClip) -> int:
+def count_tokens(clip: SourceClip) -> int:
     """Returns the number of tokens as in MMS-TTS: the characters, with a blank before, between and after them."""
     return 2 * len(one_line(clip.text)) + 1
 

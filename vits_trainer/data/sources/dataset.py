@@ -12,7 +12,8 @@ from vits_trainer.utils.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_NAME = "dataset"
+NAME = "dataset"
+"""Of the source, in messages and ids of clips."""
 
 
 def open_dataset(rows: "Dataset", config: PrepareConfig) -> Source:
@@ -21,21 +22,12 @@ def open_dataset(rows: "Dataset", config: PrepareConfig) -> Source:
     Raises:
         DataError: it has no such columns, or its audio is already decoded to arrays.
     """
-    from datasets import Audio  # noqa: PLC0415 - takes seconds
-
-    columns = Columns.choose(_NAME, rows.column_names, config)
-    feature = rows.features[columns.audio]
-    if isinstance(feature, Audio):
-        rows = rows.cast_column(columns.audio, Audio(decode=False))  # decoding here would need torchcodec
-    elif isinstance(feature, dict) and "array" in feature:
-        raise DataError(
-            f"{_NAME}: column {columns.audio} holds arrays. Keep it as datasets.Audio: files or their bytes."
-        )
-    selected = rows.select_columns(columns.present())
+    columns = Columns.choose(NAME, rows.column_names, config)
+    selected = undecoded(rows, columns)
 
     def clips_from(start: int) -> Iterator[SourceClip]:
         for number in range(start, len(selected)):
-            yield row_clip(selected[number], f"{_NAME} row {number + 1}", columns, _find, config)
+            yield row_clip(selected[number], f"{NAME} row {number + 1}", columns, find_file, config)
 
     def speakers() -> Iterator[str | None]:
         values = rows.select_columns([columns.speaker])[columns.speaker] if columns.speaker else ()
@@ -53,7 +45,26 @@ def open_dataset(rows: "Dataset", config: PrepareConfig) -> Source:
     )
 
 
-def _find(name: str) -> Path | Rejection:
+def undecoded(rows: "Dataset", columns: Columns) -> "Dataset":
+    """Returns these columns, with audio as files or their contents.
+
+    Raises:
+        DataError: the audio is already decoded to arrays.
+    """
+    from datasets import Audio  # noqa: PLC0415 - takes seconds
+
+    feature = rows.features[columns.audio]
+    if isinstance(feature, Audio):
+        rows = rows.cast_column(columns.audio, Audio(decode=False))  # decoding here would need torchcodec
+    elif isinstance(feature, dict) and "array" in feature:
+        raise DataError(
+            f"{NAME}: column {columns.audio} holds arrays. Keep it as datasets.Audio: files or their bytes."
+        )
+    return rows.select_columns(columns.present())
+
+
+def find_file(name: str) -> Path | Rejection:
+    """Returns the file that a row names, or the reason to reject the clip."""
     path = Path(name)
     try:
         return path if path.is_file() else Rejection(Reason.MISSING_FILE, f"{name} does not exist")

@@ -16,7 +16,7 @@ HUB_TIMEOUT_S = 10
 DOWNLOAD_REMEDY = "download the data set and give its folder"
 
 
-def _is_on_hub(path: Path, config: PrepareConfig) -> bool:
+def is_on_hub(path: Path, config: PrepareConfig) -> bool:
     """Whether ``config.dataset`` looks like owner/name and nothing on this machine has that path."""
     is_local = path.exists() or bool(parquet_files(path))
     return not is_local and HUB_NAME.fullmatch(config.dataset) is not None and path.suffix != ".parquet"
@@ -85,6 +85,38 @@ def _speakers(rows: Any, column: str, config: PrepareConfig) -> Iterator[str | N
                 return
     except (OSError, ValueError, RuntimeError, ImportError, DatasetsError) as error:
         raise _unreadable_on_hub(config, error) from error
+
+
+def parquet_on_hub(config: PrepareConfig) -> tuple[str, list[str]]:
+    """Finds the Parquet files of a split on the Hub; reads no rows.
+
+    Returns:
+        The address of the data set at its present commit, and the files' paths in it.
+
+    Raises:
+        DataError: as :func:`_open_hub`, or the clips are not in Parquet files.
+    """
+    from datasets import load_dataset_builder  # noqa: PLC0415  takes seconds
+    from datasets.exceptions import DatasetsError  # noqa: PLC0415
+
+    root = f"hf://datasets/{config.dataset}@{_resolve_commit(config)}"
+    try:
+        builder = load_dataset_builder(config.dataset, config.config_name, revision=root.rpartition("@")[2])
+    except (OSError, ValueError, RuntimeError, ImportError, DatasetsError) as error:
+        raise _unreadable_on_hub(config, error) from error
+    by_split = {str(split): files for split, files in (builder.config.data_files or {}).items()}
+    splits = [name.strip() for name in config.split.split("+")]
+    if unknown := [split for split in splits if split not in by_split]:
+        raise DataError(
+            f"--dataset {config.dataset}: no split {unknown[0]}; it has {', '.join(by_split)}. Choose another --split."
+        )
+    names = [str(file).removeprefix(f"{root}/") for split in splits for file in by_split[split]]
+    if foreign := [name for name in names if not name.endswith(".parquet")]:
+        raise DataError(
+            f"--dataset {config.dataset}: {foreign[0]} is not Parquet, and only Parquet is streamed as it lies. "
+            "Prepare the data set with prepare_data."
+        )
+    return root, names
 
 
 def _resolve_commit(config: PrepareConfig) -> str | None:
@@ -161,4 +193,4 @@ def _clips(
         raise DataError(f"--dataset {config.dataset}: no clips in {config.split}. Choose another --split.")
 
 
-SOURCE = SourceKind("hub", "the name of a data set on the Hugging Face Hub (owner/name)", _is_on_hub, _open_hub)
+SOURCE = SourceKind("hub", "the name of a data set on the Hugging Face Hub (owner/name)", is_on_hub, _open_hub)
