@@ -3,6 +3,9 @@
 The row groups of others may have any size, such as a gigabyte, and Parquet pages can only be read one after another. A
 row group is therefore divided into groups of about :data:`GROUP_BYTES`. A cursor reads them in their order, with one
 page and one group in memory; a group within a row group is reached by reading what is before it.
+
+Some writers make a whole row group one page. The pages of all cursors of a process are therefore limited to
+:data:`MAX_PAGE_BYTES`: the cursor that was used least recently is closed, and its row group read again.
 """
 
 import io
@@ -28,6 +31,8 @@ GROUP_BYTES = 2**21
 """Typical size of a group: 15 to 100 clips of 5 s, by their encoding."""
 GROUP_ROWS = 256
 """Maximum number of rows of a group."""
+MAX_PAGE_BYTES = 2**29
+"""Maximum size of the pages in memory, compressed and not, if there is more than one cursor."""
 _READ_AHEAD_BYTES = 2**20
 """Size of a request: a column chunk is not read whole."""
 _CONCURRENT_FOOTERS = 8
@@ -50,10 +55,26 @@ class _Place:
 class RowCursor:
     """Reads a row group from its beginning, some rows at a time."""
 
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+    def __init__(self, batches: Iterator[pa.RecordBatch], file: "_RequestFile", expansion: float) -> None:
+        """Args:
+        batches: of the row group.
+        file: that they are read from.
+        expansion: uncompressed size of the row group, relative to the compressed one.
+        """
         self._batches = batches
+        self._file = file
+        self._expansion = expansion
         self._rest: pa.RecordBatch | None = None
         self.rows_read = 0
+
+    @property
+    def page_bytes(self) -> int:
+        """Size of the largest page so far, compressed and not."""
+        return round(self._file.largest_bytes * (1 + self._expansion))
+
+    def close(self) -> None:
+        """Frees the pages: no more rows can be read."""
+        self._batches, self._rest, self.rows_read = iter(()), None, -1
 
     def take(self, rows: int) -> pa.Table:
         """Returns the next ``rows`` rows; raises EOFError if there are fewer."""
@@ -84,6 +105,11 @@ class ParquetRows(ShardReader):
         super().__init__(folder, records)
         self.columns = columns
         self._places = places
+        self._cursors: dict[int, RowCursor] = {}
+        """Those that are not reading now, by their ``id``, least recently used first."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_cursors": {}}
 
     @property
     def row_groups(self) -> NDArray[np.int64]:
@@ -109,20 +135,38 @@ class ParquetRows(ShardReader):
         def once() -> tuple[pa.Table, RowCursor]:
             nonlocal cursor
             current, cursor = cursor, None  # after an error, reading begins anew
+            with self._lock:
+                self._cursors.pop(id(current), None)
             if current is None or current.rows_read != place.first_row:
                 current = self._open(place)
             return by_role(current.take(place.rows), self.columns[place.shard]), current
 
         try:
-            return self.folder.with_retries(once, self.records[place.shard].name)
+            table, current = self.folder.with_retries(once, self.records[place.shard].name)
         except DataError as error:  # a data worker reports only unreadable shards
             raise UnreadableShardError(str(error)) from error
+        self._keep(group, current)
+        return table, current
+
+    def _keep(self, group: int, cursor: RowCursor) -> None:
+        """Keeps the cursor of a group for the next one, within the memory limit."""
+        if group + 1 == len(self._places) or self._places[group + 1].first_row == 0:
+            cursor.close()
+            return
+        with self._lock:
+            self._cursors[id(cursor)] = cursor
+            while len(self._cursors) > 1 and sum(one.page_bytes for one in self._cursors.values()) > MAX_PAGE_BYTES:
+                self._cursors.pop(next(iter(self._cursors))).close()
 
     def _open(self, place: _Place) -> RowCursor:
         """Returns a cursor that has read the rows before the group."""
         columns = self.columns[place.shard].present()
-        batches = self._file(place.shard).iter_batches(place.rows, [place.row_group], columns, use_threads=False)
-        cursor = RowCursor(batches)
+        source, file = self._file(place.shard)
+        row_group = file.metadata.row_group(place.row_group)
+        chunks = [row_group.column(index) for index in range(row_group.num_columns)]
+        compressed_bytes = sum(chunk.total_compressed_size for chunk in chunks)
+        batches = file.iter_batches(place.rows, [place.row_group], columns, use_threads=False)
+        cursor = RowCursor(batches, source, row_group.total_byte_size / max(1, compressed_bytes))
         while cursor.rows_read < place.first_row:
             cursor.take(min(place.rows, place.first_row - cursor.rows_read))
         return cursor
@@ -138,17 +182,19 @@ class ParquetRows(ShardReader):
             names = [name for name in (columns.text, columns.speaker) if name is not None]
 
             def once(shard: int = shard, names: list[str] = names) -> pa.Table:
-                batches = self._file(shard).iter_batches(_TEXT_ROWS, columns=names, use_threads=False)
+                _, file = self._file(shard)
+                batches = file.iter_batches(_TEXT_ROWS, columns=names, use_threads=False)
                 return pa.Table.from_batches(batches)
 
             table = self.folder.with_retries(once, record.name)
             speakers = table[columns.speaker] if columns.speaker else pa.nulls(table.num_rows, pa.string())
             yield pa.table({"text": table[columns.text], "speaker": speakers})
 
-    def _file(self, shard: int) -> pq.ParquetFile:
+    def _file(self, shard: int) -> tuple["_RequestFile", pq.ParquetFile]:
         record = self.records[shard]
-        return pq.ParquetFile(
-            _RequestFile(self.folder, record.name, record.bytes),
+        source = _RequestFile(self.folder, record.name, record.bytes)
+        return source, pq.ParquetFile(
+            source,
             metadata=self._metadata_of(shard),
             pre_buffer=False,  # would load whole row groups into memory
             buffer_size=_READ_AHEAD_BYTES,
@@ -222,6 +268,8 @@ class _RequestFile(io.RawIOBase):
     def __init__(self, folder: RemoteFolder, name: str, size_bytes: int) -> None:
         self._folder, self._name, self._size_bytes = folder, name, size_bytes
         self._position = 0
+        self.largest_bytes = 0
+        """Size of the largest request so far."""
 
     def readable(self) -> bool:
         return True
@@ -241,6 +289,7 @@ class _RequestFile(io.RawIOBase):
         end = self._size_bytes if size < 0 else min(self._size_bytes, self._position + size)
         content = self._folder.read(self._name, self._position, end) if end > self._position else b""
         self._position += len(content)
+        self.largest_bytes = max(self.largest_bytes, len(content))
         return content
 
 
