@@ -240,6 +240,15 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     assert f"{file}: is not a complete Parquet file" in refusal(file)
 
 
+def test_texts_that_cannot_be_those_of_the_recordings_are_refused(tmp_path: Path) -> None:
+    clips = [{**row, "sentence": "5"} for row in rows(12)]
+    for row in clips:
+        row["audio"] = {"bytes": encode(voice(1.6, 16000), 16000), "path": None}
+    data = opened(write_dataset(tmp_path / "set", [clips]), validation_fraction=0.5)
+    with pytest.raises(DataError, match=r"6 of 6 clips have a text far too short .* Name another --text_column"):
+        data.dataset(TOKENIZER, SPEC, None)
+
+
 def test_settings_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="--dataset a/b requires --streaming true"):
         TrainConfig(dataset="a/b")

@@ -49,6 +49,7 @@ def test_run_resumed_within_an_epoch_ends_with_the_same_weights(
 
 
 def test_train_takes_a_dataset(tmp_path: Path) -> None:
-    config = parse(TrainConfig, train_flags(tmp_path, **settings(tmp_path, max_updates=1, streaming=False)))
+    flags = train_flags(tmp_path, **settings(tmp_path, max_updates=1, streaming=False))
+    config = parse("train_vits", TrainConfig, flags)
     result = train(config, dataset_of(written()))
     assert (result.status, result.update, result.voice) == ("done", 1, tmp_path / "final_model")

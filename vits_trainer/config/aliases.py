@@ -111,7 +111,6 @@ FLAGS = {
     "optimizer_eps": "--adam_eps",
     "betas": "--adam_betas",
     "segment_size": "--segment_frames",
-    "dataset": "--data_dir",
     "steps": "--max_updates",
     "iterations": "--max_updates",
     "workers": "--data_workers",

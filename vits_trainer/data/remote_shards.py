@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import fsspec
 import numpy as np
@@ -136,6 +136,31 @@ class RemoteFolder:
             return int(filesystem.info(f"{root}/{name}")["size"])
 
         return self.with_retries(once, name)
+
+
+class GroupReader(Protocol):
+    """Reads groups of rows of several files, numbered over all files. Thread-safe."""
+
+    records: Sequence[ShardRecord]
+    """Of the files; ``groups`` are the numbers of rows of their groups."""
+
+    @property
+    def row_groups(self) -> NDArray[np.int64]:
+        """Row group of each group, ascending. Groups of one row group are best read in their order."""
+
+    def locate(self, group: int) -> tuple[ShardRecord, int]:
+        """Returns the file of a group, and the index of the group within it."""
+
+    def read(self, group: int) -> pa.Table:
+        """Reads a group."""
+
+    def read_after(self, group: int, previous: Any) -> tuple[pa.Table, Any]:
+        """Reads a group, and what reads the next one of the same row group.
+
+        Args:
+            group: to read.
+            previous: the second result for the group before, or None.
+        """
 
 
 class ShardReader:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,7 @@ from vits_trainer.data.audio import RecordingError
 from vits_trainer.data.clip_accounting import UNREADABLE, Incident
 from vits_trainer.data.dataset import UNEXPECTED, Clip, ClipDataset
 from vits_trainer.data.prepared import read_summary
-from vits_trainer.data.remote_shards import RemoteFolder, ShardReader, metadata_of
+from vits_trainer.data.remote_shards import GroupReader, RemoteFolder, ShardReader, metadata_of
 from vits_trainer.data.sampler import MicroBatchSpec
 from vits_trainer.data.shards import (
     FOLDER,
@@ -54,31 +54,6 @@ _THREADS = 8
 """Maximum number of concurrent requests of a data worker."""
 _VALIDATION_GROUPS = 8
 """Number of row groups to draw validation clips from, if they have enough clips: each is read whole."""
-
-
-class GroupReader(Protocol):
-    """Reads groups of rows of several files, numbered over all files. Thread-safe."""
-
-    records: Sequence[ShardRecord]
-    """Of the files; ``groups`` are the numbers of rows of their groups."""
-
-    @property
-    def row_groups(self) -> NDArray[np.int64]:
-        """Row group of each group, ascending. Groups of one row group are best read in their order."""
-
-    def locate(self, group: int) -> tuple[ShardRecord, int]:
-        """Returns the file of a group, and the index of the group within it."""
-
-    def read(self, group: int) -> pa.Table:
-        """Reads a group."""
-
-    def read_after(self, group: int, previous: Any) -> tuple[pa.Table, Any]:
-        """Reads a group, and what reads the next one of the same row group.
-
-        Args:
-            group: to read.
-            previous: the second result for the group before, or None.
-        """
 
 
 @dataclass(frozen=True)

@@ -437,8 +437,14 @@ class UnpreparedTrainingData(StreamedTrainingData):
     def dataset(
         self, tokenizer: VitsTokenizer, spec: AudioSpec, speaker_ids: dict[str, int] | None
     ) -> UnpreparedClipDataset:
-        """Returns the dataset that fetches rows, and decodes and checks their recordings."""
-        return UnpreparedClipDataset(self.shards, tokenizer, spec, speaker_ids)
+        """Returns the dataset that fetches rows, and decodes and checks their recordings. Reads the validation clips.
+
+        Raises:
+            DataError: most of the validation clips have texts that cannot be those of their recordings.
+        """
+        dataset = UnpreparedClipDataset(self.shards, tokenizer, spec, speaker_ids)
+        dataset.require_plausible(self.validation_rows)
+        return dataset
 
     def update_speakers(self, sampler: UpdateSampler) -> str | None:
         """Returns a line on the speakers of the first update; None if there is no column of them."""

@@ -22,15 +22,18 @@ from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.config.serialization import expanded
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.audio import Reason, Rejection, reject
+from vits_trainer.data.dataset import Clip
 from vits_trainer.data.dataset_rows import open_dataset_rows
 from vits_trainer.data.parquet_rows import open_rows
+from vits_trainer.data.preparation.journal import AcceptedClip
+from vits_trainer.data.preparation.plausibility import clip_facts, examine
 from vits_trainer.data.preparation.workers import count_tokens, to_accepted, to_pcm
-from vits_trainer.data.remote_shards import RemoteFolder
+from vits_trainer.data.remote_shards import GroupReader, RemoteFolder
 from vits_trainer.data.sources.base import Columns, SourceClip, row_clip
 from vits_trainer.data.sources.dataset import find_file
 from vits_trainer.data.sources.files import AudioFiles, FileFinder
 from vits_trainer.data.sources.hub import is_on_hub, parquet_on_hub, refuse_hub_options
-from vits_trainer.data.streaming import GroupReader, StreamedClipDataset, StreamedData
+from vits_trainer.data.streaming import StreamedClipDataset, StreamedData
 from vits_trainer.utils.errors import DataError
 from vits_trainer.utils.strings import counted, one_line, short_digest
 
@@ -111,6 +114,27 @@ class UnpreparedClipDataset(StreamedClipDataset):
         if not one_line(clip.text):
             reject(Reason.EMPTY_TEXT, repr(clip.text[:40]))
         return to_pcm(clip.audio, count_tokens(clip), self._settings)
+
+    def require_plausible(self, rows: Sequence[int]) -> None:
+        """Checks that the texts of some clips may be those of their recordings; reads these clips.
+
+        Raises:
+            DataError: most of them cannot be.
+        """
+        facts = []
+        for row in rows:
+            clip = self.read(row)
+            if isinstance(clip, Clip):
+                accepted = AcceptedClip(self.text(row), self.speaker(row), len(clip.pcm), False, clip.clip_id, "")
+                facts.append(clip_facts(clip.clip_id, accepted, self.spec.sampling_rate))
+        found = examine(facts)
+        for warning in found.warnings:
+            logger.warning("Of the validation clips, %s", warning)
+        if found.problem is not None:
+            raise DataError(
+                f"{self.prepared.address}: {found.problem}. Name another --text_column; if they are right, prepare the "
+                "data set with prepare_data --check_texts false."
+            )
 
 
 def open_unprepared(config: TrainConfig, rows: object = None) -> UnpreparedData:

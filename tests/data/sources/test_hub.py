@@ -44,10 +44,10 @@ for settings in json.loads(sys.argv[1]):
 """
 
 
-def in_a_process(address: str, home: Path, *settings: dict[str, str]) -> list[Any]:
+def in_a_process(address: str, home: Path, *settings: dict[str, str], program: str = LIST_CLIPS) -> list[Any]:
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home)}
     environment.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "-c", LIST_CLIPS, json.dumps(settings)]
+    command = [sys.executable, "-c", program, json.dumps(settings)]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S)
     assert process.returncode == 0, process.stderr
     return [json.loads(line) for line in process.stdout.splitlines()]
@@ -129,3 +129,30 @@ def test_an_unreachable_hub_is_reported_immediately(
     assert "no such file or folder, and the Hugging Face Hub cannot be reached" in message
     assert "download the data set and give its folder" in message
     assert "\n" not in message
+
+
+FIND_PARQUET = """
+import json, sys
+from vits_trainer.config.train import TrainConfig
+from vits_trainer.data.unprepared import open_unprepared
+for settings in json.loads(sys.argv[1]):
+    try:
+        data = open_unprepared(TrainConfig(dataset="owner/name", streaming=True, **settings))
+        sizes = [len(data.shards.read(group)["audio"][0].as_py()["bytes"]) for group in range(len(data.groups))]
+        print(json.dumps([data.summary["source"], data.shard_names, data.clips, sizes]))
+    except Exception as error:
+        print(json.dumps([type(error).__name__, str(error)]))
+"""
+
+
+def test_parquet_is_streamed_from_the_hub_as_it_lies(tmp_path: Path, hub: str) -> None:
+    names = [f"data/{split}-00000-of-00001.parquet" for split in ("train", "validated")]
+    source = {"kind": "hub", "dataset": "owner/name", "revision": HUB_COMMIT}
+    train, both, nonsense = in_a_process(
+        hub, tmp_path, {}, {"split": "train+validated"}, {"split": "nonsense"}, program=FIND_PARQUET
+    )
+    sizes = [len(utterances[0].content) for utterances in (mixed_utterances(), good_utterances(2))]
+    assert train == [source, names[:1], 10, sizes[:1]]
+    assert both == [source, names, 12, sizes]
+    assert nonsense[0] == "DataError"
+    assert nonsense[1].startswith("--dataset owner/name: no split nonsense; it has ")
