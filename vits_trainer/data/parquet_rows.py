@@ -117,8 +117,12 @@ class ParquetRows(ShardReader):
         return np.cumsum([place.first_row == 0 for place in self._places]) - 1
 
     def read(self, group: int) -> pa.Table:
-        """Reads a group, by role (:func:`by_role`), and for it the row group from its beginning to its end."""
-        return self.read_after(group, None)[0]
+        """Reads a group, by role (:func:`by_role`), and what is before it in its row group."""
+        table, cursor = self.read_after(group, None)
+        with self._lock:
+            self._cursors.pop(id(cursor), None)
+        cursor.close()
+        return table
 
     def read_after(self, group: int, previous: Any) -> tuple[pa.Table, Any]:
         """Reads a group, by role, and returns the cursor that reads the next one of the row group.

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _OPTIONAL_ROLES = ("up_votes", "down_votes", "speaker")
 _WILDCARDS = "*?["
+"""Of local patterns; in those of URLs, only the asterisk is one."""
 
 
 class RowReader(GroupReader, Protocol):
@@ -170,7 +171,7 @@ def open_unprepared(config: TrainConfig, rows: object = None) -> UnpreparedData:
         source = {"kind": "hub", "dataset": settings.dataset, "revision": root.rpartition("@")[2]}
     else:
         refuse_hub_options(path, settings)
-        folder, files = _find_files(settings.dataset if "://" in settings.dataset else str(path))
+        folder, files = _find_files(settings.dataset if "://" in settings.dataset else str(path.absolute()))
         source = {"kind": "parquet", "dataset": settings.dataset}
     find = AudioFiles(Path(folder.address), (".",)) if folder.is_local else _refuse_file
     return _opened(settings.dataset, open_rows(folder, files, settings), source, settings, find)
@@ -188,11 +189,11 @@ def _opened(
 
 def _find_files(address: str) -> tuple[RemoteFolder, dict[str, int]]:
     """Returns the folder of the Parquet files at an address (a file, a folder or a pattern), and their sizes."""
-    is_pattern = any(character in address for character in _WILDCARDS) and not Path(address).exists()
+    wildcards = [character for character in ("*" if "://" in address else _WILDCARDS) if character in address]
+    is_pattern = bool(wildcards) and not Path(address).exists()
     if is_pattern:
-        first = min(address.index(character) for character in _WILDCARDS if character in address)
-        root = address[:first].rpartition("/")[0] or "/"
-        pattern = address.removeprefix(root).removeprefix("/")
+        root = address[: min(map(address.index, wildcards))].rpartition("/")[0]
+        pattern = address.removeprefix(f"{root}/")
     elif address.endswith(".parquet") and not Path(address).is_dir():
         root, _, name = address.rpartition("/")
         folder = RemoteFolder(root)
