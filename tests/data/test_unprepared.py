@@ -227,7 +227,9 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     assert "needs a column audio or path" in refusal(written(sound=["a"], text=["b"]))
     message = refusal(written(left=[wav], right=[wav], text=["b"]))
     assert "the columns left and right may be the audio. Name one with --audio_column" in message
-    assert opened(file, audio_column="right", validation_fraction=0.0).clip_count == 1
+    named = opened(file, audio_column="right", validation_fraction=0.0)
+    assert named.clip_count == 1
+    assert named.update_speakers(named.sampler(SPEC, 1)) == "Columns: audio = right, text = text."
     assert opened(written(sound=[wav], text=["b"]), validation_fraction=0.0).clip_count == 1
     assert f"{file}: column text is int64, not text" in refusal(written(audio=[wav], text=[7]))
     assert "column audio is list<element: double>, not audio" in refusal(written(audio=[[0.1]], text=["b"]))

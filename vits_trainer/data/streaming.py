@@ -212,6 +212,7 @@ class StreamedData:
 class ShardedData(StreamedData):
     """Shards of prepare_data."""
 
+    shards: ShardReader
     sampling_rate: int
     """In Hz."""
     encoding: Encoding

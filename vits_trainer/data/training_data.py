@@ -447,8 +447,8 @@ class UnpreparedTrainingData(StreamedTrainingData):
         return dataset
 
     def update_speakers(self, sampler: UpdateSampler) -> str | None:  # noqa: ARG002 - the interface's
-        """Returns None: row groups of others may be too large to read for a line."""
-        return None
+        """Returns a line on the columns; row groups of others may be too large to read to count speakers."""
+        return self.shards.describe_columns()
 
 
 def open_training_data(config: TrainConfig, rows: object = None) -> TrainingData:

@@ -65,6 +65,11 @@ class UnpreparedData(StreamedData):
     find: FileFinder
     """Returns the file that a row names instead of containing its recording."""
 
+    def describe_columns(self) -> str:
+        """Returns one line that says which columns of the first file are read."""
+        names = {role: name for role, name in vars(self.shards.columns[0]).items() if name is not None}
+        return f"Columns: {', '.join(f'{role} = {name}' for role, name in names.items() if role != 'clip_id')}."
+
     def fingerprint(self, rows: Sequence[int]) -> str:
         """Returns a hash of the files, ``rows`` and the columns that are read."""
         return short_digest((super().fingerprint(rows), self.shards.columns, self.settings.max_duration_s))
@@ -180,10 +185,6 @@ def open_unprepared(config: TrainConfig, rows: object = None) -> UnpreparedData:
 def _opened(
     address: str, reader: RowReader, source: dict[str, str], settings: PrepareConfig, find: FileFinder
 ) -> UnpreparedData:
-    columns = reader.columns[0]
-    names = {role: name for role, name in vars(columns).items() if name is not None}
-    shown = ", ".join(f"{role} = {name}" for role, name in names.items() if role != "clip_id")
-    logger.info("%s: columns %s.", address, shown)
     return UnpreparedData(address, reader, {"source": source}, settings, find)
 
 

@@ -59,9 +59,7 @@ def load_detector() -> Callable[[], Detector]:
     """
     missing = [name for name in ("onnxruntime", "silero_vad") if find_spec(name) is None]
     if missing:
-        raise ConfigError(
-            f"--segment needs uninstalled packages ({', '.join(missing)}): {install_command('segment')}."
-        )
+        raise ConfigError(f"--segment needs uninstalled packages ({', '.join(missing)}): {install_command('segment')}.")
     runtime = importlib.import_module("onnxruntime")
     spec = find_spec("silero_vad")  # not imported: its import sets the number of torch's threads to 1
     model = Path(spec.origin or "" if spec else "").parent / "data" / "silero_vad_16k_sequence.onnx"
