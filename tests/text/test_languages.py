@@ -1,11 +1,10 @@
 """Phonemes and romanization."""
 
-import ctypes
 import re
+import subprocess
 import sys
 import unicodedata
 
-import espeakng_loader
 import pytest
 import torch
 from transformers import AutoTokenizer, pipeline
@@ -31,15 +30,21 @@ pytest.importorskip("uroman", reason="the extra 'text' is not installed")
 GERMAN = "schöne grüße"
 
 
+ESPEAK = """import ctypes, espeakng_loader, sys
+library = ctypes.CDLL(espeakng_loader.get_library_path())
+library.espeak_Initialize(2, 0, str(espeakng_loader.get_data_path()).encode(), 0x8000)
+assert library.espeak_SetVoiceByName(sys.argv[2].encode()) == 0
+library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+pointer = ctypes.c_char_p(sys.argv[1].encode())
+phonemes = library.espeak_TextToPhonemes(ctypes.byref(pointer), 1, 0x02)  # UTF-8, IPA
+sys.stdout.buffer.write(phonemes)
+"""
+
+
 def espeak(text: str, voice: str) -> str:
-    """Returns phonemes from espeak-ng's library without phonemizer."""
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
-    library.espeak_Initialize(2, 0, str(espeakng_loader.get_data_path()).encode(), 0x8000)
-    assert library.espeak_SetVoiceByName(voice.encode()) == 0
-    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-    pointer = ctypes.c_char_p(text.encode())
-    phonemes = library.espeak_TextToPhonemes(ctypes.byref(pointer), 1, 0x02)  # UTF-8, IPA
-    return phonemes.decode()
+    """Returns phonemes from espeak-ng's library without phonemizer, in a process whose library nobody else uses."""
+    command = [sys.executable, "-c", ESPEAK, text, voice]
+    return subprocess.run(command, check=True, capture_output=True).stdout.decode()
 
 
 @pytest.mark.parametrize("language", ["de", "deu", "deu-script_latin"])

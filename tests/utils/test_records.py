@@ -25,7 +25,7 @@ PARSERS = {
     "msgspec": {"json", "convert", "yaml"},
 }
 """Functions that read a file's structure, by module."""
-ALLOWED = {"utils/records.py", "utils/safe_pickle.py"}
+ALLOWED = {"utils/records.py", "utils/safe_pickle.py", "utils/installation.py"}
 
 
 class Record(TypedDict, total=False):

@@ -77,7 +77,7 @@ class ShardFormat(TypedDict):
 class ShardRecord:
     """The manifest's entry for one shard."""
 
-    name: str
+    name: Annotated[str, Meta(pattern=r"\A[\w.-]{1,200}\Z")]
     """File name in ``shards/``."""
     bytes: Count
     sha256: str

@@ -21,6 +21,7 @@ from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import MAX_DECODED_S, MAX_DURATION_S, MIN_DURATION_S, Reason, read_pcm16_wav
 from vits_trainer.data.preparation import pipeline
 from vits_trainer.data.preparation.journal import ClipJournal
+from vits_trainer.data.preparation.summary import changed_settings
 from vits_trainer.utils.errors import ConfigError, DataError
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -112,6 +113,8 @@ def test_dataset_json_records_counts_source_settings_and_versions(tmp_path: Path
         "min_duration_s": 0.1,
         "max_duration_s": 60.0,
         "min_loudness_dbfs": None,
+        "segment": False,
+        "transcribe": None,
         "loudness_dbfs": None,
     }
     assert (MIN_DURATION_S, MAX_DURATION_S, MAX_DECODED_S) == (0.1, 60.0, 300.0)  # as in PrepareConfig and its help
@@ -414,3 +417,9 @@ def test_real_speech_is_accepted(tmp_path: Path, name: str, clips: int) -> None:
     pcm, _ = read_pcm16_wav(tmp_path / "out" / "wavs" / "audio_000000.wav")
     assert len(pcm) / 16000 == pytest.approx(info.duration, abs=1e-3)
     assert np.abs(pcm).max() > 1000
+
+
+def test_folder_from_before_a_setting_existed_is_finished() -> None:
+    assert changed_settings({"target_sr": 16000}, {"target_sr": 16000, "segment": False}) == ""
+    assert changed_settings({"target_sr": 16000}, {"target_sr": 16000, "segment": True}) == "segment False -> True"
+    assert changed_settings({"target_sr": 16000, "drop": "x"}, {"target_sr": 16000}) == "drop x -> None"
