@@ -51,6 +51,8 @@ TESTED_ELSEWHERE = {
     "evaluation/evaluate": "tests/runs/test_evaluate.py",
     "evaluation/optional_packages": "tests/evaluation/test_recognizers.py, test_speech_metrics.py",
     "config/selection": "tests/runs/test_train_feedback.py",
+    "data/dataset_rows": "tests/data/test_unprepared.py",
+    "data/parquet_rows": "tests/data/test_unprepared.py",
     "data/decoding": "tests/data/test_audio.py, tests/data/test_containers.py",
     "data/rejections": "a test of each reason",
     "data/segmentation/plan": "tests/data/sources/test_recordings.py",
