@@ -150,7 +150,8 @@ class Manifest:
         names = [shard.name for shard in self.shards]
         invalid = [name for name in names if name in (".", "..") or not _NAME.fullmatch(name)]
         if invalid or len(set(names)) != len(names):
-            raise DataError(f"{source}: {(invalid or names)[0][:80]!a} is not a valid name, or is duplicated. Correct it.")
+            name = (invalid or names)[0][:80]
+            raise DataError(f"{source}: {name!a} is not a valid name, or is duplicated. Correct it.")
         if not self.clips or not all(shard.groups for shard in self.shards):
             raise DataError(f"{source}: a shard has no clips. {_REMEDY}")
         require_clip_length(max(shard.longest_samples for shard in self.shards), self.sampling_rate, source)
