@@ -168,7 +168,7 @@ def main_of(asked: argparse.Namespace) -> None:
             train(folder, name, asked.voice, asked.updates, split)
         voices = ",".join(str(folder / f"{name}_voice") for name in ("planted", "dropped"))
         output = {"output_dir": folder / "evaluation", "scores": "cer"}
-        run("evaluate", voices, data_dir=folder / "planted", **output, **split)
+        run("evaluate", models=voices, data_dir=folder / "planted", **output, **split)
 
 
 if __name__ == "__main__":
