@@ -38,7 +38,7 @@ def correct(folder: Path, texts: list[str], spoken: list[str], epochs: int) -> N
         (feedback / f"c{number}.txt").write_text(text, encoding="utf-8")
     before = error_rates(voice, texts)
     flags = {"feedback_dir": feedback, "model_dir": voice, "output_dir": folder / "new", "epochs": epochs}
-    flags |= {"data_dir": folder.parent / "training", "only_speakers": "unknown", "report_to": "none"}
+    flags |= {"data_dir": folder.parent / "training", "report_to": "none"}
     main(["train_feedback", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))])
     verdict = json.loads((folder / "new_work/verdict.json").read_text(encoding="utf-8"))
     new = voice if verdict["accepted"] else folder / "new_work/refused"
