@@ -141,7 +141,7 @@ class Aligner:
             batch.append(index)
         yield batch
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: the windows that it would keep could not serve a training afterwards
     def _encode(self, tokens: Sequence[NDArray[np.int64]]) -> "_EncodedTexts":
         device = self.model.device
         lengths = torch.tensor([len(one) for one in tokens], device=device)
@@ -151,7 +151,7 @@ class Aligner:
         )
         return _EncodedTexts(mean, log_std, lengths)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _latents(self, waveforms: Sequence[NDArray[np.float32]], speakers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Returns the posterior means after the flow, (B, C, T), and the frames of each clip, (B,)."""
         model, device = self.model, self.model.device
@@ -188,7 +188,7 @@ def _other_texts(tokens: Sequence[NDArray[np.int64]], count: int) -> list[list[i
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _best_path(
     latents: Tensor, encoded: _EncodedTexts, texts: Sequence[int], frame_lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
