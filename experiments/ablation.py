@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vits_trainer.cli.main import main
+from experiments.command import run
 from vits_trainer.evaluation.speech_metrics import bootstrap_interval
 
 BASELINE = "baseline"
@@ -36,13 +36,6 @@ Clips = dict[str, dict[str, float]]
 """Metrics of a voice by clip."""
 
 
-def command(name: str, **flags: Any) -> None:
-    words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
-    code = main([name, *words])
-    if code:
-        raise SystemExit(f"{name} ended with exit code {code}")
-
-
 def train(folder: Path, seed: int, variant: str, asked: argparse.Namespace) -> Path:
     voice = folder / "voice"
     if voice.is_dir():
@@ -53,7 +46,7 @@ def train(folder: Path, seed: int, variant: str, asked: argparse.Namespace) -> P
     if "kl_warmup_updates" in flags:
         flags["kl_warmup_updates"] = round(flags["kl_warmup_updates"] * asked.updates)
     start = {"config": asked.config} if asked.config else {"model_name": asked.model_name}
-    command(
+    run(
         "train_vits", **start, **flags, data_dir=asked.data_dir, output_dir=voice, seed=seed, run_name="run",
         checkpoint_dir=folder / "checkpoints", runs_dir=folder / "runs", resume_from_checkpoint="auto",
         max_updates=asked.updates, batch_size=asked.batch_size, gradient_accumulation_steps=1,
@@ -68,7 +61,7 @@ def evaluated(folder: Path, voice: Path, asked: argparse.Namespace) -> Clips:
     """Metrics by clip of one voice."""
     scores = folder / "evaluation/scores.json"
     if not scores.is_file():
-        command(
+        run(
             "evaluate", models=voice, data_dir=asked.data_dir, output_dir=scores.parent, scores=asked.scores,
             validation_fraction=asked.validation_fraction, max_clips=asked.clips,
         )  # fmt: skip

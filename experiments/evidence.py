@@ -15,19 +15,12 @@ from typing import Any
 import soundfile as sf
 import soxr
 
-from vits_trainer.cli.main import main
+from experiments.command import run
 
 DOCS = Path(__file__).parents[1] / "docs/evidence"
 OPUS_HZ = 24000
 TEXTS = 3
 SCORES = "mcd,f0,duration,cer,dnsmos"
-
-
-def run(command: str, **flags: object) -> None:
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    code = main([command, *words])
-    if code:
-        raise SystemExit(f"{command} ended with exit code {code}")
 
 
 def encode(source: Path, target: Path) -> None:

@@ -11,17 +11,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vits_trainer.cli.main import main
+from experiments.command import run
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECORDINGS = Path(__file__).parents[2] / "shared/data/fsdd/recordings"
 UNTOUCHED = {"max_updates": 1, "learning_rate": 1e-30}
-
-
-def called(command: str, **settings: object) -> None:
-    code = main([command, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))])
-    if code != 0:
-        raise SystemExit(code)
 
 
 def prepare(folder: Path, recordings: Path, takes: int) -> Path:
@@ -36,7 +30,7 @@ def prepare(folder: Path, recordings: Path, takes: int) -> Path:
             if int(take) >= 50 - takes:
                 shutil.copyfile(path, source / path.name)
                 table.writerow([path.name, DIGITS[int(digit)], speaker])
-    called("prepare_data", dataset=source, output_dir=folder / "training", target_sr=16000)
+    run("prepare_data", dataset=source, output_dir=folder / "training", target_sr=16000)
     return folder / "training"
 
 
@@ -45,7 +39,7 @@ SMALL = {"batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 5e-
 
 def train(folder: Path, name: str, **settings: object) -> list[dict[str, Any]]:
     """Returns the metrics of all validations; the first is before the first update."""
-    called(
+    run(
         "train_vits", data_dir=folder / "training", checkpoint_dir=folder / name / "checkpoints",
         output_dir=folder / name / "voice", run_name=name, segment_frames=16, validation_samples=0,
         validation_fraction=0.1, validation_max_clips=60, report_to="none", keep_checkpoints=1, data_workers=0,

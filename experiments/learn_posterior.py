@@ -13,18 +13,11 @@ import json
 from pathlib import Path
 
 from experiments.base_voice import sentences
-from vits_trainer.cli.main import main
+from experiments.command import run
 from vits_trainer.evaluation.synthesis import Voice
 
 OWN_CLIPS, RATE_HZ = 140, 22050
 SHOWN = ("mel", "constant_frame_mel", "mel_from_text", "kl", "duration")
-
-
-def run(command: str, **flags: object) -> None:
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    code = main([command, *words])
-    if code:
-        raise SystemExit(f"{command} ended with exit code {code}")
 
 
 def speak(voice: Path, folder: Path) -> None:

@@ -19,20 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vits_trainer.cli.main import main
+from experiments.command import run
 from vits_trainer.data.audio import to_pcm16, write_pcm16_wav
 from vits_trainer.data.prepared import PreparedData, open_prepared, train_validation_split
 
 FRACTION, SNR_DB, RATE_HZ = 0.1, 10.0, 16000
 FAULTS = ("shuffled", "cut", "doubled", "noise", "swapped")
 SHOWN = ("mel", "mel_from_text", "kl", "duration")
-
-
-def run(command: str, *words: object, **flags: object) -> None:
-    named = (word for name, value in flags.items() for word in (f"--{name}", str(value)))
-    code = main([command, *map(str, words), *named])
-    if code:
-        raise SystemExit(f"{command} ended with exit code {code}")
 
 
 def split_of(clips: int) -> dict[str, float]:

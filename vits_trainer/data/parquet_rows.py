@@ -8,7 +8,6 @@ Some writers make a whole row group one page. The pages of all cursors of a proc
 :data:`MAX_PAGE_BYTES`: the cursor that was used least recently is closed, and its row group read again.
 """
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vits_trainer.config.prepare import PrepareConfig
-from vits_trainer.data.remote_shards import RemoteFolder, ShardReader, read_footer
+from vits_trainer.data.remote_shards import RemoteFolder, SeekableFile, ShardReader, read_footer
 from vits_trainer.data.shards import ShardRecord
 from vits_trainer.data.sources.base import Columns
 from vits_trainer.utils.errors import DataError, UnreadableShardError
@@ -266,28 +265,14 @@ def rows_per_group(rows: int, size_bytes: int) -> int:
     return max(1, min(GROUP_ROWS, GROUP_BYTES * rows // max(1, size_bytes)))
 
 
-class _RequestFile(io.RawIOBase):
-    """A read-only file object that reads with one request each time, retried as all requests are."""
+class _RequestFile(SeekableFile):
+    """A file object that reads with one request each time, retried as all requests are."""
 
     def __init__(self, folder: RemoteFolder, name: str, size_bytes: int) -> None:
-        self._folder, self._name, self._size_bytes = folder, name, size_bytes
-        self._position = 0
+        super().__init__(size_bytes)
+        self._folder, self._name = folder, name
         self.largest_bytes = 0
         """Size of the largest request so far."""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
-        self._position = base + offset
-        return self._position
 
     def read(self, size: int = -1) -> bytes:
         end = self._size_bytes if size < 0 else min(self._size_bytes, self._position + size)

@@ -296,26 +296,38 @@ def read_footer(folder: RemoteFolder, name: str, size_bytes: int) -> Any:
     return folder.with_retries(once, name)
 
 
-class _ByteRangeFile(io.RawIOBase):
-    """A read-only file object over one byte range of a file."""
+class SeekableFile(io.RawIOBase):
+    """A read-only file object of known size; subclasses read from its position on."""
 
-    def __init__(self, content: bytes, start: int, size_bytes: int) -> None:
-        self._content, self._start, self._size_bytes = memoryview(content), start, size_bytes
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
         self._position = 0
 
     def readable(self) -> bool:
+        """Returns True."""
         return True
 
     def seekable(self) -> bool:
+        """Returns True."""
         return True
 
     def tell(self) -> int:
+        """Returns the position."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves the position, and returns it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
         self._position = base + offset
         return self._position
+
+
+class _ByteRangeFile(SeekableFile):
+    """A file object over one byte range of a file."""
+
+    def __init__(self, content: bytes, start: int, size_bytes: int) -> None:
+        super().__init__(size_bytes)
+        self._content, self._start = memoryview(content), start
 
     def read(self, size: int = -1) -> bytes:
         begin = self._position - self._start
