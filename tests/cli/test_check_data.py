@@ -23,6 +23,7 @@ def test_the_clips_that_are_found_are_dropped(tmp_path: Path, capsys: pytest.Cap
     assert printed.out.split()[:4] == ["clips", "30", "suspicious", "5"]
     assert "Warning" not in printed.out
     assert sorted(path.name for path in (out / "check_data").iterdir()) == [
+        ".vits_trainer.json",
         "check_data.html", "measurements.csv", "suspicious.csv"
     ]  # fmt: skip
     page = (out / "check_data/check_data.html").read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ import vits_trainer
 from vits_trainer.feedback.training_process import WORK
 from vits_trainer.training.checkpoint_record import CHECKPOINT
 from vits_trainer.utils import files
-from vits_trainer.utils.errors import DataError
-from vits_trainer.utils.files import MARKER, Kind
+from vits_trainer.utils.errors import ConfigError, DataError
+from vits_trainer.utils.files import MARKER, Kind, mark, marked_kind, open_results
 
 PACKAGE = Path(vits_trainer.__file__).parent
 WORKING = Kind("work", re.compile(r"own/.*"))
@@ -254,3 +254,22 @@ def test_lock_of_a_deleted_file_does_not_block_a_new_file(tmp_path: Path) -> Non
     assert second is not None
     first.close()
     assert files.try_lock(path) is None
+
+
+def test_results_replace_those_of_an_earlier_call_and_no_other_files(tmp_path: Path) -> None:
+    kind = Kind("table", re.compile(r"table\.csv"))
+    (tmp_path / "notes.txt").write_text("mine")
+    open_results(tmp_path, kind)
+    (tmp_path / "table.csv").write_text("ours")
+    open_results(tmp_path, kind)  # a second call
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "table.csv").write_text("mine")
+    with pytest.raises(ConfigError, match=r"contains table\.csv, which this command did not write"):
+        open_results(other, kind)
+    assert sorted(path.name for path in other.iterdir()) == ["table.csv"]
+    # a folder of another kind keeps its marker
+    mark(other, Kind("voice", re.compile(r"config\.json")))
+    (other / "table.csv").unlink()
+    open_results(other, kind)
+    assert marked_kind(other) == "voice"

@@ -1,6 +1,7 @@
 """``check_data``: finds suspicious clips in prepared data."""
 
 import logging
+import re
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -14,9 +15,10 @@ from vits_trainer.text.tokenizer import load_tokenizer
 from vits_trainer.tracking.check_page import ShownClip, render_check_page
 from vits_trainer.training import checkpoint
 from vits_trainer.training.checkpoint_record import verify_checkpoint
-from vits_trainer.utils.errors import ConfigError
-from vits_trainer.utils.files import atomic_write
+from vits_trainer.utils.files import Kind, atomic_write, open_results
 from vits_trainer.utils.strings import printable, shown_speaker
+
+RESULTS = Kind("check_data", re.compile(r"suspicious\.csv|measurements\.csv|check_data\.html"))
 
 
 def run(config: CheckDataConfig) -> int:
@@ -31,7 +33,7 @@ def run(config: CheckDataConfig) -> int:
     logging.basicConfig(format="%(message)s")
     data = open_data(config)
     aligner = None if config.model_name is None else load_aligner(config.model_name)
-    output = _writable_folder(config)
+    output = open_results(_folder(config), RESULTS)
     checked = check(config, data, aligner)
     counts = Counter(finding.signal for one in checked.suspicions for finding in one.findings)
     page = _page(checked, config, dict(counts.most_common()))
@@ -57,19 +59,9 @@ def load_aligner(name: str) -> Aligner:
     return Aligner(model, load_tokenizer(str(folder / "voice")))
 
 
-def _writable_folder(config: CheckDataConfig) -> Path:
-    """Creates the folder for the results: before the work, not after it."""
+def _folder(config: CheckDataConfig) -> Path:
     data = Path(config.data_dir)
-    output = (
-        Path(config.output_dir) if config.output_dir else (data / "check_data" if data.is_dir() else Path("check_data"))
-    )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--output_dir {output}: cannot be written ({error.strerror}). Choose another path."
-        ) from error
-    return output
+    return Path(config.output_dir or (data / "check_data" if data.is_dir() else "check_data"))
 
 
 def _page(checked: CheckedData, config: CheckDataConfig, counts: dict[str, int]) -> str:

@@ -59,8 +59,8 @@ class CheckDataConfig:
     data_dir: str = field(metadata={"example": "training"})
     """Prepared folder, with wavs/ or shards; with --streaming also an address, a pattern or a Hub dataset of shards."""
     output_dir: str | None = None
-    """Folder for the results; earlier ones there are overwritten (null = check_data in the prepared folder, or in the
-    current folder for an address)."""
+    """Folder for the results; replaces those of an earlier call, but no other files (null = check_data in the prepared
+    folder, or in the current folder for an address)."""
     model_name: str | None = None
     """Voice (folder or Hub name) or checkpoint of the language, to align each text with its recording (null = no
     alignment)."""

@@ -1,9 +1,8 @@
 """Evaluation of voices on recordings that they were not trained on."""
 
-import errno
 import json
 import logging
-import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +29,16 @@ from vits_trainer.evaluation.synthesis import Voice
 from vits_trainer.models.pretrained import read_config, speaker_names
 from vits_trainer.text.tokenizer import load_tokenizer
 from vits_trainer.utils.errors import ConfigError, DataError
-from vits_trainer.utils.files import atomic_write
+from vits_trainer.utils.files import Kind, atomic_write, open_results
 from vits_trainer.utils.strings import join_speakers
 
 logger = logging.getLogger(__name__)
+
+RESULTS = Kind(
+    "evaluation",
+    re.compile(r"scores\.json|speech_\d+(/.*)?", re.DOTALL),
+    lambda folder: (folder / "scores.json").is_file() and (folder / "speech_1").is_dir(),
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     prepared = select_speakers(prepared, config.only_speakers, 0, config.seed)
     rows = _rows(config, prepared)
     _require_speakers(config.names, prepared, rows)
-    output = _writable_folder(config.output_dir)
+    output = open_results(Path(config.output_dir), RESULTS)
     scores = split_names("scores", config.scores, SCORES)
     scorer = SpeechMetrics(scores, prepared.sampling_rate, config.asr, config.language or _language(config.names))
     recorded = evaluate_voice(RECORDED, lambda row: read_prepared_clip(prepared, row), prepared, rows, scorer, False)
@@ -102,24 +107,6 @@ def _language(names: Sequence[str]) -> str | None:
     """Returns the language of the first voice that names one; None if no voice does."""
     languages = (load_tokenizer(name).language for name in names if not _is_speech(name))
     return next((language for language in languages if language), None)
-
-
-def _writable_folder(path: str) -> Path:
-    """Creates the output folder: before the work, not after it.
-
-    Raises:
-        ConfigError: it cannot be created or written.
-    """
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise ConfigError(
-            f"--output_dir {path}: cannot be written ({error.strerror or error}). Choose another path."
-        ) from error
-    return folder
 
 
 def _rows(config: EvaluateConfig, prepared: PreparedData) -> list[int]:

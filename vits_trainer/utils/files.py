@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypedDict
 
-from vits_trainer.utils.errors import DataError
+from vits_trainer.utils.errors import ConfigError, DataError
 from vits_trainer.utils.records import read_json
 
 logger = logging.getLogger(__name__)
@@ -179,6 +179,31 @@ def remove(folder: Path, kind: Kind) -> None:
             (folder / MARKER).unlink()
         with suppress(OSError):  # not empty: contains files of others
             directory.rmdir()
+
+
+def open_results(folder: Path, kind: Kind) -> Path:
+    """Creates a folder for results, or opens that of an earlier call: before the work, not after it.
+
+    The folder may have other files, which stay.
+
+    Raises:
+        ConfigError: it cannot be written, or has a file of the same name as a result that this program did not write.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not is_ours(folder, kind):
+            foreign = [path.name for path in sorted(folder.iterdir()) if kind.has(path.name)]
+            if foreign:
+                raise ConfigError(
+                    f"--output_dir {folder}: contains {foreign[0]}, which this command did not write. Move it, or "
+                    "choose another folder."
+                )
+        if marked_kind(folder) is None:
+            mark(folder, kind)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"--output_dir {folder}: cannot be written ({reason}). Choose another path.") from error
+    return folder
 
 
 def others_files(folder: Path, kind: Kind) -> list[Path]:
