@@ -173,6 +173,18 @@ def test_pages_that_the_code_names_exist() -> None:
     assert missing == []
 
 
+def test_quoted_messages_are_those_of_the_code() -> None:
+    """Each part of a message in a first column, between values such as numbers."""
+    code = " ".join(path.read_text("utf-8") for path in SOURCES if path.suffix == ".py")
+    code = re.sub(r"\s+", " ", re.sub(r'"\s*\n?\s*f?"', "", code))
+    columns = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/troubleshooting.md").read_text("utf-8"), re.MULTILINE)
+    messages = [message for column in columns for message in re.findall(r"`([^`]* [^`]*)`", column)]
+    parts = [part.strip() for message in messages for part in re.split(r"\.\.\.|cuda:\d+|\d+|“.*?”|[:;(),.]", message)]
+    quoted = [part for part in parts if len(part) >= 12 and part != "generator/kl is nan"]
+    assert len(quoted) > 20
+    assert [part for part in quoted if part not in code] == []
+
+
 def test_pages_are_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
     assert sum(len(page.read_text("utf-8").split()) for page in (ROOT / "docs").glob("*.md")) <= 15_000
