@@ -304,10 +304,10 @@ def test_existing_files_are_never_changed(tmp_path: Path) -> None:
 def test_wavs_and_shards_are_not_mixed(tmp_path: Path) -> None:
     dataset = lj_speech(tmp_path / "set", ["a", "b"])
     prepare_into(tmp_path / "shards", dataset, shards=2)
-    with pytest.raises(DataError, match=r"source differ: .*shards 2 -> None"):
+    with pytest.raises(DataError, match=r"source differ: .*shards 2 -> 0"):
         prepare_into(tmp_path / "shards", dataset)
     prepare_into(tmp_path / "wavs", dataset)
-    with pytest.raises(DataError, match=r"source differ: shards None -> 2"):
+    with pytest.raises(DataError, match=r"source differ: shards 0 -> 2\.$"):
         prepare_into(tmp_path / "wavs", dataset, shards=2)
 
 

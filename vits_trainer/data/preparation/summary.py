@@ -209,11 +209,11 @@ def _state_of(source: Source, output_dir: Path) -> str:
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Returns ``name old -> new`` of every setting that differs; an empty string if none does.
 
-    A setting that the version of ``old`` lacked had the effect of its default.
+    A setting that one of them lacks has the effect of its default.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(PrepareConfig) if field.name in new}
-    old = {**defaults, **old}
+    defaults = {field.name: field.default for field in dataclasses.fields(PrepareConfig)} | {"parts": 1}
     names = [*new, *(name for name in old if name not in new)]
+    old, new = ({name: defaults.get(name) for name in names} | {**values} for values in (old, new))
     return "; ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name))
 
 
