@@ -104,6 +104,7 @@ def test_tables_have_all_clips_and_the_suspicious_ones_with_their_source(checked
     assert {row: clip.name for row, clip in clips.items()} == {4: "audio_000004.wav", 29: "audio_000029.wav"}
 
 
+@pytest.mark.slow
 def test_a_recogniser_and_dnsmos_judge_recordings(tmp_path: Path) -> None:
     pytest.importorskip("speechmos")
     pytest.importorskip("pocketsphinx")

@@ -42,6 +42,7 @@ def values_of(wrap: Callable[[object], object]) -> tuple[list[dict[str, Tensor]]
     return values, [parameter.detach() for network in networks for parameter in network.parameters()]
 
 
+@pytest.mark.slow
 def test_replayed_updates_equal_others(monkeypatch: pytest.MonkeyPatch) -> None:
     captured = []
 

@@ -350,6 +350,7 @@ if __name__ == "__main__":  # the worker processes import this file
 """
 
 
+@pytest.mark.slow
 def test_preparation_resumes_after_repeated_kills_with_identical_output(tmp_path: Path) -> None:
     utterances = [
         replace(clip, path=f"{n}-{clip.path}") for n in range(12) for clip in [*mixed_utterances(), *good_utterances(4)]

@@ -48,6 +48,7 @@ def test_pieces_of_wavs_and_of_shards_have_the_same_clips(tmp_path: Path, monkey
         np.testing.assert_array_equal(one.pcm, other.pcm)
 
 
+@pytest.mark.slow
 def test_results_are_in_order_for_any_number_of_processes(tmp_path: Path) -> None:
     shards = pieces_of_shards(open_stream(str(write_shards(tmp_path / "set", [5, 4], group_clips=1))))
     assert len(shards) == 9
@@ -72,6 +73,7 @@ def test_a_missing_and_a_damaged_clip_are_returned_with_the_reason(tmp_path: Pat
     assert reasons == [Reason.MISSING_FILE, Reason.UNREADABLE_AUDIO]
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_and_a_killed_process_end_the_check_in_one_line(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "set", [30])
     shards = pieces_of_shards(open_stream(str(folder)))
