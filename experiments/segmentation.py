@@ -121,11 +121,11 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
             f"{spent_s / 60 / hours:.1f}",
         )
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
-        if name == "whole text":
+        if name == "whole text" and (output / "metadata.csv").is_file():
             with (output / "metadata.csv").open(encoding="utf-8", newline="") as file:
                 rows = list(csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE))
             prepared = [(row[1], read_recording(output / "wavs" / row[0])[0]) for row in rows]
-    if asked.judge:
+    if asked.judge and prepared:
         judge = load_recognizer(asked.judge).transcribe
         before, after = cer(clips, judge, asked.language), cer(prepared, judge, asked.language)
         print(f"CER by {asked.judge}: {100 * after:.2f} % of the cut clips, {100 * before:.2f} % of the clips joined")
