@@ -15,6 +15,7 @@ from vits_trainer.cli.main import main
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.data.audio import read_recording
 from vits_trainer.data.preparation.pipeline import PreparationSummary, prepare
+from vits_trainer.data.segmentation import plan as plans
 from vits_trainer.data.sources.base import SourceClip
 from vits_trainer.data.sources.detect import open_source
 from vits_trainer.data.sources.recordings import open_recordings
@@ -198,6 +199,14 @@ def test_a_plan_is_kept_and_used_again_until_text_or_recording_change(tmp_path: 
     assert [list(source.clips_from(start)) for start in range(5)] == [first[start:] for start in range(5)]
     (folder / "talk.txt").write_text(TEXTS[0])
     assert [clip.text for clip in clips_of(folder, hearing(HEARD)) if clip.rejection is None] == TEXTS[:1]
+
+
+def test_a_plan_of_other_rules_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_recording(tmp_path / "in", txt=" ".join(TEXTS))
+    clips_of(folder, hearing(HEARD))
+    monkeypatch.setattr(plans, "_RULES", "another")
+    with pytest.raises(IndexError):  # hears the recording again
+        clips_of(folder, hearing([]))
 
 
 def test_a_file_that_is_no_plan_is_not_replaced(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ MIN_CONFIDENCE = 0.7
 """Clips whose text agrees less with the transcript are rejected: 3 in 10 letters differ."""
 _MIN_SPEECH = 0.2
 """Share of a subtitle's span that must be speech."""
+_RULES = "1"
+"""Version of the rules: a change that cuts a recording differently raises it, and saved plans are made anew."""
 _TOLERATED_MISSING_S = 1.0
 """MP3 and Ogg declare lengths that are approximate."""
 _LONGEST_TRANSCRIBED_S = 60.0
@@ -119,6 +121,7 @@ class Planner:
     def _made_from(self, recording: Recording) -> dict[str, str]:
         text = recording.subtitles or recording.text
         return {
+            "rules": _RULES,
             "recording": _state(recording.path),
             "text": _state(text) if text else "",
             "recognizer": self.recognizer,
