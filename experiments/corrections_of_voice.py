@@ -1,4 +1,5 @@
-"""The packaged voice learns eight corrections: ``python -m experiments.corrections_of_voice FOLDER [--epochs 5]``.
+"""The packaged voice learns eight corrections: ``python -m experiments.corrections_of_voice FOLDER [--epochs 5]
+[--learning_rate 1e-5]``.
 
 ``FOLDER/training`` is the prepared corpus of experiments/base_voice.py. Whisper listens to the voice speak new
 sentences of its grammar. The eight that it understands least are corrected: with recordings of the corpus's
@@ -25,10 +26,10 @@ TRAINED_ON, NEW, CORRECTIONS = 8000, 60, 8
 def error_rates(voice_dir: Path, texts: list[str]) -> list[float]:
     voice, recognizer = Voice.load(str(voice_dir)), load_recognizer(WHISPER)
     heard = [recognizer.transcribe(voice.synthesize(text, SynthesisOptions(seed=0))) for text in texts]
-    return [min(1.0, transcript_errors(text, one, "en")["cer"]) for text, one in zip(texts, heard, strict=True)]
+    return [transcript_errors(text, one, "en")["cer"] for text, one in zip(texts, heard, strict=True)]
 
 
-def correct(folder: Path, texts: list[str], spoken: list[str], epochs: int) -> None:
+def correct(folder: Path, texts: list[str], spoken: list[str], asked: argparse.Namespace) -> None:
     """Records ``spoken`` as corrections of ``texts``, and trains on them."""
     feedback, voice = folder / "feedback", folder / "voice"
     feedback.mkdir(parents=True)
@@ -37,8 +38,8 @@ def correct(folder: Path, texts: list[str], spoken: list[str], epochs: int) -> N
         subprocess.run(["flite", "-voice", "slt", "-t", said, "-o", str(feedback / f"c{number}.wav")], check=True)
         (feedback / f"c{number}.txt").write_text(text, encoding="utf-8")
     before = error_rates(voice, texts)
-    flags = {"feedback_dir": feedback, "model_dir": voice, "output_dir": folder / "new", "epochs": epochs}
-    flags |= {"data_dir": folder.parent / "training", "report_to": "none"}
+    flags = {"feedback_dir": feedback, "model_dir": voice, "output_dir": folder / "new", "epochs": asked.epochs}
+    flags |= {"data_dir": folder.parent / "training", "report_to": "none", "learning_rate": asked.learning_rate}
     main(["train_feedback", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))])
     verdict = json.loads((folder / "new_work/verdict.json").read_text(encoding="utf-8"))
     new = voice if verdict["accepted"] else folder / "new_work/refused"
@@ -52,9 +53,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--learning_rate", type=float, default=1e-5)
     asked = parser.parse_args()
     new = sentences(TRAINED_ON + NEW)[TRAINED_ON:]
     worst = sorted(zip(error_rates(BASE_VOICE, new), new, strict=True), reverse=True)[:CORRECTIONS]
     texts = [text for _, text in worst]
-    correct(asked.folder / "right", texts, texts, asked.epochs)
-    correct(asked.folder / "wrong", texts, texts[3:] + texts[:3], asked.epochs)
+    correct(asked.folder / "right", texts, texts, asked)
+    correct(asked.folder / "wrong", texts, texts[3:] + texts[:3], asked)

@@ -75,7 +75,7 @@ def right_words(segments: list[dict[str, object]], sentences: list[str], spans: 
 
 def cer(pairs: list[tuple[str, Samples]], transcribe: Callable[[Samples], str], language: str | None) -> float:
     return statistics.mean(
-        min(1.0, transcript_errors(text, transcribe(samples), language)["cer"]) for text, samples in pairs
+        transcript_errors(text, transcribe(samples), language)["cer"] for text, samples in pairs
     )
 
 

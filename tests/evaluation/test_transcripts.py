@@ -11,6 +11,7 @@ def test_hand_counted_edits():
     assert result == {"cer": pytest.approx(2 / 12), "wer": pytest.approx(2 / 3)}
     assert transcript_errors("...", "anything") == {}
     assert transcript_errors("Gar-nichts", "") == {"cer": 1, "wer": 1}
+    assert transcript_errors("No", "no no no no no") == {"cer": 1, "wer": 1}
 
 
 def test_spoken_form_keeps_letters_of_every_script():
@@ -23,6 +24,7 @@ def test_spoken_form_keeps_letters_of_every_script():
         ("eng", "the forty-two line Bible of about fourteen fifty-five", "The 42-line bible of about 1455."),
         ("en", "Mr. Smith doesn't pay twenty dollars.", "mister smith does not pay $20"),
         ("en-us", "A page (printed by hand) [sic] sold.", "a page, printed by hand, sic, sold"),
+        ("en", "fourteen sixty-nine, fourteen seventy; twenty", "1469, 1470: 20."),
         ("deu", "Es kostete 3,5 Mark.", "es kostete drei komma fünf mark"),
     ],
 )

@@ -11,18 +11,21 @@ from vits_trainer.text.languages import is_english
 from vits_trainer.text.numbers import numbers_to_words
 
 _BRACKETS = re.compile(r"[()\[\]<>{}]")
+_CLAUSE_ENDS = re.compile(r"[,;:.!?]+(?=\s|$)")
 
 
 def transcript_errors(text: str, transcript: str, language: str | None = None) -> dict[str, float]:
     """Returns character and word error rate of ``transcript`` against ``text``, both as :func:`spoken_form`.
 
-    Empty if the text has no letters, as the rates are then undefined.
+    At most 1 each: a recognizer that repeats itself would outweigh all other clips of a mean. Empty if the text has no
+    letters, as the rates are then undefined.
     """
     jiwer = load_package("cer")
     reference, hypothesis = spoken_form(text, language), spoken_form(transcript, language)
     if not reference:
         return {}
-    return {"cer": float(jiwer.cer(reference, hypothesis)), "wer": float(jiwer.wer(reference, hypothesis))}
+    rates = {"cer": jiwer.cer(reference, hypothesis), "wer": jiwer.wer(reference, hypothesis)}
+    return {name: min(1.0, float(rate)) for name, rate in rates.items()}
 
 
 def spoken_form(text: str, language: str | None = None) -> str:
@@ -35,12 +38,14 @@ def spoken_form(text: str, language: str | None = None) -> str:
         text: one text or transcript.
         language: as named by voices (None = unknown: numbers are kept as they are).
     """
-    # Whisper's normalizer deletes words in brackets.
-    words = (
-        _english_normalizer()(_BRACKETS.sub(" ", text)) if is_english(language) else numbers_to_words(text, language)
-    )
+    words = _english_form(text) if is_english(language) else numbers_to_words(text, language)
     kept = [character for character in unicodedata.normalize("NFKC", words).lower() if character not in "'’"]
     return " ".join("".join(character if _is_spoken(character) else " " for character in kept).split())
+
+
+def _english_form(text: str) -> str:
+    """Whisper's normalization, but for two faults: it deletes words in brackets, and joins "sixty-nine, seventy"."""
+    return " ".join(map(_english_normalizer(), _CLAUSE_ENDS.split(_BRACKETS.sub(" ", text))))
 
 
 @cache
