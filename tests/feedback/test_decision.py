@@ -46,6 +46,23 @@ def test_unchanged_voice_is_rejected_and_the_interval_is_in_the_message() -> Non
     assert "did not improve beyond chance: 0.6500 -> 0.6500 (+0.0%, +0.0% to +0.0%)" in decision.message
 
 
+def test_only_mel_from_text_must_improve_on_corrections_and_nothing_may_regress() -> None:
+    """A voice that sounds like the speaker already has nothing to learn but the words."""
+    same = MetricChange.from_pairs(SAME, SAME)
+    better = MetricChange.from_pairs(SAME, [[0.4, 0.5], [0.6, 0.7]])
+    worse = MetricChange.from_pairs(SAME, [[0.52, 0.62], [0.72, 0.82]])
+    unchanged = {"mel": same, "mel_from_text": same}
+    assert Decision.from_metrics({"mel": same, "mel_from_text": better}, unchanged, 0.02).accepted
+    for corrections, held_out, reason in (
+        ({"mel": better, "mel_from_text": same}, unchanged, "mel_from_text on the corrections did not improve"),
+        ({"mel": worse, "mel_from_text": better}, unchanged, "mel on the corrections regressed by"),
+        ({"mel": same, "mel_from_text": better}, {**unchanged, "mel": worse}, "mel on the held-out clips regressed by"),
+    ):
+        decision = Decision.from_metrics(corrections, held_out, 0.02)
+        assert not decision.accepted
+        assert decision.message.startswith(f"REJECTED: {reason}")
+
+
 def test_decision_is_read_back(tmp_path) -> None:
     better = MetricChange.from_pairs(SAME, [[0.4, 0.5], [0.6, 0.7]])
     understood = ErrorRateChange.from_pairs([[0.1]] * 6, [[0.1], [0.12], [0.1], [0.05], [0.1], [0.1]])

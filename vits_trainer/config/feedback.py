@@ -49,7 +49,7 @@ class FeedbackConfig:
     replay_fraction: float = 0.85
     """Fraction of the training examples that are replayed from data_dir, against forgetting (0 = none)."""
     max_regression: float = limited(0.02, 0, 1e6)
-    """Reject the new voice if its mel loss on the validation clips is higher by more than this fraction."""
+    """Reject the new voice if a mel loss is higher by more than this fraction."""
     asr: str = AUTO
     """Speech recognizer that must understand the new voice as well as the old one, on texts that were not trained on.
     auto: whisper-tiny.en for English voices, where the extra asr is installed. Or a recognizer as in evaluate."""
