@@ -256,7 +256,7 @@ def _message(
         if changes
     ]
     metrics = "; ".join(parts)
-    return f"REJECTED: {'; and '.join(reasons)}. {metrics}" if reasons else f"accepted. {metrics}"
+    return f"REJECTED: {'; and '.join(reasons)}. {metrics}." if reasons else f"accepted. {metrics}."
 
 
 def _mean(values: Sequence[float]) -> float:
