@@ -94,7 +94,8 @@ def start_run(run_dir: Path, config: TrainConfig, facts: Mapping[str, Any], resu
 def _quiet() -> wandb.Settings:
     """Settings without output of wandb's own, such as a warning for each linked file."""
     quiet = wandb.Settings(silent=True, console="off", show_warnings=False)
-    wandb.termsetup(quiet, None)  # init applies them to its service only
+    wandb.setup(quiet)
+    wandb.termsetup(quiet, None)  # setup omits it if something else, such as login, has set up wandb before
     return quiet
 
 
