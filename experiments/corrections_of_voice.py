@@ -1,5 +1,5 @@
 """The packaged voice learns eight corrections: ``python -m experiments.corrections_of_voice FOLDER [--epochs 5]
-[--learning_rate 1e-5]``.
+[--learning_rate 3e-5]``.
 
 ``FOLDER/training`` is the prepared corpus of experiments/base_voice.py. Whisper listens to the voice speak new
 sentences of its grammar. The eight that it understands least are corrected: with recordings of the corpus's
@@ -59,7 +59,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--learning_rate", type=float, default=1e-5)
+    parser.add_argument("--learning_rate", type=float, default=3e-5)
     asked = parser.parse_args()
     new = sentences(TRAINED_ON + NEW)[TRAINED_ON:]
     worst = sorted(zip(error_rates(BASE_VOICE, new, CHOSEN_BY), new, strict=True), reverse=True)[:CORRECTIONS]

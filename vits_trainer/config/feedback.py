@@ -42,13 +42,13 @@ class FeedbackConfig:
     """The voice to start from if model_dir holds none."""
     batch_size: int = limited(2, 1, 2**16)
     """Corrections per update and process."""
-    learning_rate: float = limited(1e-5, 0, 1e6, above=True)
+    learning_rate: float = limited(3e-5, 0, 1e6, above=True)
     """AdamW's learning rate. Low, so that a few clips do not change the rest of the voice."""
     epochs: int = limited(5, 1)
     """Passes over the corrections."""
     replay_fraction: float = 0.85
     """Fraction of the training examples that are replayed from data_dir, against forgetting (0 = none)."""
-    max_regression: float = limited(0.02, 0, 1e6)
+    max_regression: float = limited(0.01, 0, 1e6)
     """Reject the new voice if a mel loss is higher by more than this fraction."""
     asr: str = AUTO
     """Speech recognizer that must understand the new voice as well as the old one, on texts that were not trained on.
