@@ -12,11 +12,16 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
+
 from experiments.base_voice import sentences
 from experiments.command import run
-from vits_trainer.evaluation.synthesis import Voice
+from vits_trainer.evaluation.alignment_scores import Aligner
+from vits_trainer.evaluation.synthesis import Speech, Voice
+from vits_trainer.models.pretrained import model_from_config
+from vits_trainer.training.checkpoint import load_networks
 
-OWN_CLIPS, RATE_HZ = 140, 22050
+OWN_CLIPS, ALIGNED_CLIPS, RATE_HZ = 140, 20, 22050
 SHOWN = ("mel", "constant_frame_mel", "mel_from_text", "kl", "duration")
 
 
@@ -54,6 +59,28 @@ def train(folder: Path, name: str, data: Path, **flags: object) -> Path:
     return voice
 
 
+def word_errors_ms(aligner: Aligner, speech: list[tuple[str, Speech]]) -> list[float]:
+    """Returns how far each word begins from where the voice spoke it."""
+    errors = []
+    for text, one in speech:
+        samples = (one.samples * 32767).astype(np.int16)
+        found = aligner.timings(text, samples, "", one.sampling_rate).words
+        errors += [1000 * abs(a.start_s - b.start_s) for a, b in zip(found, one.timings.words, strict=True)]
+    return errors
+
+
+def print_alignment_errors(original: Path, checkpoints: Path) -> None:
+    """Compares alignments of the voice's own speech, of sentences that it did not learn from, with its durations."""
+    voice, texts = Voice.load(str(original)), sentences(OWN_CLIPS + ALIGNED_CLIPS)[OWN_CLIPS:]
+    speech = [(text, voice.speak(text, seed=number)) for number, text in enumerate(texts)]
+    print("| update | mean error of word starts, ms | words within 50 ms |")
+    for checkpoint in sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+        model = model_from_config(checkpoint / "voice")
+        load_networks(checkpoint, model, None)
+        errors = np.array(word_errors_ms(Aligner(model, voice.tokenizer), speech))
+        print(f"| {checkpoint.name} | {errors.mean():.0f} | {(errors < 50).mean():.0%} |")
+
+
 def compare(
     onnx: Path,
     recordings: Path,
@@ -74,8 +101,11 @@ def compare(
     batches = {"gradient_accumulation_steps": 1, "discriminator.channels_divisor": channels_divisor}
     complete = train(
         folder, "complete", first, config="learn_posterior", model_name=original, max_updates=learn_updates,
-        validate_every_updates=50, save_every_updates=50, batch_size=6 if teacher == "own" else 4, **batches,
+        validate_every_updates=50, save_every_updates=50, keep_checkpoints=20, batch_size=6 if teacher == "own" else 4,
+        **batches,
     )  # fmt: skip
+    if teacher == "own":
+        print_alignment_errors(original, folder / "complete_checkpoints")
     # All that decides what is said stays as it is.
     tuned = train(
         folder, "tuned", data, model_name=complete, max_updates=tune_updates, validate_every_updates=25, batch_size=4,

@@ -11,10 +11,14 @@ from tests.support.audio import voice
 from tests.support.random_voice import TINY
 from vits_trainer.data.audio import to_pcm16
 from vits_trainer.evaluation.alignment_scores import NO_ALIGNMENT, Aligner, _best_path, _EncodedTexts, _other_texts
+from vits_trainer.evaluation.synthesis import Voice
 from vits_trainer.models.generator import Generator
 from vits_trainer.models.initialization import new_model
+from vits_trainer.models.pretrained import load_model
 from vits_trainer.models.spectrogram import spectrogram
 from vits_trainer.text.tokenizer import build_tokenizer, encode
+from vits_trainer.utils.errors import DataError
+from vits_trainer.utils.packaged import BASE_VOICE
 
 TEXTS = ("silav dinya", "ez baş im", "çawa yî", "dinya", "baş", "silav", "ez im baş dinya")
 
@@ -49,6 +53,21 @@ def test_the_log_likelihood_is_that_of_the_best_of_all_alignments() -> None:
             best = max(best, float(each[np.arange(t), token_of_frame].sum()))
         assert float(found[b]) == pytest.approx(best / t, rel=1e-5)
         assert path[b, :t].tolist() == sorted(path[b, :t].tolist())
+
+
+def test_words_of_a_voices_own_speech_begin_where_it_spoke_them() -> None:
+    """Independent of the search: durations that the packaged voice predicted when it spoke."""
+    spoken = Voice.load(str(BASE_VOICE))
+    aligner = Aligner(load_model(str(BASE_VOICE)), spoken.tokenizer)
+    text = "The weather will be warm and sunny tomorrow."
+    speech = spoken.speak(text, seed=1)
+    found = aligner.timings(text, to_pcm16(speech.samples), "", speech.sampling_rate)
+    assert [word.text for word in found.words] == [word.text for word in speech.timings.words]
+    errors_s = [abs(a.start_s - b.start_s) for a, b in zip(found.words, speech.timings.words, strict=True)]
+    assert np.mean(errors_s) < 0.03
+    assert found.tokens[-1].end_s == pytest.approx(len(speech.samples) / speech.sampling_rate, abs=0.02)
+    with pytest.raises(DataError, match=r"cannot be aligned with 0\.05 s"):
+        aligner.timings(text, to_pcm16(speech.samples[:800]), "", speech.sampling_rate)
 
 
 def test_the_alignment_is_that_of_the_generator_without_noise(aligner: Aligner) -> None:

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import VitsModel, VitsTokenizer
 
+from vits_trainer.evaluation.timings import SpeechTimings, piece_timings
 from vits_trainer.models import alignment
 from vits_trainer.models.encoders import encode_text, flow, sample_posterior
 from vits_trainer.models.pretrained import audio_spec, speaker_names
 from vits_trainer.models.spectrogram import frame_mask, spectrogram
 from vits_trainer.text.tokenizer import encode
+from vits_trainer.utils.errors import DataError
 
 _OTHER_TEXTS = 8
 _BATCH_S = 60.0
@@ -94,6 +96,22 @@ class Aligner:
             for row, score in zip(rows, found, strict=True):
                 results[row] = score
         return results
+
+    def timings(self, text: str, recording: NDArray[np.int16], speaker: str, rate_hz: int) -> SpeechTimings:
+        """Returns when the parts of a text are heard in its recording, (T,).
+
+        Raises:
+            DataError: the text has no known characters, or more tokens than the recording has frames.
+        """
+        ids, waveform = encode(self.tokenizer, text), self._waveform(recording, rate_hz)
+        if not 0 < len(ids) <= self.spec.frames(len(waveform)):
+            seconds = len(waveform) / self.spec.sampling_rate
+            raise DataError(f"{text!r} cannot be aligned with {seconds:.2f} s of speech.")
+        latents, frames = self._latents([waveform], [self._speakers.get(speaker, 0)])
+        _, path = _best_path(latents, self._encode([ids]), [0], frames)
+        durations = alignment.durations(path, frame_mask(frames, latents.shape[2]), len(ids))[0, 0]
+        token_s = durations.double().cpu().numpy() * self.spec.hop / self.spec.sampling_rate
+        return piece_timings(self.tokenizer, text, ids, token_s)
 
     def _scores(
         self,
