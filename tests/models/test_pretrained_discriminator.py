@@ -33,7 +33,10 @@ def test_discriminators_of_a_voice_are_loaded_or_created(tmp_path):
     fresh = DiscriminatorShape((2,), 16)
     assert load_or_create_discriminator(str(tmp_path), fresh).shape == DiscriminatorShape((3,), 8)
     assert load_or_create_discriminator(None, fresh).shape == fresh
-    assert load_or_create_discriminator(str(tmp_path / "absent"), fresh).shape == fresh
+    (tmp_path / "without").mkdir()
+    assert load_or_create_discriminator(str(tmp_path / "without"), fresh).shape == fresh
+    with pytest.raises(ModelError, match="absent: cannot load a voice"):
+        load_or_create_discriminator(str(tmp_path / "absent"), fresh)
 
 
 def legacy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -108,8 +111,8 @@ def test_mismatches_of_a_finetune_hf_vits_checkpoint_are_listed(published, tmp_p
 
 
 def test_source_without_discriminators_is_rejected(published, tmp_path):
-    for source in (published, tmp_path / "absent"):
-        with pytest.raises(ModelError, match="no discriminators found"):
+    for source, message in ((published, "no discriminators found"), (tmp_path / "absent", "no such folder")):
+        with pytest.raises(ModelError, match=message):
             read_discriminator(str(source))
     torch.save({"model": {"enc_p.emb.weight": torch.ones(2, 2)}}, tmp_path / "G_1.pth")
     with pytest.raises(ModelError, match=r"G_1\.pth: These are not VITS discriminators"):

@@ -385,7 +385,7 @@ MODELS = (
     CallRow("code with the weights that config.json refers to", "exit 2", "not a VITS voice", _tuned(_add_custom_code)),
     CallRow("no vocabulary", "exit 2", "tokenizer", _tuned(lambda voice: (voice / "vocab.json").unlink())),
     CallRow("new speakers without names", "exit 2", "the data has clips without a speaker name", _tuned(_nothing, extend_speakers="true")),
-    CallRow("nonexistent discriminators", "exit 2", "no discriminators found", _tuned(lambda voice: (voice / "discriminator.safetensors").unlink(), discriminator_from="nowhere")),
+    CallRow("nonexistent discriminators", "exit 2", "nowhere: cannot load a voice (no such folder", _tuned(lambda voice: (voice / "discriminator.safetensors").unlink(), discriminator_from="nowhere")),
     CallRow("checkpoint that would execute code", "exit 2", ".system, which no checkpoint needs", _converted({"model": _CodeInPickle()})),
     CallRow("checkpoint of another model", "exit 2", "are not those of a voice in original or coqui or piper layout", _converted({"model": {"weight": torch.zeros(2)}})),
     CallRow("damaged discriminators", "exit 2", "discriminator.safetensors: cannot be read", _tuned(lambda voice: (voice / "discriminator.safetensors").write_bytes(b"xx"))),

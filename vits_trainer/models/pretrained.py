@@ -71,7 +71,7 @@ def read_config(name_or_dir: str) -> VitsConfig:
 def _load_error(name_or_dir: str, error: Exception) -> ModelError:
     return ModelError(
         f"{name_or_dir}: cannot load a voice ({' '.join(str(error).split())[:300]}). Pass a local directory with "
-        "config.json and model.safetensors, or a Hub name if the Hub is reachable."
+        "config.json and model.safetensors, or a name on the Hub."
     )
 
 
@@ -180,8 +180,8 @@ def _weights_path(name_or_dir: str) -> Path | None:
     """Returns the local path of a voice's model.safetensors, downloaded from the Hub if needed; None if missing."""
     try:
         return find_voice_file(name_or_dir, "model.safetensors")
-    except OSError:  # neither a directory nor a Hub name
-        return None
+    except OSError as error:
+        raise _load_error(name_or_dir, error) from error
 
 
 def with_weight_norm(model: VitsModel) -> VitsModel:

@@ -34,7 +34,7 @@ VARIANCE_EPS = 1e-7
 """Of transformers' ``Wav2Vec2FeatureExtractor``."""
 _REMEDY = (
     "Pass a folder with config.json, preprocessor_config.json and model.safetensors of WavLM, HuBERT, wav2vec 2.0 or "
-    "the like, or a Hub name if the Hub is reachable."
+    "the like, or a name on the Hub."
 )
 _MASK = "masked_spec_embed"
 """Weight for masking in pretraining, which many checkpoints lack."""

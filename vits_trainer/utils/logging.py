@@ -11,6 +11,8 @@ logger = logging.getLogger("vits_trainer")
 def log_to_console(is_main: bool = True) -> None:
     """Logs to stderr: INFO and above on the main rank, WARNING and above on the others."""
     logging.basicConfig(format="%(message)s")
+    for library in ("datasets", "huggingface_hub"):  # they have handlers of their own: each line would appear twice
+        logging.getLogger(library).propagate = False
     logger.setLevel(logging.INFO if is_main else logging.WARNING)
     if "transformers" in sys.modules:  # its progress bars would break up log lines
         from transformers.utils import logging as transformers_logging  # noqa: PLC0415 - takes seconds to import
