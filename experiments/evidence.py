@@ -2,7 +2,7 @@
 
 Evaluates two voices on the held-out clips of a prepared folder, and writes to docs/evidence/NAME the recordings and the
 speech of both for three texts (Ogg Opus), the figures of all clips (``scores.json``), and those of the three texts,
-which ``evaluate`` prints again from the files (``figures.json``).
+which ``evaluate`` prints again from the files (``figures.json``); with ``--run``, the report page of the training.
 """
 
 import argparse
@@ -44,7 +44,18 @@ def means(record: dict[str, Any]) -> dict[str, Any]:
     return {name: {metric: round(value["mean"], 4) for metric, value in f.items()} for name, f in voices.items()}
 
 
-def write(name: str, data_dir: Path, before: str, after: str, validation_fraction: float, clips: int) -> None:
+def write_report(run_dir: Path, target: Path) -> None:
+    """Writes the report page of a run without the folders of this machine."""
+    with tempfile.TemporaryDirectory() as temporary:
+        page = Path(temporary) / "report.html"
+        run("report", run_dir, output=page)
+        folder = run_dir.absolute().parents[2]
+        target.write_text(page.read_text(encoding="utf-8").replace(f"{folder}/", ""), encoding="utf-8")
+
+
+def write(
+    name: str, data_dir: Path, before: str, after: str, validation_fraction: float, clips: int, run_dir: Path | None
+) -> None:
     folder = DOCS / name
     rate_hz = json.loads((data_dir / "dataset.json").read_text(encoding="utf-8"))["sampling_rate"]
     with tempfile.TemporaryDirectory() as temporary:
@@ -67,6 +78,8 @@ def write(name: str, data_dir: Path, before: str, after: str, validation_fractio
     for kind, voice in (("before", before), ("after", after)):
         record["voices"][kind] = record["voices"].pop(voice)
     (folder / "scores.json").write_text(json.dumps(means(record), indent=1) + "\n", encoding="utf-8")
+    if run_dir is not None:
+        write_report(run_dir, folder / "report.html")
     figures = {"sampling_rate": rate_hz, "figures": reprint(folder, rate_hz)}
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
@@ -79,4 +92,5 @@ if __name__ == "__main__":
     parser.add_argument("after")
     parser.add_argument("--validation_fraction", type=float, default=0.25)
     parser.add_argument("--clips", type=int, default=20)
+    parser.add_argument("--run", dest="run_dir", type=Path)
     write(**vars(parser.parse_args()))
