@@ -36,6 +36,17 @@ package.
   without restriction". espeak-ng's licence (GPL-3.0) covers the program and its data. No part of either is contained
   here.
 """
+VOICE_CARD = """\
+---
+language: en
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-to-speech
+tags: [vits]
+---
+
+A small English voice, 16 kHz: see LICENSE, and docs/base_voice.md.
+"""
 CLIPS_LICENSE = """\
 20 clips of LJ Speech 1.1 (https://keithito.com/LJ-Speech-Dataset/), read by Linda Johnson for LibriVox, collected and
 transcribed by Keith Ito. Public domain in the USA, recordings and texts. Resampled to 16 kHz and encoded as Ogg Opus.
@@ -53,6 +64,7 @@ def export_voice(checkpoint: Path, folder: Path = BASE_VOICE) -> None:
         config = json.loads((voice / "config.json").read_text(encoding="utf-8")) | {"noise_scale": NOISE_SCALE}
         (voice / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (voice / "LICENSE").write_text(VOICE_LICENSE, encoding="utf-8")
+        (voice / "README.md").write_text(VOICE_CARD, encoding="utf-8")
         files = [path for path in voice.iterdir() if path.is_file() and not path.name.startswith(".")]
         _replace(folder, files)
 

@@ -52,7 +52,7 @@ def test_a_voice_aligns_texts_and_a_checkpoint_is_loaded_with_its_average(
     [
         (["{nowhere}"], "does not exist. Create it with: vits-trainer prepare_data"),
         (["{nowhere}", "--streaming", "true"], "contains no shards.json"),
-        ([], "give the data_dir first, such as training"),
+        ([], "give --data_dir, such as training"),
         (["{prepared}", "--scores", "mcd"], "--scores mcd: compares two recordings. Give dnsmos or cer"),
         (["{prepared}", "--scores", "x"], "--scores x: x is not one of"),
         (["{prepared}", "--thresholds.rate", "0"], "--thresholds.rate 0.0: must be above 0"),

@@ -77,3 +77,9 @@ def test_command_of_another_trainer_is_answered_with_ours(name: str, capsys: pyt
 def test_help_and_version_in_every_spelling(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     assert capsys.readouterr().out
+
+
+def test_longer_flag_of_the_command_comes_before_that_of_another_command() -> None:
+    assert unknown_flag_message("evaluate", "--model", ["--data_dir", "--models"]) == (
+        "unknown flag --model: did you mean --models?"
+    )

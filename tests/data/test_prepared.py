@@ -147,6 +147,9 @@ def test_folder_that_is_not_prepared_is_rejected(tmp_path):
     (tmp_path / "metadata.csv").write_bytes("0.wav|\u015fev".encode("iso8859-9"))
     with pytest.raises(DataError, match=r"cannot be read"):
         open_prepared(tmp_path)
+    (tmp_path / "metadata.csv").write_text("LJ001-0001|Printing, in the only sense\n")
+    with pytest.raises(DataError, match=r"no dataset\.json. Prepare it first: vits-trainer prepare_data --dataset /"):
+        open_prepared(tmp_path)
     write_folder(tmp_path, [])
     with pytest.raises(DataError, match="contains no clips"):
         open_prepared(tmp_path)

@@ -87,7 +87,7 @@ def test_unavailable_store_ends_the_run_after_saving(
     code, output = finish(start(tmp_path, address, "cpu", script=impatient, **flags))
     assert code == 1, output
     assert "away/shards/shard_00001.parquet: cannot be read (3 attempts)" in output
-    assert "Then resume with --resume_from_checkpoint auto." in output
+    assert "Then resume with --resume_from_checkpoint latest." in output
     (saved,) = (tmp_path / "checkpoints").glob("checkpoint-*")
     assert int(saved.name.partition("-")[2]) >= 1
     store.fails = lambda number, path: False

@@ -25,6 +25,12 @@ def test_name_that_is_neither_folder_nor_on_the_hub_is_an_error(tmp_path: Path) 
         find_voice_file(str(tmp_path / "absent"), "config.json")
 
 
+def test_mistyped_folder_is_answered_without_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "final_model").mkdir()
+    with pytest.raises(OSError, match=r"no such folder: did you mean .*final_model\?"):
+        find_voice_file(str(tmp_path / "final_modell"), "config.json")
+
+
 # The Hub: a local server, with the real client
 
 

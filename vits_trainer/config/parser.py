@@ -193,6 +193,8 @@ def unknown_flag_message(
     near = _close_matches(f"--{name}", known)
     if near and name not in aliases.FLAGS and not _owners(name):
         return answer(near[0])
+    if name not in aliases.FLAGS and (longer := [one for one in known if one.startswith(f"--{name}")]):
+        return answer(min(longer, key=len))
     if owners := _owners(ours[2:]):
         return f"unknown flag {flag}: it is {ours} of {' and '.join(owners)}."
     return f"unknown flag {flag}. See vits-trainer {command} --help."
@@ -307,7 +309,7 @@ def _expand_positional(argv: list[str], fields: Mapping[str, Any]) -> list[str]:
         return [f"--{name}", *argv]
     is_required = field.default is dataclasses.MISSING
     if is_required and not {f"--{name}", "--help", "-h"} & {arg.partition("=")[0] for arg in argv}:
-        raise ConfigError(f"give the {name} first, such as {field.metadata.get('example', name.upper())}.")
+        raise ConfigError(f"give --{name}, such as {field.metadata.get('example', name.upper())}.")
     return argv
 
 

@@ -115,7 +115,7 @@ class ClipAccounting:
         rejections = list(rejections)
         unreadable = [rejection for rejection in rejections if rejection.kind == UNREADABLE]
         if unreadable:
-            raise UnreadableShardError(f"{unreadable[0].message} Then resume with --resume_from_checkpoint auto.")
+            raise UnreadableShardError(f"{unreadable[0].message} Then resume with --resume_from_checkpoint latest.")
         self._rejections |= {rejection.clip: rejection for rejection in rejections}
         if len(self._rejections) > self.max_rejected_fraction * self.clips:
             raise TooManyRejectedError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -271,6 +272,11 @@ def _open_wavs(data_dir: Path, max_samples: int) -> PreparedData:
     try:
         rate = summary.get("sampling_rate") or recordings.read(0)[1]
     except RecordingError as error:
+        if not summary:
+            raise DataError(
+                f"{data_dir} is not a folder of prepare_data: there is no dataset.json. Prepare it first: vits-trainer "
+                f"prepare_data --dataset {shlex.quote(str(data_dir))} --output_dir training"
+            ) from error
         raise DataError(f"{data_dir}: the first clip cannot be read: {error}. Run prepare_data again.") from error
     return PreparedData(data_dir, ClipTable(names, texts, speakers), int(rate), summary, recordings)
 

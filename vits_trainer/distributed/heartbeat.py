@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 _STORE_TIMEOUT_S = 5.0
 """Timeout of a call to the store once a collective has failed."""
-_REMEDY = "Check its log and its machine, then resume with --resume_from_checkpoint auto"
+_REMEDY = "Check its log and its machine, then resume with --resume_from_checkpoint latest"
 _STORE_IS_GONE = (
     "rank 0's machine or its launcher is gone or cannot be reached; the state of the other ranks is unknown. " + _REMEDY
 )

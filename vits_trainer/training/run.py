@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -258,6 +259,13 @@ def _export(trainer: Trainer, data: TrainingData, voice: Path) -> None:
     )
     model_card.write_model_card(voice, info)
     logger.info("Voice: %s   Run: %s", voice, trainer.tracker.run_dir)
+    best = trainer.checkpoints.directory / f"checkpoint-{trainer.state.selection.best_update}"
+    if trainer.state.selection.best_update != update and best.is_dir():
+        logger.info(
+            "It has the weights of the last update. The best by %s: vits-trainer export --checkpoint %s",
+            config.best_metric,
+            shlex.quote(str(best)),
+        )
 
 
 def _load_final_weights(trainer: Trainer) -> int:

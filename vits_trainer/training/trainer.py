@@ -486,4 +486,4 @@ class Trainer:
         self.tracker.outcome = RunOutcome(status, self.state.update, self.shutdown.exit_code())
         if self.runtime.is_main_process:
             discard(self.shutdown.stop_file)
-        logger.info("%s. Resume with --resume_from_checkpoint auto", status)
+        logger.info("%s. Resume with --resume_from_checkpoint latest", status)

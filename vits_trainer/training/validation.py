@@ -207,7 +207,7 @@ class Validation:
             everywhere = [rejection for of_rank in self.runtime.all_gather_object(lost) for rejection in of_rank]
             raise TooManyRejectedError(
                 "Validation clips that could be read at the start cannot be read any more: "
-                f"{'; '.join(map(str, everywhere[:5]))}. Restore the files, then --resume_from_checkpoint auto."
+                f"{'; '.join(map(str, everywhere[:5]))}. Restore the files, then --resume_from_checkpoint latest."
             )
         return batches
 

@@ -1,5 +1,6 @@
 """Finds the files of a voice in a local folder or on the Hub."""
 
+import difflib
 from pathlib import Path
 
 
@@ -17,6 +18,8 @@ def find_voice_file(name_or_dir: str, name: str) -> Path | None:
         return folder / name if (folder / name).is_file() else None
     from huggingface_hub import constants, errors, hf_hub_download  # noqa: PLC0415 - start-up
 
+    if near := _similar_folder(folder):  # the Hub would take half a minute to be unreachable
+        raise OSError(f"no such folder: did you mean {near}?")
     try:
         return Path(hf_hub_download(name_or_dir, name))
     except errors.LocalEntryNotFoundError as error:
@@ -30,6 +33,16 @@ def find_voice_file(name_or_dir: str, name: str) -> Path | None:
         raise OSError("no such folder or Hub name; a private or gated one needs HF_TOKEN") from error
     except errors.HFValidationError as error:
         raise OSError("no such folder, and no Hub name, which is owner/name") from error
+
+
+def _similar_folder(folder: Path) -> Path | None:
+    """Returns the folder that a mistyped path in an existing folder means."""
+    parent = folder.parent
+    if len(folder.parts) < 2 or not parent.is_dir():
+        return None
+    names = [path.name for path in parent.iterdir() if path.is_dir()]
+    near = difflib.get_close_matches(folder.name, names, n=1, cutoff=0.8)
+    return parent / near[0] if near else None
 
 
 def _is_absent_in_cache(voice: str, name: str, offline: bool) -> bool:
