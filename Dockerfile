@@ -16,7 +16,7 @@ WORKDIR /opt/vits_trainer
 COPY pyproject.toml README.md LICENSE ./
 COPY vits_trainer vits_trainer
 COPY accelerate_configs accelerate_configs
-RUN uv pip install --system --no-cache --compile-bytecode --torch-backend "${TORCH}" '.[app,asr,evaluate,onnx,text]'
+RUN uv pip install --system --no-cache --compile-bytecode --torch-backend "${TORCH}" '.[app,asr,evaluate,onnx,segment,text]'
 
 # Caches of the Hub, numba, Triton and matplotlib; the folder is writable for any --user.
 ENV HOME=/home/trainer
