@@ -16,7 +16,10 @@ from vits_trainer.tracking.check_page import ShownClip, render_check_page
 from vits_trainer.training import checkpoint
 from vits_trainer.training.checkpoint_record import verify_checkpoint
 from vits_trainer.utils.files import Kind, atomic_write, open_results
-from vits_trainer.utils.strings import printable, shown_speaker
+from vits_trainer.utils.logging import log_to_console
+from vits_trainer.utils.strings import counted, printable, shown_speaker
+
+logger = logging.getLogger(__name__)
 
 RESULTS = Kind("check_data", re.compile(r"suspicious\.csv|measurements\.csv|check_data\.html"))
 
@@ -30,8 +33,10 @@ def run(config: CheckDataConfig) -> int:
         DataError: the data cannot be read.
         ModelError: the voice cannot be loaded.
     """
-    logging.basicConfig(format="%(message)s")
+    log_to_console()
     data = open_data(config)
+    clips = sum(piece.clips for piece in data.pieces)
+    logger.info("Checking %s of %s ...", counted(clips, "clip"), config.data_dir)
     aligner = None if config.model_name is None else load_aligner(config.model_name)
     output = open_results(_folder(config), RESULTS)
     checked = check(config, data, aligner)

@@ -43,7 +43,8 @@ def run(config: ConvertConfig) -> int:
     )
     parameters = sum(parameter.numel() for parameter in voice.model.parameters())
     discriminators = "no discriminators" if voice.discriminator is None else "with discriminators"
-    print(f"{config.input}: {voice.kind}, {parameters / 1e6:.1f} M parameters, {discriminators}")
+    kind = "transformers" if voice.kind == "hf" else voice.kind
+    print(f"{config.input}: {kind}, {parameters / 1e6:.1f} M parameters, {discriminators}")
     for note in voice.notes:
         print(f"note: {note}")
     with exclusive(output):

@@ -1,7 +1,6 @@
 """``feedback_app``: web page on which users correct a voice."""
 
 import importlib.util
-import logging
 import os
 import tempfile
 from dataclasses import replace
@@ -15,6 +14,7 @@ from vits_trainer.feedback.suggestions import held_out_texts
 from vits_trainer.feedback.training_process import TrainingProcess, train_feedback_command, work_folder
 from vits_trainer.utils.errors import require
 from vits_trainer.utils.installation import install_command
+from vits_trainer.utils.logging import log_to_console
 
 
 def run(config: FeedbackAppConfig) -> int:
@@ -28,8 +28,7 @@ def run(config: FeedbackAppConfig) -> int:
     password = config.password()
     installed = importlib.util.find_spec("gradio") is not None
     require(installed, f"feedback_app needs gradio: {install_command('app')}")
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("vits_trainer").setLevel(logging.INFO)
+    log_to_console()
     limits = Limits(
         max_clip_s=config.max_clip_s,
         max_upload_bytes=round(config.max_upload_mb * 2**20),

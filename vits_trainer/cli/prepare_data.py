@@ -1,6 +1,5 @@
 """``prepare_data``: converts recordings and texts to a folder that ``train_vits`` reads."""
 
-import logging
 import shlex
 
 from vits_trainer.config.prepare import PrepareConfig
@@ -8,13 +7,13 @@ from vits_trainer.data.preparation import upload
 from vits_trainer.data.preparation.pipeline import prepare
 from vits_trainer.data.preparation.summary import PreparationSummary
 from vits_trainer.evaluation.recognizers import load_recognizer
+from vits_trainer.utils.logging import log_to_console
 from vits_trainer.utils.strings import printable
 
 
 def run(config: PrepareConfig) -> int:
     """Prepares the folder, prints a summary, and uploads the shards to the Hub if ``--push_to_hub`` is given."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("vits_trainer").setLevel(logging.INFO)
+    log_to_console()
     if config.push_to_hub is not None:
         upload.open_repository(config.push_to_hub)
     transcribe = None if config.transcribe is None else load_recognizer(config.transcribe, "--transcribe").transcribe
