@@ -24,13 +24,15 @@ MARKS = {"runs": "run", "ranks": "ranks", "reliability": "reliability"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def folder(item: pytest.Item) -> str:
+        return item.path.relative_to(Path(__file__).parent).parts[0]
+
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if folder in MARKS:
-            item.add_marker(MARKS[folder])
+        if folder(item) in MARKS:
+            item.add_marker(MARKS[folder(item)])
     # The longest files first: at the end, no worker waits for another one. By name, so that files of ``ranks``, which
     # wait for processes, run at the same time as others.
-    items.sort(key=lambda item: (not any(map(item.get_closest_marker, MARKS.values())), item.path.name))
+    items.sort(key=lambda item: (folder(item) not in {*MARKS, "gpu"}, item.path.name))
 
 
 def pytest_collection_finish() -> None:

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from vits_trainer.cli import prepare_data, report, synthesize
+from vits_trainer.cli import report, synthesize
 from vits_trainer.config.parser import parse
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.config.tools import DemoConfig, ReportConfig
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.config.voices import SynthesizeConfig
 from vits_trainer.data.preparation.espeak_corpus import speak_corpus
+from vits_trainer.data.preparation.pipeline import prepare
 from vits_trainer.training.run import train
 from vits_trainer.utils.records import parse_json_line, read_lines
 
@@ -20,7 +21,7 @@ def run(config: DemoConfig, folder: Path) -> None:
     """Synthesizes a corpus, prepares it, trains a voice, synthesizes speech and prints the results."""
     speak_corpus(folder / "corpus")
     training = folder / "training"
-    prepare_data.run(PrepareConfig(dataset=str(folder / "corpus"), output_dir=str(training)))
+    prepare(PrepareConfig(dataset=str(folder / "corpus"), output_dir=str(training)))
     updates = config.updates or _UPDATES
     settings = {
         "config": "tiny",

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from vits_trainer.cli import prepare_data, report
+from vits_trainer.cli import report
 from vits_trainer.config.prepare import PrepareConfig
 from vits_trainer.config.selection import ClipSelection
 from vits_trainer.config.tools import DemoConfig, ReportConfig
 from vits_trainer.config.train import TrainConfig
 from vits_trainer.data.audio import to_pcm16, write_pcm16_wav
+from vits_trainer.data.preparation.pipeline import prepare
 from vits_trainer.data.prepared import open_prepared, train_validation_split
 from vits_trainer.evaluation.comparison import evaluate_voice, voice_synthesizer
 from vits_trainer.evaluation.optional_packages import is_installed
@@ -51,7 +52,7 @@ def run(config: DemoConfig, folder: Path) -> None:
     """Speaks, fine-tunes, speaks again, and prints what changed."""
     training, voice = folder / "training", folder / "training" / "final_model"
     rate_hz = read_config(str(BASE_VOICE)).sampling_rate
-    prepare_data.run(PrepareConfig(dataset=str(HUMAN_CLIPS), output_dir=str(training), target_sr=rate_hz))
+    prepare(PrepareConfig(dataset=str(HUMAN_CLIPS), output_dir=str(training), target_sr=rate_hz))
     sentences = (" ".join(config.text.split()), *_SENTENCES)
     listener = _Listener.create(rate_hz)
     before = listener.listen(str(BASE_VOICE), sentences, folder / "before")
