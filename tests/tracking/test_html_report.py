@@ -472,8 +472,8 @@ def test_folder_that_is_not_a_run_gives_a_one_line_error(
 @pytest.mark.parametrize(
     ("command", "text"),
     [
-        ("report", "run_dir first, such as training/runs/"),
-        ("export", "checkpoint first, such as training/checkpoints/checkpoint-"),
+        ("report", "give --run_dir, such as training/runs/"),
+        ("export", "give --checkpoint, such as training/checkpoints/checkpoint-"),
     ],
 )
 def test_missing_positional_argument_is_named(

@@ -56,7 +56,7 @@ class ReportConfig:
         check_ranges(self)
         require(
             bool(self.run_dir) or bool(self.compare),
-            "give the run_dir first, such as training/runs/demo; or two voices or runs, as --compare A B.",
+            "give --run_dir, such as training/runs/demo; or two voices or runs, as --compare A B.",
         )
         require(not (self.run_dir and self.compare), f"{self.run_dir} and --compare exclude each other: give only one.")
         require(len(self.compare) != 1, f"--compare {' '.join(self.compare)}: give two or more voices or runs.")
