@@ -472,15 +472,15 @@ def test_folder_that_is_not_a_run_gives_a_one_line_error(
 @pytest.mark.parametrize(
     ("command", "text"),
     [
-        ("report", "give --run_dir, such as training/runs/"),
-        ("export", "give --checkpoint, such as training/checkpoints/checkpoint-"),
+        ("report", "--run_dir, such as training/runs/"),
+        ("export", "--checkpoint, such as training/checkpoints/checkpoint-"),
     ],
 )
 def test_missing_positional_argument_is_named(
     command: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command]) == 2
-    assert f"give the {text}" in capsys.readouterr().err
+    assert f"give {text}" in capsys.readouterr().err
 
 
 def test_output_path_is_configurable(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
