@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.base_voice import sentences
 from experiments.command import run
+from vits_trainer.data.audio import to_pcm16
 from vits_trainer.evaluation.alignment_scores import Aligner
 from vits_trainer.evaluation.synthesis import Speech, Voice
 from vits_trainer.models.pretrained import model_from_config
@@ -63,8 +64,7 @@ def word_errors_ms(aligner: Aligner, speech: list[tuple[str, Speech]]) -> list[f
     """Returns how far each word begins from where the voice spoke it."""
     errors = []
     for text, one in speech:
-        samples = (one.samples * 32767).astype(np.int16)
-        found = aligner.timings(text, samples, "", one.sampling_rate).words
+        found = aligner.timings(text, to_pcm16(one.samples), "", one.sampling_rate).words
         errors += [1000 * abs(a.start_s - b.start_s) for a, b in zip(found, one.timings.words, strict=True)]
     return errors
 

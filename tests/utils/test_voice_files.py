@@ -21,13 +21,13 @@ def test_file_of_a_folder_is_found(tmp_path: Path) -> None:
 
 
 def test_name_that_is_neither_folder_nor_on_the_hub_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="no such folder, and no Hub name"):
+    with pytest.raises(OSError, match="no such folder; no Hub name either"):
         find_voice_file(str(tmp_path / "absent"), "config.json")
 
 
-def test_mistyped_folder_is_answered_without_the_hub(tmp_path: Path) -> None:
+def test_mistyped_folder_is_answered_with_the_one_that_exists(tmp_path: Path) -> None:
     (tmp_path / "final_model").mkdir()
-    with pytest.raises(OSError, match=r"no such folder: did you mean .*final_model\?"):
+    with pytest.raises(OSError, match=r"no such folder \(did you mean .*final_model\?\); no Hub name either"):
         find_voice_file(str(tmp_path / "final_modell"), "config.json")
 
 
@@ -82,10 +82,20 @@ def test_voice_of_the_hub_has_and_lacks_files(hub: str) -> None:
     assert path is not None
     assert path.read_text() == "{}"
     assert find_voice_file("owner/voice", "discriminator.safetensors") is None
-    with pytest.raises(OSError, match="no such folder or Hub name; a private or gated one needs HF_TOKEN"):
+    with pytest.raises(OSError, match="no such folder; no such Hub name: a private or gated one needs HF_TOKEN"):
         find_voice_file("owner/another", "config.json")
-    with pytest.raises(OSError, match="no such folder, and no Hub name"):
+    with pytest.raises(OSError, match="no such folder; no Hub name either"):
         find_voice_file("a/b/c", "config.json")
+
+
+def test_folder_of_a_similar_name_does_not_hide_a_voice_of_the_hub(
+    hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner/voices").mkdir(parents=True)
+    assert find_voice_file("owner/voice", "config.json") is not None
+    with pytest.raises(OSError, match=r"did you mean owner/voices\?\); no such Hub name"):
+        find_voice_file("owner/voicess", "config.json")
 
 
 def test_unreachable_hub_is_an_error_unless_the_file_or_its_absence_is_known(

@@ -242,7 +242,7 @@ def reasons_to_reject(
         f"{name} on the {clips} regressed by more than --max_regression {max_regression:g}: {change}"
         for clips, changes in (("corrections", corrections), ("held-out clips", held_out))
         for name, change in changes.items()
-        if change is not decisive and not change.relative <= max_regression
+        if (clips, name) != ("corrections", _DECISIVE) and not change.relative <= max_regression
     ]
 
 

@@ -75,5 +75,4 @@ class ListeningTest:
 
     def _error_rate(self, voice: Voice, text: str, speaker: str | None, seed: int) -> float:
         spoken = voice.synthesize(text, SynthesisOptions(speaker=speaker, seed=seed))
-        # Whisper sometimes repeats a word without end.
         return self.metrics.measure(text, spoken, spoken).metrics["cer"]

@@ -18,31 +18,28 @@ def find_voice_file(name_or_dir: str, name: str) -> Path | None:
         return folder / name if (folder / name).is_file() else None
     from huggingface_hub import constants, errors, hf_hub_download  # noqa: PLC0415 - start-up
 
-    if near := _similar_folder(folder):  # the Hub would take half a minute to be unreachable
-        raise OSError(f"no such folder: did you mean {near}?")
     try:
         return Path(hf_hub_download(name_or_dir, name))
     except errors.LocalEntryNotFoundError as error:
         if _is_absent_in_cache(name_or_dir, name, constants.HF_HUB_OFFLINE):
             return None
         cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hugging Face Hub cannot be reached"
-        raise OSError(f"no such folder; {cause}, and {name} is not in its cache on this machine") from error
+        missing = _missing_folder(folder)
+        raise OSError(f"{missing}; {cause}, and {name} is not in its cache on this machine") from error
     except errors.EntryNotFoundError:
         return None
     except errors.RepositoryNotFoundError as error:
-        raise OSError("no such folder or Hub name; a private or gated one needs HF_TOKEN") from error
+        raise OSError(f"{_missing_folder(folder)}; no such Hub name: a private or gated one needs HF_TOKEN") from error
     except errors.HFValidationError as error:
-        raise OSError("no such folder, and no Hub name, which is owner/name") from error
+        raise OSError(f"{_missing_folder(folder)}; no Hub name either, which is owner/name") from error
 
 
-def _similar_folder(folder: Path) -> Path | None:
-    """Returns the folder that a mistyped path in an existing folder means."""
+def _missing_folder(folder: Path) -> str:
+    """Returns that the folder does not exist, and the name of one next to it that may be meant."""
     parent = folder.parent
-    if len(folder.parts) < 2 or not parent.is_dir():
-        return None
-    names = [path.name for path in parent.iterdir() if path.is_dir()]
+    names = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
     near = difflib.get_close_matches(folder.name, names, n=1, cutoff=0.8)
-    return parent / near[0] if near else None
+    return f"no such folder (did you mean {parent / near[0]}?)" if near else "no such folder"
 
 
 def _is_absent_in_cache(voice: str, name: str, offline: bool) -> bool:
