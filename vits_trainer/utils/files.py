@@ -4,6 +4,7 @@ A directory is removed or replaced only if :func:`is_ours` confirms that this pr
 that this program writes are deleted. Other files are kept, together with their directory.
 """
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -191,6 +192,8 @@ def open_results(folder: Path, kind: Kind) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):  # a folder that is marked already
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if not is_ours(folder, kind):
             foreign = [path.name for path in sorted(folder.iterdir()) if kind.has(path.name)]
             if foreign:
